@@ -1,0 +1,121 @@
+"""The plain values that travel through the server.
+
+The leaf of this package: it imports nothing of ours, and everything else imports it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Task = Literal["text", "image"]
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """One text to classify, or one pair of texts."""
+
+    text: str
+    text_pair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP)."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PixelArray:
+    """One image already decoded: uint8 [height, width, 3] RGB, or float32 [3, height, width] normalised."""
+
+    pixels: NDArray[Any]
+
+
+Input = TextInput | EncodedImage | PixelArray
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prepared input: what the model's `prepare` made of it, and what it costs in a batch.
+
+    `num_tokens` is 0 for images, whose batches are limited by `max_items` alone.
+    """
+
+    features: Any
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What one forward pass returns: fp32 logits [num_items, num_labels], in the order of the items."""
+
+    logits: NDArray[np.float32]
+    num_padding_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds one request spent in each stage (the longest of its items')."""
+
+    preprocess_s: float
+    queue_s: float
+    infer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """One per forward pass, made by the runner, read by the metrics alone."""
+
+    model: str
+    num_items: int
+    num_tokens: int
+    num_padding_tokens: int
+    infer_s: float
+    queue_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """A request's answer before activation: fp32 logits [num_items, num_labels] in the caller's order."""
+
+    logits: NDArray[np.float32]
+    num_tokens: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a served model is; the source of V2 metadata, `/config` and `model_info`."""
+
+    name: str
+    task: Task
+    kind: str
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+    architecture: str
+    dtype: str
+    device: str
+    max_tokens: int
+    version: str = "1"
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """Cumulative routing counts of one model since it was loaded, copied off the device on request.
+
+    `tokens`: int64 [num_layers, num_experts], rows each expert received;
+    `probability`: float64 [num_layers, num_experts], summed router probability of every expert;
+    `entropy`: float64 [num_layers], summed entropy of the router's distribution, in nats;
+    `rows`: int64 [num_layers], routed tokens (before top-k).
+    """
+
+    tokens: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    top_k: int
