@@ -1,0 +1,196 @@
+"""What `fewshard.yaml` may say. The commands read it, `rayserve` acts on it.
+
+Every key here does something today. An unknown key is an error that names the nearest known one.
+"""
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fewshard_serve.errors import ConfigError
+from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+PATH_WORDS = frozenset(
+    {"versions", "ready", "infer", "classify", "stats", "config", "experts", "placement", "metrics", "index"}
+)
+"""Words that follow or could stand for a model's name in a URL; no model may be called so."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _usable_in_urls(name: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ValueError(f"{name!r} must begin with a letter or digit and hold only these, '.', '_' and '-'")
+    if name.lower() in PATH_WORDS:
+        raise ValueError(f"{name!r} is part of the server's URLs and cannot name a model; choose another")
+    return name
+
+
+def _known_scheme(path: str) -> str:
+    scheme, colon, rest = path.partition(":")
+    if colon and scheme not in ("zoo", "hf"):
+        raise ValueError(f"{path!r} is none of zoo:<name>, hf:<owner>/<name> and a directory")
+    if colon and not rest:
+        raise ValueError(f"{path!r} lacks the name after the colon")
+    if scheme == "hf" and colon and rest.count("/") != 1:
+        raise ValueError(f"{path!r} is not of the form hf:<owner>/<name>")
+    return path
+
+
+ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
+CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+
+
+class ReplicasConfig(_Section):
+    """How many copies of the model run; fewer at rest, more under load."""
+
+    min: PositiveInt = 1
+    max: PositiveInt = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_follows_min(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "min" in value and "max" not in value:
+            return {**value, "max": value["min"]}
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicasConfig":
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class BatchingConfig(_Section):
+    """What one forward pass may hold, and how long a batch that is not full may wait for more."""
+
+    max_tokens: PositiveInt = 16384
+    max_items: PositiveInt = 512
+    max_wait_ms: Annotated[float, Field(strict=True, ge=0, le=60_000, allow_inf_nan=False)] = 0.0
+
+
+class AdmissionConfig(_Section):
+    """What each replica accepts before it answers 429, and how long a request may take."""
+
+    max_items: PositiveInt = 2048
+    max_tokens: PositiveInt = 262_144
+    deadline_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
+
+
+class ModelConfig(_Section):
+    """One model to serve."""
+
+    name: ModelName
+    path: CheckpointPath
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    replicas: ReplicasConfig | None = None
+    batching: BatchingConfig = BatchingConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+
+    @property
+    def has_own_host(self) -> bool:
+        """Whether the model asks for processes of its own instead of a place in the shared host."""
+        return self.replicas is not None or self.device == "cuda"
+
+
+class ServerConfig(_Section):
+    """Where the server listens."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] = 8000
+
+
+class FewshardConfig(_Section):
+    """The whole of `fewshard.yaml`."""
+
+    models: tuple[ModelConfig, ...]
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "FewshardConfig":
+        if not self.models:
+            raise ValueError("models is empty; name at least one model")
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"two models are named {', '.join(map(repr, twice))}; every name must be its own"
+            )
+        return self
+
+    def only(self, names: list[str]) -> "FewshardConfig":
+        """The same with these models alone, in this order; raises `ConfigError` for an unknown name."""
+        by_name = {model.name: model for model in self.models}
+        for name in names:
+            if name not in by_name:
+                raise ConfigError(
+                    f"no model named {name!r} in the configuration; there are: {', '.join(by_name)}"
+                )
+        return self.model_copy(update={"models": tuple(by_name[name] for name in dict.fromkeys(names))})
+
+
+def zoo_dir() -> Path:
+    """The folder of the bundled checkpoints, found without importing torch, as the package would."""
+    spec = find_spec("fewshard_models")
+    assert spec is not None, "fewshard_models is part of this distribution"
+    assert spec.submodule_search_locations is not None, "fewshard_models is a package"
+    return Path(next(iter(spec.submodule_search_locations))) / "zoo"
+
+
+def zoo_names() -> list[str]:
+    """The bundled checkpoints' names, sorted."""
+    return sorted(config.parent.name for config in zoo_dir().glob("*/config.json"))
+
+
+def bundled_config() -> FewshardConfig:
+    """Every bundled model with the default settings; raises `ConfigError` where there is none."""
+    names = zoo_names()
+    if not names:
+        raise ConfigError(
+            f"this installation bundles no models ({zoo_dir()} is empty); "
+            "name your own in a fewshard.yaml and run `fewshard serve fewshard.yaml`"
+        )
+    return FewshardConfig(models=tuple(ModelConfig(name=name, path=f"zoo:{name}") for name in names))
+
+
+def load_config(path: str | Path) -> FewshardConfig:
+    """Read `fewshard.yaml`. A relative directory in `path:` is taken from the file's own folder.
+
+    Raises `ConfigError` with the file, the line where it is known, what is wrong and what to do.
+    """
+    file = read_yaml(Path(path))
+    try:
+        config = FewshardConfig.model_validate(file.data)
+    except ValidationError as error:
+        raise ConfigError(explain(file, error, FewshardConfig)) from None
+    return _resolve(config, file)
+
+
+def json_schema() -> str:
+    """The JSON schema of `fewshard.yaml`, for editors."""
+    return json.dumps(FewshardConfig.model_json_schema(), indent=2)
+
+
+def _resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
+    models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
+    return config.model_copy(update={"models": models})
+
+
+def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelConfig:
+    scheme, colon, name = model.path.partition(":")
+    if scheme == "zoo" and name not in zoo_names():
+        there = ", ".join(zoo_names()) or "none"
+        raise ConfigError(file.message((*at, "path"), f"no bundled model {name!r}; the zoo holds: {there}"))
+    if colon:
+        return model
+    directory = (file.path.parent / Path(model.path).expanduser()).resolve()
+    return model.model_copy(update={"path": str(directory)})

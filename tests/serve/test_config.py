@@ -1,0 +1,207 @@
+"""fewshard.yaml: what is accepted, and that every mistake is answered with its place and a way out."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fewshard_serve import config as config_module
+from fewshard_serve.config import FewshardConfig, ModelConfig, bundled_config, json_schema, load_config
+from fewshard_serve.errors import ConfigError
+
+FULL = """
+models:
+  - name: sst2-moe
+    path: checkpoints/moe
+    device: cpu
+    dtype: bf16
+    replicas: {min: 1, max: 4}
+    batching: {max_tokens: 4096, max_items: 64, max_wait_ms: 2.5}
+    admission: {max_items: 128, max_tokens: 9000, deadline_ms: 500}
+  - name: other
+    path: hf:owner/name
+server: {host: 0.0.0.0, port: 9000}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "fewshard.yaml"
+    path.write_text(text)
+    return path
+
+
+def complaint(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    return str(caught.value)
+
+
+def test_every_key_arrives(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, FULL))
+    moe, other = config.models
+    assert (moe.device, moe.dtype) == ("cpu", "bf16")
+    assert moe.replicas is not None
+    assert (moe.replicas.min, moe.replicas.max) == (1, 4)
+    assert moe.batching.model_dump() == {"max_tokens": 4096, "max_items": 64, "max_wait_ms": 2.5}
+    assert moe.admission.model_dump() == {"max_items": 128, "max_tokens": 9000, "deadline_ms": 500}
+    assert other.path == "hf:owner/name"
+    assert (config.server.host, config.server.port) == ("0.0.0.0", 9000)
+
+
+def test_defaults() -> None:
+    model = ModelConfig(name="m", path="zoo:m")
+    assert (model.device, model.dtype, model.replicas) == ("auto", "auto", None)
+    assert model.batching.max_wait_ms == 0
+    config = FewshardConfig(models=(model,))
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 8000)
+
+
+def test_a_relative_directory_is_taken_from_the_files_folder(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "models: [{name: m, path: sub/dir}]"))
+    assert config.models[0].path == str(tmp_path / "sub/dir")
+
+
+def test_an_absolute_directory_stays(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "models: [{name: m, path: /a/b}]")).models[0].path == "/a/b"
+
+
+def test_max_replicas_follow_min_when_not_given(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "models: [{name: m, path: d, replicas: {min: 3}}]"))
+    assert config.models[0].replicas is not None
+    assert config.models[0].replicas.max == 3
+
+
+def test_who_has_a_host_of_its_own(tmp_path: Path) -> None:
+    text = """
+models:
+  - {name: a, path: d}
+  - {name: b, path: d, replicas: {}}
+  - {name: c, path: d, device: cuda}
+"""
+    assert [m.has_own_host for m in load_config(write(tmp_path, text)).models] == [False, True, True]
+
+
+def test_anchors_and_merges_are_understood(tmp_path: Path) -> None:
+    text = """
+models:
+  - &first {name: a, path: d, dtype: fp32}
+  - {<<: *first, name: b}
+"""
+    assert [(m.name, m.dtype) for m in load_config(write(tmp_path, text)).models] == [
+        ("a", "fp32"),
+        ("b", "fp32"),
+    ]
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_and_its_line(tmp_path: Path) -> None:
+    text = "models:\n  - name: m\n    path: d\n    batchng: {}\n"
+    said = complaint(tmp_path, text)
+    assert (
+        said
+        == f"{tmp_path}/fewshard.yaml, line 4: unknown key 'batchng' in models[0]; did you mean 'batching'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "models: [{name: m, path: d}]\nsever: {}",
+            "line 2: unknown key 'sever' in the file; did you mean 'server'?",
+        ),
+        (
+            "models: [{name: m, path: d, admission: {zzz: 1}}]",
+            "in models[0].admission; known keys: max_items, max_tokens, deadline_ms",
+        ),
+        ("models: [{path: d}]", "models[0] lacks the key 'name'"),
+        ("models: [{name: m}]", "models[0] lacks the key 'path'"),
+        ("models: []", "models is empty"),
+        ("models: {}", "models must be a list"),
+        ("models: [3]", "models[0] must be a mapping with the keys name, path"),
+        ("", "the file must be a mapping with the keys models"),
+        ("- a", "the file must be a mapping with the keys models"),
+        (
+            "models: [{name: m, path: d, batching: 3}]",
+            "models[0].batching must be a mapping with the keys max_tokens",
+        ),
+        (
+            "models: [{name: m, path: d, device: gpu}]",
+            "models[0].device: input should be 'auto', 'cpu' or 'cuda'",
+        ),
+        ("models: [{name: m, path: d, dtype: int8}]", "models[0].dtype: input should be 'auto', 'fp32'"),
+        ("models: [{name: m, path: d, replicas: {min: 3, max: 2}}]", "max (2) is below min (3)"),
+        (
+            "models: [{name: m, path: d, replicas: {min: 0}}]",
+            "models[0].replicas.min: input should be greater",
+        ),
+        ("models: [{name: m, path: d, batching: {max_items: yes}}]", "(given: True)"),
+        ("models: [{name: m, path: d, batching: {max_wait_ms: -1}}]", "(given: -1)"),
+        ("models: [{name: m, path: d, batching: {max_wait_ms: .inf}}]", "(given: inf)"),
+        ("models: [{name: m, path: d, admission: {deadline_ms: 0}}]", "greater than 0"),
+        ("models: [{name: m, path: d}]\nserver: {port: 70000}", "less than or equal to 65535"),
+        ("models: [{name: m, path: d}, {name: m, path: e}]", "two models are named 'm'"),
+        ("models: [{name: m, name: n, path: d}]", "the key 'name' is given twice"),
+        ("models: [{name: m, path: 's3:bucket'}]", "none of zoo:<name>, hf:<owner>/<name> and a directory"),
+        ("models: [{name: m, path: 'hf:owner'}]", "not of the form hf:<owner>/<name>"),
+        ("models: [{name: m, path: 'zoo:'}]", "lacks the name after the colon"),
+        ("models: [{name: m, path: 'zoo:nowhere'}]", "no bundled model 'nowhere'; the zoo holds:"),
+        ("models: [", "not valid YAML"),
+        ("&a [*a]", "an alias that contains itself"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in complaint(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "name", ["versions", "Ready", "stats", "a/b", "", ".hidden", "a b", "ü", "-x", "a\n"]
+)
+def test_names_that_would_break_urls_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        ModelConfig(name=name, path="d")
+
+
+def test_every_mistake_is_listed_at_once(tmp_path: Path) -> None:
+    said = complaint(tmp_path, "models:\n - {name: a, path: d, dtpe: x}\n - {path: d}\n").splitlines()
+    assert ["line 2" in said[0], "line 3" in said[1], len(said)] == [True, True, 2]
+
+
+def test_a_missing_or_unreadable_file_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"models: [{name: \xff}]")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "latin.yaml")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(config_module, "zoo_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_the_bundled_config_serves_every_checkpoint_of_the_zoo(zoo: Path) -> None:
+    for name in ("b", "a"):
+        (zoo / name).mkdir()
+        (zoo / name / "config.json").write_text("{}")
+    (zoo / "not-a-checkpoint").mkdir()
+    assert [(m.name, m.path) for m in bundled_config().models] == [("a", "zoo:a"), ("b", "zoo:b")]
+
+
+def test_an_empty_zoo_says_what_to_do(zoo: Path) -> None:
+    with pytest.raises(ConfigError, match="name your own"):
+        bundled_config()
+
+
+def test_only_keeps_the_named_models_in_their_order() -> None:
+    config = FewshardConfig(models=tuple(ModelConfig(name=n, path="d") for n in "abc"))
+    assert [m.name for m in config.only(["c", "a", "c"]).models] == ["c", "a"]
+    with pytest.raises(ConfigError, match="no model named 'x' is configured; there are: a, b, c"):
+        config.only(["x"])
+
+
+def test_the_json_schema_knows_every_key() -> None:
+    schema = json.loads(json_schema())
+    assert set(schema["properties"]) == set(FewshardConfig.model_fields)
+    assert set(schema["$defs"]["ModelConfig"]["properties"]) == set(ModelConfig.model_fields)
