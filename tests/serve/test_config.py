@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from fewshard_serve import config as config_module
 from fewshard_serve.config import FewshardConfig, ModelConfig, bundled_config, json_schema, load_config
 from fewshard_serve.errors import ConfigError
@@ -197,7 +198,7 @@ def test_an_empty_zoo_says_what_to_do(zoo: Path) -> None:
 def test_only_keeps_the_named_models_in_their_order() -> None:
     config = FewshardConfig(models=tuple(ModelConfig(name=n, path="d") for n in "abc"))
     assert [m.name for m in config.only(["c", "a", "c"]).models] == ["c", "a"]
-    with pytest.raises(ConfigError, match="no model named 'x' is configured; there are: a, b, c"):
+    with pytest.raises(ConfigError, match="no model named 'x' in the configuration; there are: a, b, c"):
         config.only(["x"])
 
 
