@@ -1,0 +1,133 @@
+"""What the two ASGI applications ask of whatever stands behind them; the Ray shell and tests implement it.
+
+A handler that no longer has a client is cancelled: implementations need no other sign that the caller is gone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fewshard_serve.core import Classified, Input, ModelInfo
+from fewshard_serve.errors import UnknownModel
+from fewshard_serve.protocol.stats import ModelStatistics, merge
+
+RequestProtocol = Literal["v2_json", "v2_binary", "classify"]
+
+
+class RequestHook(Protocol):
+    """Called once for each `infer` or `classify` request, after its answer is made.
+
+    `model` is "unknown" where no such model is served, so that a caller cannot invent label values.
+    `outcome` is "ok" or the error's code.
+    """
+
+    def __call__(self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, /) -> None: ...
+
+
+def ignore_request(model: str, protocol: RequestProtocol, outcome: str, seconds: float, /) -> None:
+    """The hook of those who count nothing."""
+
+
+class ServedModel(Protocol):
+    """One model on one replica."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def not_ready_reason(self) -> str:
+        """Why it is not ready; "" when it is."""
+
+    @property
+    def stats(self) -> ModelStatistics:
+        """The HTTP layer adds requests; whoever runs the batches adds those."""
+
+    async def classify(
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+    ) -> Classified:
+        """Raises Overloaded, DeadlineExceeded, NotReady or UnusableItem. Cancelled when the caller is gone."""
+
+    def experts(self) -> dict[str, Any] | None:
+        """Routing of the last window on this replica; None where there are no experts."""
+
+
+class HostService(Protocol):
+    """Everything one replica of a host offers. The merged answers speak for all its replicas."""
+
+    def models(self) -> Mapping[str, ServedModel]: ...
+
+    def metrics_text(self) -> bytes:
+        """This replica's Prometheus text."""
+
+    async def merged_stats(self, model: str) -> dict[str, Any]:
+        """`{"model_stats": [one entry], "replicas": how many spoke}`."""
+
+    async def merged_experts(self, model: str) -> dict[str, Any] | None:
+        """Routing over all replicas, with `replicas`: how many spoke; None where there are no experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One line of the repository index; `info` is None until some replica has loaded the model."""
+
+    name: str
+    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    version: str = "1"
+    reason: str = ""
+    info: ModelInfo | None = None
+
+
+class GatewayService(Protocol):
+    """What the gateway knows of all hosts."""
+
+    async def model_index(self) -> Sequence[ModelEntry]:
+        """Every model of the configuration. Asked on each request, so answered from memory."""
+
+    async def ready(self) -> bool:
+        """Whether every model can take requests."""
+
+    async def classify(
+        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+    ) -> Classified:
+        """Ask a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
+
+    async def metrics(self) -> bytes:
+        """The union of every replica's Prometheus text."""
+
+
+@dataclass(frozen=True)
+class LocalService:
+    """A `HostService` of one process that has no other replicas."""
+
+    served: Mapping[str, ServedModel]
+    metrics: bytes = b""
+
+    def models(self) -> Mapping[str, ServedModel]:
+        return self.served
+
+    def metrics_text(self) -> bytes:
+        return self.metrics
+
+    async def merged_stats(self, model: str) -> dict[str, Any]:
+        served = find_model(self.served, model)
+        return stats_answer(served.info, [served.stats])
+
+    async def merged_experts(self, model: str) -> dict[str, Any] | None:
+        experts = find_model(self.served, model).experts()
+        return None if experts is None else {**experts, "replicas": 1}
+
+
+def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
+    """Raises `UnknownModel` naming those there are."""
+    found = models.get(name)
+    if found is None:
+        raise UnknownModel(name, sorted(models))
+    return found
+
+
+def stats_answer(info: ModelInfo, parts: Sequence[ModelStatistics]) -> dict[str, Any]:
+    """The body of `GET …/stats` from the statistics of every replica that spoke."""
+    return {"model_stats": [merge(parts).as_dict(info.name, info.version)], "replicas": len(parts)}
