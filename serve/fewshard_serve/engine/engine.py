@@ -1,0 +1,151 @@
+"""Takes requests for the models of one host and answers them in batches; called by the host's service."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.core import BatchStats, Classified, Input, Item, Timings
+from fewshard_serve.engine.admission import Admission
+from fewshard_serve.engine.pending import Answer, Pending
+from fewshard_serve.engine.preparer import Preparer
+from fewshard_serve.engine.queue import Entry
+from fewshard_serve.engine.runner import Lane, Resolution, Runner
+from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
+
+DRAIN_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model of the engine, with its queue and its room."""
+
+    lane: Lane
+    admission: Admission
+
+    @property
+    def num_queued_items(self) -> int:
+        return len(self.lane.queue)
+
+    @property
+    def num_inflight_items(self) -> int:
+        return self.admission.num_items
+
+
+class Engine:
+    """The models of one host, one runner thread and a small pool that prepares inputs.
+
+    Build and use it on one event loop. `on_batch` is called from the runner's thread, once a forward pass.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        settings: Mapping[str, EngineSettings],
+        on_batch: Callable[[BatchStats], None],
+    ) -> None:
+        self.served = {model.info.name: _served(model, settings) for model in models}
+        self._loop = asyncio.get_running_loop()
+        self._preparer = Preparer()
+        self._runner = Runner([served.lane for served in self.served.values()], self._deliver, on_batch)
+        self._is_draining = False
+        self._runner.start()
+
+    async def classify(
+        self, model: str, inputs: Sequence[Input], *, truncate: bool = True, timeout_s: float | None = None
+    ) -> Classified:
+        """Logits of the inputs, in their order; a cancelled caller's items leave the queue.
+
+        `timeout_s` can only shorten the model's deadline. Raises `UnknownModel`, `NotReady`, `TooLarge`,
+        `Overloaded`, `UnusableItem`, `DeadlineExceeded` or `InternalError`.
+        """
+        served = self._accepting(model)
+        if not inputs:
+            raise MalformedRequest("the request holds no inputs; send at least one")
+        deadline_s = served.lane.settings.deadline_s
+        deadline_at = time.monotonic() + (deadline_s if timeout_s is None else min(timeout_s, deadline_s))
+        num_tokens = served.lane.model.estimate_tokens(inputs)
+        with served.admission.admit(len(inputs), num_tokens):
+            async with _until(deadline_at):
+                return await self._classify_admitted(served, inputs, truncate, deadline_at)
+
+    def check(self, max_stuck_s: float) -> None:
+        """Raise `InternalError` where the runner has died or one forward pass has lasted too long."""
+        if not self._runner.is_alive and not self._is_draining:
+            raise InternalError("the runner's thread has ended. This is a bug.")
+        if self._runner.stuck_s > max_stuck_s:
+            raise InternalError(f"a forward pass has been running for {self._runner.stuck_s:.0f} s")
+
+    @property
+    def num_inflight_items(self) -> int:
+        """Items of all models that were admitted and are not answered yet."""
+        return sum(served.num_inflight_items for served in self.served.values())
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Refuse new requests, answer those admitted, end the threads; False if time ran out."""
+        self._is_draining = True
+        give_up_at = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        while self.num_inflight_items and time.monotonic() < give_up_at:
+            await asyncio.sleep(DRAIN_POLL_S)
+        left_s = None if timeout_s is None else max(0.0, give_up_at - time.monotonic())
+        has_ended = await asyncio.to_thread(self._runner.stop, left_s)
+        self._preparer.close()
+        return has_ended
+
+    def _accepting(self, model: str) -> Served:
+        if self._is_draining:
+            raise NotReady("the server is draining; ask another replica or come back")
+        try:
+            return self.served[model]
+        except KeyError:
+            raise UnknownModel(model, sorted(self.served)) from None
+
+    async def _classify_admitted(
+        self, served: Served, inputs: Sequence[Input], truncate: bool, deadline_at: float
+    ) -> Classified:
+        started_at = time.monotonic()
+        items = await self._preparer.prepare(served.lane.model, inputs, truncate)
+        prepared_at = time.monotonic()
+        answer = await self._answer(served, items, prepared_at, deadline_at)
+        timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s)
+        return Classified(answer.logits, sum(item.num_tokens for item in items), timings)
+
+    async def _answer(
+        self, served: Served, items: Sequence[Item], enqueued_at: float, deadline_at: float
+    ) -> Answer:
+        pending = Pending(len(items))
+        entries = [Entry(item, pending, index, enqueued_at, deadline_at) for index, item in enumerate(items)]
+        self._runner.submit(served.lane, entries)
+        return await pending.answer
+
+    def _deliver(self, resolutions: list[Resolution]) -> None:
+        self._loop.call_soon_threadsafe(_settle, resolutions)
+
+
+def _settle(resolutions: list[Resolution]) -> None:
+    for resolution in resolutions:
+        entry = resolution.entry
+        entry.caller.settle(entry.index, resolution.outcome, resolution.queue_s, resolution.infer_s)
+
+
+def _served(model: Model, settings: Mapping[str, EngineSettings]) -> Served:
+    name = model.info.name
+    limits = settings.get(name, EngineSettings())
+    admission = Admission(name, limits.admission_max_items, limits.admission_max_tokens)
+    return Served(Lane(model, limits), admission)
+
+
+@asynccontextmanager
+async def _until(deadline_at: float) -> AsyncIterator[None]:
+    """Turn the passing of `deadline_at` (monotonic seconds) into `DeadlineExceeded`."""
+    timeout = asyncio.timeout_at(deadline_at - time.monotonic() + asyncio.get_running_loop().time())
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise DeadlineExceeded("the deadline passed before the model answered; send less or wait") from None

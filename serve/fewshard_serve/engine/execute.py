@@ -1,0 +1,72 @@
+"""Runs one batch so that a bad item fails alone; called by the runner."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.core import Item, ModelOutput
+from fewshard_serve.engine.queue import Outcome
+from fewshard_serve.errors import FewshardError, InternalError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """Outcomes in the order of the items; padding over all passes that succeeded."""
+
+    outcomes: list[Outcome]
+    num_padding_tokens: int = 0
+
+
+def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None) -> Executed:
+    """Run the items together; where that fails, halve the batch until only the culprits fail.
+
+    Halving also saves a batch that was merely too large for the device's memory. `on_pass` is called before
+    every forward pass, so that a watcher sees progress.
+    """
+    on_pass()
+    try:
+        output = _checked(model.run(items), len(items))
+    except FewshardError as error:
+        return _halved(model, items, on_pass) if len(items) > 1 else Executed([error])
+    except Exception as error:  # any model may raise anything; the thread must survive it
+        if len(items) > 1:
+            logger.warning("%s: a batch of %d items failed (%r), halving", model.info.name, len(items), error)
+            return _halved(model, items, on_pass)
+        logger.exception("%s: the model failed on one item", model.info.name)
+        return Executed([InternalError(f"the model failed on this item ({type(error).__name__})")])
+    return _finite(model, items, output, on_pass)
+
+
+def _halved(model: Model, items: Sequence[Item], on_pass: Callable[[], None]) -> Executed:
+    middle = len(items) // 2
+    first, second = (execute(model, half, on_pass) for half in (items[:middle], items[middle:]))
+    return Executed(first.outcomes + second.outcomes, first.num_padding_tokens + second.num_padding_tokens)
+
+
+def _checked(output: ModelOutput, num_items: int) -> ModelOutput:
+    shape = output.logits.shape
+    if len(shape) != 2 or shape[0] != num_items:
+        raise ValueError(f"the model returned logits of shape {shape} for {num_items} items. This is a bug.")
+    return output
+
+
+def _finite(
+    model: Model, items: Sequence[Item], output: ModelOutput, on_pass: Callable[[], None]
+) -> Executed:
+    """Replace rows that are not finite: run again alone, since a neighbour may have spoiled them."""
+    outcomes: list[Outcome] = list(output.logits)
+    for index in np.flatnonzero(~np.isfinite(output.logits).all(axis=1)).tolist():
+        outcomes[index] = _alone(model, items[index], len(items), on_pass)
+    return Executed(outcomes, output.num_padding_tokens)
+
+
+def _alone(model: Model, item: Item, num_items: int, on_pass: Callable[[], None]) -> Outcome:
+    if num_items > 1:
+        return execute(model, [item], on_pass).outcomes[0]
+    logger.error("%s: the logits of one item are not finite", model.info.name)
+    return InternalError("the model's logits for this item are not finite")

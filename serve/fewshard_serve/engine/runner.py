@@ -1,0 +1,193 @@
+"""The one thread of a host that runs its models; fed and stopped by the engine."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.core import BatchStats
+from fewshard_serve.engine.execute import Executed, execute
+from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
+from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.errors import DeadlineExceeded, NotReady
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+EXPIRED = "the deadline passed while the item was queued; send fewer items or allow more time"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """One item's outcome on its way to its caller."""
+
+    entry: Entry
+    outcome: Outcome
+    queue_s: float
+    infer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One model with its queue."""
+
+    model: Model
+    settings: EngineSettings
+    queue: Queue = field(default_factory=Queue)
+
+    @property
+    def is_full(self) -> bool:
+        """A batch cut now could not be larger."""
+        enough_tokens = self.queue.num_tokens >= self.settings.max_tokens
+        return enough_tokens or len(self.queue) >= self.settings.max_items
+
+    @property
+    def ripe_at(self) -> float:
+        """The time from which a batch may be cut; the queue must not be empty."""
+        waits = 0.0 if self.is_full else self.settings.max_wait_s
+        return self.queue.head_enqueued_at + waits
+
+    def cut(self, now: float) -> Cut:
+        return self.queue.cut(self.settings.max_tokens, self.settings.max_items, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """What the runner does next: a cut of one lane, taken at `cut_at`."""
+
+    lane: Lane
+    cut: Cut
+    cut_at: float
+
+    def queue_s(self, entry: Entry) -> float:
+        return self.cut_at - entry.enqueued_at
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    executed: Executed
+    infer_s: float
+
+
+class Runner:
+    """Serves the lanes one batch at a time, the lane with the oldest head first.
+
+    `deliver` and `on_batch` are called from the runner's thread, `on_batch` first, so that whoever has an
+    answer finds its batch counted.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        deliver: Callable[[list[Resolution]], None],
+        on_batch: Callable[[BatchStats], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lanes = list(lanes)
+        self._deliver = deliver
+        self._on_batch = on_batch
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._pass_started_at: float | None = None
+        self._thread = threading.Thread(target=self._main, name="fewshard-runner", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, lane: Lane, entries: Sequence[Entry]) -> None:
+        """Queue the entries; raises `NotReady` once the runner is stopping. Safe from any thread."""
+        with self._changed:
+            if self._is_stopping:
+                raise NotReady("the server is draining; ask another replica or come back")
+            lane.queue.extend(entries)
+            self._changed.notify()
+
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Refuse new entries, finish those queued, end the thread; False if it has not ended in time."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def stuck_s(self) -> float:
+        """How long the present forward pass has taken; 0.0 when none runs."""
+        started_at = self._pass_started_at
+        return 0.0 if started_at is None else self._clock() - started_at
+
+    def _main(self) -> None:
+        while (scheduled := self._schedule()) is not None:
+            ran = self._run(scheduled)
+            self._resolve(scheduled, ran)
+
+    def _schedule(self) -> Scheduled | None:
+        """Wait for the next cut; None when the runner is stopping and nothing is left."""
+        with self._changed:
+            while True:
+                waiting = [lane for lane in self._lanes if lane.queue]
+                if self._is_stopping and not waiting:
+                    return None
+                now = self._clock()
+                ripe = [lane for lane in waiting if self._is_stopping or lane.ripe_at <= now]
+                if ripe:
+                    lane = min(ripe, key=lambda lane: lane.queue.head_enqueued_at)
+                    return Scheduled(lane, lane.cut(now), now)
+                self._changed.wait(min((lane.ripe_at - now for lane in waiting), default=None))
+
+    def _run(self, scheduled: Scheduled) -> Ran:
+        if not scheduled.cut.batch:
+            return Ran(Executed([]), 0.0)
+        started_at = self._clock()
+        items = [entry.item for entry in scheduled.cut.batch]
+        executed = execute(scheduled.lane.model, items, self._note_pass)
+        self._pass_started_at = None
+        return Ran(executed, self._clock() - started_at)
+
+    def _note_pass(self) -> None:
+        self._pass_started_at = self._clock()
+
+    def _resolve(self, scheduled: Scheduled, ran: Ran) -> None:
+        if scheduled.cut.batch:
+            _guarded("on_batch", self._on_batch, _stats(scheduled, ran))
+        if resolutions := _resolutions(scheduled, ran):
+            _guarded("deliver", self._deliver, resolutions)
+
+
+def _resolutions(scheduled: Scheduled, ran: Ran) -> list[Resolution]:
+    answered = [
+        Resolution(entry, outcome, scheduled.queue_s(entry), ran.infer_s)
+        for entry, outcome in zip(scheduled.cut.batch, ran.executed.outcomes, strict=True)
+    ]
+    expired = [
+        Resolution(entry, DeadlineExceeded(EXPIRED), scheduled.queue_s(entry), 0.0)
+        for entry in scheduled.cut.expired
+    ]
+    return answered + expired
+
+
+def _stats(scheduled: Scheduled, ran: Ran) -> BatchStats:
+    batch = scheduled.cut.batch
+    return BatchStats(
+        model=scheduled.lane.model.info.name,
+        num_items=len(batch),
+        num_tokens=sum(entry.item.num_tokens for entry in batch),
+        num_padding_tokens=ran.executed.num_padding_tokens,
+        infer_s=ran.infer_s,
+        queue_s=tuple(scheduled.queue_s(entry) for entry in batch),
+    )
+
+
+def _guarded(name: str, callback: Callable[[T], None], value: T) -> None:
+    try:
+        callback(value)
+    except Exception:  # a failing observer or a closed loop must not end the thread
+        logger.exception("the runner's %s callback failed", name)

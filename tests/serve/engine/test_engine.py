@@ -1,0 +1,297 @@
+"""The whole engine on one event loop, with a model of numpy: no Ray, no HTTP, no torch."""
+
+import asyncio
+import functools
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fewshard_serve.core import TextInput
+from fewshard_serve.engine import Engine, EngineSettings
+from fewshard_serve.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MalformedRequest,
+    NotReady,
+    Overloaded,
+    TooLarge,
+    UnknownModel,
+    UnusableItem,
+)
+
+
+def on_a_loop(test):
+    """Run an async test on a loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+
+    return run
+
+
+class Opened:
+    """An engine over models, drained at the end of the `async with`."""
+
+    def __init__(self, *models, **limits):
+        self.models = models
+        self.limits = limits
+        self.stats = []
+
+    async def __aenter__(self):
+        settings = {model.info.name: EngineSettings(**self.limits) for model in self.models}
+        self.engine = Engine(self.models, settings, self.stats.append)
+        return self
+
+    async def __aexit__(self, *_):
+        for model in self.models:
+            model.gate.set()
+        assert await self.engine.drain(5.0)
+
+    def classify(self, *texts, model="fake", **kwargs):
+        return self.engine.classify(model, [TextInput(text) for text in texts], **kwargs)
+
+
+async def until(condition, within_s=5.0):
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "waited in vain"
+        await asyncio.sleep(0.002)
+
+
+@on_a_loop
+async def test_logits_in_the_callers_order(model):
+    async with Opened(model) as opened:
+        classified = await opened.classify("1", "22", "3")
+        assert classified.logits.dtype == np.float32
+        assert classified.logits.tolist() == [[1, -1], [22, -22], [3, -3]]
+        assert classified.num_tokens == 4
+        assert opened.engine.num_inflight_items == 0
+
+
+@on_a_loop
+async def test_concurrent_requests_share_batches_and_get_their_own_answers(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        tasks = [asyncio.create_task(opened.classify(str(n), str(n + 1000))) for n in range(50)]
+        await until(lambda: model.num_prepared == 100)
+        model.gate.set()
+        for n, classified in enumerate(await asyncio.gather(*tasks)):
+            assert classified.logits[:, 0].tolist() == [n, n + 1000]
+        assert len(model.batches) < 50, "requests were batched together"
+        assert sum(stats.num_items for stats in opened.stats) == 100
+
+
+@on_a_loop
+async def test_a_request_larger_than_a_batch_is_spread(model):
+    async with Opened(model, max_items=8) as opened:
+        classified = await opened.classify(*(str(n) for n in range(30)))
+        assert classified.logits[:, 0].tolist() == list(range(30))
+        assert [len(batch) for batch in model.batches] == [8, 8, 8, 6]
+
+
+@on_a_loop
+async def test_timings_tell_the_stages_apart(model):
+    async with Opened(model) as opened:
+        model.prepare_s = 0.05
+        model.gate.clear()
+        first = asyncio.create_task(opened.classify("1"))
+        await until(model.running.is_set)
+        second = asyncio.create_task(opened.classify("2"))
+        await asyncio.sleep(0.2)
+        model.gate.set()
+        ran, waited = (await first).timings, (await second).timings
+        assert 0.05 <= ran.preprocess_s < 0.2
+        assert ran.infer_s >= 0.19
+        assert ran.queue_s < 0.1
+        assert 0.1 <= waited.queue_s < 0.3
+        assert waited.infer_s < 0.1
+
+
+@on_a_loop
+async def test_refusals_come_before_any_preparation(model):
+    async with Opened(model, admission_max_items=3, admission_max_tokens=50) as opened:
+        model.gate.clear()
+        held = asyncio.create_task(opened.classify("1", "2"))
+        await until(model.running.is_set)
+        prepared = model.num_prepared
+        with pytest.raises(Overloaded) as refusal:
+            await opened.classify("3", "4")
+        assert refusal.value.retry_after_s > 0
+        with pytest.raises(TooLarge, match="at most 3"):
+            await opened.classify("1", "2", "3", "4")
+        with pytest.raises(TooLarge, match="at most 50"):
+            await opened.classify("x" * 51)
+        assert model.num_prepared == prepared
+        model.gate.set()
+        await held
+        assert (await opened.classify("3", "4")).logits.shape == (2, 2)
+
+
+@on_a_loop
+async def test_an_unusable_item_names_its_index_and_spoils_nobody(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        good = asyncio.create_task(opened.classify("1"))
+        for texts in (["1", "2", "unusable"], ["1", "2", "refuse"]):
+            bad = asyncio.create_task(opened.classify(*texts))
+            await asyncio.sleep(0.02)
+            model.gate.set()
+            with pytest.raises(UnusableItem) as error:
+                await bad
+            assert error.value.index == 2
+        assert (await good).logits[0, 0] == 1
+        assert opened.engine.num_inflight_items == 0
+
+
+@on_a_loop
+async def test_a_crashing_item_fails_its_request_alone(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        blocker = asyncio.create_task(opened.classify("0"))
+        await until(model.running.is_set)
+        tasks = [asyncio.create_task(opened.classify(text)) for text in ("1", "crash", "3", "nan", "5")]
+        await until(lambda: model.num_prepared == 6)
+        model.gate.set()
+        await blocker
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) if isinstance(one, Exception) else one.logits[0, 0] for one in answers] == [
+            1,
+            InternalError,
+            3,
+            InternalError,
+            5,
+        ]
+
+
+@on_a_loop
+async def test_a_tokenizer_that_breaks_is_an_internal_error(model):
+    async with Opened(model) as opened:
+        with pytest.raises(InternalError, match="KeyError"):
+            await opened.classify("broken")
+        assert (await opened.classify("1")).logits[0, 0] == 1
+
+
+@on_a_loop
+async def test_a_cancelled_callers_items_never_run(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        first = asyncio.create_task(opened.classify("1"))
+        await until(model.running.is_set)
+        left = asyncio.create_task(opened.classify("2", "3"))
+        stayed = asyncio.create_task(opened.classify("4"))
+        await until(lambda: opened.engine.served["fake"].num_queued_items == 3)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        assert opened.engine.num_inflight_items == 2, "the room of the one who left is free"
+        model.gate.set()
+        await asyncio.gather(first, stayed)
+        assert model.batches == [["1"], ["4"]]
+
+
+@on_a_loop
+async def test_the_deadline_ends_the_wait_and_the_item_never_runs(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        first = asyncio.create_task(opened.classify("1"))
+        await until(model.running.is_set)
+        started_at = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await opened.classify("2", timeout_s=0.1)
+        assert 0.09 <= time.monotonic() - started_at < 1.0
+        model.gate.set()
+        await first
+        assert model.batches == [["1"]]
+
+
+@on_a_loop
+async def test_a_caller_cannot_lengthen_the_models_deadline(model):
+    async with Opened(model, deadline_ms=100) as opened:
+        model.gate.clear()
+        with pytest.raises(DeadlineExceeded):
+            await opened.classify("1", timeout_s=60)
+
+
+@on_a_loop
+async def test_a_time_out_of_the_callers_own_is_not_ours(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(opened.classify("1"), 0.05)
+
+
+@on_a_loop
+async def test_unknown_models_and_empty_requests(model):
+    async with Opened(model) as opened:
+        with pytest.raises(UnknownModel, match="there are: fake"):
+            await opened.classify("1", model="nobody")
+        with pytest.raises(MalformedRequest):
+            await opened.classify()
+
+
+@on_a_loop
+async def test_models_share_one_runner_and_keep_their_own_limits(new_model):
+    first, second = new_model("first"), new_model("second")
+    async with Opened(first, second, admission_max_items=2) as opened:
+        answers = await asyncio.gather(
+            *(opened.classify(str(n), str(n), model=name) for n, name in ((1, "first"), (2, "second")))
+        )
+        assert [one.logits[0, 0] for one in answers] == [1, 2]
+        assert (len(first.batches), len(second.batches)) == (1, 1)
+
+
+@on_a_loop
+async def test_drain_answers_what_was_admitted_and_refuses_the_rest(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        tasks = [asyncio.create_task(opened.classify(str(n))) for n in range(5)]
+        await until(model.running.is_set)
+        draining = asyncio.create_task(opened.engine.drain(5.0))
+        await asyncio.sleep(0.05)
+        with pytest.raises(NotReady):
+            await opened.classify("9")
+        assert not draining.done()
+        model.gate.set()
+        assert await draining is True
+        assert [one.logits[0, 0] for one in await asyncio.gather(*tasks)] == list(range(5))
+
+
+@on_a_loop
+async def test_check_tells_a_stuck_pass_from_a_healthy_engine(model):
+    async with Opened(model) as opened:
+        opened.engine.check(max_stuck_s=0.05)
+        model.gate.clear()
+        stuck = asyncio.create_task(opened.classify("1"))
+        await until(model.running.is_set)
+        await asyncio.sleep(0.1)
+        with pytest.raises(InternalError, match="forward pass"):
+            opened.engine.check(max_stuck_s=0.05)
+        opened.engine.check(max_stuck_s=5)
+        model.gate.set()
+        await stuck
+        opened.engine.check(max_stuck_s=0.05)
+
+
+@on_a_loop
+async def test_the_loop_stays_free_while_the_model_runs(model):
+    async with Opened(model) as opened:
+        model.gate.clear()
+        task = asyncio.create_task(opened.classify("1"))
+        await until(model.running.is_set)
+        ticks = 0
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+            ticks += 1
+        assert ticks == 20
+        assert not task.done()
+
+
+def test_the_engine_needs_neither_torch_nor_ray_nor_prometheus():
+    heavy = "{'torch', 'ray', 'transformers', 'prometheus_client', 'starlette'}"
+    code = f"import sys, fewshard_serve.engine; sys.exit(str({heavy} & set(sys.modules) or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

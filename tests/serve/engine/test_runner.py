@@ -1,0 +1,237 @@
+"""The runner's thread: which lane it serves, when it cuts, how it ends."""
+
+import threading
+import time
+
+import pytest
+
+from fewshard_serve.core import Item
+from fewshard_serve.engine.queue import Entry
+from fewshard_serve.engine.runner import Lane, Runner
+from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.errors import DeadlineExceeded, NotReady
+
+NEVER = float("inf")
+
+
+class Someone:
+    is_gone = False
+
+    def settle(self, index, outcome, queue_s, infer_s):
+        raise AssertionError("the runner hands resolutions to deliver")
+
+
+class Bench:
+    """A runner over lanes, and everything it delivered."""
+
+    def __init__(self, *lanes, on_batch=None):
+        self.lanes = lanes
+        self.stats = []
+        self.deliveries = []
+        self.runner = Runner(lanes, self.deliveries.append, on_batch or self.stats.append)
+
+    def submit(self, lane, *texts, deadline_at=NEVER, caller=None):
+        now = time.monotonic()
+        entries = [
+            Entry(Item(text, len(text)), caller or Someone(), index, now, deadline_at)
+            for index, text in enumerate(texts)
+        ]
+        self.runner.submit(lane, entries)
+
+    def outcomes(self):
+        return [resolution for delivery in self.deliveries for resolution in delivery]
+
+    def wait_for(self, num_outcomes, within_s=5.0):
+        give_up_at = time.monotonic() + within_s
+        while len(self.outcomes()) < num_outcomes:
+            assert time.monotonic() < give_up_at, f"{len(self.outcomes())} of {num_outcomes} outcomes"
+            time.sleep(0.002)
+
+
+@pytest.fixture
+def bench(request):
+    made = []
+
+    def make(*lanes, **kwargs):
+        made.append(Bench(*lanes, **kwargs))
+        made[-1].runner.start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        for lane in one.lanes:
+            lane.model.gate.set()
+        assert one.runner.stop(5.0)
+
+
+def test_a_batch_is_answered_with_one_delivery(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    one.submit(lane, "1", "22", "3")
+    one.wait_for(3)
+    assert len(one.deliveries) == 1
+    assert [resolution.outcome[0] for resolution in one.outcomes()] == [1, 22, 3]
+    (stats,) = one.stats
+    assert (stats.model, stats.num_items, stats.num_tokens, stats.num_padding_tokens) == ("fake", 3, 4, 1)
+    assert len(stats.queue_s) == 3
+
+
+def test_what_arrives_while_a_batch_runs_forms_the_next(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    model.gate.clear()
+    one.submit(lane, "1")
+    assert model.running.wait(5)
+    for text in "2345":
+        one.submit(lane, text)
+    model.gate.set()
+    one.wait_for(5)
+    assert model.batches == [["1"], ["2", "3", "4", "5"]]
+
+
+def test_the_oldest_head_goes_first(bench, new_model):
+    lanes = [Lane(new_model(name), EngineSettings(max_items=1)) for name in "ab"]
+    one = bench(*lanes)
+    lanes[0].model.gate.clear()
+    one.submit(lanes[0], "0")
+    assert lanes[0].model.running.wait(5)
+    for lane, text in ((lanes[1], "1"), (lanes[0], "2"), (lanes[1], "3"), (lanes[0], "4")):
+        one.submit(lane, text)
+    lanes[0].model.gate.set()
+    one.wait_for(5)
+    assert [resolution.outcome[0] for resolution in one.outcomes()] == [0, 1, 2, 3, 4]
+
+
+def test_without_a_window_an_idle_runner_starts_at_once(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    one.submit(lane, "1")
+    one.wait_for(1)
+    assert one.outcomes()[0].queue_s < 0.1
+
+
+def test_a_window_gathers_a_batch_and_then_ends(bench, model):
+    lane = Lane(model, EngineSettings(max_wait_ms=150))
+    one = bench(lane)
+    for text in "123":
+        one.submit(lane, text)
+        time.sleep(0.01)
+    one.wait_for(3)
+    assert model.batches == [["1", "2", "3"]]
+    assert 0.14 <= one.outcomes()[0].queue_s < 1.0
+
+
+@pytest.mark.parametrize("limits", [{"max_items": 2}, {"max_tokens": 2}])
+def test_a_full_batch_does_not_wait_for_the_window(bench, model, limits):
+    lane = Lane(model, EngineSettings(max_wait_ms=20_000, **limits))
+    one = bench(lane)
+    one.submit(lane, "1", "2")
+    one.wait_for(2, within_s=2.0)
+
+
+def test_a_window_of_one_model_does_not_hold_another(bench, new_model):
+    patient = Lane(new_model("patient"), EngineSettings(max_wait_ms=300))
+    prompt = Lane(new_model("prompt"), EngineSettings())
+    one = bench(patient, prompt)
+    one.submit(patient, "1")
+    one.submit(prompt, "2")
+    one.wait_for(2)
+    assert [resolution.outcome[0] for resolution in one.outcomes()] == [2, 1]
+
+
+def test_expired_entries_are_answered_and_never_run(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    one.submit(lane, "1", deadline_at=time.monotonic() - 1)
+    one.wait_for(1)
+    assert isinstance(one.outcomes()[0].outcome, DeadlineExceeded)
+    assert model.batches == []
+    assert one.stats == []
+
+
+def test_expired_entries_do_not_share_one_exception(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    one.submit(lane, "1", "2", deadline_at=time.monotonic() - 1)
+    one.wait_for(2)
+    first, second = (resolution.outcome for resolution in one.outcomes())
+    assert first is not second
+
+
+def test_the_abandoned_are_dropped_in_silence(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    gone = Someone()
+    gone.is_gone = True
+    one.submit(lane, "1", caller=gone)
+    one.submit(lane, "2")
+    one.wait_for(1)
+    assert model.batches == [["2"]]
+    assert len(one.outcomes()) == 1
+
+
+def test_stop_answers_what_is_queued_and_refuses_the_rest(bench, model):
+    lane = Lane(model, EngineSettings(max_wait_ms=30_000, max_items=4))
+    one = bench(lane)
+    one.submit(lane, "1", "2", "3")
+    assert one.runner.stop(5.0)
+    assert [resolution.outcome[0] for resolution in one.outcomes()] == [1, 2, 3]
+    with pytest.raises(NotReady):
+        one.submit(lane, "4")
+    assert not one.runner.is_alive
+
+
+def test_stop_says_when_time_ran_out(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    model.gate.clear()
+    one.submit(lane, "1")
+    assert one.runner.stop(0.05) is False
+    model.gate.set()
+    assert one.runner.stop(5.0) is True
+
+
+def test_stuck_is_told_from_idle_and_busy(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane)
+    assert one.runner.stuck_s == 0.0
+    model.gate.clear()
+    one.submit(lane, "1")
+    assert model.running.wait(5)
+    time.sleep(0.05)
+    assert one.runner.stuck_s >= 0.04
+    model.gate.set()
+    one.wait_for(1)
+    assert one.runner.stuck_s == 0.0
+
+
+def test_a_failing_observer_does_not_end_the_thread(bench, model, caplog):
+    def observe(stats):
+        raise ValueError("observer")
+
+    lane = Lane(model, EngineSettings())
+    one = bench(lane, on_batch=observe)
+    one.submit(lane, "1")
+    one.wait_for(1)
+    one.submit(lane, "2")
+    one.wait_for(2)
+    assert "on_batch callback failed" in caplog.text
+
+
+def test_many_submitters_lose_nothing(bench, new_model):
+    lanes = [Lane(new_model(name), EngineSettings(max_items=7, max_tokens=20)) for name in "abc"]
+    one = bench(*lanes)
+
+    def submit(worker):
+        for number in range(100):
+            one.submit(lanes[(worker + number) % 3], str(worker * 1000 + number))
+
+    workers = [threading.Thread(target=submit, args=(worker,)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    one.wait_for(400)
+    answers = sorted(int(resolution.outcome[0]) for resolution in one.outcomes())
+    assert answers == sorted(worker * 1000 + number for worker in range(4) for number in range(100))
+    assert sum(stats.num_items for stats in one.stats) == 400
