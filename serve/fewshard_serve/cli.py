@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(entry_points(group=ENTRY_POINT_GROUP)).parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
-        return run(args)
+        status = run(args)
+        sys.stdout.flush()
+        return status
     except _errors_on_purpose() as error:
         if os.environ.get("FEWSHARD_DEBUG") == "1":
             raise

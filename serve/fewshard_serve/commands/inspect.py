@@ -61,26 +61,23 @@ def describe(directory: Path, config: dict[str, Any], card: dict[str, Any]) -> s
 
 
 def _card_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows whose first value the card holds."""
+    examples = f"(n = {show.text(card.get('num_examples'))}, seed {show.text(card.get('seed'))})"
     rows = [
-        ("name", show.text(card.get("name"))),
-        ("task", show.text(card.get("task"))),
-        ("kind", show.text(card.get("kind"))),
-        ("parameters", f"{show.count(card.get('parameters_total'))} in total"),
-        ("active", f"{show.count(card.get('parameters_active'))} for one item"),
-        ("MACs", f"{show.count(card.get('macs'))} for {show.text(card.get('macs_input'))}"),
-        ("sparsity", show.fraction(card.get("sparsity"))),
-        ("accuracy", f"{show.fraction(card.get('accuracy'))} on {_evaluated_on(card)}"),
-        ("F1", show.fraction(card.get("f1"))),
-        ("recipe", show.text(card.get("recipe"))),
-        ("commit", show.text(card.get("commit"))),
-        ("golden inputs", str(len(card.get("golden") or []))),
+        ("name", show.text(card.get("name")), ""),
+        ("task", show.text(card.get("task")), ""),
+        ("kind", show.text(card.get("kind")), ""),
+        ("parameters", show.count(card.get("parameters_total")), "in total"),
+        ("active", show.count(card.get("parameters_active")), "for one item"),
+        ("MACs", show.count(card.get("macs")), f"for {show.text(card.get('macs_input'))}"),
+        ("sparsity", show.fraction(card.get("sparsity")), ""),
+        ("accuracy", show.fraction(card.get("accuracy")), f"on {show.text(card.get('dataset'))} {examples}"),
+        ("F1", show.fraction(card.get("f1")), ""),
+        ("recipe", show.text(card.get("recipe")), ""),
+        ("commit", show.text(card.get("commit")), ""),
+        ("golden inputs", str(len(card.get("golden") or [])), ""),
     ]
-    return [(name, value) for name, value in rows if value != show.UNKNOWN]
-
-
-def _evaluated_on(card: dict[str, Any]) -> str:
-    examples = f"n = {show.text(card.get('num_examples'))}, seed {show.text(card.get('seed'))}"
-    return f"{show.text(card.get('dataset'))} ({examples})"
+    return [(name, f"{value} {detail}".strip()) for name, value, detail in rows if value != show.UNKNOWN]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,234 @@
+"""The `fewshard` command: its parser, its errors and exit codes, and what it must not import.
+
+Commands that speak to a server are in test_cli_client.py; what they print of files is in test_cli_inspect.py.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import pytest
+
+from fewshard_serve import cli
+from fewshard_serve.commands import doctor, serve
+from fewshard_serve.config import AdmissionConfig, FewshardConfig, ModelConfig, ServerConfig
+from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.errors import ConfigError, FewshardError, StartError
+
+HEAVY = ("torch", "ray", "transformers", "triton", "locust")
+COMMANDS = sorted({point.name for point in entry_points(group=cli.ENTRY_POINT_GROUP)})
+
+
+def loaded_by(*arguments: str) -> tuple[int, list[str]]:
+    """Exit code and the heavy packages in `sys.modules` after the command line ran in a fresh interpreter."""
+    code = f"""
+import json, sys
+from fewshard_serve.cli import main
+try:
+    status = main({list(arguments)!r})
+except SystemExit as stop:
+    status = stop.code
+print("\\n" + json.dumps([status, [name for name in {HEAVY!r} if name in sys.modules]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    status, loaded = json.loads(done.stdout.splitlines()[-1])
+    return status, loaded
+
+
+def test_the_servers_own_commands_are_registered() -> None:
+    assert {"serve", "predict", "models", "inspect", "doctor"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded_by(*arguments) == (0, [])
+
+
+def test_the_probe_for_heavy_imports_works() -> None:
+    status, loaded = loaded_by("doctor", "--json")
+    assert status == 0
+    assert "torch" in loaded
+
+
+def entry(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name=name, value=value, group=cli.ENTRY_POINT_GROUP)
+
+
+def failing_with(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(_args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+@pytest.fixture
+def main_raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run `main` with one command that raises the given error."""
+
+    def run(error: BaseException) -> int:
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(run=failing_with(error))
+        monkeypatch.setattr(cli, "build_parser", lambda _commands: parser)
+        return cli.main([])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ConfigError("bad file"), 2), (StartError("port in use"), 1), (FewshardError("other"), 1)],
+)
+def test_an_error_on_purpose_is_one_line_and_a_code(
+    main_raising: Callable[[BaseException], int],
+    capsys: pytest.CaptureFixture[str],
+    error: FewshardError,
+    status: int,
+) -> None:
+    assert main_raising(error) == status
+    assert capsys.readouterr().err == f"fewshard: error: {error}\n"
+
+
+def test_debug_shows_the_traceback(
+    main_raising: Callable[[BaseException], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWSHARD_DEBUG", "1")
+    with pytest.raises(StartError):
+        main_raising(StartError("x"))
+
+
+def test_a_bug_keeps_its_traceback(main_raising: Callable[[BaseException], int]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        main_raising(ZeroDivisionError())
+
+
+def test_interrupt_has_its_code(main_raising: Callable[[BaseException], int]) -> None:
+    assert main_raising(KeyboardInterrupt()) == 130
+
+
+def test_no_command_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+
+
+def test_a_command_that_cannot_be_loaded_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    good = entry("models", "fewshard_serve.commands.models:register")
+    parser = cli.build_parser([entry("ghost", "no_such_package.commands:register"), good])
+    assert parser.parse_args(["models"]).url == "http://127.0.0.1:8000"
+    assert "the command 'ghost' cannot be loaded" in capsys.readouterr().err
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    commands = entry_points(group=cli.ENTRY_POINT_GROUP)
+    return cli.build_parser(commands).parse_args(["serve", *arguments])
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "fewshard.yaml"
+    path.write_text("models: [{name: a, path: x}, {name: b, path: y}]\nserver: {host: 0.0.0.0, port: 9000}\n")
+    return str(path)
+
+
+def test_serve_takes_the_file_as_it_is(config_file: str) -> None:
+    config = serve.configured(parsed(config_file))
+    assert ([m.name for m in config.models], config.server.port) == (["a", "b"], 9000)
+
+
+def test_serve_options_win_over_the_file(config_file: str) -> None:
+    config = serve.configured(parsed(config_file, "--models", "b,", "--port", "9100", "--host", "::1"))
+    assert [m.name for m in config.models] == ["b"]
+    assert (config.server.host, config.server.port) == ("::1", 9100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--port", "0"], "--port"),
+        (["--models", "c"], "no model named 'c'"),
+        (["--models", ","], "no model is named"),
+    ],
+)
+def test_serve_refuses_unusable_options(config_file: str, arguments: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        serve.configured(parsed(config_file, *arguments))
+
+
+def config_of(paths: dict[str, str], host: str = "127.0.0.1") -> FewshardConfig:
+    models = tuple(ModelConfig(name=name, path=path) for name, path in paths.items())
+    return FewshardConfig(models=models, server=ServerConfig(host=host))
+
+
+def checkpoint(folder: Path, task: str) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "card.json").write_text(json.dumps({"task": task}))
+    return str(folder)
+
+
+def test_the_greeting_names_every_model_and_a_call_of_a_text_model(tmp_path: Path) -> None:
+    paths = {"pixels": checkpoint(tmp_path / "i", "image"), "words": checkpoint(tmp_path / "t", "text")}
+    lines = [line.strip() for line in serve.greeting(config_of(paths)).splitlines()]
+    assert "http://127.0.0.1:8000/v2/models/pixels" in lines
+    call = next(line for line in lines if line.startswith("curl "))
+    assert call.startswith("curl http://127.0.0.1:8000/v2/models/words/classify ")
+    assert json.loads(call.split("-d '")[1].rstrip("'")) == {"inputs": serve.SAMPLE_TEXT}
+
+
+def test_the_greeting_of_image_models_alone_posts_a_file(tmp_path: Path) -> None:
+    said = serve.greeting(config_of({"pixels": checkpoint(tmp_path / "i", "image")}))
+    assert "pixels/classify -H 'Content-Type: image/png' --data-binary @image.png" in said
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("a.example", "http://a.example:8000"),
+    ],
+)
+def test_the_url_can_be_pasted(host: str, expected: str) -> None:
+    assert serve.base_url(config_of({"m": "x"}, host)) == expected
+
+
+def test_config_and_engine_agree_on_the_defaults() -> None:
+    assert ModelConfig(name="m", path="x").engine_settings == EngineSettings()
+
+
+def test_engine_settings_carry_every_limit() -> None:
+    admission = AdmissionConfig(max_items=7, max_tokens=8, deadline_ms=9)
+    settings = ModelConfig.model_validate(
+        {
+            "name": "m",
+            "path": "x",
+            "batching": {"max_tokens": 4, "max_items": 5, "max_wait_ms": 6},
+            "admission": admission,
+        }
+    ).engine_settings
+    assert settings == EngineSettings(4, 5, 6, 7, 8, 9)
+
+
+def test_doctor_reads_the_features_of_the_first_processor(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nflags\t\t: fpu avx2 amx_bf16 sse\nprocessor : 1\nflags\t\t: avx512f\n")
+    assert doctor.cpu_features(cpuinfo) == ["avx2", "amx_bf16"]
+    assert doctor.cpu_features(tmp_path / "none") == []
+
+
+def test_doctor_tells_a_taken_port_from_a_free_one() -> None:
+    with doctor.socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert doctor.port_finding("127.0.0.1", port).value == "taken"
+    assert doctor.port_finding("127.0.0.1", port).value == "free"
+
+
+def test_doctor_covers_what_decides_a_path() -> None:
+    topics = {finding.topic for finding in doctor.examine()}
+    assert {"CPU features", "torch", "triton", "moe_ffn on cpu", "HAProxy", "port 8000"} <= topics
