@@ -1,0 +1,139 @@
+"""Where the tokens of an MoE model went lately; read by the metrics and by `GET …/experts`."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_serve.core import ExpertCounts
+
+WINDOW_S = 60.0
+NUM_MARKS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Counts since the model was loaded, and of the last `window_s` seconds."""
+
+    total: ExpertCounts
+    window: ExpertCounts
+    window_s: float
+
+
+class RoutingWindow:
+    """Remembers earlier counts, so that a reader sees what has changed within about `window_s`.
+
+    Only a read copies counts off the device. Where nobody has read for longer, the window is longer and
+    says so. `read` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        read_counts: Callable[[], ExpertCounts | None],
+        window_s: float = WINDOW_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read_counts = read_counts
+        self._window_s = window_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._marks: deque[tuple[float, ExpertCounts | None]] = deque([(clock(), None)])
+
+    def read(self) -> Routing | None:
+        """None where the model has no experts."""
+        with self._lock:
+            counts, now = self._read_counts(), self._clock()
+            if counts is None:
+                return None
+            base_at, base = self._base(now)
+            if now - self._marks[-1][0] >= self._window_s / NUM_MARKS:
+                self._marks.append((now, counts))
+            return Routing(counts, counts if base is None else _minus(counts, base), now - base_at)
+
+    def _base(self, now: float) -> tuple[float, ExpertCounts | None]:
+        """The newest mark that is a whole window old, else the oldest there is."""
+        while len(self._marks) > 1 and self._marks[1][0] <= now - self._window_s:
+            self._marks.popleft()
+        return self._marks[0]
+
+
+def imbalance_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
+    """The busiest expert's tokens over the mean, by layer; NaN where nothing was routed."""
+    mean = counts.tokens.mean(axis=1)
+    return np.divide(counts.tokens.max(axis=1), mean, out=np.full(len(mean), np.nan), where=mean > 0)
+
+
+def entropy_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
+    """The router's mean entropy over its largest possible value, by layer; NaN where nothing was routed."""
+    num_experts = counts.tokens.shape[1]
+    most = counts.rows * np.log(max(num_experts, 2))
+    return np.divide(counts.entropy, most, out=np.full(len(most), np.nan), where=most > 0)
+
+
+def merge_routing(parts: Sequence[Routing]) -> Routing:
+    """The routing of several replicas of one model; the longest of their windows is named."""
+    return Routing(
+        reduce(_plus, (part.total for part in parts)),
+        reduce(_plus, (part.window for part in parts)),
+        max(part.window_s for part in parts),
+    )
+
+
+def describe_routing(routing: Routing) -> dict[str, Any]:
+    """The body of `GET …/experts`. Experts are listed by number; all of them live on shard 0 here."""
+    counts = routing.window
+    num_layers, num_experts = counts.tokens.shape
+    imbalances, entropies = imbalance_ratio(counts), entropy_ratio(counts)
+    return {
+        "window_s": round(routing.window_s, 3),
+        "num_layers": num_layers,
+        "num_experts": num_experts,
+        "top_k": counts.top_k,
+        "placement": [list(range(num_experts))],
+        "layers": [
+            {
+                "layer": layer,
+                "rows": int(counts.rows[layer]),
+                "tokens": counts.tokens[layer].tolist(),
+                "tokens_total": routing.total.tokens[layer].tolist(),
+                "shard_tokens": [int(counts.tokens[layer].sum())],
+                "imbalance_ratio": _number(imbalances[layer]),
+                "router_entropy_ratio": _number(entropies[layer]),
+                "dead_experts": _dead(counts, layer),
+            }
+            for layer in range(num_layers)
+        ],
+    }
+
+
+def _dead(counts: ExpertCounts, layer: int) -> list[int]:
+    """Experts that received nothing while others did."""
+    return np.flatnonzero(counts.tokens[layer] == 0).tolist() if counts.rows[layer] else []
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def _minus(counts: ExpertCounts, base: ExpertCounts) -> ExpertCounts:
+    return _combined(counts, base, np.subtract)
+
+
+def _plus(first: ExpertCounts, second: ExpertCounts) -> ExpertCounts:
+    return _combined(first, second, np.add)
+
+
+def _combined(first: ExpertCounts, second: ExpertCounts, combine: np.ufunc) -> ExpertCounts:
+    return ExpertCounts(
+        tokens=combine(first.tokens, second.tokens),
+        probability=combine(first.probability, second.probability),
+        entropy=combine(first.entropy, second.entropy),
+        rows=combine(first.rows, second.rows),
+        top_k=first.top_k,
+    )
