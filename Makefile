@@ -1,0 +1,58 @@
+# The few commands of this project, the same for people and for CI. `make help` lists them.
+
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do command -v $$name && break; done)
+GPU_PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?=
+
+# Some tests and recipes read datasets from FEWSHARD_DATA; without it those tests skip and say so.
+ifneq ($(wildcard ../shared/data),)
+export FEWSHARD_DATA ?= $(abspath ../shared/data)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check check-all bench gpu-check clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+setup: $(VENV)/.installed ## create the virtual environment (once; again when the pins or pyproject.toml change)
+
+serve: $(VENV)/.installed ## serve the bundled models, or those of CONFIG=fewshard.yaml
+	$(BIN)/fewshard serve $(CONFIG)
+
+test: $(VENV)/.installed ## run the tests, except those marked slow
+	$(BIN)/pytest
+
+check: $(VENV)/.installed ## lint, formatting, types, import arrows, version
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/house/test_version.py
+
+check-all: check ## check, then every test, the slow ones included
+	$(BIN)/pytest -m ''
+
+bench: $(VENV)/.installed ## measure the server beside an application that does nothing
+	$(BIN)/python benchmarks/server.py
+
+gpu-check: ## test kernels and models with the torch of GPU_PYTHON, on a machine with a GPU
+	$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'
+	PYTHONPATH=kernels:models $(GPU_PYTHON) -m pytest tests/kernels tests/models
+
+clean: ## remove caches and build outputs; the virtual environment stays
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find kernels models serve loadtest tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone, so that nothing else can pull another build of it. The lock is complete: --no-deps.
+$(VENV)/.locked: requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@

@@ -1,0 +1,1 @@
+"""Fewshard's load generator: speaks to servers over the network alone and imports nothing of theirs."""

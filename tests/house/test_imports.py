@@ -1,0 +1,68 @@
+"""The arrows between the rooms hold, and import-linter would see it if one were broken.
+
+The broken trees are copies of the sources with one bad import added.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("kernels", "models", "serve", "loadtest")
+LINT = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+
+
+def lint(tree: Path) -> subprocess.CompletedProcess[str]:
+    """Run the contracts of the tree's pyproject.toml on the tree's own sources."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / room) for room in ROOMS)}
+    return subprocess.run(
+        [sys.executable, "-c", LINT, "--config", str(tree / "pyproject.toml"), "--no-cache"],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for room in ROOMS:
+        shutil.copytree(
+            ROOT / room, tmp_path / room, ignore=lambda _, names: [n for n in names if _is_data(n)]
+        )
+    return tmp_path
+
+
+def _is_data(name: str) -> bool:
+    return name == "__pycache__" or ("." in name and not name.endswith(".py"))
+
+
+def test_the_arrows_hold() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "statement", "contract"),
+    [
+        ("kernels/fewshard_kernels/bad.py", "import fewshard_models", "Rooms import downwards only"),
+        ("kernels/fewshard_kernels/bad.py", "import numpy", "Kernels know torch and triton only"),
+        ("models/fewshard_models/bad.py", "import fewshard_serve.core", "Rooms import downwards only"),
+        ("models/fewshard_models/bad.py", "def f():\n    import ray", "Models need no server"),
+        ("loadtest/fewshard_loadtest/bad.py", "import fewshard_serve", "The load test imports none"),
+        ("loadtest/fewshard_loadtest/bad.py", "import torch", "The load test imports none"),
+        ("serve/fewshard_serve/bad.py", "import fewshard_loadtest", "over the network alone"),
+    ],
+)
+def test_a_broken_arrow_is_seen(copy: Path, module: str, statement: str, contract: str) -> None:
+    (copy / module).write_text(statement + "\n")
+    done = lint(copy)
+    assert done.returncode == 1, done.stdout + done.stderr
+    broken = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
+    assert any(contract in line for line in broken), done.stdout
