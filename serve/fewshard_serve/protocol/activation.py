@@ -1,0 +1,34 @@
+"""Turns logits into scores as the checkpoint's `problem_type` says; used for every answer."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_serve.core import ProblemType
+
+Floats = NDArray[np.float32]
+
+
+def activate(logits: Floats, problem_type: ProblemType) -> Floats:
+    """Scores [N, C] from fp32 logits [N, C].
+
+    Regression: as they are. Multi-label, or exactly one label: sigmoid. Otherwise softmax.
+    """
+    if problem_type == "regression":
+        return logits
+    if problem_type == "multi_label_classification" or logits.shape[1] == 1:
+        return sigmoid(logits)
+    return softmax(logits)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """1 / (1 + exp(-x)), with an exponent that is never positive, so that nothing overflows."""
+    small = np.exp(-np.abs(logits))
+    scores: Floats = np.where(logits >= 0, 1, small) / (1 + small)
+    return scores
+
+
+def softmax(logits: Floats) -> Floats:
+    """exp(x) / sum(exp(x)) along the last axis, shifted by the row's largest logit."""
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    normalised: Floats = raised / raised.sum(axis=-1, keepdims=True)
+    return normalised

@@ -1,0 +1,196 @@
+"""The friendly protocol: `{"inputs": "a text"}` in, labels sorted by score out; called by both ASGI apps.
+
+The pydantic models here are also the source of the OpenAPI document.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, to_json
+
+from fewshard_serve.core import Classified, EncodedImage, Input, ModelInfo
+from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
+from fewshard_serve.protocol.activation import activate
+from fewshard_serve.protocol.inputs import check_num_items, image_from_base64, text_input
+from fewshard_serve.protocol.jsontext import check_structure, nearest, quoted
+from fewshard_serve.protocol.limits import Limits
+
+_INPUTS_HELP = 'inputs must be a text, {"text", "text_pair"}, or a list of these; an image is a base64 string'
+_MAX_VALUES_PER_ITEM = 8
+"""A pair has two values; what is far above that is no list of items, and is refused before it is parsed."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Pair(_Body):
+    """A text, or a pair of texts, as one item."""
+
+    text: str
+    text_pair: str | None = None
+
+
+class ClassifyOptions(_Body):
+    """How to answer; the query of a request whose body is an image carries the first two."""
+
+    top_k: Annotated[int | None, Field(ge=1, description="only the best so many labels; all where null")] = (
+        None
+    )
+    raw_scores: Annotated[bool, Field(description="logits in place of activated scores")] = False
+    truncate: Annotated[bool, Field(description="cut texts that are too long for the model")] = True
+
+
+class ClassifyRequest(ClassifyOptions):
+    """The body of `POST /v2/models/<m>/classify`. Images are base64 strings or data URLs."""
+
+    inputs: str | Pair | Annotated[list[str | Pair], Field(fail_fast=True)]
+
+    @property
+    def items(self) -> list[str | Pair]:
+        return self.inputs if isinstance(self.inputs, list) else [self.inputs]
+
+
+class GatewayClassifyRequest(ClassifyRequest):
+    """The body of `POST /classify`."""
+
+    model: str
+
+
+class LabelScore(BaseModel):
+    label: str
+    score: float
+
+
+class Usage(BaseModel):
+    items: int
+    tokens: int
+
+
+class TimingsMs(BaseModel):
+    """Milliseconds in each stage, the longest of the request's items."""
+
+    queue: float
+    preprocess: float
+    infer: float
+
+
+class ClassifyResponse(BaseModel):
+    """One list of labels for each item, in their order, best first."""
+
+    model: str
+    predictions: list[list[LabelScore]]
+    usage: Usage
+    timings_ms: TimingsMs
+
+
+RequestT = TypeVar("RequestT", bound=ClassifyRequest)
+
+
+def parse_classify(body: bytes, limits: Limits) -> ClassifyRequest:
+    """Raises `MalformedRequest`, which names the nearest key where one is unknown, or `TooLarge`."""
+    return _parse(ClassifyRequest, body, limits)
+
+
+def parse_gateway_classify(body: bytes, limits: Limits) -> GatewayClassifyRequest:
+    """The same with the model's name in the body."""
+    return _parse(GatewayClassifyRequest, body, limits)
+
+
+def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list[Input]:
+    """The items of a request. Raises `UnusableItem` for one bad item, `TooLarge` above a limit."""
+    items = request.items
+    check_num_items(len(items), limits)
+    item_to_input = _text_item if info.task == "text" else _image_item
+    return [item_to_input(index, item, limits) for index, item in enumerate(items)]
+
+
+def image_body(body: bytes, info: ModelInfo) -> list[Input]:
+    """The one item of a request whose body is an image file."""
+    if info.task != "image":
+        raise UnsupportedMedia(f'{info.name} classifies text; send JSON: {{"inputs": "a text"}}')
+    return [EncodedImage(body)]
+
+
+def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classified) -> bytes:
+    """The JSON of a `ClassifyResponse`."""
+    scores = answer.logits if options.raw_scores else activate(answer.logits, info.problem_type)
+    return to_json(
+        {
+            "model": info.name,
+            "predictions": _ranked(scores, info.labels, options.top_k),
+            "usage": {"items": len(scores), "tokens": answer.num_tokens},
+            "timings_ms": timings_ms(answer),
+        }
+    )
+
+
+def timings_ms(answer: Classified) -> dict[str, float]:
+    """Milliseconds to the microsecond, in the order of `TimingsMs`."""
+    timings = answer.timings
+    stages = {"queue": timings.queue_s, "preprocess": timings.preprocess_s, "infer": timings.infer_s}
+    return {stage: round(seconds * 1000, 3) for stage, seconds in stages.items()}
+
+
+def _ranked(
+    scores: NDArray[np.float32], labels: Sequence[str], top_k: int | None
+) -> list[list[dict[str, Any]]]:
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    ranked = np.take_along_axis(scores, order, axis=1).tolist()
+    return [
+        [{"label": labels[index], "score": score} for index, score in zip(best, row, strict=True)]
+        for best, row in zip(order.tolist(), ranked, strict=True)
+    ]
+
+
+def _text_item(index: int, item: str | Pair, limits: Limits) -> Input:
+    if isinstance(item, str):
+        return text_input(index, item, None, limits)
+    return text_input(index, item.text, item.text_pair, limits)
+
+
+def _image_item(index: int, item: str | Pair, limits: Limits) -> Input:
+    if isinstance(item, Pair):
+        raise MalformedRequest(f"item {index}: an image model takes base64 strings or data URLs, not texts")
+    return image_from_base64(index, item)
+
+
+def _parse(kind: type[RequestT], body: bytes, limits: Limits) -> RequestT:
+    check_structure(body, limits.max_json_depth, max_values=limits.max_items * _MAX_VALUES_PER_ITEM)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise MalformedRequest(explain(error, kind)) from None
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """What is wrong with a body or query that should have been a `kind`, and what to do."""
+    mistakes = error.errors(include_url=False, include_input=False)
+    unknown = next((each for each in mistakes if each["type"] == "extra_forbidden"), None)
+    if unknown is not None:
+        return _explain_unknown_key(unknown["loc"], kind)
+    first = mistakes[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}; send UTF-8 JSON"
+    if not first["loc"]:
+        return f"the body must be a JSON object; {_INPUTS_HELP}"
+    if first["loc"] != ("inputs",) and first["loc"][0] == "inputs":
+        return _explain_inputs(mistakes)
+    if first["type"] == "missing":
+        return f"the key {quoted(first['loc'][0])} is missing; add it"
+    return f"the key {quoted(first['loc'][0])} {first['msg'].removeprefix('Input ')}"
+
+
+def _explain_unknown_key(where: tuple[int | str, ...], kind: type[BaseModel]) -> str:
+    known = Pair.model_fields if "Pair" in where[:-1] else kind.model_fields
+    return f"unknown key {quoted(where[-1])}; {nearest(str(where[-1]), known)}"
+
+
+def _explain_inputs(mistakes: Sequence[ErrorDetails]) -> str:
+    """A union fails once for each member; the failure inside the list knows the item."""
+    indexes = [part for each in mistakes for part in each["loc"] if isinstance(part, int)]
+    where = f"item {indexes[0]} cannot be read: " if indexes else ""
+    return f"{where}{_INPUTS_HELP}"
