@@ -1,6 +1,6 @@
 """What the two ASGI applications ask of whatever stands behind them; the Ray shell and tests implement it.
 
-A handler that no longer has a client is cancelled: implementations need no other sign that the caller is gone.
+A call whose client has gone is cancelled; implementations need no other sign of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ class ServedModel(Protocol):
     async def classify(
         self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
     ) -> Classified:
-        """Raises Overloaded, DeadlineExceeded, NotReady or UnusableItem. Cancelled when the caller is gone."""
+        """Raises Overloaded, DeadlineExceeded, NotReady or UnusableItem; cancelled when the caller goes."""
 
     def experts(self) -> dict[str, Any] | None:
         """Routing of the last window on this replica; None where there are no experts."""

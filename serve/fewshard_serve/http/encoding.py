@@ -1,0 +1,73 @@
+"""Content codings: unpacks request bodies within a limit, packs responses as the client asks."""
+
+import zlib
+
+from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
+
+MIN_COMPRESSED_BYTES = 1024
+"""A smaller body is packed only for a client that names one coding alone, as tritonclient does."""
+
+_GZIP, _ZLIB, _RAW_DEFLATE = 31, 15, -15
+_PACKED_BITS = {
+    "gzip": _GZIP,
+    "deflate": _ZLIB,
+}  # "deflate" in HTTP means the zlib format (RFC 9110, 8.4.1.2)
+_LEVEL = 4
+
+
+def unpack(body: bytes, coding: str, max_bytes: int) -> bytes:
+    """A request body without its coding. Never builds more than `max_bytes`.
+
+    Raises `UnsupportedMedia` for a coding not spoken here, `TooLarge` for a bomb, `MalformedRequest` where
+    the body is damaged.
+    """
+    coding = coding.strip().lower()
+    if coding in ("", "identity"):
+        return body
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        raise UnsupportedMedia(f"Content-Encoding {coding[:40]!r} is not spoken; send gzip, deflate or none")
+    unpacker = zlib.decompressobj(_deflate_bits(body) if coding == "deflate" else _GZIP)
+    try:
+        plain = unpacker.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise MalformedRequest(f"the body is not valid {coding}: {error}") from None
+    if len(plain) > max_bytes:
+        raise TooLarge(f"the body unpacks to over {max_bytes} bytes (max_body_bytes)")
+    if not unpacker.eof or unpacker.unused_data:
+        raise MalformedRequest(f"the body is not one complete {coding} stream")
+    return plain
+
+
+def pack(body: bytes, coding: str) -> bytes:
+    """The body in a coding that `choose_coding` returned."""
+    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _PACKED_BITS[coding])
+    return packer.compress(body) + packer.flush()
+
+
+def choose_coding(accepted: str | None, num_bytes: int) -> str | None:
+    """The coding for a response of so many bytes, from the value of Accept-Encoding; None for none."""
+    if not accepted:
+        return None
+    weights = dict(map(_weight, accepted.lower().split(",")))
+    if num_bytes < MIN_COMPRESSED_BYTES and len(weights) > 1:
+        return None
+    best = max(_PACKED_BITS, key=lambda coding: weights.get(coding, weights.get("*", 0.0)))
+    weight = weights.get(best, weights.get("*", 0.0))
+    return best if weight > 0 and weight >= weights.get("identity", 0.0) else None
+
+
+def _weight(entry: str) -> tuple[str, float]:
+    coding, _, parameters = entry.partition(";")
+    name, _, value = parameters.partition("=")
+    if name.strip() != "q":
+        return coding.strip(), 1.0
+    try:
+        return coding.strip(), float(value)
+    except ValueError:
+        return coding.strip(), 0.0
+
+
+def _deflate_bits(body: bytes) -> int:
+    """Some clients send raw deflate under that name; a zlib header is told by its check bits (RFC 1950)."""
+    is_zlib = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0
+    return _ZLIB if is_zlib else _RAW_DEFLATE

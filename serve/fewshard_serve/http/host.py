@@ -1,0 +1,171 @@
+"""The ASGI application of a host: everything under `/v2/models`. The Ray shell mounts one in each replica."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fewshard_serve.core import ModelInfo
+from fewshard_serve.errors import NotFound, NotReady
+from fewshard_serve.http import jobs
+from fewshard_serve.http.asgi import App, counted, for_method, while_connected
+from fewshard_serve.http.request import Request
+from fewshard_serve.http.responses import PROMETHEUS, Response, error_response, json_response
+from fewshard_serve.http.service import (
+    HostService,
+    RequestHook,
+    RequestProtocol,
+    ServedModel,
+    find_model,
+    ignore_request,
+)
+from fewshard_serve.protocol import model_tensors
+from fewshard_serve.protocol.limits import Limits
+
+PREFIX = "/v2/models"
+
+ReadJob = Callable[[Request, ModelInfo, Limits], Awaitable[jobs.Job]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path below `/v2/models` points at. Empty parts are absent ones."""
+
+    model: str
+    version: str
+    action: str
+
+
+def parse_target(path: str) -> Target:
+    """Read `…/v2/models/<model>[/versions/<version>][/<action>]`. Raises `NotFound` for other forms."""
+    parts = path.partition(PREFIX)[2].strip("/").split("/")
+    version = ""
+    if len(parts) > 2 and parts[1] == "versions":
+        version = parts[2]
+        del parts[1:3]
+    if len(parts) > 2 or not parts[0]:
+        raise NotFound(
+            f"there is no {path}; models are at {PREFIX}/<name>, their list at POST /v2/repository/index"
+        )
+    return Target(parts[0], version, parts[1] if len(parts) == 2 else "")
+
+
+class HostApp(App):
+    """Serves the models of one replica. `on_request` is called once for each infer or classify request."""
+
+    def __init__(
+        self,
+        service: HostService,
+        *,
+        limits: Limits = Limits(),  # noqa: B008  it is frozen
+        on_request: RequestHook = ignore_request,
+    ) -> None:
+        self._service = service
+        self._limits = limits
+        self._on_request = on_request
+
+    async def respond(self, request: Request) -> Response:
+        target = parse_target(request.path)
+        if not target.action and target.model in _HOST_PAGES:
+            return await for_method(_HOST_PAGES[target.model], request)(self)
+        if target.action in _PREDICTIONS:
+            read = for_method({"POST": _PREDICTIONS[target.action]}, request)
+            return await counted(
+                self._on_request, _protocol(request, target), request, self._predict(request, target, read)
+            )
+        if target.action not in _PAGES:
+            raise NotFound(f"a model has no {target.action!r}; it has {', '.join(sorted(_KNOWN_ACTIONS))}")
+        page = for_method(_PAGES[target.action], request)
+        return await page(self, self._find(request, target))
+
+    def _find(self, request: Request, target: Target) -> ServedModel:
+        model = find_model(self._service.models(), target.model)
+        request.model_name = target.model
+        if target.version not in ("", model.info.version):
+            raise NotFound(f"{target.model} has no version {target.version!r}; it has {model.info.version!r}")
+        return model
+
+    async def _predict(self, request: Request, target: Target, read: ReadJob) -> Response:
+        model = self._find(request, target)
+        try:
+            return await self._read_run_encode(request, model, read)
+        except BaseException:
+            model.stats.add_failure(request.elapsed_s)
+            raise
+
+    async def _read_run_encode(self, request: Request, model: ServedModel, read: ReadJob) -> Response:
+        if not model.ready:
+            raise _not_ready(model)
+        job = await read(request, model.info, self._limits)
+        work = model.classify(job.inputs, truncate=job.truncate, timeout_s=job.timeout_s)
+        answer = await while_connected(request, work)
+        answered_at = time.monotonic()
+        response = await jobs.encode(job, answer)
+        model.stats.add_request(request.elapsed_s, answer.timings, time.monotonic() - answered_at)
+        return response
+
+    async def _metadata(self, model: ServedModel) -> Response:
+        return json_response(model_tensors.metadata(model.info))
+
+    async def _ready(self, model: ServedModel) -> Response:
+        name = model.info.name
+        if not model.ready:
+            return error_response(_not_ready(model), name=name, ready=False)
+        return json_response({"name": name, "ready": True})
+
+    async def _stats(self, model: ServedModel) -> Response:
+        return json_response(await self._service.merged_stats(model.info.name))
+
+    async def _config(self, model: ServedModel) -> Response:
+        return json_response(describe(model.info, self._limits))
+
+    async def _experts(self, model: ServedModel) -> Response:
+        experts = await self._service.merged_experts(model.info.name)
+        if experts is None:
+            raise NotFound(f"{model.info.name} has no experts; its kind is {model.info.kind}")
+        return json_response(experts)
+
+    async def _all_stats(self) -> Response:
+        answers = await asyncio.gather(*map(self._service.merged_stats, self._service.models()))
+        entries = [entry for answer in answers for entry in answer["model_stats"]]
+        return json_response(
+            {"model_stats": entries, "replicas": max((each["replicas"] for each in answers), default=1)}
+        )
+
+    async def _metrics(self, _: ServedModel | None = None) -> Response:
+        return Response(self._service.metrics_text(), PROMETHEUS)
+
+
+def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
+    """The body of `GET …/config`: what the model is, what it takes, how much of it, and its card."""
+    return {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
+
+
+def _protocol(request: Request, target: Target) -> RequestProtocol:
+    if target.action == "classify":
+        return "classify"
+    return "v2_binary" if jobs.JSON_SIZE_HEADER in request.headers else "v2_json"
+
+
+def _not_ready(model: ServedModel) -> NotReady:
+    return NotReady(f"{model.info.name} is not ready: {model.not_ready_reason or 'try again soon'}")
+
+
+_PREDICTIONS: dict[str, ReadJob] = {"infer": jobs.read_infer, "classify": jobs.read_classify}
+
+_PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]]]] = {
+    "": {"GET": HostApp._metadata},
+    "ready": {"GET": HostApp._ready},
+    "stats": {"GET": HostApp._stats},
+    "config": {"GET": HostApp._config},
+    "experts": {"GET": HostApp._experts},
+    "metrics": {"GET": HostApp._metrics},
+}
+
+_HOST_PAGES: dict[str, dict[str, Callable[[HostApp], Awaitable[Response]]]] = {
+    "stats": {"GET": HostApp._all_stats},
+    "metrics": {"GET": HostApp._metrics},
+}
+
+_KNOWN_ACTIONS = {*_PREDICTIONS, *_PAGES} - {""}

@@ -1,0 +1,124 @@
+"""From a request to the items a model should classify, and from its answer to a response.
+
+`host` and `gateway` read a job, have it run by whatever stands behind them, and send what it encodes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from fewshard_serve.core import Classified, Input, ModelInfo
+from fewshard_serve.errors import InternalError, MalformedRequest, UnsupportedMedia
+from fewshard_serve.http.body import off_loop, read_body
+from fewshard_serve.http.request import Request
+from fewshard_serve.http.responses import OCTETS, Response
+from fewshard_serve.protocol import classify, model_tensors, oip
+from fewshard_serve.protocol.limits import Limits
+
+JSON_SIZE_HEADER = b"inference-header-content-length"
+
+_JSON_BYTES_PER_NUMBER = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to classify, and how to word the answer. `timeout_s` counts from the moment of reading it."""
+
+    inputs: Sequence[Input]
+    truncate: bool
+    timeout_s: float | None
+    encode: Callable[[Classified], Response]
+
+
+async def read_infer(request: Request, info: ModelInfo, limits: Limits) -> Job:
+    """A V2 inference request, JSON or binary."""
+    body = await read_body(request, limits.max_body_bytes)
+    json_size = request.header(JSON_SIZE_HEADER)
+    parsed, inputs = await off_loop(len(body), _parse_infer, body, json_size, info, limits)
+    return Job(
+        inputs,
+        parsed.truncate,
+        request.seconds_left(parsed.timeout_s),
+        lambda answer: _infer(parsed, info, answer),
+    )
+
+
+async def read_classify(request: Request, info: ModelInfo, limits: Limits) -> Job:
+    """A classify request: JSON, or the bytes of one image."""
+    body = await read_body(request, limits.max_body_bytes)
+    if has_image_body(request):
+        return classify_job(request, classify.image_body(body, info), image_options(request.query), info)
+    options, inputs = await off_loop(len(body), _parse_classify, body, info, limits)
+    return classify_job(request, inputs, options, info)
+
+
+def classify_job(
+    request: Request, inputs: Sequence[Input], options: classify.ClassifyOptions, info: ModelInfo
+) -> Job:
+    """A job whose answer is a `ClassifyResponse`."""
+    return Job(
+        inputs,
+        options.truncate,
+        request.seconds_left(),
+        lambda answer: Response(classify.encode_classify(options, info, answer)),
+    )
+
+
+async def encode(job: Job, answer: Classified) -> Response:
+    """The response to a job. Raises `InternalError` where the model's answer holds NaN or infinity."""
+    if not np.isfinite(answer.logits).all():
+        raise InternalError("the model answered with NaN or infinity; its weights or a kernel are broken")
+    return await off_loop(answer.logits.size * _JSON_BYTES_PER_NUMBER, job.encode, answer)
+
+
+def has_image_body(request: Request) -> bool:
+    """Whether the body is an image file rather than JSON.
+
+    Any type but image and multipart is read as JSON: curl and V2 clients often name none, or a wrong one.
+    """
+    media_type = request.media_type
+    if media_type.startswith("multipart/"):
+        raise UnsupportedMedia("forms are not read here; send JSON, or the image file itself as image/*")
+    return media_type.startswith("image/")
+
+
+def image_options(query: dict[str, str]) -> classify.ClassifyOptions:
+    """`top_k` and `raw_scores` from the query of a request whose body is an image."""
+    try:
+        return classify.ClassifyOptions.model_validate_strings(query)
+    except ValidationError as error:
+        raise MalformedRequest(classify.explain(error, classify.ClassifyOptions)) from None
+
+
+def _parse_infer(
+    body: bytes, json_size: str | None, info: ModelInfo, limits: Limits
+) -> tuple[oip.InferRequest, list[Input]]:
+    parsed = oip.parse_infer(body, json_size, limits)
+    model_tensors.check_outputs(parsed)
+    return parsed, model_tensors.to_inputs(parsed, info, limits)
+
+
+def _parse_classify(
+    body: bytes, info: ModelInfo, limits: Limits
+) -> tuple[classify.ClassifyRequest, list[Input]]:
+    parsed = classify.parse_classify(body, limits)
+    return parsed, classify.to_inputs(parsed, info, limits)
+
+
+def _infer(parsed: oip.InferRequest, info: ModelInfo, answer: Classified) -> Response:
+    outputs = model_tensors.to_outputs(parsed, info, answer.logits)
+    encoded = oip.encode_response(
+        oip.InferResponse(info.name, info.version, parsed.id, _cost(answer)), outputs
+    )
+    if encoded.json_size is None:
+        return Response(encoded.body)
+    return Response(encoded.body, OCTETS, headers=((JSON_SIZE_HEADER, b"%d" % encoded.json_size),))
+
+
+def _cost(answer: Classified) -> dict[str, Any]:
+    """What a V2 response tells as parameters and `ClassifyResponse` as `usage` and `timings_ms`."""
+    stages = {f"{stage}_ms": spent for stage, spent in classify.timings_ms(answer).items()}
+    return {"tokens": answer.num_tokens, **stages}

@@ -1,0 +1,64 @@
+"""What goes back to a client: bodies, headers and errors; built by handlers, sent by `asgi`."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_json
+
+from fewshard_serve.errors import FewshardError, InternalError, MethodNotAllowed, Overloaded, Unauthorized
+from fewshard_serve.http.status import status_of
+
+JSON = b"application/json"
+HTML = b"text/html; charset=utf-8"
+OCTETS = b"application/octet-stream"
+PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+# The pages are self-contained: whatever a model's card smuggled in, nothing is fetched and nothing runs.
+_PAGE_HEADERS: Headers = (
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A complete answer. Content-Length, Content-Encoding and Vary are added when it is sent."""
+
+    body: bytes
+    content_type: bytes = JSON
+    status: int = 200
+    headers: Headers = ()
+
+
+def json_response(value: Any) -> Response:
+    """A 200 of any JSON value; numbers that JSON lacks become null."""
+    return Response(to_json(value, inf_nan_mode="null"))
+
+
+def html_response(page: str) -> Response:
+    """A 200 of one of our pages."""
+    return Response(page.encode(), HTML, headers=_PAGE_HEADERS)
+
+
+def error_response(error: FewshardError, **details: Any) -> Response:
+    """`{"error", "code"}` and what else is told, with the status of the error's class."""
+    body = to_json({"error": str(error), "code": error.code, **details})
+    return Response(body, JSON, status_of(error), _error_headers(error))
+
+
+def internal_error() -> Response:
+    """The answer to an exception nobody foresaw: the log has the traceback, the client does not."""
+    return error_response(InternalError("the server failed; its log has the reason"))
+
+
+def _error_headers(error: FewshardError) -> Headers:
+    if isinstance(error, MethodNotAllowed):
+        return ((b"allow", error.allowed.encode()),)
+    if isinstance(error, Overloaded):
+        return ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),)
+    if isinstance(error, Unauthorized):
+        return ((b"www-authenticate", b"Bearer"),)
+    return ()
