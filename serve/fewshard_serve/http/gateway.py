@@ -1,0 +1,177 @@
+"""The ASGI application at `/`: the server as a whole. The Ray shell mounts one beside the hosts."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from fewshard_serve import __version__
+from fewshard_serve.core import Input, ModelInfo
+from fewshard_serve.errors import MalformedRequest, NotFound, NotReady, UnknownModel
+from fewshard_serve.http import jobs
+from fewshard_serve.http.asgi import App, counted, for_method, while_connected
+from fewshard_serve.http.body import off_loop, read_body
+from fewshard_serve.http.docs import docs_page
+from fewshard_serve.http.host import PREFIX, parse_target
+from fewshard_serve.http.landing import landing_page
+from fewshard_serve.http.openapi import openapi_document
+from fewshard_serve.http.request import Request
+from fewshard_serve.http.responses import (
+    PROMETHEUS,
+    Response,
+    error_response,
+    html_response,
+    json_response,
+)
+from fewshard_serve.http.service import GatewayService, ModelEntry, RequestHook, ignore_request
+from fewshard_serve.protocol import classify
+from fewshard_serve.protocol.jsontext import read_json
+from fewshard_serve.protocol.limits import Limits
+
+EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
+"""What `GET /v2` advertises; the V2 protocol's own words."""
+
+
+class GatewayApp(App):
+    """Answers for all hosts. `on_request` is called once for each classify request that comes here."""
+
+    def __init__(
+        self,
+        service: GatewayService,
+        *,
+        limits: Limits = Limits(),  # noqa: B008  it is frozen
+        on_request: RequestHook = ignore_request,
+    ) -> None:
+        self._service = service
+        self._limits = limits
+        self._on_request = on_request
+        self._openapi = openapi_document(limits)
+        self._docs = docs_page(self._openapi)
+
+    async def respond(self, request: Request) -> Response:
+        path = request.path.rstrip("/") or "/"
+        handlers = _ROUTES.get(path)
+        if handlers is not None:
+            return await for_method(handlers, request)(self, request)
+        if path.startswith(f"{PREFIX}/"):
+            raise await self._why_no_host(path)
+        raise NotFound(f"there is no {request.path[:200]}; GET /docs lists what there is")
+
+    async def _why_no_host(self, path: str) -> NotReady | UnknownModel:
+        """A path of a model comes here only when no host is mounted for it."""
+        return _refusal(parse_target(path).model, await self._service.model_index())
+
+    async def _home(self, request: Request) -> Response:
+        index = await self._service.model_index()
+        accept = request.header(b"accept") or ""
+        if "application/json" in accept and "text/html" not in accept:
+            models = [{**_index_line(entry), "kind": entry.info and entry.info.kind} for entry in index]
+            return json_response({"name": "fewshard", "version": __version__, "models": models})
+        return html_response(landing_page(index))
+
+    async def _server_metadata(self, _: Request) -> Response:
+        return json_response({"name": "fewshard", "version": __version__, "extensions": EXTENSIONS})
+
+    async def _live(self, _: Request) -> Response:
+        return json_response({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        if await self._service.ready():
+            return json_response({"ready": True})
+        index = await self._service.model_index()
+        waiting = ", ".join(entry.name for entry in index if entry.state != "READY") or "the server"
+        return error_response(NotReady(f"not ready yet: {waiting}; try again soon"), ready=False)
+
+    async def _index(self, request: Request) -> Response:
+        only_ready = _wants_only_ready(await read_body(request, self._limits.max_body_bytes), self._limits)
+        index = await self._service.model_index()
+        return json_response([_index_line(e) for e in index if e.state == "READY" or not only_ready])
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(await self._service.metrics(), PROMETHEUS)
+
+    async def _openapi_json(self, _: Request) -> Response:
+        return json_response(self._openapi)
+
+    async def _docs_html(self, _: Request) -> Response:
+        return html_response(self._docs)
+
+    async def _classify(self, request: Request) -> Response:
+        return await counted(self._on_request, "classify", request, self._classify_uncounted(request))
+
+    async def _classify_uncounted(self, request: Request) -> Response:
+        question = await self._read_question(request)
+        info = await self._find(request, question.model)
+        inputs = await off_loop(question.num_bytes, question.to_inputs, info, self._limits)
+        job = jobs.classify_job(request, inputs, question.options, info)
+        work = self._service.classify(info.name, inputs, truncate=job.truncate, timeout_s=job.timeout_s)
+        return await jobs.encode(job, await while_connected(request, work))
+
+    async def _read_question(self, request: Request) -> "Question":
+        body = await read_body(request, self._limits.max_body_bytes)
+        if not jobs.has_image_body(request):
+            parsed = await off_loop(len(body), classify.parse_gateway_classify, body, self._limits)
+            return Question(parsed.model, parsed, parsed, len(body))
+        query = request.query
+        if "model" not in query:
+            raise MalformedRequest(
+                "an image sent as the body needs its model in the query: /classify?model=<name>"
+            )
+        return Question(query.pop("model"), jobs.image_options(query), body, len(body))
+
+    async def _find(self, request: Request, model: str) -> ModelInfo:
+        index = await self._service.model_index()
+        for entry in index:
+            if entry.name == model and entry.state == "READY" and entry.info is not None:
+                request.model_name = model
+                return entry.info
+        raise _refusal(model, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A classify request at the gateway, before the model's task is known."""
+
+    model: str
+    options: classify.ClassifyOptions
+    body: classify.ClassifyRequest | bytes
+    num_bytes: int
+
+    def to_inputs(self, info: ModelInfo, limits: Limits) -> list[Input]:
+        """The items, as the model's task reads them."""
+        if isinstance(self.body, bytes):
+            return classify.image_body(self.body, info)
+        return classify.to_inputs(self.body, info, limits)
+
+
+def _refusal(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
+    """Why a model takes no requests."""
+    for entry in index:
+        if entry.name == model:
+            return NotReady(f"{model} is not ready: {entry.reason or entry.state.lower()}; try again soon")
+    return UnknownModel(model, sorted(entry.name for entry in index))
+
+
+def _index_line(entry: ModelEntry) -> dict[str, str]:
+    return {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
+
+
+def _wants_only_ready(body: bytes, limits: Limits) -> bool:
+    if not body.strip():
+        return False
+    options = read_json(body, limits.max_json_depth)
+    wanted = options.get("ready", False) if isinstance(options, dict) else None
+    if not isinstance(wanted, bool):
+        raise MalformedRequest('the body must be empty or {"ready": true | false}')
+    return wanted
+
+
+_ROUTES: dict[str, dict[str, Callable[[GatewayApp, Request], Awaitable[Response]]]] = {
+    "/": {"GET": GatewayApp._home},
+    "/v2": {"GET": GatewayApp._server_metadata},
+    "/v2/health/live": {"GET": GatewayApp._live},
+    "/v2/health/ready": {"GET": GatewayApp._ready},
+    "/v2/repository/index": {"POST": GatewayApp._index},
+    "/classify": {"POST": GatewayApp._classify},
+    "/metrics": {"GET": GatewayApp._metrics},
+    "/openapi.json": {"GET": GatewayApp._openapi_json},
+    "/docs": {"GET": GatewayApp._docs_html},
+}

@@ -1,0 +1,179 @@
+"""The OpenAPI 3.1 document of all endpoints, built from the pydantic models; the gateway serves it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from fewshard_serve import __version__
+from fewshard_serve.errors import FewshardError
+from fewshard_serve.http.status import HTTP_STATUS
+from fewshard_serve.protocol import classify, schemas
+from fewshard_serve.protocol.limits import Limits
+
+_Named = list[tuple[type[BaseModel], JsonSchemaMode]]
+
+_REF = "#/components/schemas/{model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One line of the API. `takes` and `gives` are JSON bodies; `errors` are codes beside those of all."""
+
+    method: str
+    path: str
+    summary: str
+    takes: type[BaseModel] | None = None
+    gives: type[BaseModel] | None = None
+    example: dict[str, Any] | None = None
+    errors: tuple[int, ...] = ()
+    content_type: str = "application/json"
+    takes_image: bool = False
+
+
+_PREDICTION_ERRORS = (400, 404, 408, 413, 415, 422, 429, 499, 503)
+_TEXTS = {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a fine film", "two hours I want back"]}
+
+ENDPOINTS = (
+    Endpoint(
+        "post",
+        "/v2/models/{model}/classify",
+        "Classify texts or images: labels sorted by score",
+        classify.ClassifyRequest,
+        classify.ClassifyResponse,
+        {"inputs": ["a fine film", "two hours I want back"], "top_k": 1},
+        _PREDICTION_ERRORS,
+        takes_image=True,
+    ),
+    Endpoint(
+        "post",
+        "/classify",
+        "The same, with the model named in the body",
+        classify.GatewayClassifyRequest,
+        classify.ClassifyResponse,
+        {"model": "{model}", "inputs": "a fine film"},
+        _PREDICTION_ERRORS,
+        takes_image=True,
+    ),
+    Endpoint(
+        "post",
+        "/v2/models/{model}/infer",
+        "Open Inference Protocol V2, JSON or binary tensors; tritonclient speaks it",
+        schemas.InferRequestBody,
+        schemas.InferResponseBody,
+        {"inputs": [_TEXTS], "outputs": [{"name": "scores"}, {"name": "label"}]},
+        _PREDICTION_ERRORS,
+    ),
+    Endpoint(
+        "get",
+        "/v2/models/{model}",
+        "What the model takes and gives",
+        gives=schemas.ModelMetadata,
+        errors=(404,),
+    ),
+    Endpoint("get", "/v2/models/{model}/ready", "Whether the model takes requests", errors=(404, 503)),
+    Endpoint("get", "/v2/models/{model}/config", "The model, its limits and its card", errors=(404,)),
+    Endpoint(
+        "get",
+        "/v2/models/{model}/stats",
+        "Counts and times over all replicas, in Triton's shape",
+        errors=(404,),
+    ),
+    Endpoint("get", "/v2/models/stats", "The same for every model of a shared host"),
+    Endpoint(
+        "get",
+        "/v2/models/{model}/experts",
+        "Routing of a mixture of experts: tokens by layer and expert",
+        errors=(404,),
+    ),
+    Endpoint("get", "/v2", "Name, version and extensions of the server", gives=schemas.ServerMetadata),
+    Endpoint("get", "/v2/health/live", "Whether the server runs"),
+    Endpoint("get", "/v2/health/ready", "Whether every model takes requests", errors=(503,)),
+    Endpoint("post", "/v2/repository/index", "All models and their state", errors=(400,), example={}),
+    Endpoint("get", "/metrics", "Prometheus metrics of every replica", content_type="text/plain"),
+)
+
+
+def openapi_document(limits: Limits) -> dict[str, Any]:
+    """The whole document as data."""
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in ENDPOINTS:
+        paths.setdefault(endpoint.path, {})[endpoint.method] = _operation(endpoint)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Fewshard", "version": __version__, "description": _description(limits)},
+        "paths": paths,
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _description(limits: Limits) -> str:
+    return (
+        "Serves classifiers, dense and sparse. Each answer but 200 is {error, code}. "
+        "X-Request-Timeout-Ms sets a deadline; Content-Encoding and Accept-Encoding may be gzip or deflate. "
+        f"One request may have {limits.max_items} items, {limits.max_body_bytes >> 20} MiB, "
+        f"{limits.max_text_bytes} bytes a text and {limits.max_image_pixels} pixels an image."
+    )
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    operation: dict[str, Any] = {"summary": endpoint.summary, "operationId": _operation_id(endpoint)}
+    if "{model}" in endpoint.path:
+        operation["parameters"] = [
+            {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+        ]
+    if endpoint.method == "post":
+        operation["requestBody"] = {"required": endpoint.takes is not None, "content": _request(endpoint)}
+    operation["responses"] = {"200": _answer(endpoint)} | _error_answers(endpoint.errors)
+    return operation
+
+
+def _operation_id(endpoint: Endpoint) -> str:
+    words = endpoint.path.replace("{model}", "model").strip("/").split("/")
+    return "_".join([endpoint.method, *words])
+
+
+def _request(endpoint: Endpoint) -> dict[str, Any]:
+    body: dict[str, Any] = {"example": endpoint.example}
+    if endpoint.takes is not None:
+        body["schema"] = {"$ref": _REF.format(model=endpoint.takes.__name__)}
+    if not endpoint.takes_image:
+        return {"application/json": body}
+    return {"application/json": body, "image/*": {"schema": {"type": "string", "format": "binary"}}}
+
+
+def _answer(endpoint: Endpoint) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(model=endpoint.gives.__name__)} if endpoint.gives is not None else {}
+    return {"description": "OK", "content": {endpoint.content_type: {"schema": schema}}}
+
+
+def _error_answers(statuses: tuple[int, ...]) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(model=schemas.ErrorBody.__name__)}
+    return {
+        str(status): {"description": _codes(status), "content": {"application/json": {"schema": schema}}}
+        for status in (*statuses, 500)
+    }
+
+
+def _codes(status: int) -> str:
+    kinds: list[type[FewshardError]] = [
+        kind for kind, its_status in HTTP_STATUS.items() if its_status == status
+    ]
+    return ", ".join(kind.code for kind in kinds)
+
+
+def _schemas() -> dict[str, Any]:
+    takes: _Named = [(endpoint.takes, "validation") for endpoint in ENDPOINTS if endpoint.takes is not None]
+    gives: _Named = [
+        (endpoint.gives, "serialization") for endpoint in ENDPOINTS if endpoint.gives is not None
+    ]
+    named: _Named = [
+        *takes,
+        *gives,
+        (schemas.ErrorBody, "serialization"),
+        (schemas.IndexEntry, "serialization"),
+    ]
+    _, document = models_json_schema(list(dict.fromkeys(named)), ref_template=_REF)
+    definitions: dict[str, Any] = document["$defs"]
+    return definitions
