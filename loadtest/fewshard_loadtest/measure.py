@@ -1,0 +1,97 @@
+"""What a load test ran and what came out of it, as plain values; no Locust in here."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Scenario = Literal["classify", "infer", "image", "open-loop"]
+SCENARIOS: tuple[Scenario, ...] = ("classify", "infer", "image", "open-loop")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run. `rate` is the requests per second of all users together, for the open-loop scenario alone.
+
+    What is sent in the first `warmup_s` is answered but not counted. `num_items` texts or images a request.
+    """
+
+    host: str
+    model: str
+    scenario: Scenario = "classify"
+    num_users: int = 1
+    rate: float = 10.0
+    duration_s: float = 10.0
+    warmup_s: float = 1.0
+    num_items: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request: when it was sent, or should have been (epoch seconds), its latency, and its error."""
+
+    sent_at: float
+    latency_ms: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The requests sent within the measured time. Latencies are of good answers; None where there was none.
+
+    `generator_cpu` is the share of one core that the generator itself used: near 1, it was the bottleneck.
+    """
+
+    plan: Plan
+    num_requests: int
+    num_failures: int
+    rps: float
+    mean_ms: float | None
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+    generator_cpu: float
+    errors: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Result":
+        """The inverse of `as_dict`."""
+        return cls(**{**fields, "plan": Plan(**fields["plan"])})
+
+
+def summarise(plan: Plan, samples: Sequence[Sample], begun_at: float, generator_cpu: float) -> Result:
+    """Count what was sent from `begun_at` (epoch seconds, warm-up over) on, for `duration_s`."""
+    counted = [s for s in samples if begun_at <= s.sent_at < begun_at + plan.duration_s]
+    latencies = sorted(sample.latency_ms for sample in counted if sample.error is None)
+    errors = Counter(sample.error for sample in counted if sample.error is not None)
+    return Result(
+        plan=plan,
+        num_requests=len(counted),
+        num_failures=errors.total(),
+        rps=round(len(latencies) / plan.duration_s, 3),
+        mean_ms=_rounded(sum(latencies) / len(latencies)) if latencies else None,
+        p50_ms=percentile(latencies, 0.50),
+        p90_ms=percentile(latencies, 0.90),
+        p99_ms=percentile(latencies, 0.99),
+        max_ms=percentile(latencies, 1.0),
+        generator_cpu=round(generator_cpu, 3),
+        errors=dict(errors),
+    )
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least `share` of the values do not exceed (nearest rank); None of none."""
+    if not ordered:
+        return None
+    return _rounded(ordered[max(math.ceil(share * len(ordered)), 1) - 1])
+
+
+def _rounded(milliseconds: float) -> float:
+    return round(milliseconds, 3)
