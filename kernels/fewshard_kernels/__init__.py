@@ -1,0 +1,8 @@
+"""Fewshard's ops: torch (and triton) only, no module state, no server.
+
+`moe_ffn` is the one way an expert is multiplied in this project.
+"""
+
+from fewshard_kernels.moe_ffn import MoeStats, PathChoice, explain, force_path, moe_ffn
+
+__all__ = ["MoeStats", "PathChoice", "explain", "force_path", "moe_ffn"]

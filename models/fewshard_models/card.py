@@ -1,0 +1,62 @@
+"""`card.json`: what a checkpoint is, how good it was measured to be, and inputs with known answers.
+
+Written by `fewshard evaluate` and the recipes; read by the server, which runs the golden inputs before it
+takes traffic, and by `fewshard inspect`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewshard_models.errors import CheckpointError
+
+CARD_FILE = "card.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """An input with its fp32 logits: a text, or a PNG image in base64."""
+
+    input: str
+    logits: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """`macs` are multiply-accumulates of one item at `macs_input`; FLOPs are twice that. `f1` is the mean
+    over the classes. `sparsity` is the share of weights that are zero."""
+
+    name: str
+    task: str
+    kind: str
+    dataset: str
+    accuracy: float
+    f1: float
+    num_examples: int
+    seed: int
+    parameters_total: int
+    parameters_active: int
+    macs: int
+    macs_input: str
+    sparsity: float
+    recipe: str
+    commit: str
+    golden: list[Golden]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, directory: Path) -> None:
+        (directory / CARD_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def load_card(directory: Path) -> Card | None:
+    """The card of a checkpoint, None where it has none. Raises CheckpointError where it cannot be read."""
+    file = directory / CARD_FILE
+    if not file.is_file():
+        return None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields["golden"] = [Golden(**golden) for golden in fields["golden"]]
+        return Card(**fields)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); delete it or make it anew") from error

@@ -1,0 +1,188 @@
+"""Loading and saving classifiers as Hugging Face directories; called by the server, recipes and evaluation.
+
+Only safetensors weights and transformers' own or our own architectures are loaded: pickle files and code
+from a checkpoint are never run.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from fewshard_models.card import Card, load_card
+from fewshard_models.errors import CheckpointError
+from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_models.text.convert import can_convert, convert_config, convert_weights
+
+ZOO = Path(__file__).parent / "zoo"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded classifier in evaluation mode, with its directory and card."""
+
+    directory: Path
+    model: PreTrainedModel
+    task: str
+    card: Card | None
+
+
+def resolve(path: str) -> Path:
+    """The directory that `zoo:<name>`, `hf:<owner>/<name>` or a path stands for. Raises CheckpointError."""
+    if path.startswith("zoo:"):
+        return _zoo_directory(path.removeprefix("zoo:"))
+    if path.startswith("hf:"):
+        return _hub_directory(path.removeprefix("hf:"))
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint directory {path!r}; give zoo:<name>, hf:<owner>/<name> or a directory")
+    return directory
+
+
+def load_checkpoint(
+    directory: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Checkpoint:
+    """Load a sequence or image classifier. Raises CheckpointError saying what is missing or damaged."""
+    config = load_config(directory)
+    task = task_of(config, directory)
+    _require_safetensors(directory)
+    if task == "text" and can_convert(config):
+        model: PreTrainedModel = _load_converted(directory, config, dtype)
+    else:
+        model = _load_with_transformers(directory, config, task, dtype)
+    return Checkpoint(directory, model.to(device).eval(), task, load_card(directory))
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} has no config.json; it is not a Hugging Face checkpoint")
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds; each means this file is at fault
+        raise CheckpointError(f"{directory}/config.json cannot be used: {error}") from error
+
+
+def task_of(config: PreTrainedConfig, directory: Path) -> str:
+    """"text" or "image", by the head the configuration names, else by the architecture's family."""
+    heads = " ".join(config.architectures or [])
+    if "ForSequenceClassification" in heads:
+        return "text"
+    if "ForImageClassification" in heads:
+        return "image"
+    raise CheckpointError(
+        f"{directory} holds {heads or 'no architecture'}; "
+        "Fewshard serves …ForSequenceClassification and …ForImageClassification"
+    )
+
+
+def save_checkpoint(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write weights and configuration, stored as `dtype` to save space; they are loaded in any."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().to(dtype).contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    model.save_pretrained(directory, state_dict=state)
+
+
+def _zoo_directory(name: str) -> Path:
+    directory = ZOO / name
+    if "/" in name or not (directory / "config.json").is_file():
+        names = ", ".join(sorted(entry.name for entry in ZOO.iterdir())) if ZOO.is_dir() else "none"
+        raise CheckpointError(f"the bundled zoo has no {name!r}; it has {names}")
+    return directory
+
+
+def _hub_directory(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except Exception as error:  # noqa: BLE001 - network, authentication and name errors all end here
+        raise CheckpointError(f"hf:{name} could not be downloaded: {error}") from error
+
+
+def _require_safetensors(directory: Path) -> None:
+    if _weight_files(directory):
+        return
+    if any(any(directory.glob(pattern)) for pattern in _PICKLES):
+        raise CheckpointError(
+            f"{directory} has pickle weights only, which can run code when loaded and are refused; "
+            "save them as safetensors: model.save_pretrained(directory)"
+        )
+    raise CheckpointError(f"{directory} has no model.safetensors")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors files, all shards present. Raises CheckpointError where one is missing."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        single = directory / "model.safetensors"
+        return [single] if single.is_file() else []
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which its index names")
+    return [directory / name for name in names]
+
+
+def _load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(directory):
+        weights.update(_read(file))
+    model = FewshardTextForSequenceClassification(convert_config(config))
+    found = model.load_state_dict(convert_weights(weights, config), strict=False)
+    _require_complete(directory, found.missing_keys)
+    return _cast(model, dtype)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
+
+
+def _load_with_transformers(
+    directory: Path, config: PreTrainedConfig, task: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    auto = AutoModelForSequenceClassification if task == "text" else AutoModelForImageClassification
+    options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    try:
+        model, found = auto.from_pretrained(
+            directory, config=config, dtype=dtype, output_loading_info=True, **options
+        )
+    except Exception as error:  # noqa: BLE001 - transformers and safetensors raise many kinds
+        raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
+    # transformers fills what is missing with random weights; a server must not.
+    _require_complete(directory, sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])))
+    return model
+
+
+def _require_complete(directory: Path, missing: list[str]) -> None:
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks weights of the right shape for {', '.join(missing[:5])}"
+            f"{' …' if len(missing) > 5 else ''}; is it a classifier's checkpoint, copied whole?"
+        )
+
+
+def _cast(model: FewshardTextForSequenceClassification, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast all but the head and the router, which stay fp32."""
+    kept = tuple(model._keep_in_fp32_modules_strict)
+    for name, parameter in model.named_parameters():
+        if not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.data.to(dtype)
+    return model

@@ -1,0 +1,81 @@
+"""Parameters and multiply-accumulates (MACs), counted from the architecture; FLOPs are twice the MACs.
+
+Counted by hand because torch's FlopCounterMode sees neither CPU attention nor grouped products; a test
+compares the two where it counts right.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from fewshard_models.image import FewshardImageConfig
+from fewshard_models.text import FewshardTextConfig
+
+STATED_TOKENS = 25
+"""Text MACs are stated at the mean length of an SST-2 dev sentence in WordPiece tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """`active`: those one item can touch at once (of each MoE layer, `top_k` experts and the router)."""
+
+    total: int
+    active: int
+
+
+def count_parameters(model: PreTrainedModel) -> ParameterCount:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    idle_share = 0.0
+    if getattr(model.config, "num_experts", 0):
+        idle_share = 1 - model.config.num_experts_per_tok / model.config.num_experts
+    experts = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.rsplit(".", 1)[-1] in ("w1", "b1", "w2", "b2")
+    )
+    return ParameterCount(total, total - round(experts * idle_share))
+
+
+def count_macs(config: PreTrainedConfig, num_tokens: int = STATED_TOKENS) -> int:
+    """MACs of one item: a text of `num_tokens` tokens, or one image of the configured size.
+
+    Raises ValueError for an architecture that is not ours.
+    """
+    if isinstance(config, FewshardTextConfig):
+        return _text_macs(config, num_tokens)
+    if isinstance(config, FewshardImageConfig):
+        return _image_macs(config)
+    raise ValueError(f"MACs are counted for Fewshard's own architectures, not for {config.model_type!r}")
+
+
+def macs_input(config: PreTrainedConfig) -> str:
+    """The input `count_macs` speaks of, in words."""
+    if isinstance(config, FewshardTextConfig):
+        return f"{STATED_TOKENS} tokens"
+    return f"{config.image_size}x{config.image_size} image"
+
+
+def _text_macs(config: FewshardTextConfig, num_tokens: int) -> int:
+    hidden, heads = config.hidden_size, config.attention_size
+    projections = 4 * hidden * heads
+    attention = 2 * num_tokens * heads
+    networks = config.num_experts_per_tok if config.num_experts else 1
+    feed_forward = networks * 2 * hidden * config.intermediate_size
+    router = hidden * config.num_experts
+    per_token = config.num_hidden_layers * (projections + attention + feed_forward + router)
+    if config.embedding_size not in (None, hidden):
+        per_token += config.embedding_size * hidden
+    per_item = (hidden * hidden if config.pooler_act else 0) + hidden * config.num_labels
+    return num_tokens * per_token + per_item
+
+
+def _image_macs(config: FewshardImageConfig) -> int:
+    size = config.image_size - 1
+    macs = size**2 * config.num_channels * 4 * config.stem_channels
+    channels = config.stem_channels
+    for width, block_width in zip(config.stage_channels, config.block_channels, strict=True):
+        macs += size**2 * 9 * channels * width
+        size //= 2
+        macs += size**2 * 9 * 2 * width * block_width
+        channels = width
+    return macs + channels * config.num_labels

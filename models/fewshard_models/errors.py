@@ -1,0 +1,23 @@
+"""What can be wrong with a checkpoint, a data file or a recipe.
+
+    ModelsError
+    ├── CheckpointError   a directory that is missing, incomplete, damaged or not allowed here
+    ├── DataError         a data file that is missing or has a bad row
+    └── RecipeError       a recipe that is unknown, or resumed with other settings
+"""
+
+
+class ModelsError(Exception):
+    """The base of this package's errors; the message says what is wrong and what to do."""
+
+
+class CheckpointError(ModelsError):
+    pass
+
+
+class DataError(ModelsError):
+    pass
+
+
+class RecipeError(ModelsError):
+    pass

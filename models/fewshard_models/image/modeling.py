@@ -1,0 +1,78 @@
+"""Our residual CNN for 32x32 images, as a transformers image classifier."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from fewshard_models.image.configuration import FewshardImageConfig
+from fewshard_models.losses import classification_loss
+
+
+class ConvNorm(nn.Module):
+    """3x3 convolution, optional 2x2 max-pooling, batch norm, GELU."""
+
+    def __init__(self, config: FewshardImageConfig, channels_in: int, channels_out: int, pool: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out, config.batch_norm_eps, config.batch_norm_momentum)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.pool:
+            x = F.max_pool2d(x, 2)
+        return F.gelu(self.norm(x))
+
+
+class Stage(nn.Module):
+    """Widen and halve the resolution, then one residual block of two convolutions."""
+
+    def __init__(self, config: FewshardImageConfig, channels_in: int, width: int, block_width: int) -> None:
+        super().__init__()
+        self.down = ConvNorm(config, channels_in, width, pool=True)
+        self.block = nn.Sequential(
+            ConvNorm(config, width, block_width, pool=False), ConvNorm(config, block_width, width, pool=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.block(x)
+
+
+class FewshardImageForImageClassification(PreTrainedModel):
+    """Classifies normalised images [N, 3, S, S]."""
+
+    config_class = FewshardImageConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = ""
+    _keep_in_fp32_modules_strict = ["classifier"]  # noqa: RUF012
+
+    def __init__(self, config: FewshardImageConfig) -> None:
+        super().__init__(config)
+        self.stem = nn.Conv2d(config.num_channels, config.stem_channels, 2)
+        widths = [config.stem_channels, *config.stage_channels]
+        self.stages = nn.Sequential(
+            *(
+                Stage(config, channels_in, width, block_width)
+                for channels_in, width, block_width in zip(
+                    widths, widths[1:], config.block_channels, strict=False
+                )
+            )
+        )
+        self.classifier = nn.Linear(widths[-1], config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any
+    ) -> ImageClassifierOutput:
+        """Returns fp32 logits [N, num_labels] and, given int64 `labels` [N], the mean cross-entropy."""
+        hidden = self.stages(F.gelu(self.stem(pixel_values)))
+        pooled = hidden.amax(dim=(2, 3)).float()
+        with torch.autocast(pooled.device.type, enabled=False):
+            logits = self.classifier(pooled) * self.config.logit_scale
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return ImageClassifierOutput(loss=loss, logits=logits)

@@ -1,0 +1,86 @@
+"""Training the residual CNN on CIFAR-10: whitening stem, flips and shifts, one triangular cycle of SGD."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fewshard_models.data.cifar10 import MEAN, STD
+from fewshard_models.image import FewshardImageForImageClassification
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 [N, H, W, 3] to fp32 [N, 3, H, W] with CIFAR-10's mean and deviation, channels last in memory."""
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatches:
+    """Shuffled, flipped and shifted batches (fp32 [B, 3, 32, 32], int64 [B]).
+
+    Each image is mirrored in every other epoch, so that both sides are seen equally often
+    (alternating flip, Jordan 2024, arXiv:2404.00498); shifts are up to `max_shift` pixels with reflection.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    batch_size: int
+    max_shift: int
+    seed: int
+
+    def steps_per_epoch(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = np.random.default_rng((self.seed, number)).permutation(len(self.images))
+        mirrored_first = np.random.default_rng(self.seed).random(len(self.images)) < 0.5
+        for step in range(self.steps_per_epoch()):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            rng = np.random.default_rng((self.seed, number, step))
+            images = normalise(torch.from_numpy(self.images[rows]))
+            mirrored = torch.from_numpy(mirrored_first[rows] ^ (number % 2 == 1))
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+            yield shift(images, self.max_shift, rng), torch.from_numpy(self.labels[rows])
+
+
+def shift(images: Tensor, max_shift: int, rng: np.random.Generator) -> Tensor:
+    """Move each image by up to `max_shift` pixels both ways, the border reflected."""
+    size = images.shape[-1]
+    padded = F.pad(images, (max_shift,) * 4, mode="reflect")
+    offsets = torch.from_numpy(rng.integers(0, 2 * max_shift + 1, (len(images), 2)))
+    shifted = torch.empty_like(images)
+    for dy, dx in offsets.unique(dim=0).tolist():
+        chosen = (offsets[:, 0] == dy) & (offsets[:, 1] == dx)
+        shifted[chosen] = padded[chosen, :, dy : dy + size, dx : dx + size]
+    return shifted
+
+
+def prepare(model: FewshardImageForImageClassification, images: NDArray[np.uint8], seed: int) -> None:
+    """Set the stem to the whitening of 2x2 patches and freeze it; start each convolution near identity."""
+    sample = np.random.default_rng(seed).permutation(len(images))[:5000]
+    with torch.no_grad():
+        whiten(model.stem, normalise(torch.from_numpy(images[sample])))
+        for module in model.stages.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight[: module.in_channels])
+    model.stem.weight.requires_grad_(False)
+
+
+def whiten(stem: nn.Conv2d, images: Tensor, epsilon: float = 5e-4) -> None:
+    """Fill `stem` with the eigenvectors of the patches' covariance and their negatives, scaled to unit
+    variance (Page 2019; Jordan 2024)."""
+    size = stem.kernel_size[0]
+    patches = images.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
+    patches = patches.reshape(-1, stem.in_channels * size**2).double()
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (values + epsilon).sqrt()).T.flip(0).float()
+    filters = filters.view(-1, stem.in_channels, size, size)
+    stem.weight.copy_(torch.cat([filters, -filters])[: stem.out_channels])
+    assert stem.bias is not None
+    stem.bias.zero_()

@@ -1,0 +1,45 @@
+"""The configuration of our text encoder; stored as `config.json` of a checkpoint."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class FewshardTextConfig(PreTrainedConfig):
+    """A post-norm Transformer encoder with a classification head; dense, or MoE where `num_experts` > 0.
+
+    `embedding_size`: width of the word embeddings where it differs from `hidden_size` (factorised as in
+    ALBERT, Lan et al. 2019); `head_dim`: width of one attention head, so that heads can be pruned;
+    `intermediate_size`: units of the feed-forward network, or of *each* expert; `pooling`: "cls" or "mean";
+    `pooler_act`: activation of the dense layer before the classifier, None for no such layer.
+    """
+
+    model_type = "fewshard_text"
+
+    vocab_size: int = 30522
+    embedding_size: int | None = None
+    hidden_size: int = 384
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    head_dim: int | None = None
+    intermediate_size: int = 1536
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 0
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    pooling: str = "cls"
+    pooler_act: str | None = "tanh"
+    num_experts: int = 0
+    num_experts_per_tok: int = 1
+    norm_topk_prob: bool = False
+    expert_dropout_prob: float | int = 0.0
+    router_aux_loss_coef: float | int = 0.01
+    router_z_loss_coef: float | int = 0.001
+
+    @property
+    def attention_size(self) -> int:
+        """Width of all heads together."""
+        return self.num_attention_heads * (self.head_dim or self.hidden_size // self.num_attention_heads)

@@ -1,0 +1,201 @@
+"""Our text encoder with a classification head: packed from the start, dense or MoE in one set of layers."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from fewshard_kernels import MoeStats, moe_ffn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from fewshard_models.losses import classification_loss
+from fewshard_models.text.attention import packed_attention
+from fewshard_models.text.configuration import FewshardTextConfig
+from fewshard_models.text.packing import PackedTokens, pack_padded
+
+
+class PackedOutput(NamedTuple):
+    """`logits` fp32 [num_items, num_labels]; `hidden_states`: the embeddings and each layer's output [T, H];
+    `moe_stats`: one a MoE layer, in order."""
+
+    logits: Tensor
+    hidden_states: list[Tensor]
+    moe_stats: list[MoeStats]
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: FewshardTextConfig) -> None:
+        super().__init__()
+        embedding_size = config.embedding_size or config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, embedding_size)
+        self.word_projection = (
+            None
+            if embedding_size == config.hidden_size
+            else nn.Linear(embedding_size, config.hidden_size, bias=False)
+        )
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        words = self.word_embeddings(packed.input_ids)
+        if self.word_projection is not None:
+            words = self.word_projection(words)
+        embedded = words + self.position_embeddings(packed.position_ids())
+        if self.token_type_embeddings is not None:
+            types = packed.token_type_ids
+            embedded = embedded + self.token_type_embeddings(
+                torch.zeros_like(packed.input_ids) if types is None else types
+            )
+        return self.dropout(self.norm(embedded))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: FewshardTextConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.attention_size)
+        self.output = nn.Linear(config.attention_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+        return self.output(packed_attention(self.qkv(hidden), runs, self.num_heads))
+
+
+class DenseFeedForward(nn.Module):
+    def __init__(self, config: FewshardTextConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, None]:
+        return self.down(self.activation(self.up(hidden))), None
+
+
+class MoeFeedForward(nn.Module):
+    """The parameters of one expert layer; the arithmetic is `fewshard_kernels.moe_ffn`."""
+
+    def __init__(self, config: FewshardTextConfig) -> None:
+        super().__init__()
+        experts, width, hidden = config.num_experts, config.intermediate_size, config.hidden_size
+        self.router = nn.Parameter(torch.empty(experts, hidden))
+        self.w1 = nn.Parameter(torch.empty(experts, width, hidden))
+        self.b1 = nn.Parameter(torch.zeros(experts, width))
+        self.w2 = nn.Parameter(torch.empty(experts, hidden, width))
+        self.b2 = nn.Parameter(torch.zeros(experts, hidden))
+        self.config = config
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, MoeStats]:
+        return moe_ffn(
+            hidden.to(self.w1.dtype),
+            self.router,
+            self.w1,
+            self.b1,
+            self.w2,
+            self.b2,
+            top_k=self.config.num_experts_per_tok,
+            activation=self.config.hidden_act,
+            normalize=self.config.norm_topk_prob,
+            dropout=self.config.expert_dropout_prob if self.training else 0.0,
+        )
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: FewshardTextConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn = MoeFeedForward(config) if config.num_experts else DenseFeedForward(config)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, runs: list[tuple[int, int]]) -> tuple[Tensor, MoeStats | None]:
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, runs)))
+        out, stats = self.ffn(hidden)
+        return self.ffn_norm(hidden + self.dropout(out)), stats
+
+
+class FewshardTextForSequenceClassification(PreTrainedModel):
+    """Classifies one text or a pair; `forward` is transformers' interface, `forward_packed` the engine's."""
+
+    config_class = FewshardTextConfig
+    base_model_prefix = ""
+    # The head and the router decide; rounding them to 16 bits costs accuracy and saves nothing (DESIGN 1.4).
+    _keep_in_fp32_modules_strict = ["classifier", "pooler", "router"]  # noqa: RUF012
+
+    def __init__(self, config: FewshardTextConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler_act else None
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MoeFeedForward):
+            for parameter in (module.router, module.w1, module.w2):
+                nn.init.normal_(parameter, std=self.config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """`input_ids` [N, L] right-padded. Returns logits [N, num_labels] and, given `labels`, the loss with
+        the router losses added."""
+        packed = pack_padded(input_ids, attention_mask, token_type_ids)
+        out = self.forward_packed(packed)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(out.logits, labels, self.config) + self.router_loss(out.moe_stats)
+        return SequenceClassifierOutput(loss=loss, logits=out.logits)
+
+    def forward_packed(self, packed: PackedTokens) -> PackedOutput:
+        """One pass over a packed batch; logits in the order of `packed.lengths`."""
+        hidden = self.embeddings(packed)
+        runs = packed.runs
+        hidden_states, moe_stats = [hidden], []
+        for layer in self.layers:
+            hidden, stats = layer(hidden, runs)
+            hidden_states.append(hidden)
+            if stats is not None:
+                moe_stats.append(stats)
+        return PackedOutput(self._head(self._pool(hidden, packed)), hidden_states, moe_stats)
+
+    def router_loss(self, moe_stats: list[MoeStats]) -> Tensor | float:
+        """Load-balancing loss (Switch Transformer, equation 4) and router z-loss (ST-MoE, equation 5),
+        weighted by the config and averaged over the layers."""
+        if not moe_stats:
+            return 0.0
+        losses = []
+        for stats in moe_stats:
+            tokens = stats.expert_rows.sum() / self.config.num_experts_per_tok
+            share = stats.expert_rows / stats.expert_rows.sum()
+            balance = self.config.num_experts * (share * stats.expert_probability / tokens).sum()
+            z_loss = stats.squared_log_z / tokens
+            losses.append(self.config.router_aux_loss_coef * balance + self.config.router_z_loss_coef * z_loss)
+        return torch.stack(losses).mean()
+
+    def _pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
+        lengths = packed.lengths_tensor
+        if self.config.pooling == "cls":
+            return hidden[lengths.cumsum(0) - lengths].float()
+        owners = torch.arange(len(packed.lengths), device=hidden.device).repeat_interleave(lengths)
+        sums = torch.zeros(len(packed.lengths), hidden.shape[1], device=hidden.device)
+        return sums.index_add(0, owners, hidden.float()) / lengths[:, None]
+
+    def _head(self, pooled: Tensor) -> Tensor:
+        with torch.autocast(pooled.device.type, enabled=False):
+            if self.pooler is not None:
+                pooled = ACT2FN[self.config.pooler_act](self.pooler(self.dropout(pooled)))
+            return F.linear(self.dropout(pooled), self.classifier.weight, self.classifier.bias)

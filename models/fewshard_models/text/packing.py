@@ -1,0 +1,63 @@
+"""Packed batches: all tokens of all items in one row, so that no product ever touches padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """`input_ids` int64 [T] of items laid end to end, `lengths` their token counts in that order (sum T).
+
+    `token_type_ids` int64 [T] for models that know segments. Items of equal length that stand side by side
+    share one attention call, so callers do well to sort by length.
+    """
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+    token_type_ids: Tensor | None = None
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """(number of items, length) of each run of equal neighbours."""
+        return [(len(list(group)), length) for length, group in groupby(self.lengths)]
+
+    @property
+    def lengths_tensor(self) -> Tensor:
+        return torch.tensor(self.lengths, device=self.input_ids.device)
+
+    def position_ids(self) -> Tensor:
+        """int64 [T]: 0, 1, 2 … within each item."""
+        lengths = self.lengths_tensor
+        starts = lengths.cumsum(0) - lengths
+        return torch.arange(self.input_ids.shape[0], device=starts.device) - starts.repeat_interleave(lengths)
+
+
+def pack(
+    items: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None, device: torch.device
+) -> PackedTokens:
+    """Lay the items' token ids end to end, in the order given."""
+    return PackedTokens(
+        input_ids=_flat(items, device),
+        lengths=tuple(len(item) for item in items),
+        token_type_ids=None if token_types is None else _flat(token_types, device),
+    )
+
+
+def pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> PackedTokens:
+    """Drop the padding of a right-padded batch [N, L]; `attention_mask` is 1 where a token is real."""
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    real = attention_mask.bool()
+    return PackedTokens(
+        input_ids=input_ids[real],
+        lengths=tuple(real.sum(dim=1).tolist()),
+        token_type_ids=None if token_type_ids is None else token_type_ids[real],
+    )
+
+
+def _flat(items: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor([token for item in items for token in item], dtype=torch.int64, device=device)
