@@ -1,0 +1,103 @@
+"""Content codings: which one is chosen, and that no body unpacks beyond its limit."""
+
+import gzip
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
+from fewshard_serve.http.encoding import choose_coding, pack, unpack
+
+BIG = 100_000
+
+
+def raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(body) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "num_bytes", "coding"),
+    [
+        (None, BIG, None),
+        ("", BIG, None),
+        ("gzip", BIG, "gzip"),
+        ("gzip", 10, "gzip"),
+        ("deflate", 10, "deflate"),
+        ("gzip, deflate", 10, None),
+        ("gzip, deflate", BIG, "gzip"),
+        ("deflate, gzip, br, zstd", BIG, "gzip"),
+        ("gzip;q=0.5, deflate;q=0.8", BIG, "deflate"),
+        ("gzip;q=0, deflate", BIG, "deflate"),
+        ("GZIP ; q=1.0", BIG, "gzip"),
+        ("gzip;q=0", BIG, None),
+        ("gzip;q=0, *", BIG, "deflate"),
+        ("*", BIG, "gzip"),
+        ("br", BIG, None),
+        ("identity", BIG, None),
+        ("identity, gzip;q=0.5", BIG, None),
+        ("identity;q=0.5, gzip", BIG, "gzip"),
+        ("gzip;q=high", BIG, None),
+        ("gzip;level=9", BIG, "gzip"),
+        (",,;,q=;", BIG, None),
+    ],
+)
+def test_the_coding_is_the_clients_choice(accepted: str | None, num_bytes: int, coding: str | None) -> None:
+    assert choose_coding(accepted, num_bytes) == coding
+
+
+@given(st.binary(max_size=2000), st.sampled_from(["gzip", "deflate"]))
+def test_what_is_packed_unpacks(body: bytes, coding: str) -> None:
+    assert unpack(pack(body, coding), coding, 2000) == body
+
+
+def test_packed_bodies_are_what_clients_unpack() -> None:
+    assert gzip.decompress(pack(b"body", "gzip")) == b"body"
+    assert zlib.decompress(pack(b"body", "deflate")) == b"body"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", " gzip "])
+def test_gzip_has_many_names(coding: str) -> None:
+    assert unpack(gzip.compress(b"body"), coding, 10) == b"body"
+
+
+def test_deflate_is_zlib_or_raw() -> None:
+    assert unpack(zlib.compress(b"body"), "deflate", 10) == b"body"
+    assert unpack(raw_deflate(b"body"), "deflate", 10) == b"body"
+
+
+def test_no_coding_leaves_the_body() -> None:
+    assert unpack(b"body", "identity", 10) == b"body"
+    assert unpack(b"body", "", 10) == b"body"
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, deflate", "x" * 1000])
+def test_other_codings_are_unsupported(coding: str) -> None:
+    with pytest.raises(UnsupportedMedia, match="send gzip, deflate or none"):
+        unpack(b"body", coding, 10)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_bomb_stops_at_the_limit(coding: str) -> None:
+    packed = pack(b"\0" * 50_000_000, coding)
+    with pytest.raises(TooLarge, match="max_body_bytes"):
+        unpack(packed, coding, 1000)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_the_limit_itself_is_allowed(coding: str) -> None:
+    assert len(unpack(pack(b"x" * 1000, coding), coding, 1000)) == 1000
+    with pytest.raises(TooLarge):
+        unpack(pack(b"x" * 1001, coding), coding, 1000)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("damage", [b"", b"\x1f", b"\x78", b"garbage" * 5, None, b"cut", b"more"])
+def test_damage_is_malformed(coding: str, damage: bytes | None) -> None:
+    whole = pack(bytes(range(256)), coding)
+    broken = {None: b"\0" + whole, b"cut": whole[:-3], b"more": whole + b"x"}.get(damage, damage)
+    assert broken is not None
+    with pytest.raises(MalformedRequest):
+        unpack(broken, coding, 1000)

@@ -1,0 +1,256 @@
+"""The gateway's application over ASGI: server metadata, health, index, classify, pages, OpenAPI."""
+
+import base64
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+
+from fewshard_serve import __version__
+from fewshard_serve.core import EncodedImage, TextInput
+from fewshard_serve.http.gateway import GatewayApp
+from fewshard_serve.http.host import HostApp
+from fewshard_serve.http.landing import landing_page
+from fewshard_serve.http.openapi import ENDPOINTS, openapi_document
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.http.status import HTTP_STATUS
+from fewshard_serve.protocol.classify import ClassifyResponse, GatewayClassifyRequest
+from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.schemas import IndexEntry, InferRequestBody, ServerMetadata
+
+Call = Callable[..., httpx.Response]
+Model = Any
+Counted = list[tuple[str, str, str]]
+
+
+def test_server_metadata(gateway: GatewayApp, call: Call) -> None:
+    response = call(gateway, "GET", "/v2")
+    ServerMetadata.model_validate_json(response.content)
+    assert response.json()["name"] == "fewshard"
+    assert "binary_tensor_data" in response.json()["extensions"]
+    assert call(gateway, "GET", "/v2/").json() == response.json()
+
+
+def test_health(gateway: GatewayApp, call: Call) -> None:
+    assert call(gateway, "GET", "/v2/health/live").json() == {"live": True}
+    waiting = call(gateway, "GET", "/v2/health/ready")
+    assert waiting.status_code == 503
+    assert waiting.json() == {
+        "error": "not ready yet: slow; try again soon",
+        "code": "not_ready",
+        "ready": False,
+    }
+    gateway._service.waiting = []  # type: ignore[attr-defined]  # the fake's own field
+    assert call(gateway, "GET", "/v2/health/ready").json() == {"ready": True}
+
+
+def test_the_index_lists_every_model(gateway: GatewayApp, call: Call) -> None:
+    lines = call(gateway, "POST", "/v2/repository/index").json()
+    assert [(line["name"], line["state"]) for line in lines] == [
+        ("sst2", "READY"),
+        ("cifar", "READY"),
+        ("slow", "LOADING"),
+    ]
+    assert lines[2]["reason"] == "reading weights"
+    for line in lines:
+        IndexEntry.model_validate(line)
+    assert call(gateway, "POST", "/v2/repository/index", json={}).json() == lines
+    assert call(gateway, "POST", "/v2/repository/index", json={"ready": False}).json() == lines
+    assert call(gateway, "POST", "/v2/repository/index", json={"ready": True}).json() == lines[:2]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"x", b'{"ready": 1}', b"null"])
+def test_an_index_request_with_mistakes_is_malformed(gateway: GatewayApp, call: Call, body: bytes) -> None:
+    assert call(gateway, "POST", "/v2/repository/index", content=body).status_code == 400
+
+
+def test_metrics(gateway: GatewayApp, call: Call) -> None:
+    response = call(gateway, "GET", "/metrics")
+    assert response.text == "fewshard_model_info 1\n"
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_classify_finds_the_model_in_the_body(
+    gateway: GatewayApp, call: Call, text_model: Model, counted_requests: Counted
+) -> None:
+    response = call(
+        gateway,
+        "POST",
+        "/classify",
+        json={"model": "sst2", "inputs": ["a", {"text": "b", "text_pair": "c"}], "truncate": False},
+        headers={"X-Request-Timeout-Ms": "2000"},
+    )
+    assert response.status_code == 200
+    ClassifyResponse.model_validate_json(response.content)
+    (asked,) = text_model.calls
+    assert asked["inputs"] == [TextInput("a"), TextInput("b", "c")]
+    assert asked["truncate"] is False
+    assert asked["timeout_s"] == pytest.approx(2.0, abs=0.2)
+    assert counted_requests == [("sst2", "classify", "ok")]
+
+
+def test_classify_reads_images_both_ways(gateway: GatewayApp, call: Call, image_model: Model) -> None:
+    encoded = base64.b64encode(b"PNG").decode()
+    first = call(gateway, "POST", "/classify", json={"model": "cifar", "inputs": encoded})
+    bare = {"content": b"PNG", "headers": {"Content-Type": "image/png"}}
+    second = call(gateway, "POST", "/classify?model=cifar&top_k=1", **bare)
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert [each["inputs"] for each in image_model.calls] == [[EncodedImage(b"PNG")]] * 2
+    assert len(second.json()["predictions"][0]) == 1
+    assert call(gateway, "POST", "/classify", **bare).status_code == 400
+    assert call(gateway, "POST", "/classify?model=sst2", **bare).status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"inputs": "a"}, 400, "malformed"),
+        ({"model": 1, "inputs": "a"}, 400, "malformed"),
+        ({"model": "nope", "inputs": "a"}, 404, "unknown_model"),
+        ({"model": "slow", "inputs": "a"}, 503, "not_ready"),
+        ({"model": "sst2", "inputs": []}, 400, "malformed"),
+        ({"model": "sst2", "inputs": "unusable"}, 422, "unusable_item"),
+        ({"model": "sst2", "inputs": "overloaded"}, 429, "overloaded"),
+        ({"model": "sst2", "inputs": "bug"}, 500, "internal"),
+        ({"model": "sst2", "inputs": "nan"}, 500, "internal"),
+    ],
+)
+def test_classify_errors(
+    gateway: GatewayApp, call: Call, counted_requests: Counted, body: object, status: int, code: str
+) -> None:
+    response = call(gateway, "POST", "/classify", json=body)
+    assert response.status_code == status
+    assert set(response.json()) == {"error", "code"}
+    assert response.json()["code"] == code
+    assert [outcome for _, _, outcome in counted_requests] == [code]
+
+
+def test_models_without_a_host_are_explained(gateway: GatewayApp, call: Call) -> None:
+    unknown = call(gateway, "POST", "/v2/models/nope/infer", json={})
+    assert unknown.status_code == 404
+    assert unknown.json()["error"] == "no model named 'nope' is served here; there are: cifar, slow, sst2"
+    loading = call(gateway, "GET", "/v2/models/slow/ready")
+    assert loading.status_code == 503
+    assert "reading weights" in loading.json()["error"]
+
+
+def test_other_paths_and_methods(gateway: GatewayApp, call: Call) -> None:
+    missing = call(gateway, "GET", "/v3/models")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    wrong = call(gateway, "GET", "/classify")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert call(gateway, "GET", "/" + "x" * 5000).status_code == 404
+    assert len(call(gateway, "GET", "/" + "x" * 5000).content) < 500
+
+
+def test_the_home_page_is_html_or_json(gateway: GatewayApp, call: Call) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,application/json;q=0.9,*/*;q=0.8"}
+    assert call(gateway, "GET", "/", headers=browser).headers["content-type"].startswith("text/html")
+    assert (
+        call(gateway, "GET", "/", headers={"Accept": "*/*"}).headers["content-type"].startswith("text/html")
+    )
+    answer = call(gateway, "GET", "/", headers={"Accept": "application/json"}).json()
+    assert (answer["name"], answer["version"]) == ("fewshard", __version__)
+    assert [(model["name"], model["kind"]) for model in answer["models"]] == [
+        ("sst2", "moe"),
+        ("cifar", "moe"),
+        ("slow", None),
+    ]
+
+
+class Tags(HTMLParser):
+    """Opens and closes of a page, and every address in it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("href", "src") and value]
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_are_well_formed_and_fetch_nothing(gateway: GatewayApp, call: Call, path: str) -> None:
+    response = call(gateway, "GET", path)
+    assert response.status_code == 200
+    page = Tags(response.text)
+    assert page.open == []
+    assert "script" not in page.seen
+    assert all(address.startswith(("/", "data:")) for address in page.addresses)
+    assert not re.search(r"@import|url\(", response.text)
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_the_home_page_shows_what_cards_say(gateway: GatewayApp, call: Call) -> None:
+    text = Tags(call(gateway, "GET", "/").text).text
+    for shown in ("sst2", "cifar", "slow", "91.4 %", "4.39 M", "1.2 M", "900 M", "2 of 3 ready", "loading"):
+        assert shown in text
+
+
+def test_a_hostile_card_stays_text(text_model: Model) -> None:
+    evil = "<script>alert(1)</script>"
+    index = [
+        ModelEntry(evil, "UNAVAILABLE", reason=f"'{evil}"),
+        ModelEntry("m", "READY", info=text_model.info),
+    ]
+    text_model.info.card.update({"accuracy": evil, "macs": True, "parameters_total": None})
+    page = Tags(landing_page(index))
+    assert "script" not in page.seen
+    assert evil in page.text
+
+
+def test_no_models_make_a_page_too() -> None:
+    assert "0 of 0 ready" in Tags(landing_page([])).text
+
+
+def test_the_openapi_document_is_whole(gateway: GatewayApp, call: Call) -> None:
+    document = call(gateway, "GET", "/openapi.json").json()
+    assert document == openapi_document(Limits(200_000, 64, 10_000))
+    assert document["openapi"] == "3.1.0"
+    schemas = document["components"]["schemas"]
+    for reference in re.findall(r"#/components/schemas/(\w+)", str(document)):
+        assert reference in schemas
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations) == len(ENDPOINTS)
+    for operation in operations:
+        described = {int(status) for status in operation["responses"]}
+        assert described - {200} <= set(HTTP_STATUS.values())
+
+
+def test_examples_in_the_document_are_valid() -> None:
+    examples = {endpoint.path: endpoint.example for endpoint in ENDPOINTS}
+    GatewayClassifyRequest.model_validate(examples["/classify"])
+    InferRequestBody.model_validate(examples["/v2/models/{model}/infer"])
+
+
+def test_every_documented_path_is_served(gateway: GatewayApp, host: HostApp, call: Call) -> None:
+    for endpoint in ENDPOINTS:
+        app = host if endpoint.path.startswith("/v2/models") else gateway
+        body = {"json": endpoint.example} if endpoint.method == "post" else {}
+        response = call(app, endpoint.method.upper(), endpoint.path.format(model="sst2"), **body)
+        expected = {200} | ({404} if "experts" in endpoint.path or endpoint.path == "/classify" else set())
+        assert response.status_code in expected | ({503} if 503 in endpoint.errors else set())
+        assert response.headers["content-type"].startswith(endpoint.content_type)
+
+
+def test_the_docs_show_every_endpoint_with_a_call(gateway: GatewayApp, call: Call) -> None:
+    text = Tags(call(gateway, "GET", "/docs").text).text
+    for endpoint in ENDPOINTS:
+        assert endpoint.path in text
+        assert f"curl localhost:8000{endpoint.path.format(model='sst2-moe')}" in text
