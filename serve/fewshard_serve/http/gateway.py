@@ -53,7 +53,7 @@ class GatewayApp(App):
             return await for_method(handlers, request)(self, request)
         if path.startswith(f"{PREFIX}/"):
             raise await self._why_no_host(path)
-        raise NotFound(f"there is no {request.path[:200]}; GET /docs lists what there is")
+        raise NotFound(f"there is no {request.path}; GET /docs lists what there is")
 
     async def _why_no_host(self, path: str) -> NotReady | UnknownModel:
         """A path of a model comes here only when no host is mounted for it."""

@@ -39,7 +39,7 @@ class Target:
 
 def parse_target(path: str) -> Target:
     """Read `…/v2/models/<model>[/versions/<version>][/<action>]`. Raises `NotFound` for other forms."""
-    parts = path.partition(PREFIX)[2].strip("/").split("/")
+    parts = path.partition(PREFIX)[2].removeprefix("/").removesuffix("/").split("/")
     version = ""
     if len(parts) > 2 and parts[1] == "versions":
         version = parts[2]

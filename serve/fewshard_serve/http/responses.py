@@ -14,6 +14,9 @@ HTML = b"text/html; charset=utf-8"
 OCTETS = b"application/octet-stream"
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
+MAX_MESSAGE = 1000
+"""Characters of an error: some repeat what the caller sent, which may be anything."""
+
 Headers = tuple[tuple[bytes, bytes], ...]
 
 # The pages are self-contained: whatever a model's card smuggled in, nothing is fetched and nothing runs.
@@ -45,7 +48,10 @@ def html_response(page: str) -> Response:
 
 def error_response(error: FewshardError, **details: Any) -> Response:
     """`{"error", "code"}` and what else is told, with the status of the error's class."""
-    body = to_json({"error": str(error), "code": error.code, **details})
+    message = str(error)
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[: MAX_MESSAGE - 1]}…"
+    body = to_json({"error": message, "code": error.code, **details})
     return Response(body, JSON, status_of(error), _error_headers(error))
 
 

@@ -1,0 +1,170 @@
+"""Requests nobody should send: each gets a 4xx with a reason, none a 5xx, and the next is answered."""
+
+import gzip
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fewshard_serve.http.gateway import GatewayApp
+from fewshard_serve.http.host import HostApp
+
+Call = Callable[..., httpx.Response]
+
+SIZE = "Inference-Header-Content-Length"
+TEXT = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+
+
+def binary(shape: list[int], raw: bytes, datatype: str = "BYTES", name: str = "text") -> dict[str, Any]:
+    """A V2 request whose one tensor is these bytes, whatever its shape says."""
+    tensor = {
+        "name": name,
+        "datatype": datatype,
+        "shape": shape,
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return {"content": head + raw, "headers": {SIZE: str(len(head))}}
+
+
+def as_json(document: object, **headers: str) -> dict[str, Any]:
+    return {"content": json.dumps(document).encode(), "headers": headers}
+
+
+def inputs(**changed: object) -> dict[str, Any]:
+    return as_json({"inputs": [TEXT | changed]})
+
+
+INFER: dict[str, dict[str, Any]] = {
+    "nothing": {"content": b""},
+    "one byte": {"content": b"\0"},
+    "not JSON": {"content": b"<xml/>"},
+    "a JSON string": {"content": b'"inputs"'},
+    "a byte order mark": {"content": b"\xef\xbb\xbf" + json.dumps({"inputs": [TEXT]}).encode()},
+    "UTF-16": {"content": json.dumps({"inputs": [TEXT]}).encode("utf-16")},
+    "NaN": {"content": b'{"inputs":[NaN]}'},
+    "cut short": {"content": json.dumps({"inputs": [TEXT]}).encode()[:-2]},
+    "deep lists": {"content": b"[" * 100_000},
+    "deep objects": {"content": b'{"a":' * 30_000},
+    "deep data": inputs(data=json.loads("[" * 100 + "]" * 100)),
+    "escapes without end": {"content": b'"' + b'\\"' * 50_000},
+    "quotes": {"content": b'"' * 100_001},
+    "header says more": {"content": b"{}", "headers": {SIZE: "3"}},
+    "header is huge": {"content": b"{}", "headers": {SIZE: "9" * 400}},
+    "header is negative": {"content": b"{}", "headers": {SIZE: "-1"}},
+    "header cuts the JSON": {"content": json.dumps({"inputs": [TEXT]}).encode(), "headers": {SIZE: "5"}},
+    "length of an element lies": binary([1], struct.pack("<I", 2**32 - 1) + b"abc"),
+    "fewer elements": binary([3], struct.pack("<I", 1) + b"a"),
+    "more elements": binary([1], (struct.pack("<I", 1) + b"a") * 2),
+    "elements without bytes": binary([4], b"\0\0\0"),
+    "a shape of 2^63": binary([2**63], b""),
+    "a shape that overflows": binary([2**62, 2**62, 2**62], struct.pack("<I", 1) + b"a"),
+    "not UTF-8": binary([1], struct.pack("<I", 2) + b"\xff\xfe"),
+    "a surrogate": binary([1], struct.pack("<I", 3) + b"\xed\xa0\x80"),
+    "too many elements": binary([5000], b"\0\0\0\0" * 5000),
+    "floats for text": binary([1], b"\0\0\0\0", "FP32"),
+    "pixels for text": binary([1, 1, 1, 3], b"\0\0\0", "UINT8", "image"),
+    "many dimensions": inputs(shape=[1] * 100),
+    "shape of a shape": inputs(shape=[[1]]),
+    "a huge number as size": inputs(shape=[10**3000]),
+    "numbers as text": inputs(data=[1, 2, 3]),
+    "nulls as text": inputs(data=[None]),
+    "an object as name": inputs(name={"a": "b"}),
+    "a long name": inputs(name="x" * 50_000),
+    "a long type": inputs(datatype="x" * 50_000),
+    "a type that is a list": inputs(datatype=["BYTES"]),
+    "the same tensor twice": as_json({"inputs": [TEXT, TEXT]}),
+    "a thousand tensors": as_json({"inputs": [TEXT | {"name": str(n)} for n in range(1000)]}),
+    "an unknown output": as_json({"inputs": [TEXT], "outputs": [{"name": "embedding"}]}),
+    "classes below nothing": as_json(
+        {"inputs": [TEXT], "outputs": [{"name": "scores", "parameters": {"classification": -(2**70)}}]}
+    ),
+    "a timeout of ages": as_json({"inputs": [TEXT], "parameters": {"timeout": 10**4000}}),
+    "a long text": inputs(data=["x" * 100_000]),
+    "an endless gzip": {"content": gzip.compress(b"\0" * 5_000_000), "headers": {"Content-Encoding": "gzip"}},
+    "half a gzip": {"content": gzip.compress(b"{}")[:10], "headers": {"Content-Encoding": "gzip"}},
+    "no gzip": {"content": b"{}", "headers": {"Content-Encoding": "gzip"}},
+    "another coding": {"content": b"{}", "headers": {"Content-Encoding": "br"}},
+}
+
+CLASSIFY: dict[str, dict[str, Any]] = {
+    **{name: request for name, request in INFER.items() if SIZE not in request.get("headers", {})},
+    "no inputs": as_json({"top_k": 1}),
+    "empty inputs": as_json({"inputs": []}),
+    "nested inputs": as_json({"inputs": [["a", "b"]]}),
+    "many inputs": as_json({"inputs": ["a"] * 20_000}),
+    "numbers": as_json({"inputs": [1] * 400}),
+    "a huge top_k": as_json({"inputs": "a", "top_k": -(10**100)}),
+    "many unknown keys": as_json({"inputs": "a"} | {f"key{n}": n for n in range(400)}),
+    "a long unknown key": as_json({"inputs": "a", "k" * 100_000: 1}),
+    "an empty key": as_json({"inputs": "a", "": 1}),
+    "a form": {"files": {"file": b"x"}},
+    "an image": {"content": b"PNG", "headers": {"Content-Type": "image/png"}},
+    "a strange type": {"content": b"x", "headers": {"Content-Type": "image/" + "x" * 1000}},
+}
+
+
+def check_refused(response: httpx.Response) -> None:
+    assert 400 <= response.status_code < 500, response.text
+    assert set(response.json()) == {"error", "code"}
+    assert 10 < len(response.json()["error"]) < 500
+
+
+@pytest.mark.parametrize("name", INFER)
+def test_infer_refuses(host: HostApp, call: Call, name: str) -> None:
+    check_refused(call(host, "POST", "/v2/models/sst2/infer", **INFER[name]))
+    good = json.dumps({"inputs": [TEXT]}).encode()
+    assert call(host, "POST", "/v2/models/sst2/infer", content=good).status_code == 200
+
+
+@pytest.mark.parametrize("name", CLASSIFY)
+def test_classify_refuses(host: HostApp, gateway: GatewayApp, call: Call, name: str) -> None:
+    check_refused(call(host, "POST", "/v2/models/sst2/classify", **CLASSIFY[name]))
+    check_refused(call(gateway, "POST", "/classify", **CLASSIFY[name]))
+    assert call(host, "POST", "/v2/models/sst2/classify", content=b'{"inputs":"a"}').status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/models/" + "x" * 10_000,
+        "/v2/models/%00",
+        "/v2/models/..%2f..%2fetc%2fpasswd",
+        "/v2/models/sst2/versions/" + "9" * 5000,
+        "/v2/models//sst2",
+        "/v2/models/sst2//infer",
+        "/v2/models/%F0%9F%92%A5/ready",
+        "/v2/models/%FF%FE",
+    ],
+)
+def test_strange_paths_are_404(host: HostApp, gateway: GatewayApp, call: Call, path: str) -> None:
+    for app in (host, gateway):
+        response = call(app, "GET", path)
+        assert response.status_code == 404
+        assert len(response.json()["error"]) <= 1000
+
+
+@given(
+    path=st.sampled_from(["/v2/models/sst2/infer", "/v2/models/cifar/infer", "/v2/models/sst2/classify"]),
+    body=st.binary(max_size=200) | st.just(b'{"inputs":"a"}'),
+    headers=st.dictionaries(
+        st.sampled_from(
+            [SIZE, "Content-Encoding", "Content-Type", "Accept-Encoding", "X-Request-Timeout-Ms"]
+        ),
+        st.sampled_from(["0", "5", "gzip", "deflate", "image/png", "*;q=0", ";", "1e9"])
+        | st.text("a0;,=/ ", max_size=9),
+        max_size=4,
+    ),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+def test_no_headers_and_bytes_give_5xx(
+    host: HostApp, call: Call, path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    response = call(host, "POST", path, content=body, headers=headers)
+    assert response.status_code < 500
+    assert response.status_code == 200 or response.json()["error"]
