@@ -146,7 +146,10 @@ def _refusal(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel
     """Why a model takes no requests."""
     for entry in index:
         if entry.name == model:
-            return NotReady(f"{model} is not ready: {entry.reason or entry.state.lower()}; try again soon")
+            reason = (
+                "no host answers for it" if entry.state == "READY" else entry.reason or entry.state.lower()
+            )
+            return NotReady(f"{model} is not ready: {reason}; try again soon")
     return UnknownModel(model, sorted(entry.name for entry in index))
 
 

@@ -135,6 +135,11 @@ def test_models_without_a_host_are_explained(gateway: GatewayApp, call: Call) ->
     loading = call(gateway, "GET", "/v2/models/slow/ready")
     assert loading.status_code == 503
     assert "reading weights" in loading.json()["error"]
+    lost = call(gateway, "GET", "/v2/models/sst2/ready")
+    assert (lost.status_code, lost.json()["error"]) == (
+        503,
+        "sst2 is not ready: no host answers for it; try again soon",
+    )
 
 
 def test_other_paths_and_methods(gateway: GatewayApp, call: Call) -> None:
