@@ -13,7 +13,9 @@ AutoModelForSequenceClassification.register(
     FewshardTextConfig, FewshardTextForSequenceClassification, exist_ok=True
 )
 AutoConfig.register("fewshard_image", FewshardImageConfig, exist_ok=True)
-AutoModelForImageClassification.register(FewshardImageConfig, FewshardImageForImageClassification, exist_ok=True)
+AutoModelForImageClassification.register(
+    FewshardImageConfig, FewshardImageForImageClassification, exist_ok=True
+)
 
 __all__ = [
     "FewshardImageConfig",

@@ -48,7 +48,9 @@ def resolve(path: str) -> Path:
         return _hub_directory(path.removeprefix("hf:"))
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint directory {path!r}; give zoo:<name>, hf:<owner>/<name> or a directory")
+        raise CheckpointError(
+            f"no checkpoint directory {path!r}; give zoo:<name>, hf:<owner>/<name> or a directory"
+        )
     return directory
 
 
@@ -71,12 +73,12 @@ def load_config(directory: Path) -> PreTrainedConfig:
         raise CheckpointError(f"{directory} has no config.json; it is not a Hugging Face checkpoint")
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - transformers raises many kinds; each means this file is at fault
+    except Exception as error:
         raise CheckpointError(f"{directory}/config.json cannot be used: {error}") from error
 
 
 def task_of(config: PreTrainedConfig, directory: Path) -> str:
-    """"text" or "image", by the head the configuration names, else by the architecture's family."""
+    """ "text" or "image", by the head the configuration names, else by the architecture's family."""
     heads = " ".join(config.architectures or [])
     if "ForSequenceClassification" in heads:
         return "text"
@@ -111,7 +113,7 @@ def _hub_directory(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as error:  # noqa: BLE001 - network, authentication and name errors all end here
+    except Exception as error:
         raise CheckpointError(f"hf:{name} could not be downloaded: {error}") from error
 
 
@@ -164,7 +166,7 @@ def _load_with_transformers(
         model, found = auto.from_pretrained(
             directory, config=config, dtype=dtype, output_loading_info=True, **options
         )
-    except Exception as error:  # noqa: BLE001 - transformers and safetensors raise many kinds
+    except Exception as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
     # transformers fills what is missing with random weights; a server must not.
     _require_complete(directory, sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])))

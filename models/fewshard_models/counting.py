@@ -65,17 +65,18 @@ def _text_macs(config: FewshardTextConfig, num_tokens: int) -> int:
     per_token = config.num_hidden_layers * (projections + attention + feed_forward + router)
     if config.embedding_size not in (None, hidden):
         per_token += config.embedding_size * hidden
-    per_item = (hidden * hidden if config.pooler_act else 0) + hidden * config.num_labels
-    return num_tokens * per_token + per_item
+    per_item: int = (hidden * hidden if config.pooler_act else 0) + hidden * config.num_labels
+    total: int = num_tokens * per_token + per_item
+    return total
 
 
 def _image_macs(config: FewshardImageConfig) -> int:
     size = config.image_size - 1
-    macs = size**2 * config.num_channels * 4 * config.stem_channels
+    macs: int = size**2 * config.num_channels * 4 * config.stem_channels
     channels = config.stem_channels
     for width, block_width in zip(config.stage_channels, config.block_channels, strict=True):
         macs += size**2 * 9 * channels * width
         size //= 2
         macs += size**2 * 9 * 2 * width * block_width
         channels = width
-    return macs + channels * config.num_labels
+    return macs + channels * int(config.num_labels)

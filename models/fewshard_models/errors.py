@@ -1,9 +1,9 @@
 """What can be wrong with a checkpoint, a data file or a recipe.
 
-    ModelsError
-    ├── CheckpointError   a directory that is missing, incomplete, damaged or not allowed here
-    ├── DataError         a data file that is missing or has a bad row
-    └── RecipeError       a recipe that is unknown, or resumed with other settings
+ModelsError
+├── CheckpointError   a directory that is missing, incomplete, damaged or not allowed here
+├── DataError         a data file that is missing or has a bad row
+└── RecipeError       a recipe that is unknown, or resumed with other settings
 """
 
 

@@ -5,7 +5,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 
-def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig, smoothing: float = 0.0) -> Tensor:
+def classification_loss(
+    logits: Tensor, labels: Tensor, config: PreTrainedConfig, smoothing: float = 0.0
+) -> Tensor:
     """The mean loss of `logits` [N, C]: squared error for regression, binary cross-entropy for multi-label
     (labels [N, C]), else cross-entropy (labels int64 [N])."""
     if config.problem_type == "regression":

@@ -1,12 +1,13 @@
-"""The paths of `moe_ffn` against a per-token loop in float64, and its refusal of arguments that do not fit."""
+"""The paths of `moe_ffn` against a per-token loop in float64, and its refusal of bad arguments."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fewshard_kernels import explain, force_path, moe_ffn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from fewshard_kernels import explain, force_path, moe_ffn
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 ACTIVATIONS = {
@@ -17,7 +18,9 @@ ACTIVATIONS = {
 }
 
 
-def make(tokens: int, hidden: int, width: int, experts: int, dtype: torch.dtype, bias: bool = True) -> dict[str, Tensor | None]:
+def make(
+    tokens: int, hidden: int, width: int, experts: int, dtype: torch.dtype, bias: bool = True
+) -> dict[str, Tensor | None]:
     torch.manual_seed(tokens + 31 * hidden + experts)
     return {
         "x": torch.randn(tokens, hidden, dtype=dtype),
@@ -29,7 +32,9 @@ def make(tokens: int, hidden: int, width: int, experts: int, dtype: torch.dtype,
     }
 
 
-def token_loop(args: dict[str, Tensor | None], top_k: int, activation: str, normalize: bool) -> tuple[Tensor, list[int]]:
+def token_loop(
+    args: dict[str, Tensor | None], top_k: int, activation: str, normalize: bool
+) -> tuple[Tensor, list[int]]:
     """The formula, one token at a time, in float64."""
     a = {name: None if tensor is None else tensor.double() for name, tensor in args.items()}
     rows = [0] * a["w1"].shape[0]
@@ -43,7 +48,9 @@ def token_loop(args: dict[str, Tensor | None], top_k: int, activation: str, norm
             rows[expert] += 1
             hidden = a["w1"][expert] @ token + (0 if a["b1"] is None else a["b1"][expert])
             hidden = ACTIVATIONS[activation](hidden)
-            out[t] += weight / total * (a["w2"][expert] @ hidden + (0 if a["b2"] is None else a["b2"][expert]))
+            out[t] += (
+                weight / total * (a["w2"][expert] @ hidden + (0 if a["b2"] is None else a["b2"][expert]))
+            )
     return out, rows
 
 
@@ -58,7 +65,9 @@ def token_loop(args: dict[str, Tensor | None], top_k: int, activation: str, norm
         (40, 32, 48, 64, 1, False, True, "gelu_pytorch_tanh"),
     ],
 )
-def test_paths_follow_the_formula(path, dtype, tokens, hidden, width, experts, top_k, normalize, bias, activation):
+def test_paths_follow_the_formula(
+    path, dtype, tokens, hidden, width, experts, top_k, normalize, bias, activation
+):
     args = make(tokens, hidden, width, experts, dtype, bias)
     expected, rows = token_loop(args, top_k, activation, normalize)
     with force_path(path):

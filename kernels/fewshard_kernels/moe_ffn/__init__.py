@@ -77,7 +77,9 @@ def force_path(path: str) -> Iterator[None]:
 def explain(device: torch.device) -> PathChoice:
     """Which path `moe_ffn` takes on `device`, with the reason in words."""
     if device.type == "cpu":
-        return PathChoice(str(device), "cpu", "rows grouped by expert, one oneDNN product per expert that was hit")
+        return PathChoice(
+            str(device), "cpu", "rows grouped by expert, one oneDNN product per expert that was hit"
+        )
     return PathChoice(str(device), "reference", f"no fused path for {device.type} yet; plain torch runs")
 
 
@@ -105,7 +107,9 @@ def _check(
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must be {list(shape)} to fit w1 {list(w1.shape)}, got {list(tensor.shape)}")
+            raise ValueError(
+                f"{name} must be {list(shape)} to fit w1 {list(w1.shape)}, got {list(tensor.shape)}"
+            )
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move them together")
         if name != "router" and tensor.dtype != w1.dtype:

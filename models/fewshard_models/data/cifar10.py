@@ -32,6 +32,6 @@ def _read(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         raise DataError(f"cannot read {file}: {error}") from error
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
         raise DataError(f"{file}: expected uint8 images [N, 32, 32, 3] and N labels, got {images.shape}")
-    if len(labels) and not (0 <= labels.min() and labels.max() < len(CLASSES)):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(CLASSES)):
         raise DataError(f"{file}: a label lies outside 0..{len(CLASSES) - 1}")
     return images, labels

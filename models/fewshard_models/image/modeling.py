@@ -40,7 +40,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
-        return x + self.block(x)
+        out: Tensor = x + self.block(x)
+        return out
 
 
 class FewshardImageForImageClassification(PreTrainedModel):
@@ -66,9 +67,7 @@ class FewshardImageForImageClassification(PreTrainedModel):
         self.classifier = nn.Linear(widths[-1], config.num_labels, bias=False)
         self.post_init()
 
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any
-    ) -> ImageClassifierOutput:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
         """Returns fp32 logits [N, num_labels] and, given int64 `labels` [N], the mean cross-entropy."""
         hidden = self.stages(F.gelu(self.stem(pixel_values)))
         pooled = hidden.amax(dim=(2, 3)).float()

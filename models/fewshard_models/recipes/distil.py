@@ -1,4 +1,4 @@
-"""Distillation of a text classifier: the teacher's logits and mean-pooled states, computed once, then imitated."""
+"""Distillation of a text classifier: the teacher's logits and pooled states, computed once, then imitated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fewshard_models.text import FewshardTextForSequenceClassification, PackedOu
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """`logits` fp32 [N, C] and `pooled` fp16 [N, num_targets, H], the teacher's answer to each training text."""
+    """The teacher's answer to each training text: `logits` fp32 [N, C], `pooled` fp16 [N, num_targets, H]."""
 
     logits: Tensor
     pooled: Tensor

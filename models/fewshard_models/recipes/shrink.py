@@ -1,13 +1,14 @@
 """Smaller students out of a trained encoder: fewer layers and units, a factorised vocabulary, or experts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fewshard_models.recipes.vocabulary import TrimmedVocabulary, factorise
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification, pack
+from fewshard_models.text.modeling import DenseFeedForward, MoeFeedForward
 
 
 def take_layers(
@@ -19,7 +20,7 @@ def take_layers(
     sample: Sequence[Sequence[int]],
 ) -> FewshardTextForSequenceClassification:
     """A dense student: the teacher's `layers`, the `intermediate_size` units of each that matter most on the
-    tokenised `sample`, and its embeddings cut to the vocabulary and factorised."""
+    tokenised `sample`, its embeddings cut to the vocabulary and factorised, and a new head without pooler."""
     config = _like(
         teacher.config,
         vocab_size=len(vocabulary.kept),
@@ -28,6 +29,7 @@ def take_layers(
         intermediate_size=intermediate_size,
         max_position_embeddings=128,
         type_vocab_size=0,
+        pooler_act=None,
     )
     student = FewshardTextForSequenceClassification(config)
     units = ffn_units(teacher, sample)
@@ -41,9 +43,6 @@ def take_layers(
             weights["ffn.up.bias"] = weights["ffn.up.bias"][kept]
             weights["ffn.down.weight"] = weights["ffn.down.weight"][:, kept]
             target.load_state_dict(weights)
-        for name in ("pooler", "classifier"):
-            if getattr(student, name) is not None:
-                getattr(student, name).load_state_dict(getattr(teacher, name).state_dict())
     return student
 
 
@@ -66,12 +65,14 @@ def split_into_experts(
     with torch.no_grad():
         weights = {key: value for key, value in dense.state_dict().items() if ".ffn." not in key}
         student.load_state_dict(weights, strict=False)
-        for index, layer in enumerate(student.layers):
-            _split_layer(dense.layers[index].ffn, layer.ffn, inputs[index], units[index])
+        for index, (old, new) in enumerate(zip(dense.layers, student.layers, strict=True)):
+            _split_layer(
+                cast(DenseFeedForward, old.ffn), cast(MoeFeedForward, new.ffn), inputs[index], units[index]
+            )
     return student
 
 
-def _split_layer(dense: torch.nn.Module, moe: torch.nn.Module, inputs: Tensor, units: Tensor) -> None:
+def _split_layer(dense: DenseFeedForward, moe: MoeFeedForward, inputs: Tensor, units: Tensor) -> None:
     num_experts, width, _ = moe.w1.shape
     router, owner = cluster(inputs, num_experts)
     moe.router.copy_(router)
@@ -124,7 +125,9 @@ def _record(
 ) -> list[Tensor]:
     seen: list[Tensor] = []
     hooks = [
-        where(layer).register_forward_hook(lambda _, inputs, output: seen.append(what(inputs, output).detach()))
+        where(layer).register_forward_hook(
+            lambda _, inputs, output: seen.append(what(inputs, output).detach())
+        )
         for layer in model.layers
     ]
     with torch.inference_mode():
@@ -143,6 +146,7 @@ def _copy_embeddings(
     old, new = teacher.embeddings, student.embeddings
     factors, basis = factorise(old.word_embeddings.weight[vocabulary.kept], vocabulary.counts, embedding_size)
     new.word_embeddings.weight.copy_(factors)
+    assert new.word_projection is not None
     new.word_projection.weight.copy_(basis)
     positions = old.position_embeddings.weight[: new.position_embeddings.num_embeddings]
     if old.token_type_embeddings is not None:

@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fewshard_kernels import MoeStats, moe_ffn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from fewshard_kernels import MoeStats, moe_ffn
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
@@ -52,7 +52,8 @@ class Embeddings(nn.Module):
             embedded = embedded + self.token_type_embeddings(
                 torch.zeros_like(packed.input_ids) if types is None else types
             )
-        return self.dropout(self.norm(embedded))
+        out: Tensor = self.dropout(self.norm(embedded))
+        return out
 
 
 class Attention(nn.Module):
@@ -63,7 +64,8 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.attention_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, runs: list[tuple[int, int]]) -> Tensor:
-        return self.output(packed_attention(self.qkv(hidden), runs, self.num_heads))
+        out: Tensor = self.output(packed_attention(self.qkv(hidden), runs, self.num_heads))
+        return out
 
 
 class DenseFeedForward(nn.Module):
@@ -183,7 +185,9 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
             share = stats.expert_rows / stats.expert_rows.sum()
             balance = self.config.num_experts * (share * stats.expert_probability / tokens).sum()
             z_loss = stats.squared_log_z / tokens
-            losses.append(self.config.router_aux_loss_coef * balance + self.config.router_z_loss_coef * z_loss)
+            losses.append(
+                self.config.router_aux_loss_coef * balance + self.config.router_z_loss_coef * z_loss
+            )
         return torch.stack(losses).mean()
 
     def _pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:

@@ -47,7 +47,9 @@ def pack(
     )
 
 
-def pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> PackedTokens:
+def pack_padded(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+) -> PackedTokens:
     """Drop the padding of a right-padded batch [N, L]; `attention_mask` is 1 where a token is real."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)

@@ -1,0 +1,47 @@
+"""Which device and number format "auto" means on this machine; used by recipes, the server and `doctor`."""
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A name and the reason it was chosen, in words."""
+
+    name: str
+    reason: str
+
+
+def choose_device(wished: str = "auto") -> Choice:
+    """ "cpu" or "cuda". Raises ValueError where CUDA is asked for and there is none."""
+    if wished == "auto":
+        found = torch.cuda.is_available()
+        return Choice("cuda", "a CUDA device is there") if found else Choice("cpu", "no CUDA device is there")
+    if wished == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda is asked for, but torch sees no CUDA device; use auto or cpu")
+    return Choice(wished, "asked for")
+
+
+def choose_dtype(wished: str = "auto", device: str = "cpu") -> Choice:
+    """ "fp32", "bf16" or "fp16": bf16 where the device has matrix units for it, else fp32.
+
+    AVX512-BF16 without AMX is not enough: there bf16 products measured 0.4x to 0.7x the speed of fp32.
+    """
+    if wished != "auto":
+        return Choice(wished, "asked for")
+    if device == "cuda":
+        return _choose_on_gpu()
+    if torch.cpu._is_amx_tile_supported():
+        return Choice("bf16", "this CPU has AMX tiles, which multiply bf16 several times faster than fp32")
+    if torch.cpu._is_avx512_bf16_supported():
+        return Choice("fp32", "this CPU has AVX512-BF16 but no AMX; bf16 is slower than fp32 on such a CPU")
+    return Choice("fp32", "this CPU has no matrix units for bf16")
+
+
+def _choose_on_gpu() -> Choice:
+    if torch.cuda.get_device_capability() >= (8, 0):
+        return Choice("bf16", "this GPU has tensor cores for bf16")
+    return Choice("fp32", "this GPU has no tensor cores for bf16")

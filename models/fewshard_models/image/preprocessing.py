@@ -1,0 +1,59 @@
+"""Preprocessing of images for our CNN: resize, scale, normalise; travels in `preprocessor_config.json`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewshard_models.errors import CheckpointError
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePreprocessing:
+    """Bilinear resize to `height` x `width`, scale to 0..1, subtract `mean`, divide by `std` (by channel)."""
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [H, W, 3] RGB to fp32 [3, height, width]."""
+        if image.shape[:2] != (self.height, self.width):
+            resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BILINEAR)
+            image = np.asarray(resized)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        pixels = (image.astype(np.float32) / 255 - mean) / std
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def save(self, directory: Path) -> None:
+        fields = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": self.height, "width": self.width},
+            "resample": int(Image.Resampling.BILINEAR),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        (directory / PREPROCESSOR_FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
+def load_preprocessing(directory: Path) -> ImagePreprocessing:
+    """Read what `save` wrote. Raises CheckpointError where the file is missing or lacks a field."""
+    file = directory / PREPROCESSOR_FILE
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        size = fields["size"]
+        return ImagePreprocessing(
+            size["height"], size["width"], tuple(fields["image_mean"]), tuple(fields["image_std"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} cannot be used: {error!r}") from error

@@ -1,0 +1,1 @@
+"""Recipes: how each model of the zoo is trained, as data and short functions."""

@@ -1,0 +1,81 @@
+"""Serves image classifiers, our CNN and any that transformers can load."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoImageProcessor
+
+from fewshard_models.checkpoint import Checkpoint
+from fewshard_models.image import FewshardImageForImageClassification
+from fewshard_models.image.preprocessing import load_preprocessing
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.golden import check_golden
+from fewshard_serve.core import EncodedImage, Input, Item, ModelInfo, ModelOutput, TextInput
+from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_serve.images import ImageError, decode_image
+
+Preprocess = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+class ImageModel(Model):
+    """The features of an item are fp32 pixels [3, H, W], ready for the network."""
+
+    def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
+        self.info = info
+        self._card = checkpoint.card
+        own = isinstance(checkpoint.model, FewshardImageForImageClassification)
+        # Channels last is how oneDNN and cuDNN run convolutions fastest.
+        self._network = checkpoint.model.to(memory_format=torch.channels_last)
+        parameter = next(checkpoint.model.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+        self._preprocess = (
+            load_preprocessing(checkpoint.directory) if own else _processor(checkpoint.directory)
+        )
+        self._shape = self._preprocess(np.zeros((8, 8, 3), dtype=np.uint8)).shape
+
+    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
+        return 0
+
+    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
+        return [Item(self._pixels(index, item), 0) for index, item in enumerate(inputs)]
+
+    def run(self, items: Sequence[Item]) -> ModelOutput:
+        pixels = torch.from_numpy(np.stack([item.features for item in items]))
+        pixels = pixels.to(self._device, self._dtype, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            logits = self._network(pixel_values=pixels).logits
+        return ModelOutput(logits.float().cpu().numpy())
+
+    def self_check(self) -> None:
+        check_golden(self, self._card)
+
+    def _pixels(self, index: int, item: Input) -> NDArray[np.float32]:
+        if isinstance(item, TextInput):
+            raise UnusableItem(index, "this model classifies images; send an image")
+        if isinstance(item, EncodedImage):
+            try:
+                return self._preprocess(decode_image(item.data))
+            except ImageError as error:
+                raise UnusableItem(index, str(error)) from error
+        if item.pixels.dtype == np.uint8:
+            return self._preprocess(item.pixels)
+        if item.pixels.shape != self._shape:
+            raise UnusableItem(
+                index,
+                f"pixel_values of shape {list(item.pixels.shape)}, this model takes {list(self._shape)}",
+            )
+        return item.pixels.astype(np.float32)
+
+
+def _processor(directory: Path) -> Preprocess:
+    """The checkpoint's own image processor as a function of one image."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises many kinds; each means these files are at fault
+        raise NotReady(f"{directory} has no usable preprocessor_config.json: {error}") from error
+    return lambda image: processor(images=image, return_tensors="np")["pixel_values"][0].astype(np.float32)

@@ -1,0 +1,76 @@
+"""Builds the right `Model` for a checkpoint; called in the replica by `rayserve.loading`, and by tests."""
+
+from dataclasses import asdict
+from typing import cast, get_args
+
+import torch
+
+from fewshard_models.card import Card
+from fewshard_models.checkpoint import Checkpoint, load_checkpoint, resolve
+from fewshard_models.devices import DTYPES, choose_device, choose_dtype
+from fewshard_models.errors import ModelsError
+from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.image import ImageModel
+from fewshard_serve.backends.packed_text import PackedTextModel
+from fewshard_serve.backends.padded_text import PaddedTextModel
+from fewshard_serve.core import ModelInfo, ProblemType, Task
+from fewshard_serve.errors import NotReady
+
+
+def load_model(name: str, path: str, device: str = "auto", dtype: str = "auto") -> Model:
+    """Load the checkpoint at `path` (zoo:<name>, hf:<owner>/<name> or a directory) as model `name`.
+
+    Raises NotReady saying what is wrong with the checkpoint or the device and what to do.
+    """
+    try:
+        chosen_device = choose_device(device).name
+        chosen_dtype = choose_dtype(dtype, chosen_device).name
+        checkpoint = load_checkpoint(resolve(path), DTYPES[chosen_dtype], chosen_device)
+        return _wrap(checkpoint, _describe(name, checkpoint, chosen_device, chosen_dtype))
+    except (ModelsError, ValueError) as error:
+        raise NotReady(f"model {name!r} cannot be loaded: {error}") from error
+
+
+def _wrap(checkpoint: Checkpoint, info: ModelInfo) -> Model:
+    if isinstance(checkpoint.model, FewshardTextForSequenceClassification):
+        return PackedTextModel(checkpoint, info)
+    if checkpoint.task == "text":
+        return PaddedTextModel(checkpoint, info)
+    return ImageModel(checkpoint, info)
+
+
+def _describe(name: str, checkpoint: Checkpoint, device: str, dtype: str) -> ModelInfo:
+    config, card = checkpoint.model.config, _card_fields(checkpoint.card)
+    return ModelInfo(
+        name=name,
+        task=cast(Task, checkpoint.task),
+        kind=str(card.get("kind", "moe" if _has_experts(checkpoint) else "dense")),
+        labels=tuple(config.id2label[index] for index in sorted(config.id2label)),
+        problem_type=_problem_type(checkpoint),
+        architecture=type(checkpoint.model).__name__,
+        dtype=dtype,
+        device=_device_name(device),
+        max_tokens=getattr(config, "max_position_embeddings", 0) if checkpoint.task == "text" else 0,
+        card={key: value for key, value in card.items() if key != "golden"},
+    )
+
+
+def _card_fields(card: Card | None) -> dict[str, object]:
+    return {} if card is None else asdict(card)
+
+
+def _problem_type(checkpoint: Checkpoint) -> ProblemType:
+    stated = checkpoint.model.config.problem_type
+    return stated if stated in get_args(ProblemType) else "single_label_classification"
+
+
+def _has_experts(checkpoint: Checkpoint) -> bool:
+    config = checkpoint.model.config
+    return any(
+        getattr(config, field, 0) for field in ("num_experts", "num_local_experts", "n_routed_experts")
+    )
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else device

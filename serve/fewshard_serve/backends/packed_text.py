@@ -1,0 +1,89 @@
+"""Serves our own text encoder: packed batches without padding, and exact routing counts where it is MoE."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fewshard_kernels import MoeStats
+from fewshard_models.checkpoint import Checkpoint
+from fewshard_models.text import FewshardTextForSequenceClassification, pack
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.golden import check_golden
+from fewshard_serve.backends.tokenizing import Tokenizing
+from fewshard_serve.core import ExpertCounts, Input, Item, ModelInfo, ModelOutput
+
+
+class PackedTextModel(Model):
+    """`run` sorts the items by length, so that equally long ones share an attention call."""
+
+    def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
+        assert isinstance(checkpoint.model, FewshardTextForSequenceClassification)
+        self.info = info
+        self._card = checkpoint.card
+        self._network = checkpoint.model
+        self._device = next(checkpoint.model.parameters()).device
+        self._tokenizing = Tokenizing(checkpoint.directory, info.max_tokens)
+        self._routing = _RoutingTotals(checkpoint.model) if checkpoint.model.config.num_experts else None
+
+    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
+        return self._tokenizing.estimate(inputs)
+
+    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
+        return self._tokenizing.items(inputs, truncate)
+
+    def run(self, items: Sequence[Item]) -> ModelOutput:
+        order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
+        features = [items[index].features for index in order]
+        types = None if features[0].types is None else [item.types for item in features]
+        with torch.inference_mode():
+            out = self._network.forward_packed(pack([item.ids for item in features], types, self._device))
+        if self._routing is not None:
+            self._routing.add(out.moe_stats)
+        logits = np.empty(out.logits.shape, dtype=np.float32)
+        logits[order] = out.logits.cpu().numpy()
+        return ModelOutput(logits)
+
+    def expert_counts(self) -> ExpertCounts | None:
+        return None if self._routing is None else self._routing.copy()
+
+    def self_check(self) -> None:
+        check_golden(self, self._card)
+        if self._routing is not None:
+            self._routing.clear()
+
+
+class _RoutingTotals:
+    """Sums of `MoeStats` over batches, kept on the device; copied only when somebody asks."""
+
+    def __init__(self, network: FewshardTextForSequenceClassification) -> None:
+        config, device = network.config, next(network.parameters()).device
+        shape = (config.num_hidden_layers, config.num_experts)
+        self._top_k = config.num_experts_per_tok
+        self._lock = threading.Lock()
+        self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._probability = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._entropy = torch.zeros(shape[0], dtype=torch.float64, device=device)
+
+    def add(self, layers: Sequence[MoeStats]) -> None:
+        with self._lock:
+            self._tokens += torch.stack([stats.expert_rows for stats in layers])
+            self._probability += torch.stack([stats.expert_probability for stats in layers])
+            self._entropy += torch.stack([stats.entropy for stats in layers])
+
+    def clear(self) -> None:
+        with self._lock:
+            for total in (self._tokens, self._probability, self._entropy):
+                total.zero_()
+
+    def copy(self) -> ExpertCounts:
+        with self._lock:
+            tokens = self._tokens.cpu().numpy().copy()
+            return ExpertCounts(
+                tokens=tokens,
+                probability=self._probability.cpu().numpy().copy(),
+                entropy=self._entropy.cpu().numpy().copy(),
+                rows=tokens.sum(axis=1) // self._top_k,
+                top_k=self._top_k,
+            )

@@ -1,0 +1,74 @@
+"""Serves any text classifier transformers can load: length-sorted passes, padded under a token budget."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewshard_models.checkpoint import Checkpoint
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.golden import check_golden
+from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
+from fewshard_serve.core import Input, Item, ModelInfo, ModelOutput
+
+MAX_PADDED_TOKENS = 16384
+"""The most tokens, padding included, of one forward pass."""
+
+
+class PaddedTextModel(Model):
+    def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
+        self.info = info
+        self._card = checkpoint.card
+        self._network = checkpoint.model
+        self._device = next(checkpoint.model.parameters()).device
+        self._tokenizing = Tokenizing(checkpoint.directory, info.max_tokens)
+        # A decoder without a padding token in its config cannot tell where a padded text ends.
+        self._can_pad = getattr(checkpoint.model.config, "pad_token_id", None) is not None
+
+    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
+        return self._tokenizing.estimate(inputs)
+
+    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
+        return self._tokenizing.items(inputs, truncate)
+
+    def run(self, items: Sequence[Item]) -> ModelOutput:
+        order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
+        passes = [
+            self._pass([item.features for item in part]) for part in self._parts([items[i] for i in order])
+        ]
+        num_padded = sum(num for _, num in passes)
+        logits = np.empty((len(items), len(self.info.labels)), dtype=np.float32)
+        logits[order] = np.concatenate([part for part, _ in passes])
+        return ModelOutput(logits, num_padded - sum(item.num_tokens for item in items))
+
+    def self_check(self) -> None:
+        check_golden(self, self._card)
+
+    def _parts(self, items: list[Item]) -> Iterator[list[Item]]:
+        """Cut length-sorted items where padding would pass the budget, or is not allowed at all."""
+        part: list[Item] = []
+        for item in items:
+            fits = (len(part) + 1) * item.num_tokens <= MAX_PADDED_TOKENS
+            if part and not (fits and (self._can_pad or part[0].num_tokens == item.num_tokens)):
+                yield part
+                part = []
+            part.append(item)
+        yield part
+
+    def _pass(self, features: list[TokenIds]) -> tuple[np.ndarray, int]:
+        """fp32 logits [len(features), num_labels] and the number of tokens, padding included."""
+        length = max(len(item.ids) for item in features)
+        pad = self._tokenizing.pad_token_id
+        inputs = {
+            "input_ids": self._stack([item.ids for item in features], length, pad),
+            "attention_mask": self._stack([[1] * len(item.ids) for item in features], length, 0),
+        }
+        if features[0].types is not None:
+            inputs["token_type_ids"] = self._stack([item.types or [] for item in features], length, 0)
+        with torch.inference_mode():
+            logits = self._network(**inputs).logits
+        return logits.float().cpu().numpy(), len(features) * length
+
+    def _stack(self, rows: list[list[int]], length: int, fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in rows], device=self._device)

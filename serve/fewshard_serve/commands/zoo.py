@@ -1,0 +1,32 @@
+"""`fewshard zoo build`: train every model of a tier, in order; resumable."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fewshard_serve.commands import recipe_options, show
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its only action; `cli` calls it."""
+    parser = subparsers.add_parser("zoo", help="build the model zoo", description="Build the model zoo.")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="train every model of a tier")
+    build.add_argument("tier", choices=["tiny"], help="tiny: the models that ship with the package")
+    build.add_argument("--out", type=Path, help="where the models go (default: RUN_DIR/zoo)")
+    recipe_options.add(build)
+    build.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is not there yet, then print the cards' figures; returns 0."""
+    from fewshard_models.card import load_card
+    from fewshard_models.recipes.registry import RECIPES, train
+
+    work, out = recipe_options.workspace(args), args.out or args.run_dir / "zoo"
+    rows = []
+    for name in RECIPES:
+        card = load_card(out / name) or train(name, work, out / name)
+        rows.append([name, f"{card.accuracy:.2%}", f"{card.parameters_total:,}", f"{card.macs:,}"])
+    print(show.table(["model", "accuracy", "parameters", "MACs"], rows))
+    return 0
