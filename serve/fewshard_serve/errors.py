@@ -22,13 +22,24 @@ The HTTP status of each lives in `http.status`, the only place that knows it.
 `code` is the stable word clients may test for; the message says what is wrong and what to do.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class FewshardError(Exception):
-    """The base of every error this server raises on purpose."""
+    """The base of every error this server raises on purpose; may be pickled, to cross processes."""
 
     code: ClassVar[str] = "error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without this an error is rebuilt from its message alone, which is not what every class takes.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[FewshardError], args: tuple[Any, ...], state: dict[str, Any]) -> FewshardError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class MalformedRequest(FewshardError):

@@ -1,0 +1,1 @@
+"""Thin shells of Ray Serve round plain classes; only `launch` is called from outside."""

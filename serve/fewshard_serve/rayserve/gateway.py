@@ -1,0 +1,82 @@
+"""The Ray Serve deployment at `/`: a `Directory` in one small replica. It never imports torch."""
+
+import asyncio
+from typing import Any
+
+from ray import serve
+
+from fewshard_serve.http.gateway import GatewayApp
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.metrics import Metrics
+from fewshard_serve.rayserve.directory import Directory
+from fewshard_serve.rayserve.handles import ask_all, ask_one
+from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
+from fewshard_serve.rayserve.inflight import CountedApp
+from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
+from fewshard_serve.rayserve.specs import GATEWAY_CPUS, HostSpec
+
+
+class HandleCalls:
+    """Reaches hosts by Serve's handles, one kept for each application."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Any] = {}
+
+    async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        return await ask_all(self._handle(app), method, *args, timeout_s=timeout_s)
+
+    async def one(self, app: str, method: str, *args: Any) -> Any:
+        return await ask_one(self._handle(app), method, *args)
+
+    def _handle(self, app: str) -> Any:
+        if app not in self._handles:
+            self._handles[app] = serve.get_deployment_handle(DEPLOYMENT, app)
+        return self._handles[app]
+
+
+class Gateway:
+    """The replica at `/`."""
+
+    def __init__(self, hosts: list[HostSpec], drain_timeout_s: float) -> None:
+        configure_logging()
+        context = serve.get_replica_context()
+        labels = {"application": context.app_name, "replica": context.replica_tag}
+        self._metrics = Metrics()
+        self._directory = Directory(hosts, HandleCalls(), self._metrics, labels)
+        self._drain_timeout_s = drain_timeout_s
+
+    async def __serve_build_asgi_app__(self) -> CountedApp:
+        """Called once by Ray Serve, on the loop that will serve."""
+        self._refreshing = asyncio.create_task(self._directory.keep_fresh())
+        self._app = CountedApp(GatewayApp(self._directory, on_request=self._metrics.observe_request))
+        return self._app
+
+    async def check_health(self) -> None:
+        if self._refreshing.done():
+            raise RuntimeError("the index is refreshed no more") from self._refreshing.exception()
+
+    async def index(self) -> list[ModelEntry]:
+        """The state of every model, as `POST /v2/repository/index` tells it."""
+        return list(await self._directory.model_index())
+
+    async def begin_drain(self) -> None:
+        """Refuse new requests; those inside go on."""
+        self._directory.begin_drain()
+
+    async def finish_drain(self) -> bool:
+        """Return once what is inside is answered; False if time ran out."""
+        return await self._app.idle(self._drain_timeout_s)
+
+
+def gateway_application(hosts: list[HostSpec]) -> Any:
+    """The Serve application at `/`."""
+    drain_timeout_s = max(host.drain_timeout_s for host in hosts)
+    deployment = serve.deployment(
+        name="gateway",
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=RAY_LOGGING,
+        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+    )
+    return deployment(serve.ingress()(Gateway)).bind(hosts, drain_timeout_s)

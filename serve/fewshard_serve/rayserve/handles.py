@@ -1,0 +1,37 @@
+"""Calls through Ray Serve's handles that outlive a replica or two; used by hosts, gateway and launcher."""
+
+import asyncio
+import logging
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+async def ask_all(handle: Any, method: str, *args: Any, timeout_s: float) -> list[Any]:
+    """Call a method of every replica; the answers of those that gave one within `timeout_s`.
+
+    No replica at all is no answer, not an error.
+    """
+    try:
+        response = handle.broadcast(method, *args)
+        answers = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
+    except Exception as error:  # noqa: BLE001  Ray has many errors for "nobody is there"
+        logger.debug("nobody answered %s: %r", method, error)
+        return []
+    return [answer for answer in answers if not _is_failure(method, answer)]
+
+
+def _is_failure(method: str, answer: Any) -> bool:
+    if isinstance(answer, Exception):
+        logger.warning("one replica did not answer %s: %r", method, answer)
+    return isinstance(answer, Exception)
+
+
+async def ask_one(handle: Any, method: str, *args: Any) -> Any:
+    """Call a method of one replica that Serve picks; cancels it there when the caller is cancelled here."""
+    response = getattr(handle, method).remote(*args)
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise

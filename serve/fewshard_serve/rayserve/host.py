@@ -1,0 +1,108 @@
+"""The Ray Serve deployment of a host: `Hosting` in a replica, reached by HTTP, its peers and the gateway."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+
+from fewshard_serve.core import Classified, Input
+from fewshard_serve.engine.routing import Routing
+from fewshard_serve.errors import FewshardError
+from fewshard_serve.http.host import HostApp
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.protocol.stats import ModelStatistics
+from fewshard_serve.rayserve.handles import ask_all
+from fewshard_serve.rayserve.hosting import Hosting
+from fewshard_serve.rayserve.inflight import CountedApp
+from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
+from fewshard_serve.rayserve.peers import MergedService
+from fewshard_serve.rayserve.specs import HOST_CPUS, HostSpec
+
+DEPLOYMENT = "host"
+MAX_ONGOING_REQUESTS = 100_000
+"""Far above every admission limit, so that each refusal is ours, with our body."""
+TARGET_ONGOING_REQUESTS = 64
+"""Requests in flight that one replica should have; more make autoscaling add another."""
+PEER_TIMEOUT_S = 2.0
+
+
+class Host:
+    """One replica. Its methods run on the replica's own event loop, which nothing here may block."""
+
+    def __init__(self, spec: HostSpec) -> None:
+        self._spec = spec
+        configure_logging()
+        context = serve.get_replica_context()
+        self._labels = {"application": context.app_name, "replica": context.replica_tag}
+
+    async def __serve_build_asgi_app__(self) -> CountedApp:
+        """Called once by Ray Serve, which takes the replica for ready when this returns."""
+        self._hosting = await Hosting.open(self._spec)
+        service = MergedService(self._hosting, self._labels, self._ask_peers)
+        self._app = CountedApp(HostApp(service, on_request=self._hosting.metrics.observe_request))
+        return self._app
+
+    async def check_health(self) -> None:
+        self._hosting.check()
+
+    async def metrics_part(self) -> bytes:
+        """This replica's Prometheus text, with its labels."""
+        return await asyncio.to_thread(self._hosting.metrics.render, self._labels)
+
+    async def stats_part(self, model: str) -> ModelStatistics:
+        return self._hosting.statistics(model)
+
+    async def routing_part(self, model: str) -> Routing | None:
+        return await self._hosting.routing(model)
+
+    async def model_states(self) -> list[ModelEntry]:
+        return self._hosting.entries()
+
+    async def classify_for_gateway(
+        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None
+    ) -> Classified | FewshardError:
+        """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
+        return await self._hosting.classify(model, inputs, truncate=truncate, timeout_s=timeout_s)
+
+    async def begin_drain(self) -> None:
+        """Refuse new HTTP requests; those inside and the gateway's go on."""
+        self._hosting.begin_drain()
+
+    async def finish_drain(self) -> bool:
+        """Return once what is inside is answered; False if time ran out."""
+        is_idle = await self._app.idle(self._spec.drain_timeout_s)
+        return await self._hosting.finish_drain(self._spec.drain_timeout_s) and is_idle
+
+    async def _ask_peers(self, method: str, *args: Any) -> list[Any]:
+        if self._spec.max_replicas == 1:
+            return [await getattr(self, method)(*args)]
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        return await ask_all(handle, method, *args, timeout_s=PEER_TIMEOUT_S)
+
+
+def host_application(spec: HostSpec) -> Any:
+    """The Serve application of one host, to be run under the spec's name and route prefix."""
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=spec.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=RAY_LOGGING,
+        ray_actor_options={"num_cpus": HOST_CPUS, "num_gpus": spec.num_gpus},
+        **_scale(spec),
+    )
+    return deployment(serve.ingress()(Host)).bind(spec)
+
+
+def _scale(spec: HostSpec) -> dict[str, Any]:
+    if spec.min_replicas == spec.max_replicas:
+        return {"num_replicas": spec.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": spec.min_replicas,
+            "max_replicas": spec.max_replicas,
+            "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
+        }
+    }

@@ -1,0 +1,192 @@
+"""Starts everything, says when it is ready, and drains it on a signal; called by `fewshard serve`."""
+
+import asyncio
+import http.client
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from fewshard_serve.config import FewshardConfig, ServerConfig
+from fewshard_serve.errors import StartError
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.rayserve.cluster import check_port, ray_cluster
+from fewshard_serve.rayserve.environment import prepare_environment
+from fewshard_serve.rayserve.logs import RAY_LOGGING
+from fewshard_serve.rayserve.loopthread import LoopThread
+from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
+from fewshard_serve.rayserve.specs import (
+    DEFAULT_LOADER,
+    GATEWAY_APP,
+    HostSpec,
+    num_cpus_wanted,
+    plan_hosts,
+    share_gpus,
+)
+
+EXIT_STOPPED_AT_ONCE = 130
+POLL_S = 0.1
+CALL_TIMEOUT_S = 2.0
+LAST_BYTES_S = 0.2
+"""Time for HAProxy to pass on answers that the replicas have already written."""
+
+
+def serve_until_signalled(
+    config: FewshardConfig,
+    *,
+    address: str | None = None,
+    on_ready: Callable[[], None],
+    loader: str = DEFAULT_LOADER,
+) -> int:
+    """Serve until Ctrl-C or SIGTERM, then answer what was accepted; returns the exit code.
+
+    `on_ready` is called once every model answers over HTTP. Raises `StartError` where the port is taken, Ray
+    cannot start, or a model cannot be loaded.
+    """
+    hosts = plan_hosts(config, loader)
+    if address is None:
+        check_port(config.server)
+    try:
+        with ExitStack() as stack:
+            work_dir = stack.enter_context(_work_dir()) if address is None else None
+            prepare_environment(work_dir)
+            stop = stack.enter_context(stop_request())
+            stack.enter_context(ray_cluster(address, num_cpus_wanted(hosts)))
+            listen(stop)
+            running = stack.enter_context(_deployed(hosts, config.server, owns_ray=address is None))
+            if running.wait_until_ready(stop):
+                on_ready()
+                stop.wait()
+                running.drain()
+    except StoppedAtOnce:
+        return EXIT_STOPPED_AT_ONCE
+    return 0
+
+
+@contextmanager
+def _work_dir() -> Iterator[str]:
+    # Not in TMPDIR: a path of a Unix socket may have 107 characters, and Ray adds 56 of its own.
+    with tempfile.TemporaryDirectory(prefix="fewshard-", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield path
+
+
+@contextmanager
+def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> Iterator["Running"]:
+    """All applications, taken down at the end where the Ray they run on is not ours."""
+    import ray
+    from ray import serve
+
+    from fewshard_serve.rayserve.gateway import gateway_application
+    from fewshard_serve.rayserve.host import host_application
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
+    serve.start(
+        proxy_location="HeadOnly" if owns_ray else "EveryNode",
+        http_options={"host": server.host, "port": server.port},
+        logging_config=RAY_LOGGING,
+    )
+    targets = [serve.RunTarget(host_application(host), host.app, host.route_prefix) for host in hosts]
+    targets.append(serve.RunTarget(gateway_application(hosts), GATEWAY_APP, "/"))
+    handles = serve.run_many(
+        targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
+    )
+    try:
+        with LoopThread() as calls:
+            yield Running(hosts, handles, calls, server if owns_ray else None)
+    finally:
+        if not owns_ray:
+            for target in targets:
+                serve.delete(target.name)
+
+
+class Running:
+    """The applications of one server. `handles` are those of the hosts, in order, and the gateway's last.
+
+    `server` is where to find it over HTTP, None where that may be another machine.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[HostSpec],
+        handles: Sequence[Any],
+        calls: LoopThread,
+        server: ServerConfig | None,
+    ) -> None:
+        self._hosts = hosts
+        self._host_handles = handles[:-1]
+        self._gateway_handle = handles[-1]
+        self._calls = calls
+        self._server = server
+
+    def wait_until_ready(self, stop: StopRequest) -> bool:
+        """Wait until every model answers; False if a stop was asked for. Raises `StartError`."""
+        while not (self._are_models_loaded() and self._is_reachable()):
+            if stop.wait(POLL_S):
+                return False
+        return True
+
+    def drain(self) -> None:
+        """Refuse new requests everywhere, then answer what was accepted.
+
+        The gateway comes before the hosts, since its requests still need them.
+        """
+        self._tell([self._gateway_handle, *self._host_handles], "begin_drain")
+        self._tell([self._gateway_handle], "finish_drain")
+        self._tell(self._host_handles, "finish_drain")
+        time.sleep(LAST_BYTES_S)
+
+    def _tell(self, handles: Sequence[Any], method: str) -> None:
+        from fewshard_serve.rayserve.handles import ask_all
+
+        timeout_s = 2 * max(host.drain_timeout_s for host in self._hosts)
+
+        async def tell_all() -> None:
+            await asyncio.gather(*(ask_all(handle, method, timeout_s=timeout_s) for handle in handles))
+
+        self._calls.run(tell_all(), timeout_s + CALL_TIMEOUT_S)
+
+    def _are_models_loaded(self) -> bool:
+        _raise_if_deploying_failed()
+        index = self._index()
+        failed = [f"  {entry.name}: {entry.reason}" for entry in index if entry.state == "UNAVAILABLE"]
+        if failed:
+            raise StartError("\n".join(["these models cannot be served:", *failed]))
+        return bool(index) and all(entry.state == "READY" for entry in index)
+
+    def _index(self) -> list[ModelEntry]:
+        from fewshard_serve.rayserve.handles import ask_all
+
+        answers = self._calls.run(
+            ask_all(self._gateway_handle, "index", timeout_s=CALL_TIMEOUT_S), 2 * CALL_TIMEOUT_S
+        )
+        return answers[0] if answers else []
+
+    def _is_reachable(self) -> bool:
+        """Whether the proxy has routes to every host; it learns of them a moment after they are ready."""
+        if self._server is None:
+            return True
+        paths = ["/v2/health/ready", *(f"/v2/models/{host.models[0].name}/ready" for host in self._hosts)]
+        return all(_answers(self._server, path) for path in paths)
+
+
+def _raise_if_deploying_failed() -> None:
+    from ray import serve
+
+    for name, app in serve.status().applications.items():
+        if app.status == "DEPLOY_FAILED":
+            raise StartError(f"the application {name} cannot start: {app.message}")
+
+
+def _answers(server: ServerConfig, path: str) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
+    connection = http.client.HTTPConnection(host, server.port, timeout=CALL_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,68 @@
+"""Loads the models of a host, each on its own feet; called by `Hosting` in a thread."""
+
+import logging
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.core import ModelInfo
+from fewshard_serve.errors import FewshardError
+from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    def __call__(self, name: str, path: str, device: str, dtype: str) -> Model: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """A model that cannot be served, and why."""
+
+    name: str
+    reason: str
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of it: its name."""
+        return ModelInfo(
+            name=self.name,
+            task="text",
+            kind="unavailable",
+            labels=(),
+            problem_type="single_label_classification",
+            architecture="",
+            dtype="",
+            device="",
+            max_tokens=0,
+        )
+
+
+def load_models(spec: HostSpec) -> list[Model | LoadFailure]:
+    """Every model of the host in order, checked by its golden inputs; a failure stays with its model."""
+    load = find_loader(spec.loader)
+    return [_load_one(load, model) for model in spec.models]
+
+
+def find_loader(path: str) -> Loader:
+    """The function at `module:function`."""
+    module, _, name = path.partition(":")
+    return cast(Loader, getattr(import_module(module), name))
+
+
+def _load_one(load: Loader, spec: ModelSpec) -> Model | LoadFailure:
+    started_at = time.monotonic()
+    try:
+        model = load(spec.name, spec.path, spec.device, spec.dtype)
+        model.self_check()
+    except FewshardError as error:
+        logger.error("%s: %s", spec.name, error)
+        return LoadFailure(spec.name, str(error))
+    except Exception as error:  # one bad checkpoint must not take the others down
+        logger.exception("%s cannot be loaded", spec.name)
+        return LoadFailure(spec.name, f"{type(error).__name__}: {error}")
+    logger.info("%s loaded in %.1f s", spec.name, time.monotonic() - started_at)
+    return model

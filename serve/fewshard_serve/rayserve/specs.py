@@ -1,0 +1,99 @@
+"""What runs where: the plan of hosts drawn from a configuration, as plain values that travel to replicas."""
+
+import math
+from dataclasses import dataclass, replace
+
+from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.errors import StartError
+
+SHARED_APP = "models"
+GATEWAY_APP = "gateway"
+MODELS_PREFIX = "/v2/models"
+DEFAULT_LOADER = "fewshard_serve.backends.load:load_model"
+
+HOST_CPUS = 0.5
+GATEWAY_CPUS = 0.1
+DRAIN_MARGIN_S = 5.0
+"""How much longer than the longest deadline a drain may take: the answers have to be written too."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model of a host."""
+
+    name: str
+    path: str
+    device: str
+    dtype: str
+    settings: EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpec:
+    """One Serve application. `loader` is `module:function`, called with name, path, device and dtype."""
+
+    app: str
+    route_prefix: str
+    models: tuple[ModelSpec, ...]
+    min_replicas: int = 1
+    max_replicas: int = 1
+    num_gpus: float = 0.0
+    loader: str = DEFAULT_LOADER
+
+    @property
+    def deadline_s(self) -> float:
+        return max(model.settings.deadline_s for model in self.models)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        return self.deadline_s + DRAIN_MARGIN_S
+
+    @property
+    def may_use_gpu(self) -> bool:
+        return any(model.device != "cpu" for model in self.models)
+
+    @property
+    def needs_gpu(self) -> bool:
+        return any(model.device == "cuda" for model in self.models)
+
+
+def plan_hosts(config: FewshardConfig, loader: str = DEFAULT_LOADER) -> list[HostSpec]:
+    """The shared host first, where there is one, then the hosts of single models."""
+    shared = tuple(_model_spec(model) for model in config.models if not model.has_own_host)
+    hosts = [_own_host(model, loader) for model in config.models if model.has_own_host]
+    if shared:
+        hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
+    return hosts
+
+
+def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
+    """Give every replica that may use a GPU its share of those there are.
+
+    Raises `StartError` where a model asks for `cuda` and there is none. Fewer GPUs than replicas are shared
+    in equal parts, so that nothing waits for a GPU that never comes.
+    """
+    if num_gpus == 0:
+        for host in hosts:
+            if host.needs_gpu:
+                names = ", ".join(model.name for model in host.models)
+                raise StartError(f"{names} asks for device cuda, but Ray sees no GPU; use device: auto")
+        return hosts
+    wanting = sum(host.max_replicas for host in hosts if host.may_use_gpu)
+    share = min(1.0, math.floor(100 * num_gpus / max(wanting, 1)) / 100)
+    return [replace(host, num_gpus=share) if host.may_use_gpu else host for host in hosts]
+
+
+def num_cpus_wanted(hosts: list[HostSpec]) -> int:
+    """CPUs, in Ray's counting, without which some replica would never be placed."""
+    return math.ceil(GATEWAY_CPUS + HOST_CPUS * sum(host.max_replicas for host in hosts))
+
+
+def _own_host(model: ModelConfig, loader: str) -> HostSpec:
+    counts = (model.replicas.min, model.replicas.max) if model.replicas else (1, 1)
+    prefix = f"{MODELS_PREFIX}/{model.name}"
+    return HostSpec(f"model-{model.name}", prefix, (_model_spec(model),), *counts, loader=loader)
+
+
+def _model_spec(model: ModelConfig) -> ModelSpec:
+    return ModelSpec(model.name, model.path, model.device, model.dtype, model.engine_settings)
