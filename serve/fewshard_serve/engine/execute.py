@@ -29,17 +29,23 @@ def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = l
     every forward pass, so that a watcher sees progress.
     """
     on_pass()
+    ran = _run(model, items)
+    if isinstance(ran, ModelOutput):
+        return _finite(model, items, ran, on_pass)
+    return _halved(model, items, on_pass) if len(items) > 1 else Executed([ran])
+
+
+def _run(model: Model, items: Sequence[Item]) -> ModelOutput | FewshardError:
     try:
-        output = _checked(model.run(items), len(items))
+        return _checked(model.run(items), len(items))
     except FewshardError as error:
-        return _halved(model, items, on_pass) if len(items) > 1 else Executed([error])
+        return error
     except Exception as error:  # any model may raise anything; the thread must survive it
-        if len(items) > 1:
-            logger.warning("%s: a batch of %d items failed (%r), halving", model.info.name, len(items), error)
-            return _halved(model, items, on_pass)
-        logger.exception("%s: the model failed on one item", model.info.name)
-        return Executed([InternalError(f"the model failed on this item ({type(error).__name__})")])
-    return _finite(model, items, output, on_pass)
+        if len(items) == 1:
+            logger.exception("%s: the model failed on one item", model.info.name)
+        else:
+            logger.warning("%s: a batch of %d items failed: %r", model.info.name, len(items), error)
+        return InternalError(f"the model failed on this item ({type(error).__name__})")
 
 
 def _halved(model: Model, items: Sequence[Item], on_pass: Callable[[], None]) -> Executed:

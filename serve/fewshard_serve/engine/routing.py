@@ -66,14 +66,20 @@ class RoutingWindow:
 def imbalance_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
     """The busiest expert's tokens over the mean, by layer; NaN where nothing was routed."""
     mean = counts.tokens.mean(axis=1)
-    return np.divide(counts.tokens.max(axis=1), mean, out=np.full(len(mean), np.nan), where=mean > 0)
+    return _ratio(counts.tokens.max(axis=1), mean)
 
 
 def entropy_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
     """The router's mean entropy over its largest possible value, by layer; NaN where nothing was routed."""
     num_experts = counts.tokens.shape[1]
     most = counts.rows * np.log(max(num_experts, 2))
-    return np.divide(counts.entropy, most, out=np.full(len(most), np.nan), where=most > 0)
+    return _ratio(counts.entropy, most)
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    ratio = np.full(len(whole), np.nan)
+    np.divide(part, whole, out=ratio, where=whole > 0)
+    return ratio
 
 
 def merge_routing(parts: Sequence[Routing]) -> Routing:
