@@ -5,6 +5,7 @@ Commands that speak to a server are in test_cli_client.py; what they print of fi
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -221,12 +222,12 @@ def test_doctor_reads_the_features_of_the_first_processor(tmp_path: Path) -> Non
 
 
 def test_doctor_tells_a_taken_port_from_a_free_one() -> None:
-    with doctor.socket.socket() as taken:
+    with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        assert doctor.port_finding("127.0.0.1", port).value == "taken"
-    assert doctor.port_finding("127.0.0.1", port).value == "free"
+        server = ServerConfig(port=taken.getsockname()[1])
+        assert doctor.port_finding(server).value == "not free"
+    assert doctor.port_finding(server).value == "free"
 
 
 def test_doctor_covers_what_decides_a_path() -> None:

