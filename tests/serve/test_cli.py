@@ -232,4 +232,5 @@ def test_doctor_tells_a_taken_port_from_a_free_one() -> None:
 
 def test_doctor_covers_what_decides_a_path() -> None:
     topics = {finding.topic for finding in doctor.examine()}
-    assert {"CPU features", "torch", "triton", "moe_ffn on cpu", "HAProxy", "port 8000"} <= topics
+    decisions = {"device: auto", "dtype: auto on cpu", "moe_ffn on cpu"}
+    assert {"CPU features", "torch", "triton", "HAProxy", "port 8000", *decisions} <= topics

@@ -119,11 +119,15 @@ def _torch_findings() -> Iterator[Finding]:
 
 
 def _path_findings() -> Iterator[Finding]:
-    """What the kernels themselves say they will do on each device."""
+    """What the code that will run says of each device: the number format of `auto`, the path of each op."""
     import torch
 
     from fewshard_kernels import explain
+    from fewshard_models.devices import choose_device, choose_dtype
 
-    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        choice = explain(torch.device(kind))
-        yield Finding(f"moe_ffn on {choice.device}", choice.path, choice.reason)
+    best = choose_device()
+    yield Finding("device: auto", best.name, best.reason)
+    for kind in dict.fromkeys((best.name, "cpu")):
+        dtype, path = choose_dtype(device=kind), explain(torch.device(kind))
+        yield Finding(f"dtype: auto on {kind}", dtype.name, dtype.reason)
+        yield Finding(f"moe_ffn on {kind}", path.path, path.reason)

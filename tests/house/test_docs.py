@@ -1,0 +1,56 @@
+"""The documents name what there is: every configuration key, every command, and links that lead somewhere."""
+
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from fewshard_serve.config import AdmissionConfig, BatchingConfig, ModelConfig, ServerConfig, load_config
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+SECTIONS = {
+    "models": ModelConfig,
+    "batching": BatchingConfig,
+    "admission": AdmissionConfig,
+    "server": ServerConfig,
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_configuration_key_is_documented_with_its_default(section: str) -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    (body,) = re.findall(rf"^## `{section}`\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    documented = dict(re.findall(r"^\| `(\w+)` \| *`?([^|`]*?)`? *\|", body, re.MULTILINE))
+    fields = SECTIONS[section].model_fields
+    assert documented == {key: _as_written(field.default) for key, field in fields.items()}
+
+
+def _as_written(default: object) -> str:
+    if isinstance(default, float):
+        return f"{default:g}"
+    return str(default) if isinstance(default, int | str) else ""
+
+
+def test_the_documented_configuration_loads(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", "".join(p.read_text() for p in DOCUMENTS), re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        path = tmp_path / "fewshard.yaml"
+        path.write_text(block.replace("zoo:sst2-moe", "./sst2-moe"))
+        assert load_config(path).models
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    names = {point.name for point in entry_points(group="fewshard.commands")}
+    assert {name for name in names if f"`fewshard {name}" not in text} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text())
+    assert [target for target in targets if not (document.parent / target).exists()] == []
