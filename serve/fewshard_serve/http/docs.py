@@ -32,12 +32,23 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         for status, answer in operation["responses"].items()
         if status != "200"
     ]
+    shown = [*_calls(method, path, operation), *_answer(operation)]
     return (
         f"<section><h2><span class='method'>{method.upper()}</span> <code>{escape(path)}</code></h2>"
         f"<p>{escape(operation['summary'])}</p>"
-        f"{''.join(f'<pre>{escape(call)}</pre>' for call in _calls(method, path, operation))}"
+        f"{''.join(f'<pre>{escape(text)}</pre>' for text in shown)}"
         f"<p class='soft'>Errors: {escape('; '.join(errors))}</p></section>"
     )
+
+
+def _answer(operation: dict[str, Any]) -> list[str]:
+    """An answer as it may look, where the document has one."""
+    content = operation["responses"]["200"]["content"].get("application/json", {})
+    return [_filled_in(content["example"], indent=2)] if "example" in content else []
+
+
+def _filled_in(example: Any, indent: int | None = None) -> str:
+    return json.dumps(example, indent=indent).replace("{model}", _MODEL)
 
 
 def _calls(method: str, path: str, operation: dict[str, Any]) -> list[str]:
@@ -46,7 +57,7 @@ def _calls(method: str, path: str, operation: dict[str, Any]) -> list[str]:
     if method == "get":
         return [f"curl {url}"]
     content = operation["requestBody"]["content"]
-    body = json.dumps(content["application/json"]["example"]).replace("{model}", _MODEL)
+    body = _filled_in(content["application/json"]["example"])
     calls = [f"curl {url} -d '{body}'"]
     if "image/*" in content:
         query = "?model=cifar10-dense" if path == "/classify" else "?top_k=3"

@@ -65,7 +65,7 @@ class GatewayApp(App):
         if "application/json" in accept and "text/html" not in accept:
             models = [{**_index_line(entry), "kind": entry.info and entry.info.kind} for entry in index]
             return json_response({"name": "fewshard", "version": __version__, "models": models})
-        return html_response(landing_page(index))
+        return html_response(landing_page(index, request.header(b"host") or "localhost:8000"))
 
     async def _server_metadata(self, _: Request) -> Response:
         return json_response({"name": "fewshard", "version": __version__, "extensions": EXTENSIONS})

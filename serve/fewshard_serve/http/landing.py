@@ -15,8 +15,8 @@ _NUMBERS = range(4, 8)
 """The columns that hold numbers, which line up on the right."""
 
 
-def landing_page(index: Sequence[ModelEntry]) -> str:
-    """HTML; everything in it that comes from a card or a name is escaped."""
+def landing_page(index: Sequence[ModelEntry], address: str = "localhost:8000") -> str:
+    """HTML; `address` is where the browser found us. Whatever comes from it or from a card is escaped."""
     num_ready = sum(entry.state == "READY" for entry in index)
     rows = "".join(map(_row, index))
     return page(
@@ -24,7 +24,7 @@ def landing_page(index: Sequence[ModelEntry]) -> str:
         f"<h1>Models</h1><p class='soft'>{num_ready} of {len(index)} ready. Accuracy, parameters and MACs "
         "(multiply-accumulates of one item) are those of each model's card.</p>"
         f"<div class='scroll'><table><tr>{_cells('th', _COLUMNS)}</tr>{rows}</table></div>"
-        f"{_example(index)}",
+        f"{_example(index, address)}",
     )
 
 
@@ -56,13 +56,11 @@ def _state(entry: ModelEntry) -> str:
     return f"<span class='{look}' title='{escape(entry.reason)}'>{escape(entry.state.lower())}</span>"
 
 
-def _example(index: Sequence[ModelEntry]) -> str:
+def _example(index: Sequence[ModelEntry], address: str) -> str:
     text_model = next((entry for entry in index if entry.info and entry.info.task == "text"), None)
     if text_model is None:
         return ""
-    command = (
-        f'curl localhost:8000/v2/models/{quote(text_model.name)}/classify -d \'{{"inputs": "a fine film"}}\''
-    )
+    command = f'curl {address}/v2/models/{quote(text_model.name)}/classify -d \'{{"inputs": "a fine film"}}\''
     return f"<h2>Try one</h2><pre>{escape(command)}</pre>"
 
 

@@ -19,7 +19,11 @@ _REF = "#/components/schemas/{model}"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One line of the API. `takes` and `gives` are JSON bodies; `errors` are codes beside those of all."""
+    """One line of the API. `takes` and `gives` are JSON bodies; `errors` are statuses beside 500.
+
+    `predicts` marks those that classify items: they share errors and a deadline header, and those that give a
+    `ClassifyResponse` also take the bytes of an image.
+    """
 
     method: str
     path: str
@@ -27,12 +31,28 @@ class Endpoint:
     takes: type[BaseModel] | None = None
     gives: type[BaseModel] | None = None
     example: dict[str, Any] | None = None
+    answer: dict[str, Any] | None = None
     errors: tuple[int, ...] = ()
     content_type: str = "application/json"
-    takes_image: bool = False
+    predicts: bool = False
+
+    @property
+    def takes_image(self) -> bool:
+        return self.gives is classify.ClassifyResponse
 
 
 _PREDICTION_ERRORS = (400, 404, 408, 413, 415, 422, 429, 499, 503)
+_TIMEOUT = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "description": "answer 408 after so many milliseconds",
+    "schema": {"type": "integer", "minimum": 1},
+}
+_IMAGE_QUERY = [
+    {"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}},
+    {"name": "raw_scores", "in": "query", "schema": {"type": "boolean"}},
+]
+_IMAGE_MODEL = {"name": "model", "in": "query", "schema": {"type": "string"}}
 _TEXTS = {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a fine film", "two hours I want back"]}
 
 ENDPOINTS = (
@@ -43,8 +63,13 @@ ENDPOINTS = (
         classify.ClassifyRequest,
         classify.ClassifyResponse,
         {"inputs": ["a fine film", "two hours I want back"], "top_k": 1},
-        _PREDICTION_ERRORS,
-        takes_image=True,
+        {
+            "model": "{model}",
+            "predictions": [[{"label": "positive", "score": 0.98}], [{"label": "negative", "score": 0.93}]],
+            "usage": {"items": 2, "tokens": 12},
+            "timings_ms": {"queue": 0.2, "preprocess": 0.4, "infer": 2.9},
+        },
+        predicts=True,
     ),
     Endpoint(
         "post",
@@ -53,8 +78,7 @@ ENDPOINTS = (
         classify.GatewayClassifyRequest,
         classify.ClassifyResponse,
         {"model": "{model}", "inputs": "a fine film"},
-        _PREDICTION_ERRORS,
-        takes_image=True,
+        predicts=True,
     ),
     Endpoint(
         "post",
@@ -63,7 +87,16 @@ ENDPOINTS = (
         schemas.InferRequestBody,
         schemas.InferResponseBody,
         {"inputs": [_TEXTS], "outputs": [{"name": "scores"}, {"name": "label"}]},
-        _PREDICTION_ERRORS,
+        {
+            "model_name": "{model}",
+            "model_version": "1",
+            "parameters": {"tokens": 12, "queue_ms": 0.2, "preprocess_ms": 0.4, "infer_ms": 2.9},
+            "outputs": [
+                {"name": "scores", "datatype": "FP32", "shape": [2, 2], "data": [0.02, 0.98, 0.93, 0.07]},
+                {"name": "label", "datatype": "BYTES", "shape": [2], "data": ["positive", "negative"]},
+            ],
+        },
+        predicts=True,
     ),
     Endpoint(
         "get",
@@ -86,6 +119,13 @@ ENDPOINTS = (
         "/v2/models/{model}/experts",
         "Routing of a mixture of experts: tokens by layer and expert",
         errors=(404,),
+    ),
+    Endpoint(
+        "get",
+        "/v2/models/{model}/metrics",
+        "Prometheus metrics of the replica that answers",
+        errors=(404,),
+        content_type="text/plain",
     ),
     Endpoint("get", "/v2", "Name, version and extensions of the server", gives=schemas.ServerMetadata),
     Endpoint("get", "/v2/health/live", "Whether the server runs"),
@@ -119,14 +159,25 @@ def _description(limits: Limits) -> str:
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     operation: dict[str, Any] = {"summary": endpoint.summary, "operationId": _operation_id(endpoint)}
-    if "{model}" in endpoint.path:
-        operation["parameters"] = [
-            {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-        ]
+    operation["parameters"] = _parameters(endpoint)
     if endpoint.method == "post":
         operation["requestBody"] = {"required": endpoint.takes is not None, "content": _request(endpoint)}
-    operation["responses"] = {"200": _answer(endpoint)} | _error_answers(endpoint.errors)
+    operation["responses"] = {"200": _answer(endpoint)} | _error_answers(endpoint)
     return operation
+
+
+def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    in_path = "{model}" in endpoint.path
+    return [
+        *(
+            [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+            if in_path
+            else []
+        ),
+        *([_TIMEOUT] if endpoint.predicts else []),
+        *(_IMAGE_QUERY if endpoint.takes_image else []),
+        *([_IMAGE_MODEL] if endpoint.takes_image and not in_path else []),
+    ]
 
 
 def _operation_id(endpoint: Endpoint) -> str:
@@ -145,10 +196,14 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
 
 def _answer(endpoint: Endpoint) -> dict[str, Any]:
     schema = {"$ref": _REF.format(model=endpoint.gives.__name__)} if endpoint.gives is not None else {}
-    return {"description": "OK", "content": {endpoint.content_type: {"schema": schema}}}
+    body: dict[str, Any] = {"schema": schema}
+    if endpoint.answer is not None:
+        body["example"] = endpoint.answer
+    return {"description": "OK", "content": {endpoint.content_type: body}}
 
 
-def _error_answers(statuses: tuple[int, ...]) -> dict[str, Any]:
+def _error_answers(endpoint: Endpoint) -> dict[str, Any]:
+    statuses = _PREDICTION_ERRORS if endpoint.predicts else endpoint.errors
     schema = {"$ref": _REF.format(model=schemas.ErrorBody.__name__)}
     return {
         str(status): {"description": _codes(status), "content": {"application/json": {"schema": schema}}}

@@ -139,7 +139,7 @@ def _ranked(
     scores: NDArray[np.float32], labels: Sequence[str], top_k: int | None
 ) -> list[list[dict[str, Any]]]:
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    ranked = np.take_along_axis(scores, order, axis=1).tolist()
+    ranked = np.sort(scores, axis=1)[:, ::-1][:, :top_k].tolist()
     return [
         [{"label": labels[index], "score": score} for index, score in zip(best, row, strict=True)]
         for best, row in zip(order.tolist(), ranked, strict=True)

@@ -152,10 +152,8 @@ def _length_prefixed(element: str | bytes) -> bytes:
 
 
 def _split_elements(name: str, num_elements: int, raw: memoryview) -> list[bytes]:
-    if num_elements * _LENGTH.size > len(raw):  # before looping over a count that may be a lie
-        raise _bytes_do_not_fill(name, num_elements)
     elements, offset = [], 0
-    for _ in range(num_elements):
+    for _ in range(num_elements):  # a count that lies ends with the bytes
         if offset + _LENGTH.size > len(raw):
             raise _bytes_do_not_fill(name, num_elements)
         start = offset + _LENGTH.size

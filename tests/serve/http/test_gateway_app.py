@@ -220,6 +220,12 @@ def test_a_hostile_card_stays_text(text_model: Model) -> None:
     assert evil in page.text
 
 
+def test_the_home_page_shows_the_address_it_was_found_at(gateway: GatewayApp, call: Call) -> None:
+    page = call(gateway, "GET", "/", headers={"Host": "models.example:81"}).text
+    assert "curl models.example:81/v2/models/sst2/classify" in Tags(page).text
+    assert "<script>" not in call(gateway, "GET", "/", headers={"Host": "<script>"}).text
+
+
 def test_no_models_make_a_page_too() -> None:
     assert "0 of 0 ready" in Tags(landing_page([])).text
 
@@ -242,6 +248,11 @@ def test_examples_in_the_document_are_valid() -> None:
     examples = {endpoint.path: endpoint.example for endpoint in ENDPOINTS}
     GatewayClassifyRequest.model_validate(examples["/classify"])
     InferRequestBody.model_validate(examples["/v2/models/{model}/infer"])
+    answers = [(endpoint.gives, endpoint.answer) for endpoint in ENDPOINTS if endpoint.answer is not None]
+    assert len(answers) == 2
+    for kind, answer in answers:
+        assert kind is not None
+        kind.model_validate(answer)
 
 
 def test_every_documented_path_is_served(gateway: GatewayApp, host: HostApp, call: Call) -> None:

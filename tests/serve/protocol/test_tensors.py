@@ -63,6 +63,12 @@ def test_bf16_rounds_to_the_nearest_even(value: float, rounded: float) -> None:
     assert there_and_back(Tensor("x", "BF16", np.array([value], np.float32))).data[0] == rounded
 
 
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF80FFFF])
+def test_bf16_keeps_nan_whatever_its_lower_bits(bits: int) -> None:
+    nan = np.array([bits], np.uint32).view(np.float32)
+    assert np.isnan(there_and_back(Tensor("x", "BF16", nan)).data).all()
+
+
 @given(st.lists(st.binary(max_size=12), min_size=1, max_size=20))
 def test_bytes_survive_binary(elements: list[bytes]) -> None:
     back = there_and_back(bytes_tensor("x", elements, [len(elements), 1]))
