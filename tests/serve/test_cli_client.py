@@ -86,7 +86,7 @@ def test_predict_sends_one_request_and_prints_a_table(
         ["a", "fine", "film", "positive", "0.7500"],
         ["negative", "0.2500"],
     ]
-    assert lines[-1] == "1 items, 7 tokens, queue 0.25 ms, infer 3.50 ms"
+    assert lines[-1] == "1 item, 7 tokens, queue 0.25 ms, infer 3.50 ms"
 
 
 def test_predict_json_is_the_servers_answer(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def as_table(shown: list[str], answer: dict[str, Any]) -> str:
 
 def _footer(answer: dict[str, Any]) -> str:
     usage, timings = answer.get("usage", {}), answer.get("timings_ms", {})
-    parts = [f"{value} {unit}" for unit, value in usage.items()]
+    parts = [f"{value} {unit.removesuffix('s') if value == 1 else unit}" for unit, value in usage.items()]
     parts += [f"{stage} {value:.2f} ms" for stage, value in timings.items()]
     return ", ".join(parts)
 

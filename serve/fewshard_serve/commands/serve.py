@@ -49,10 +49,11 @@ def configured(args: argparse.Namespace) -> FewshardConfig:
 
 def greeting(config: FewshardConfig) -> str:
     """What is served where, and a call to paste."""
-    base = base_url(config)
-    lines = [f"\nFewshard serves {len(config.models)} model(s) at {base}", ""]
+    base, count = base_url(config), len(config.models)
+    lines = [f"\nFewshard serves {count} model{'' if count == 1 else 's'} at {base}", ""]
     lines += [f"  {base}/v2/models/{model.name}" for model in config.models]
-    return "\n".join([*lines, "", "Try it:", f"  {sample_curl(base, config.models)}", ""])
+    lines += ["", f"Every endpoint is described at {base}/docs", ""]
+    return "\n".join([*lines, "Try it:", f"  {sample_curl(base, config.models)}", ""])
 
 
 def base_url(config: FewshardConfig) -> str:
