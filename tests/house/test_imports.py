@@ -58,6 +58,13 @@ def test_the_arrows_hold() -> None:
         ("loadtest/fewshard_loadtest/bad.py", "import fewshard_serve", "The load test imports none"),
         ("loadtest/fewshard_loadtest/bad.py", "import torch", "The load test imports none"),
         ("serve/fewshard_serve/bad.py", "import fewshard_loadtest", "over the network alone"),
+        (
+            "serve/fewshard_serve/http/bad.py",
+            "from fewshard_serve.rayserve import launch",
+            "Ray stays at the edge",
+        ),
+        ("serve/fewshard_serve/engine/bad.py", "import torch", "neither HTTP nor torch"),
+        ("serve/fewshard_serve/rayserve/bad.py", "import prometheus_client", "Only metrics knows"),
     ],
 )
 def test_a_broken_arrow_is_seen(copy: Path, module: str, statement: str, contract: str) -> None:
