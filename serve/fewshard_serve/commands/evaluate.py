@@ -28,9 +28,8 @@ def run(args: argparse.Namespace) -> int:
     for path in args.paths:
         directory = resolve(path)
         found, card = evaluate(directory, args.limit), load_card(directory)
-        rows.append(
-            [path, found.dataset, str(len(found.labels)), f"{found.accuracy:.5f}", f"{found.f1:.5f}"]
-            + [f"{card.accuracy:.5f}" if card else show.UNKNOWN]
-        )
+        on_card = f"{card.accuracy:.5f}" if card else show.UNKNOWN
+        figures = (str(len(found.labels)), f"{found.accuracy:.5f}", f"{found.f1:.5f}", on_card)
+        rows.append([path, found.dataset, *figures])
     print(show.table(["checkpoint", "data", "n", "accuracy", "F1", "card says"], rows))
     return 0

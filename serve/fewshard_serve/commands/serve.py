@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from fewshard_serve.commands.inspect import checkpoint_dir
@@ -72,10 +73,20 @@ def sample_curl(base: str, models: tuple[ModelConfig, ...]) -> str:
 
 
 def _task(model: ModelConfig) -> str | None:
-    """The task on the checkpoint's card; None where there is no card at hand."""
+    """The task by the checkpoint's card, else by its architecture; None where neither is at hand."""
     try:
-        card = json.loads((checkpoint_dir(model.path) / "card.json").read_text(encoding="utf-8"))
-    except (ConfigError, OSError, ValueError):
+        directory = checkpoint_dir(model.path)
+    except ConfigError:
         return None
-    task = card.get("task") if isinstance(card, dict) else None
-    return task if isinstance(task, str) else None
+    architectures = " ".join(map(str, _json_file(directory / "config.json").get("architectures") or []))
+    by_architecture = "image" if "ImageClassification" in architectures else None
+    return _json_file(directory / "card.json").get("task", by_architecture)
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    """Empty where there is no such object; a damaged checkpoint is for the server to explain."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
