@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.errors import CheckpointError
 from fewshard_models.image.preprocessing import load_preprocessing
+from fewshard_models.recipes.shrink import ffn_inputs
 from fewshard_models.recipes.texts import logits_of, tokenize
 from fewshard_models.recipes.workspace import commit
 from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_models.text.modeling import MoeFeedForward
 
 GOLDEN_TEXTS = (
     "a warm and funny film that stays with you",
@@ -32,7 +35,20 @@ GOLDEN_TEXTS = (
     "dull",
     "the actors try, the script does not, and somewhere in between lies a decent short film",
     "I would gladly watch it again tomorrow!",
+    "two hours of noise",
+    "a small wonder",
+    "the jokes are old and the timing is older",
+    "she carries every scene she is in",
+    "neither the thriller nor the romance works",
+    "a patient, quiet, beautiful piece of work",
+    "it falls apart long before the end",
+    "smart, quick and very funny",
+    "I have seen worse, though not this year",
+    "the music alone is worth the ticket",
+    "too long by half and too loud by far",
+    "tender without being soft",
 )
+NUM_GOLDEN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +140,10 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
 
 def _golden(checkpoint: Checkpoint) -> list[Golden]:
     if checkpoint.task == "text":
-        inputs: Sequence[str] = GOLDEN_TEXTS
-        logits = text_logits(checkpoint, GOLDEN_TEXTS)
+        inputs: Sequence[str] = _steady(checkpoint, GOLDEN_TEXTS)[:NUM_GOLDEN]
+        logits = text_logits(checkpoint, inputs)
     else:
-        images = drawn_images()
+        images = drawn_images(NUM_GOLDEN)
         inputs = [_png(image) for image in images]
         logits = image_logits(checkpoint, images)
     return [
@@ -136,7 +152,27 @@ def _golden(checkpoint: Checkpoint) -> list[Golden]:
     ]
 
 
-def drawn_images(count: int = 8, size: int = 32) -> list[NDArray[np.uint8]]:
+def _steady(checkpoint: Checkpoint, texts: Sequence[str]) -> list[str]:
+    """The texts, those first whose routing is least likely to tip over under another dtype's rounding."""
+    model = checkpoint.model
+    assert isinstance(model, FewshardTextForSequenceClassification)
+    if not model.config.num_experts:
+        return list(texts)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    return sorted(texts, key=lambda text: -routing_margin(model, tokenize(tokenizer, [text])[0]))
+
+
+def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequence[int]) -> float:
+    """The smallest gap between the two best router probabilities over the item's tokens and all layers."""
+    gaps = []
+    for layer, inputs in zip(model.layers, ffn_inputs(model, [token_ids]), strict=True):
+        router = cast(MoeFeedForward, layer.ffn).router.detach().float()
+        best = (inputs.float() @ router.T).softmax(dim=-1).topk(2).values
+        gaps.append(float((best[:, 0] - best[:, 1]).min()))
+    return min(gaps)
+
+
+def drawn_images(count: int, size: int = 32) -> list[NDArray[np.uint8]]:
     """Deterministic pictures of our own: a coloured ellipse on a gradient, different in each."""
     y, x = np.mgrid[0:size, 0:size] / size
     images = []

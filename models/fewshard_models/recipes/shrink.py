@@ -94,8 +94,7 @@ def cluster(inputs: Tensor, num_clusters: int, num_rounds: int = 30, seed: int =
     """
     mean = inputs.mean(dim=0)
     points = torch.nn.functional.normalize(inputs - mean, dim=1)
-    generator = torch.Generator().manual_seed(seed)
-    centres = points[torch.randperm(len(points), generator=generator)[:num_clusters]]
+    centres = _far_apart(points, num_clusters, seed)
     penalty = torch.zeros(num_clusters)
     for _ in range(num_rounds):
         owner = (points @ centres.T - penalty).argmax(dim=1)
@@ -108,6 +107,16 @@ def cluster(inputs: Tensor, num_clusters: int, num_rounds: int = 30, seed: int =
     scores = (inputs @ rows.T).sort(dim=1, descending=True).values
     gap = (scores[:, 0] - scores[:, 1]).median()
     return rows * (3.0 / gap), (inputs @ rows.T).argmax(dim=1)
+
+
+def _far_apart(points: Tensor, count: int, seed: int) -> Tensor:
+    """Starting centres: a random point, then again and again the point least like those chosen."""
+    first = int(torch.randint(len(points), (1,), generator=torch.Generator().manual_seed(seed)))
+    chosen = points[first : first + 1]
+    while len(chosen) < count:
+        nearest = (points @ chosen.T).amax(dim=1)
+        chosen = torch.cat([chosen, points[nearest.argmin()][None]])
+    return chosen
 
 
 def ffn_inputs(model: FewshardTextForSequenceClassification, sample: Sequence[Sequence[int]]) -> list[Tensor]:
