@@ -21,10 +21,10 @@ from fewshard_loadtest import Plan, run_headless
 
 ROOT = Path(__file__).parents[2]
 FEWSHARD = [sys.executable, "-c", "import sys; from fewshard_serve.cli import main; sys.exit(main())"]
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "gripping", "and", "often", "funny", "film", "bad"]
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
 
 def save_checkpoint(folder: Path) -> None:
@@ -92,7 +92,7 @@ def running(config_file: Path) -> Iterator[Running]:
         yield Running(process, f"http://127.0.0.1:{port}", log.read_text())
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(120)
 
 
 def _wait_for(process: subprocess.Popen[str], log: Path, words: str) -> None:
@@ -160,7 +160,7 @@ def test_a_second_server_on_the_port_is_refused(running: Running, config_file: P
 def test_sigint_stops_it_cleanly(running: Running) -> None:
     """The last test of the file: the server is gone after it."""
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(60) == 0
+    assert running.process.wait(120) == 0
     with pytest.raises(AssertionError, match="no server answers"):
         fewshard("models", "--url", running.url)
 
