@@ -35,6 +35,7 @@ def test_the_work_of_a_caller_that_leaves_is_cancelled(
         incoming, sent = body_then(), []
 
         async def send(message: Message) -> None:
+            assert text_model.was_cancelled  # before the answer, so that its room is free again
             sent.append(message)
 
         answering = asyncio.create_task(host(dict(SCOPE), incoming.get, send))
@@ -47,7 +48,6 @@ def test_the_work_of_a_caller_that_leaves_is_cancelled(
 
     start, _ = asyncio.run(leave_while_waiting())
     assert start["status"] == 499
-    assert text_model.was_cancelled
     assert counted_requests == [("sst2", "classify", "caller_gone")]
     assert text_model.stats.requests["fail"].count == 1
 
@@ -104,6 +104,13 @@ def exchange(app: HostApp, scope: Message, incoming: list[Message]) -> list[Mess
 
     asyncio.run(app(scope, receive, send))
     return sent
+
+
+def test_head_sends_no_body(host: HostApp) -> None:
+    head = {"type": "http", "method": "HEAD", "path": "/v2/models/sst2", "headers": []}
+    start, body = exchange(host, head, [])
+    assert int(dict(start["headers"])[b"content-length"]) > 0
+    assert body["body"] == b""
 
 
 def test_lifespan_starts_and_stops(host: HostApp) -> None:

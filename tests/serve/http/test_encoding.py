@@ -1,6 +1,7 @@
 """Content codings: which one is chosen, and that no body unpacks beyond its limit."""
 
 import gzip
+import tracemalloc
 import zlib
 
 import pytest
@@ -82,8 +83,12 @@ def test_other_codings_are_unsupported(coding: str) -> None:
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_a_bomb_stops_at_the_limit(coding: str) -> None:
     packed = pack(b"\0" * 50_000_000, coding)
+    tracemalloc.start()
     with pytest.raises(TooLarge, match="max_body_bytes"):
         unpack(packed, coding, 1000)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

@@ -428,8 +428,14 @@ def test_answers_are_packed_as_the_client_asks(host: HostApp, call: Call) -> Non
     assert coding("br", large) is None
 
 
-def test_a_packed_answer_varies_and_an_error_is_never_packed(host: HostApp, call: Call) -> None:
+def test_a_packed_answer_varies_and_an_error_is_never_packed(
+    host: HostApp, call: Call, text_model: Model
+) -> None:
     good = call(host, "GET", "/v2/models/sst2", headers={"Accept-Encoding": "gzip"})
     assert good.headers["vary"] == "accept-encoding"
     bad = call(host, "GET", "/v2/models/nope", headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in bad.headers
+    text_model.not_ready_reason = "draining"
+    waiting = call(host, "GET", "/v2/models/sst2/ready", headers={"Accept-Encoding": "gzip"})
+    assert waiting.status_code == 503
+    assert "content-encoding" not in waiting.headers

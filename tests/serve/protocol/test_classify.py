@@ -3,12 +3,14 @@
 import base64
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fewshard_serve.core import Classified, EncodedImage, ModelInfo, ProblemType, Task, TextInput, Timings
 from fewshard_serve.errors import FewshardError, MalformedRequest, TooLarge, UnsupportedMedia, UnusableItem
@@ -104,6 +106,12 @@ def test_limits_are_checked_where_they_can_first_be_known() -> None:
         to_inputs(parse({"inputs": ["x", {"text": "x", "text_pair": "y" * 101}]}), info(), LIMITS)
 
 
+def test_a_list_of_the_wrong_kind_is_left_at_its_first_item() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ClassifyRequest.model_validate_json(json.dumps({"inputs": [1] * 5000}))
+    assert caught.value.error_count() < 10
+
+
 def test_no_items_are_malformed() -> None:
     with pytest.raises(MalformedRequest, match="no items; send at least one"):
         to_inputs(parse({"inputs": []}), info(), LIMITS)
@@ -166,6 +174,13 @@ def test_top_k_cuts_to_the_labels_there_are(top_k: int | None, num_labels: int) 
     said = answer(ClassifyOptions(top_k=top_k), [[0.0, 2.0, 1.0]])
     assert len(said["predictions"][0]) == num_labels
     assert said["predictions"][0][0]["label"] == "b"
+
+
+def test_labels_that_are_equal_keep_their_order() -> None:
+    labels = tuple(map(str, range(50)))
+    classified = Classified(np.ones((1, 50), np.float32), 1, Timings(0, 0, 0))
+    body = encode_classify(ClassifyOptions(), replace(info(), labels=labels), classified)
+    assert [each["label"] for each in json.loads(body)["predictions"][0]] == list(labels)
 
 
 def test_raw_scores_are_logits() -> None:

@@ -1,6 +1,7 @@
 """What V2 tensors mean to a text or image classifier: items in, scores, logits and labels out."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,13 @@ def test_classification_gives_the_best_so_many(asked: int, given_back: int) -> N
         ["3.000000:0:a", "3.000000:2:c", "-1.000000:1:b"],
     ]
     assert tensor.data.tolist() == [row[:given_back] for row in best]
+
+
+def test_classes_that_are_equal_keep_their_order() -> None:
+    request = given(texts("a"), outputs=(RequestedOutput("logits", False, 50),))
+    wide = replace(info(), labels=tuple(map(str, range(50))))
+    ((tensor, _),) = to_outputs(request, wide, np.ones((1, 50), np.float32))
+    assert [each.split(":")[2] for each in tensor.data[0]] == list(wide.labels)
 
 
 def test_classification_of_scores_activates() -> None:
