@@ -178,9 +178,9 @@ def test_top_k_cuts_to_the_labels_there_are(top_k: int | None, num_labels: int) 
 
 def test_labels_that_are_equal_keep_their_order() -> None:
     labels = tuple(map(str, range(50)))
-    classified = Classified(np.ones((1, 50), np.float32), 1, Timings(0, 0, 0))
+    classified = Classified(np.tile(np.float32([1, 0]), 25)[np.newaxis], 1, Timings(0, 0, 0))
     body = encode_classify(ClassifyOptions(), replace(info(), labels=labels), classified)
-    assert [each["label"] for each in json.loads(body)["predictions"][0]] == list(labels)
+    assert [each["label"] for each in json.loads(body)["predictions"][0]] == [*labels[::2], *labels[1::2]]
 
 
 def test_raw_scores_are_logits() -> None:
