@@ -8,7 +8,7 @@
     ├── NotFound              no such path
     ├── MethodNotAllowed      the path exists, the verb does not
     ├── DeadlineExceeded      the request's time was up before the model answered
-    ├── TooLarge              the body, the number of items, an image or the JSON's depth passes a limit
+    ├── TooLarge              the body, a text, the number of items or the JSON's depth passes a limit
     ├── UnsupportedMedia      a content type or encoding that is not spoken here
     ├── UnusableItem          one item of the request cannot be used; says which
     ├── Overloaded            admission refused; says when to come back

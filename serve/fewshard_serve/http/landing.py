@@ -53,7 +53,8 @@ def _cells(tag: str, cells: Sequence[str]) -> str:
 
 def _state(entry: ModelEntry) -> str:
     look = "ready" if entry.state == "READY" else "waiting"
-    return f"<span class='{look}' title='{escape(entry.reason)}'>{escape(entry.state.lower())}</span>"
+    reason = f"<br><small>{escape(entry.reason)}</small>" if entry.reason else ""
+    return f"<span class='{look}'>{escape(entry.state.lower())}</span>{reason}"
 
 
 def _example(index: Sequence[ModelEntry], address: str) -> str:

@@ -152,8 +152,8 @@ def _description(limits: Limits) -> str:
     return (
         "Serves classifiers, dense and sparse. Each answer but 200 is {error, code}. "
         "X-Request-Timeout-Ms sets a deadline; Content-Encoding and Accept-Encoding may be gzip or deflate. "
-        f"One request may have {limits.max_items} items, {limits.max_body_bytes >> 20} MiB, "
-        f"{limits.max_text_bytes} bytes a text and {limits.max_image_pixels} pixels an image."
+        f"One request may have {limits.max_items:,} items, {limits.max_body_bytes >> 20} MiB, "
+        f"{limits.max_text_bytes:,} bytes a text and {limits.max_image_pixels:,} pixels an image."
     )
 
 
