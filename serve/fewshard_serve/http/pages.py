@@ -37,7 +37,8 @@ tr:last-child td { border-bottom:0 }
 .ready { color:var(--good) }
 .waiting { color:var(--wait) }
 code, pre { font:.875rem/1.5 ui-monospace,monospace }
-pre { margin:.5rem 0; padding:.8rem 1rem; white-space:pre-wrap; overflow-wrap:anywhere; background:var(--panel);
+pre { margin:.5rem 0; padding:.8rem 1rem; white-space:pre-wrap;
+  overflow-wrap:anywhere; background:var(--panel);
   border:1px solid var(--line); border-radius:.6rem }
 section { border-top:1px solid var(--line); padding:1rem 0 }
 .method { display:inline-block; min-width:3.4rem; font-weight:600; color:var(--accent) }

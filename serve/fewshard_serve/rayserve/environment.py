@@ -23,6 +23,8 @@ ALWAYS = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray runs its workers at nice 15: whatever else the machine does would come before every request.
+    "RAY_worker_niceness": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
     # After 5 s, as it is else, the controller kills a proxy that is still importing on a busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",

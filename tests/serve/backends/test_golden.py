@@ -1,18 +1,19 @@
-"""Golden inputs before traffic: damaged weights are found; routing is counted exactly and not by the check."""
+"""Golden inputs before traffic: damaged weights are found; routing is counted exactly, without the check."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizer
+
 from fewshard_models import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import save_checkpoint
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.core import TextInput
 from fewshard_serve.errors import NotReady
-from safetensors.torch import load_file, save_file
-from transformers import BertTokenizer
 
 TEXTS = ["good film", "bad film", "the film is good and not bad", "is"]
 

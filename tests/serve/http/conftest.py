@@ -152,7 +152,7 @@ def counted_requests() -> Counted:
 @pytest.fixture
 def host(text_model: FakeModel, image_model: FakeModel, counted_requests: Counted) -> HostApp:
     served = {model.info.name: model for model in (text_model, image_model)}
-    service = LocalService(served, metrics=b"fewshard_up 1\n")
+    service = LocalService(served, metrics=b"fewshard_queue_items 1\n")
     return HostApp(service, limits=LIMITS, on_request=lambda *seen: counted_requests.append(seen[:3]))
 
 

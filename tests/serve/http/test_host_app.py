@@ -356,7 +356,7 @@ def test_experts_where_there_are_some(host: HostApp, call: Call, text_model: Mod
 @pytest.mark.parametrize("path", ["/v2/models/metrics", "/v2/models/sst2/metrics"])
 def test_metrics_of_this_replica(host: HostApp, call: Call, path: str) -> None:
     response = call(host, "GET", path)
-    assert response.text == "fewshard_up 1\n"
+    assert response.text == "fewshard_queue_items 1\n"
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 

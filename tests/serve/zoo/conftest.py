@@ -1,0 +1,58 @@
+"""One real server over the bundled zoo, started as a user starts it, shared by this folder's tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def zoo_url(tmp_path_factory) -> Iterator[str]:
+    """The URL of `fewshard serve`; at the end the server must stop by itself on SIGTERM, with exit code 0."""
+    port, log = free_port(), tmp_path_factory.mktemp("zoo") / "serve.log"
+    command = [str(Path(sys.executable).with_name("fewshard")), "serve", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+        assert process.wait(STOP_TIMEOUT_S) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+
+
+def wait_until_ready(url: str, process: subprocess.Popen, log: Path) -> None:
+    give_up_at = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < give_up_at:
+        assert process.poll() is None, f"the server ended:\n{log.read_text()}"
+        try:
+            if httpx.get(f"{url}/v2/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError(f"not ready after {START_TIMEOUT_S} s:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    value = os.environ.get("FEWSHARD_DATA")
+    if not value:
+        pytest.skip("FEWSHARD_DATA is not set, so there are no SST-2 and CIFAR-10 rows to send")
+    return Path(value)

@@ -1,0 +1,243 @@
+"""The bundled models over HTTP: answers equal the offline model's, alone and in company, by both V2 clients.
+
+Needs FEWSHARD_DATA. Labels may differ for one item in a thousand, where two logits lie within rounding.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from fewshard_models.card import load_card
+from fewshard_models.checkpoint import load_checkpoint, resolve
+from fewshard_models.data.cifar10 import load_cifar10
+from fewshard_models.data.sst2 import load_sst2
+from fewshard_models.evaluate import image_logits, text_logits
+
+pytestmark = [pytest.mark.server, pytest.mark.data, pytest.mark.usefixtures("data_dir")]
+
+TEXT_MODELS = ["sst2-dense", "sst2-moe"]
+TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2}
+MAX_ROUTING_EXCEPTIONS = 0.01
+NUM_IMAGES = 2000
+
+
+@pytest.fixture(scope="module")
+def dev() -> tuple[list[str], np.ndarray]:
+    texts, labels = load_sst2("dev")
+    return texts, np.array(labels)
+
+
+@pytest.fixture(scope="module")
+def offline_text(dev) -> dict[str, np.ndarray]:
+    return {name: text_logits(load_checkpoint(resolve(f"zoo:{name}")), dev[0]) for name in TEXT_MODELS}
+
+
+@pytest.fixture(scope="module")
+def cifar() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    images, labels = load_cifar10("test")
+    images = images[:NUM_IMAGES]
+    offline = image_logits(load_checkpoint(resolve("zoo:cifar10-dense")), images)
+    return images, labels[:NUM_IMAGES], offline
+
+
+@pytest.fixture
+def client(zoo_url) -> triton.InferenceServerClient:
+    with triton.InferenceServerClient(zoo_url.removeprefix("http://"), network_timeout=120.0) as client:
+        yield client
+
+
+def infer(client, model: str, name: str, array: np.ndarray, datatype: str, binary: bool) -> np.ndarray:
+    """The logits of one V2 request through Triton's own client."""
+    tensor = triton.InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    output = triton.InferRequestedOutput("logits", binary_data=binary)
+    return client.infer(model, [tensor], outputs=[output]).as_numpy("logits")
+
+
+def check_labels(served: np.ndarray, offline: np.ndarray) -> None:
+    assert served.shape == offline.shape
+    assert (served.argmax(1) != offline.argmax(1)).sum() <= len(offline) / 1000
+
+
+@pytest.mark.parametrize("model", TEXT_MODELS)
+@pytest.mark.parametrize("binary", [True, False])
+def test_dev_set_through_tritonclient(client, dev, offline_text, model, binary):
+    texts, labels = dev
+    served = np.concatenate(
+        [
+            infer(client, model, "text", np.array(texts[i : i + 100], dtype=object), "BYTES", binary)
+            for i in range(0, len(texts), 100)
+        ]
+    )
+    check_labels(served, offline_text[model])
+    card = load_card(resolve(f"zoo:{model}"))
+    assert (served.argmax(1) == labels).mean() == pytest.approx(card.accuracy, abs=1.5 / len(labels))
+
+
+@pytest.mark.parametrize("model", TEXT_MODELS)
+def test_dev_set_one_sentence_a_request_through_httpx(zoo_url, dev, offline_text, model):
+    texts, _ = dev
+    names = np.array(["negative", "positive"])
+    with httpx.Client(base_url=zoo_url) as http:
+        answers = [
+            http.post(f"/v2/models/{model}/classify", json={"inputs": text}).raise_for_status().json()
+            for text in texts
+        ]
+    served = np.array([answer["predictions"][0][0]["label"] for answer in answers])
+    offline = names[offline_text[model].argmax(1)]
+    assert (served != offline).sum() <= len(texts) / 1000
+    assert all(answer["usage"]["items"] == 1 for answer in answers)
+
+
+def test_images_as_binary_tensors_through_tritonclient(client, cifar):
+    images, labels, offline = cifar
+    served = np.concatenate(
+        [
+            infer(client, "cifar10-dense", "image", images[i : i + 250], "UINT8", binary=True)
+            for i in range(0, NUM_IMAGES, 250)
+        ]
+    )
+    check_labels(served, offline)
+    assert (served.argmax(1) == labels).mean() > 0.9
+
+
+def test_images_as_binary_tensors_through_httpx(zoo_url, cifar):
+    images, _, offline = cifar
+    parts = []
+    with httpx.Client(base_url=zoo_url, timeout=60) as http:
+        for start in range(0, NUM_IMAGES, 250):
+            batch = images[start : start + 250]
+            tensor = {"name": "image", "datatype": "UINT8", "shape": list(batch.shape)}
+            tensor["parameters"] = {"binary_data_size": batch.nbytes}
+            header = json.dumps({"inputs": [tensor], "outputs": [{"name": "logits"}]}).encode()
+            answer = http.post(
+                "/v2/models/cifar10-dense/infer",
+                content=header + batch.tobytes(),
+                headers={"Inference-Header-Content-Length": str(len(header))},
+            )
+            output = answer.raise_for_status().json()["outputs"][0]
+            parts.append(np.array(output["data"], dtype=np.float32).reshape(output["shape"]))
+    check_labels(np.concatenate(parts), offline)
+
+
+@pytest.mark.parametrize("model", TEXT_MODELS)
+def test_a_sentence_alone_and_in_company(client, zoo_url, dev, model):
+    """A prediction does not depend on its neighbours: alone, among 64 of mixed lengths, among others."""
+    texts, _ = dev
+    tolerance = TOLERANCE[httpx.get(f"{zoo_url}/v2/models/{model}/config").json()["dtype"]]
+    probes = texts[:100]
+    exceptions = 0
+    for index, probe in enumerate(probes):
+        first = [*texts[200 : 200 + 63], probe]
+        second = [probe, *texts[400 + index : 400 + index + 17]]
+        alone, mixed, other = (
+            infer(client, model, "text", np.array(batch, dtype=object), "BYTES", binary=True)[
+                batch.index(probe)
+            ]
+            for batch in ([probe], first, second)
+        )
+        worst = max(np.abs(alone - mixed).max(), np.abs(alone - other).max())
+        is_close_call = abs(alone[0] - alone[1]) <= tolerance
+        assert is_close_call or alone.argmax() == mixed.argmax() == other.argmax()
+        exceptions += worst > tolerance
+    allowed = MAX_ROUTING_EXCEPTIONS * len(probes) if model == "sst2-moe" else 0
+    assert exceptions <= allowed
+
+
+def test_tritonclient_asks_about_the_server(client):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    metadata = client.get_server_metadata()
+    assert metadata["name"] == "fewshard"
+    assert "binary_tensor_data" in metadata["extensions"]
+    index = {entry["name"]: entry["state"] for entry in client.get_model_repository_index()}
+    assert {name: index[name] for name in [*TEXT_MODELS, "cifar10-dense"]} == dict.fromkeys(index, "READY")
+    for name in index:
+        assert client.is_model_ready(name)
+        assert client.is_model_ready(name, model_version="1")
+    tensors = client.get_model_metadata("sst2-moe")
+    assert {"name": "text", "datatype": "BYTES", "shape": [-1]} in tensors["inputs"]
+    assert {t["name"] for t in tensors["outputs"]} >= {"scores", "logits", "label"}
+
+
+def test_tritonclient_classification_extension(client):
+    tensor = triton.InferInput("text", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array(["a wonderful, moving film"], dtype=object))
+    output = triton.InferRequestedOutput("scores", class_count=2)
+    found = client.infer("sst2-dense", [tensor], outputs=[output]).as_numpy("scores")
+    best, second = (entry.decode().split(":") for entry in found[0])
+    assert best[1:] == ["1", "positive"]
+    assert second[1:] == ["0", "negative"]
+    assert float(best[0]) > 0.5 > float(second[0])
+
+
+def test_tritonclient_gets_the_text_of_an_error(client):
+    tensor = triton.InferInput("text", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array(["fine"], dtype=object))
+    with pytest.raises(triton.InferenceServerException, match=r"no model named 'sst3'.*sst2-dense") as caught:
+        client.infer("sst3", [tensor])
+    assert caught.value.status() == "404"
+
+
+def test_experts_of_the_moe_add_up(zoo_url):
+    with httpx.Client(base_url=zoo_url) as http:
+        http.post("/v2/models/sst2-moe/classify", json={"inputs": "good"}).raise_for_status()
+        experts = http.get("/v2/models/sst2-moe/experts").raise_for_status().json()
+        assert http.get("/v2/models/sst2-dense/experts").status_code == 404
+        metrics = http.get("/metrics").raise_for_status().text
+    layers = experts["layers"]
+    assert len(layers) == 3
+    totals = {sum(layer["tokens"]) for layer in layers}
+    assert len(totals) == 1
+    assert totals.pop() > 0
+    assert "fewshard_expert_tokens_total{" in metrics
+
+
+@pytest.mark.parametrize("model", [*TEXT_MODELS, "cifar10-dense"])
+def test_evaluate_prints_what_the_card_says(model):
+    card = load_card(resolve(f"zoo:{model}"))
+    command = [str(Path(sys.executable).with_name("fewshard")), "evaluate", f"zoo:{model}"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    measured = printed.splitlines()[-1].split()
+    assert f"{card.accuracy:.5f}" in measured
+    assert measured.count(f"{card.accuracy:.5f}") == 2  # measured now, and on the card
+    assert str(card.num_examples) in measured
+
+
+def test_floors_of_the_tiny_tier():
+    """What the bundled models promise: accuracy, active MACs, and experts that are all in use."""
+    dense, moe, image = (
+        load_card(resolve(f"zoo:{name}")) for name in ("sst2-dense", "sst2-moe", "cifar10-dense")
+    )
+    assert dense.num_examples == moe.num_examples == 872
+    assert dense.accuracy >= 0.85
+    assert moe.accuracy >= dense.accuracy - 0.01
+    assert moe.macs <= 0.6 * dense.macs
+    assert image.num_examples == 10_000
+    assert image.accuracy >= 0.91
+    shares = expert_shares(load_sst2("dev")[0])
+    assert shares.shape[1] >= 4
+    assert shares.min() >= 0.02
+
+
+def expert_shares(texts: list[str]) -> np.ndarray:
+    """The share of the dev set's tokens each expert of `sst2-moe` takes, [num_layers, num_experts]."""
+    from fewshard_serve.backends.load import load_model
+    from fewshard_serve.core import TextInput
+
+    model = load_model("sst2-moe", "zoo:sst2-moe", "cpu", "fp32")
+    model.run(model.prepare([TextInput(text) for text in texts]))
+    counts = model.expert_counts()
+    return counts.tokens / counts.tokens.sum(axis=1, keepdims=True)
+
+
+def test_bundled_zoo_is_small():
+    from fewshard_models.checkpoint import ZOO
+
+    assert sum(file.stat().st_size for file in ZOO.rglob("*") if file.is_file()) < 32_000_000
