@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 STATES_TIMEOUT_S = 2.0
 METRICS_TIMEOUT_S = 5.0
-STARTING_REFRESH_S = 0.1
+STARTING_REFRESH_S = 0.25
 STEADY_REFRESH_S = 2.0
 NUM_TRIES = 2
 """A classification changes nothing, so one whose replica died is asked again of another."""

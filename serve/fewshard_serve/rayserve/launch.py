@@ -28,6 +28,8 @@ from fewshard_serve.rayserve.specs import (
 
 EXIT_STOPPED_AT_ONCE = 130
 POLL_S = 0.1
+STATUS_S = 2.0
+"""Serve's whole status costs its controller more than asking the gateway does."""
 CALL_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 60.0
 """For the first call, in which Ray Serve also looks for the replicas."""
@@ -134,7 +136,11 @@ class Running:
 
     def wait_until_ready(self, stop: StopRequest) -> bool:
         """Wait until every model answers; False if a stop was asked for. Raises `StartError`."""
+        look_again_at = 0.0
         while not (self._are_models_loaded() and self._is_reachable()):
+            if time.monotonic() >= look_again_at:
+                _raise_if_deploying_failed()
+                look_again_at = time.monotonic() + STATUS_S
             if stop.wait(POLL_S):
                 return False
         return True
@@ -160,7 +166,6 @@ class Running:
         self._calls.run(tell_all(), timeout_s + CALL_TIMEOUT_S)
 
     def _are_models_loaded(self) -> bool:
-        _raise_if_deploying_failed()
         index = self._index()
         failed = [f"  {entry.name}: {entry.reason}" for entry in index if entry.state == "UNAVAILABLE"]
         if failed:

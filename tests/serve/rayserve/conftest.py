@@ -19,7 +19,7 @@ from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
 
 HERE = Path(__file__).parent
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 200  # on a machine that does much else
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,7 +80,6 @@ class Server:
             assert self.process.poll() is None, f"the server ended:\n{self.output}"
             assert time.monotonic() < give_up_at, f"the server is not ready:\n{self.output}"
             time.sleep(0.05)
-        self.start_s = time.monotonic() - self.started_at
         return self
 
     def signal(self, number):
