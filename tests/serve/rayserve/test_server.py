@@ -140,13 +140,34 @@ def test_a_replica_that_dies_is_survived_and_replaced(server):
     assert [answer.status_code for answer in answers] == [200] * 10
 
 
+class Client(threading.Thread):
+    """Sends one request after another until the server is gone; `outcomes` by the time of sending."""
+
+    def __init__(self, server, model):
+        super().__init__(daemon=True)
+        self.server, self.model, self.outcomes = server, model, []
+        self.start()
+
+    def run(self):
+        outcome = None
+        while outcome != "ConnectError":
+            sent_at = time.monotonic()
+            try:
+                outcome = self.server.classify(self.model, "sleep 0.01").status_code
+            except httpx.HTTPError as error:
+                outcome = type(error).__name__
+            self.outcomes.append((sent_at, outcome))
+
+
 def test_sigterm_answers_what_was_accepted_and_exits_clean(server):
+    clients = [Client(server, "twice") for _ in range(8)]
     calls = [
         hold_the_runner(server, 4),
         Call(server.classify, "moe", "sleep 1", path="/classify"),
         Call(server.classify, "twice", "sleep 2"),
     ]
     time.sleep(1)
+    signalled_at = time.monotonic()
     server.signal(signal.SIGTERM)
     time.sleep(1)
     late = Call(server.classify, "dense", "1", timeout_s=10)
@@ -156,6 +177,13 @@ def test_sigterm_answers_what_was_accepted_and_exits_clean(server):
     assert [call.response.status_code for call in calls] == [200, 200, 200]
     assert (late.response.status_code, late.response.json()["code"]) == (503, "not_ready")
     assert server.wait(30) == 0
+    for client in clients:
+        client.join(30)
+    outcomes = [outcome for client in clients for outcome in client.outcomes]
+    before = [outcome for sent_at, outcome in outcomes if sent_at < signalled_at]
+    assert set(before) == {200}
+    assert len(before) > 20
+    assert 503 in {outcome for sent_at, outcome in outcomes if sent_at > signalled_at}
     with pytest.raises(httpx.ConnectError):
         server.classify("dense", "1")
     give_up_at = time.monotonic() + 20
