@@ -3,6 +3,26 @@
 `moe_ffn` is the one way an expert is multiplied in this project.
 """
 
-from fewshard_kernels.moe_ffn import MoeStats, PathChoice, explain, force_path, moe_ffn
+from fewshard_kernels.moe_ffn import (
+    ExpertWeights,
+    LayerNormWeights,
+    MoeOptions,
+    MoeStats,
+    PathChoice,
+    Routing,
+    explain,
+    force_path,
+    moe_ffn,
+)
 
-__all__ = ["MoeStats", "PathChoice", "explain", "force_path", "moe_ffn"]
+__all__ = [
+    "ExpertWeights",
+    "LayerNormWeights",
+    "MoeOptions",
+    "MoeStats",
+    "PathChoice",
+    "Routing",
+    "explain",
+    "force_path",
+    "moe_ffn",
+]

@@ -11,14 +11,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshard_kernels.moe_ffn.activations import ACTIVATIONS
+from fewshard_kernels.moe_ffn.check import check_options, check_router, check_rows, check_weights
 from fewshard_kernels.moe_ffn.cpu import moe_ffn_cpu
+from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
 from fewshard_kernels.moe_ffn.routing import MoeStats
 
-__all__ = ["MoeStats", "PathChoice", "explain", "force_path", "moe_ffn"]
+__all__ = [
+    "ExpertWeights",
+    "LayerNormWeights",
+    "MoeOptions",
+    "MoeStats",
+    "PathChoice",
+    "Routing",
+    "explain",
+    "force_path",
+    "moe_ffn",
+]
 
-_PATHS: dict[str, Callable[..., tuple[Tensor, MoeStats]]] = {
+# What a path is given: rows, router or routing, experts, options; all of them checked.
+MoePath = Callable[[Tensor, Tensor | Routing, ExpertWeights, MoeOptions], tuple[Tensor, MoeStats]]
+_PATHS: dict[str, MoePath] = {
     "reference": moe_ffn_reference,
     "cpu": moe_ffn_cpu,
 }
@@ -36,7 +49,7 @@ class PathChoice:
 
 def moe_ffn(
     x: Tensor,
-    router: Tensor,
+    router: Tensor | Routing,
     w1: Tensor,
     b1: Tensor | None,
     w2: Tensor,
@@ -44,22 +57,48 @@ def moe_ffn(
     *,
     top_k: int = 1,
     activation: str = "gelu",
+    gated: bool = False,
+    scoring: str = "softmax",
     normalize: bool = False,
     dropout: float = 0.0,
+    expert_mask: Tensor | None = None,
+    residual: Tensor | None = None,
+    norm: LayerNormWeights | None = None,
 ) -> tuple[Tensor, MoeStats]:
     """A mixture-of-experts feed-forward layer over T rows.
 
-    Shapes: `x` [T, H]; `router` [E, H]; `w1` [E, I, H], `b1` [E, I] or None; `w2` [E, H, I], `b2` [E, H]
-    or None. `x` and the experts share one dtype; the router runs in fp32 whatever its dtype. Returns
-    y [T, H] in the dtype of `x`, and `MoeStats`. `normalize` makes the `top_k` weights sum to one;
+        y[t] = sum over the top_k experts e of t, of p[t, e] * (act(x[t] W1[e]^T + b1[e]) W2[e]^T + b2[e])
+
+    Shapes: `x` [T, H]; `w1` [E, I, H], `b1` [E, I] or None; `w2` [E, H, I], `b2` [E, H] or None; all in one
+    dtype: float32, bfloat16 or float16. `router` [E, H] of any floating dtype: it runs in fp32 whatever that
+    is, as do p, the sum over experts, residual and norm; y is rounded once. Returns y [T, H] in the dtype of
+    `x`, and `MoeStats`. T may be 0, and an expert may have no rows, or all of them.
+
+    `router` may be a `Routing` instead: p and the experts are then taken from it, and `top_k`, `scoring` and
+    `normalize` have nothing left to decide. An expert outside 0..E-1 is a ValueError wherever the indices
+    can be read without stalling the device; elsewhere its rows contribute nothing and are not counted.
+    `activation`: "gelu" (with erf), "gelu_pytorch_tanh", "relu" or "silu".
+    `gated`: `w1` [E, 2I, H] and `b1` [E, 2I] hold the gate and then the up projection of each expert, whose
+    hidden units are act(gate) * up (Shazeer 2020, equation 6).
+    `scoring`: how p comes from the logits: "softmax" over all experts, before top-k; "topk_softmax", over the
+    kept ones; "sigmoid", each for itself. `normalize` makes the kept p of a token sum to one.
     `dropout` (expert dropout, Fedus et al. 2021, section 2.4) acts on the activated hidden units.
+    `expert_mask`: bool [E], False where an expert is not on this shard: its weights are never read and its
+    rows contribute nothing, while p and the statistics stay those of all E.
+    `residual`: [T, H] in the dtype of `x`; the result is residual + y. `norm`: the result is
+    LayerNorm(residual + y), in fp32, over H; it needs a residual.
+    A NaN in one row of `x` reaches that row of y alone.
     Raises ValueError where shapes, dtypes, devices or options do not fit together.
     """
-    _check(x, router, w1, b1, w2, b2, top_k, activation)
-    path = _forced.get() or explain(x.device).path
-    return _PATHS[path](
-        x, router, w1, b1, w2, b2, top_k=top_k, activation=activation, normalize=normalize, dropout=dropout
-    )
+    weights = ExpertWeights(w1, b1, w2, b2)
+    if isinstance(router, Routing) and router.experts.ndim == 2:
+        top_k = router.experts.shape[1]
+    options = MoeOptions(top_k, activation, gated, scoring, normalize, dropout, expert_mask, residual, norm)
+    check_weights(weights, gated)
+    check_rows(x, w1.shape[0], w1.shape[2], w1)
+    check_router(x, router, w1.shape[0])
+    check_options(x, w1.shape[0], options)
+    return _PATHS[_forced.get() or explain(x.device).path](x, router, weights, options)
 
 
 @contextmanager
@@ -81,40 +120,3 @@ def explain(device: torch.device) -> PathChoice:
             str(device), "cpu", "rows grouped by expert, one oneDNN product per expert that was hit"
         )
     return PathChoice(str(device), "reference", f"no fused path for {device.type} yet; plain torch runs")
-
-
-def _check(
-    x: Tensor,
-    router: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    top_k: int,
-    activation: str,
-) -> None:
-    if x.ndim != 2 or w1.ndim != 3:
-        raise ValueError(f"x must be [T, H] and w1 [E, I, H], got {tuple(x.shape)} and {tuple(w1.shape)}")
-    num_experts, width, hidden = w1.shape
-    expected = {
-        "x": (x, (x.shape[0], hidden)),
-        "router": (router, (num_experts, hidden)),
-        "b1": (b1, (num_experts, width)),
-        "w2": (w2, (num_experts, hidden, width)),
-        "b2": (b2, (num_experts, hidden)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{name} must be {list(shape)} to fit w1 {list(w1.shape)}, got {list(tensor.shape)}"
-            )
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move them together")
-        if name != "router" and tensor.dtype != w1.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but w1 is {w1.dtype}; cast one of them")
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k must be from 1 to the {num_experts} experts, got {top_k}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"no activation {activation!r}; there are {', '.join(ACTIVATIONS)}")

@@ -1,4 +1,4 @@
-"""The activations an expert may have, by the names transformers uses."""
+"""The activations an expert may have, by the names transformers uses, and how a gated expert applies one."""
 
 from collections.abc import Callable
 
@@ -17,3 +17,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": F.silu,
 }
+
+
+def activate(projected: Tensor, activation: str, gated: bool) -> Tensor:
+    """act(projected), or act(gate) * up where `projected` [..., 2I] holds the gate and then up."""
+    if not gated:
+        return ACTIVATIONS[activation](projected)
+    gate, up = projected.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up

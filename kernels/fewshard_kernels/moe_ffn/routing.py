@@ -3,17 +3,25 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from fewshard_kernels.moe_ffn.options import MoeOptions, Routing
 
 
 class MoeStats(NamedTuple):
     """What one call of `moe_ffn` routed; differentiable where training needs it.
 
-    `expert_rows`: int64 [E], rows each expert received (sums to T * top_k exactly).
+    `expert_rows`: int64 [E], rows each expert received (sums to T * top_k exactly; experts that are masked
+    out are counted too).
     `expert_probability`: fp32 [E], router probability of each expert summed over the T tokens.
     `entropy`: fp32 scalar, entropy of the router's distribution in nats, summed over the tokens.
     `squared_log_z`: fp32 scalar, squared log-partition of the router's logits, summed over the tokens
     (the router z-loss of ST-MoE, Zoph et al. 2022, equation 5, before the mean).
+
+    The router's distribution is the softmax of its logits; with sigmoid scores, the scores divided by their
+    sum (DeepSeek-V3, 2024, equation 19). A token whose logits hold a NaN counts in `expert_rows` alone.
+    Where the routing was given, `expert_probability` sums its weights, and the last two are NaN: unknown.
     """
 
     expert_rows: Tensor
@@ -22,23 +30,52 @@ class MoeStats(NamedTuple):
     squared_log_z: Tensor
 
 
-def route(x: Tensor, router: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor, MoeStats]:
+def route(
+    x: Tensor, router: Tensor | Routing, num_experts: int, options: MoeOptions
+) -> tuple[Tensor, Tensor, MoeStats]:
     """Choose `top_k` of E experts for each row of `x` [T, H] with `router` [E, H], in fp32.
 
-    Returns fp32 weights [T, top_k], int64 experts [T, top_k] and the statistics. Softmax comes before
-    top-k (Switch Transformer, Fedus et al. 2021, equation 1); `normalize` makes the kept weights sum to one.
+    Returns fp32 weights [T, top_k], int64 experts [T, top_k] and the statistics. The experts are those with
+    the largest logits, since every scoring grows with the logit. Their weights: "softmax", softmax over all E
+    (Switch Transformer, Fedus et al. 2021, equation 1); "topk_softmax", softmax over the kept logits
+    (Shazeer et al. 2017, equation 3); "sigmoid", each for itself (DeepSeek-V3, 2024, equation 15).
+    `normalize` divides the kept weights by their sum. Raises ValueError for a given expert outside 0..E-1.
     """
+    if isinstance(router, Routing):
+        return _given(router, num_experts)
     logits = x.float() @ router.float().T
-    log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
-    log_probabilities = logits - log_z
+    scores = F.logsigmoid(logits) if options.scoring == "sigmoid" else logits
+    log_probabilities = scores.log_softmax(dim=-1)
+    experts = logits.topk(options.top_k, dim=-1).indices
+    if options.normalize or options.scoring == "topk_softmax":
+        # softmax(log s) = s / sum(s): one formula for both scorings, and no division by a sum of zeros.
+        weights = scores.gather(1, experts).softmax(dim=-1)
+    else:
+        weights = (scores if options.scoring == "sigmoid" else log_probabilities).gather(1, experts).exp()
+    return weights, experts, _statistics(logits, log_probabilities, experts)
+
+
+def _statistics(logits: Tensor, log_probabilities: Tensor, experts: Tensor) -> MoeStats:
     probabilities = log_probabilities.exp()
-    weights, experts = probabilities.topk(top_k, dim=-1)
-    if normalize:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    stats = MoeStats(
-        expert_rows=torch.bincount(experts.flatten(), minlength=router.shape[0]),
-        expert_probability=probabilities.sum(dim=0),
-        entropy=-(probabilities * log_probabilities).sum(),
-        squared_log_z=log_z.square().sum(),
+    # nansum: a NaN that arrived in one token must not spoil the sums over all of them.
+    return MoeStats(
+        expert_rows=torch.bincount(experts.flatten(), minlength=logits.shape[1]),
+        expert_probability=probabilities.nansum(dim=0),
+        entropy=-(probabilities * log_probabilities).nansum(),
+        squared_log_z=logits.logsumexp(dim=-1).square().nansum(),
     )
-    return weights, experts, stats
+
+
+def _given(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor, MoeStats]:
+    weights, experts = routing.weights.float(), routing.experts.long()
+    if experts.numel():
+        lowest, highest = (int(extreme) for extreme in experts.aminmax())
+        if lowest < 0 or highest >= num_experts:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"routing names expert {wrong}, but they run from 0 to {num_experts - 1}")
+    unknown = weights.new_full((), float("nan"))
+    probability = weights.new_zeros(num_experts).index_add(
+        0, experts.flatten(), weights.flatten().nan_to_num()
+    )
+    rows = torch.bincount(experts.flatten(), minlength=num_experts)
+    return weights, experts, MoeStats(rows, probability, unknown, unknown)
