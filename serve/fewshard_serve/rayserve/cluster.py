@@ -42,11 +42,17 @@ def ray_cluster(address: str | None, num_cpus_wanted: int) -> Iterator[None]:
         _init(address, num_cpus_wanted)
     except Exception as error:
         ray.shutdown()
-        raise StartError(f"Ray cannot {'start here' if address is None else 'be joined'}: {error}") from error
+        raise StartError(_why_no_ray(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _why_no_ray(address: str | None, error: Exception) -> str:
+    if address is None:
+        return f"Ray cannot start here: {error}"
+    return f"Ray at {address} cannot be joined: {error}; if it asks for a token, set RAY_AUTH_MODE=token"
 
 
 def _init(address: str | None, num_cpus_wanted: int) -> None:

@@ -92,13 +92,12 @@ def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> It
     handles = serve.run_many(
         targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )
-    try:
-        with LoopThread() as calls:
+    with LoopThread() as calls:
+        try:
             yield Running(hosts, handles, calls, server if owns_ray else None)
-    finally:
-        if not owns_ray:
-            for target in targets:
-                serve.delete(target.name)
+        finally:
+            for target in [] if owns_ray else targets:
+                serve.delete(target.name, _blocking=False)
 
 
 def _start_serve(server: ServerConfig, owns_ray: bool) -> None:
