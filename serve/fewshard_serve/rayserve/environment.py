@@ -11,6 +11,8 @@ from contextlib import ExitStack
 
 from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
 
+__all__ = ["free_ports", "has_haproxy", "prepare_environment"]
+
 MIN_DRAINING_S = 5
 """How long a replica that is scaled away stays reachable while HAProxy forgets it."""
 
