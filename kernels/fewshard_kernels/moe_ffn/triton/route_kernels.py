@@ -1,0 +1,325 @@
+"""Triton kernels that decide which expert takes which row, and where that row stands among its expert's.
+
+`routed.py` launches them. Ranks come from counts, never from what an atomic returned: that would depend on
+the order in which blocks happen to run, and so would the rows' order. Here block b of tokens writes how many
+rows it has for each expert; the row of a pair is then (rows of smaller experts) + (rows that earlier blocks
+have for its expert) + (its rank within its block), the same on every run, and equal to a stable sort.
+"""
+
+# Triton gives the arguments of jit functions their types when it compiles them.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def router_logits(
+    x_ptr,
+    router_ptr,
+    token,
+    T,
+    stride_x,
+    stride_router,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x router^T in fp32, [BLOCK_T, BLOCK_E]; -inf in the columns beyond E."""
+    e = tl.arange(0, BLOCK_E)
+    # Rows beyond the last token or expert read that last one again: no mask in the loop, and no harm.
+    x_rows = x_ptr + tl.minimum(token, T - 1).to(tl.int64)[:, None] * stride_x
+    router_rows = router_ptr + tl.minimum(e, E - 1)[None, :] * stride_router
+    logits = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.float32)
+    for start in range(0, H, BLOCK_H):
+        h = start + tl.arange(0, BLOCK_H)
+        x = tl.load(x_rows + h[None, :], mask=(h < H)[None, :], other=0.0).to(tl.float32)
+        router = tl.load(router_rows + h[:, None], mask=(h < H)[:, None], other=0.0).to(tl.float32)
+        logits = tl.dot(x, router, logits, input_precision=PRECISION)
+    return tl.where((e < E)[None, :], logits, float("-inf"))
+
+
+@triton.jit
+def largest(logits, E: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The experts with the TOP_K largest logits of each row, [BLOCK_T, BLOCK_K]; on a tie the first one."""
+    e = tl.arange(0, logits.shape[1])[None, :]
+    choice = tl.arange(0, BLOCK_K)[None, :]
+    # A NaN counts as the largest, as in torch.topk: its token must come out as NaN, from a real expert.
+    logits = tl.where(logits == logits, logits, float("inf"))
+    free = tl.broadcast_to(e < E, logits.shape)
+    experts = tl.full([BLOCK_T, BLOCK_K], -1, dtype=tl.int32)
+    for j in tl.static_range(TOP_K):
+        best = tl.max(tl.where(free, logits, float("-inf")), 1)[:, None]
+        expert = tl.min(tl.where(free & (logits == best), e, E), 1)[:, None]
+        experts = tl.where(choice == j, expert, experts)
+        free = free & (e != expert)
+    return experts
+
+
+@triton.jit
+def log_softmax(scores):
+    """Log-softmax over the columns, and its log-partition [rows, 1]; columns of -inf do not count."""
+    top = tl.max(scores, 1)[:, None]
+    # tl.max may drop a NaN, but the sum keeps it: a row with one comes out all NaN, as in torch.
+    log_z = top + tl.log(tl.sum(tl.exp(scores - top), 1)[:, None])
+    return scores - log_z, log_z
+
+
+@triton.jit
+def column(matrix, j: tl.constexpr):
+    """Column j of an integer matrix, as [rows, 1]."""
+    return tl.sum(tl.where(tl.arange(0, matrix.shape[1])[None, :] == j, matrix, 0), 1)[:, None]
+
+
+@triton.jit
+def place_rows(row_map_ptr, token, experts, ranks, first_row, T, TOP_K: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Write the pair t * TOP_K + j into the sorted row of every pair whose expert is here (not -1).
+
+    `experts`, `ranks` [BLOCK_T, BLOCK_K]; `first_row` [BLOCK_E]: where this block's rows of an expert begin.
+    """
+    e = tl.arange(0, BLOCK_E)[None, :]
+    for j in tl.static_range(TOP_K):
+        expert = column(experts, j)
+        first = tl.sum(tl.where(e == expert, first_row[None, :], 0), 1)[:, None]
+        here = (token[:, None] < T) & (expert >= 0)
+        tl.store(row_map_ptr + first + column(ranks, j), token[:, None] * TOP_K + j, mask=here)
+
+
+@triton.jit
+def write_tiles(
+    tiles_ptr,
+    num_tiles,
+    first_tile,
+    rows,
+    offsets,
+    BLOCK_M: tl.constexpr,
+    TILES: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Describe TILES tiles from `first_tile` on: expert (-1: no tile), first row, row after the last.
+
+    `rows`, `offsets` [BLOCK_E]: rows of each expert, and of those before it. Each expert has its own
+    cdiv(rows, BLOCK_M) tiles: none crosses experts, and no row is padding. `tiles` is [3, num_tiles].
+    """
+    e = tl.arange(0, rows.shape[0])[None, :]
+    tiles_each = (rows + BLOCK_M - 1) // BLOCK_M
+    last = tl.cumsum(tiles_each, 0)
+    shift = offsets - (last - tiles_each) * BLOCK_M
+    for start in range(0, TILES, CHUNK):
+        tile = first_tile + start + tl.arange(0, CHUNK)
+        expert = tl.sum((tile[:, None] >= last[None, :]).to(tl.int32), 1)
+        begin = tl.sum(tl.where(e == expert[:, None], shift[None, :] + tile[:, None] * BLOCK_M, 0), 1)
+        end = tl.sum(tl.where(e == expert[:, None], (offsets + rows)[None, :], 0), 1)
+        inside = tile < num_tiles
+        tl.store(tiles_ptr + tile, tl.where(expert < rows.shape[0], expert, -1), mask=inside)
+        tl.store(tiles_ptr + num_tiles + tile, begin, mask=inside)
+        tl.store(tiles_ptr + 2 * num_tiles + tile, tl.minimum(begin + BLOCK_M, end), mask=inside)
+
+
+@triton.jit
+def route_kernel(
+    x_ptr,
+    router_ptr,
+    given_weights_ptr,
+    given_experts_ptr,
+    mask_ptr,
+    weights_ptr,
+    experts_ptr,
+    ranks_ptr,
+    counts_ptr,
+    probabilities_ptr,
+    scalars_ptr,
+    row_map_ptr,
+    tiles_ptr,
+    T,
+    num_tiles,
+    stride_x,
+    stride_router,
+    stride_given_weights,
+    stride_given_experts,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    TOP_K: tl.constexpr,
+    SCORING: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    SINGLE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILES: tl.constexpr,
+    TILE_CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Route one block of tokens; with SINGLE it is the only block, and groups its rows as well.
+
+    Writes weights fp32 [T, TOP_K], experts int32 [T, TOP_K] (-1 where not on this shard), ranks int32
+    [T, TOP_K], and line b of the tables counts [B, E], probabilities [B, E] and scalars [B, 2] (entropy,
+    squared log z). With one block the tables are the totals.
+    """
+    block = tl.program_id(0)
+    token = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    e = tl.arange(0, BLOCK_E)
+    choice = tl.arange(0, BLOCK_K)[None, :]
+    kept = (token[:, None] < T) & (choice < TOP_K)
+    alive = (token[:, None] < T) & (e < E)[None, :]
+
+    if router_ptr is None:
+        long_token = token.to(tl.int64)[:, None]
+        weights = tl.load(
+            given_weights_ptr + long_token * stride_given_weights + choice, mask=kept, other=0.0
+        )
+        weights = weights.to(tl.float32)
+        given = tl.load(given_experts_ptr + long_token * stride_given_experts + choice, mask=kept, other=-1)
+        experts = tl.where((given >= 0) & (given < E), given, -1).to(tl.int32)
+    else:
+        logits = router_logits(
+            x_ptr, router_ptr, token, T, stride_x, stride_router, H, E, BLOCK_T, BLOCK_E, BLOCK_H, PRECISION
+        )
+        scores = logits
+        if SCORING == "sigmoid":
+            # log(sigmoid(z)) without overflow; -inf stays -inf, so columns beyond E stay out.
+            scores = tl.minimum(logits, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(logits)))
+        log_p, log_z = log_softmax(scores)
+        experts = largest(logits, E, TOP_K, BLOCK_T, BLOCK_K)
+        source = log_p
+        if SCORING == "sigmoid" or NORMALIZE or SCORING == "topk_softmax":
+            source = scores
+        chosen = tl.full([BLOCK_T, BLOCK_K], float("-inf"), dtype=tl.float32)
+        for j in tl.static_range(TOP_K):
+            mine = e[None, :] == column(experts, j)
+            chosen = tl.where(choice == j, tl.sum(tl.where(mine, source, 0.0), 1)[:, None], chosen)
+        if NORMALIZE or SCORING == "topk_softmax":
+            # softmax(log s) = s / sum(s): one formula for both scorings, and no division by a sum of zeros.
+            chosen, _ = log_softmax(chosen)
+        weights = tl.exp(chosen)
+
+        p = tl.exp(log_p)
+        if SCORING == "sigmoid":
+            _, log_z = log_softmax(logits)
+        squared = log_z * log_z
+        # A token with a NaN counts in the rows alone, and 0 * log 0 is 0: both are NaN here.
+        p_sum = tl.sum(tl.where(alive & (p == p), p, 0.0), 0)
+        entropies = p * log_p
+        entropy = -tl.sum(tl.where(alive & (entropies == entropies), entropies, 0.0))
+        squared = tl.sum(tl.where((token[:, None] < T) & (squared == squared), squared, 0.0))
+
+    # Ranks, in the order of the pairs t * TOP_K + j; a given routing may name an expert twice for a token.
+    counts = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.int32)
+    for j in tl.static_range(TOP_K):
+        counts += ((e[None, :] == column(experts, j)) & alive).to(tl.int32)
+    earlier = tl.cumsum(counts, 0) - counts
+    ranks = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.int32)
+    for j in tl.static_range(TOP_K):
+        mine = e[None, :] == column(experts, j)
+        ranks = tl.where(choice == j, tl.sum(tl.where(mine, earlier, 0), 1)[:, None], ranks)
+        earlier += mine.to(tl.int32)
+    counts = tl.sum(counts, 0)
+
+    if router_ptr is None:
+        p_sum = tl.zeros([BLOCK_E], dtype=tl.float32)
+        for j in tl.static_range(TOP_K):
+            weight = tl.sum(tl.where(choice == j, weights, 0.0), 1)[:, None]
+            mine = (e[None, :] == column(experts, j)) & alive & (weight == weight)
+            p_sum += tl.sum(tl.where(mine, weight, 0.0), 0)
+        entropy = float("nan")
+        squared = float("nan")
+
+    rows_here = counts
+    if mask_ptr is not None:
+        on_shard = tl.load(mask_ptr + e, mask=e < E, other=0).to(tl.int32)
+        rows_here = counts * on_shard
+        for j in tl.static_range(TOP_K):
+            mine = e[None, :] == column(experts, j)
+            away = tl.sum(tl.where(mine, on_shard[None, :], 0), 1)[:, None] == 0
+            experts = tl.where((choice == j) & away, -1, experts)
+
+    pair = token[:, None] * TOP_K + choice
+    tl.store(weights_ptr + pair, weights, mask=kept)
+    tl.store(experts_ptr + pair, experts, mask=kept)
+    tl.store(counts_ptr + block * E + e, counts, mask=e < E)
+    tl.store(probabilities_ptr + block * E + e, p_sum, mask=e < E)
+    tl.store(scalars_ptr + 2 * block, entropy)
+    tl.store(scalars_ptr + 2 * block + 1, squared)
+    if SINGLE:
+        offsets = tl.cumsum(rows_here, 0) - rows_here
+        place_rows(row_map_ptr, token, experts, ranks, offsets, T, TOP_K, BLOCK_E)
+        write_tiles(tiles_ptr, num_tiles, 0, rows_here, offsets, BLOCK_M, TILES, TILE_CHUNK)
+    else:
+        tl.store(ranks_ptr + pair, ranks, mask=kept)
+
+
+@triton.jit
+def group_kernel(
+    experts_ptr,
+    ranks_ptr,
+    mask_ptr,
+    counts_ptr,
+    probabilities_ptr,
+    scalars_ptr,
+    row_map_ptr,
+    tiles_ptr,
+    expert_rows_ptr,
+    statistics_ptr,
+    T,
+    num_blocks,
+    num_tiles,
+    E: tl.constexpr,
+    TOP_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILES: tl.constexpr,
+    TILE_CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """Place the rows of one block of tokens, and write this program's share of the tiles.
+
+    Every program adds up the whole table of counts for itself: it is small and in the cache, and a kernel
+    of its own for the prefix sums would cost a launch. Program 0 also writes the statistics: expert_rows
+    int64 [E], and fp32 [E + 2], the probability of each expert, the entropy and the squared log z.
+    """
+    block = tl.program_id(0)
+    e = tl.arange(0, BLOCK_E)
+    totals = tl.zeros([BLOCK_E], dtype=tl.int32)
+    before = tl.zeros([BLOCK_E], dtype=tl.int32)
+    start = 0
+    while start < num_blocks:
+        b = start + tl.arange(0, BLOCK_B)[:, None]
+        counts = tl.load(counts_ptr + b * E + e[None, :], mask=(b < num_blocks) & (e < E)[None, :], other=0)
+        totals += tl.sum(counts, 0)
+        before += tl.sum(tl.where(b < block, counts, 0), 0)
+        start += BLOCK_B
+
+    rows = totals
+    if mask_ptr is not None:
+        rows = totals * tl.load(mask_ptr + e, mask=e < E, other=0).to(tl.int32)
+    offsets = tl.cumsum(rows, 0) - rows
+    token = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    choice = tl.arange(0, BLOCK_K)[None, :]
+    pair = token[:, None] * TOP_K + choice
+    kept = (token[:, None] < T) & (choice < TOP_K)
+    experts = tl.load(experts_ptr + pair, mask=kept, other=-1)
+    ranks = tl.load(ranks_ptr + pair, mask=kept, other=0)
+    place_rows(row_map_ptr, token, experts, ranks, offsets + before, T, TOP_K, BLOCK_E)
+    write_tiles(tiles_ptr, num_tiles, block * TILES, rows, offsets, BLOCK_M, TILES, TILE_CHUNK)
+
+    if block == 0:
+        p_sum = tl.zeros([BLOCK_E], dtype=tl.float32)
+        scalars = tl.zeros([2], dtype=tl.float32)
+        two = tl.arange(0, 2)[None, :]
+        start = 0
+        while start < num_blocks:
+            b = start + tl.arange(0, BLOCK_B)[:, None]
+            inside = (b < num_blocks) & (e < E)[None, :]
+            p_sum += tl.sum(tl.load(probabilities_ptr + b * E + e[None, :], mask=inside, other=0.0), 0)
+            scalars += tl.sum(tl.load(scalars_ptr + b * 2 + two, mask=b < num_blocks, other=0.0), 0)
+            start += BLOCK_B
+        tl.store(expert_rows_ptr + e, totals, mask=e < E)
+        tl.store(statistics_ptr + e, p_sum, mask=e < E)
+        tl.store(statistics_ptr + E + tl.arange(0, 2), scalars)
