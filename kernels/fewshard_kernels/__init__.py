@@ -8,11 +8,14 @@ from fewshard_kernels.moe_ffn import (
     LayerNormWeights,
     MoeOptions,
     MoeStats,
+    PackedCache,
+    PackedExperts,
     PathChoice,
     Routing,
     explain,
     force_path,
     moe_ffn,
+    pack_experts,
 )
 
 __all__ = [
@@ -20,9 +23,12 @@ __all__ = [
     "LayerNormWeights",
     "MoeOptions",
     "MoeStats",
+    "PackedCache",
+    "PackedExperts",
     "PathChoice",
     "Routing",
     "explain",
     "force_path",
     "moe_ffn",
+    "pack_experts",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewshard_kernels.moe_ffn.check import check_options, check_router, check_rows, check_weights
 from fewshard_kernels.moe_ffn.cpu import moe_ffn_cpu
 from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, MoeOptions, Routing
+from fewshard_kernels.moe_ffn.packed import PackedCache, PackedExperts, moe_ffn_packed, pack_experts
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
 from fewshard_kernels.moe_ffn.routing import MoeStats
 
@@ -22,11 +23,14 @@ __all__ = [
     "LayerNormWeights",
     "MoeOptions",
     "MoeStats",
+    "PackedCache",
+    "PackedExperts",
     "PathChoice",
     "Routing",
     "explain",
     "force_path",
     "moe_ffn",
+    "pack_experts",
 ]
 
 # What a path is given: rows, router or routing, experts, options; all of them checked.
@@ -50,10 +54,10 @@ class PathChoice:
 def moe_ffn(
     x: Tensor,
     router: Tensor | Routing,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
+    w1: Tensor | PackedExperts,
+    b1: Tensor | None = None,
+    w2: Tensor | None = None,
+    b2: Tensor | None = None,
     *,
     top_k: int = 1,
     activation: str = "gelu",
@@ -87,18 +91,44 @@ def moe_ffn(
     rows contribute nothing, while p and the statistics stay those of all E.
     `residual`: [T, H] in the dtype of `x`; the result is residual + y. `norm`: the result is
     LayerNorm(residual + y), in fp32, over H; it needs a residual.
+    `w1` may be `PackedExperts` (see `pack_experts`), with `b1`, `w2` and `b2` left out: on a CPU, where
+    neither dropout nor a gradient of `x` is asked for, the packed products run; else the plain weights do.
     A NaN in one row of `x` reaches that row of y alone.
     Raises ValueError where shapes, dtypes, devices or options do not fit together.
     """
-    weights = ExpertWeights(w1, b1, w2, b2)
     if isinstance(router, Routing) and router.experts.ndim == 2:
         top_k = router.experts.shape[1]
     options = MoeOptions(top_k, activation, gated, scoring, normalize, dropout, expert_mask, residual, norm)
+    packed, weights = _experts(w1, b1, w2, b2, gated)
+    num_experts, _, hidden = weights.w1.shape
+    check_rows(x, hidden, weights.w1)
+    check_router(x, router, num_experts)
+    check_options(x, num_experts, options)
+    path = _forced.get() or explain(x.device).path
+    if packed is not None and path == "cpu" and not _needs_plain(x, options):
+        return moe_ffn_packed(x, router, packed, options)
+    return _PATHS[path](x, router, weights, options)
+
+
+def _experts(
+    w1: Tensor | PackedExperts, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, gated: bool
+) -> tuple[PackedExperts | None, ExpertWeights]:
+    if isinstance(w1, PackedExperts):
+        if not (b1 is None and w2 is None and b2 is None):
+            raise ValueError("packed experts hold b1, w2 and b2 already; leave these out")
+        if w1.gated != gated:
+            raise ValueError(f"experts were packed with gated={w1.gated}, but the call says {gated}")
+        return w1, w1.plain
+    if w2 is None:
+        raise ValueError("w2 is missing; only packed experts do without it")
+    weights = ExpertWeights(w1, b1, w2, b2)
     check_weights(weights, gated)
-    check_rows(x, w1.shape[0], w1.shape[2], w1)
-    check_router(x, router, w1.shape[0])
-    check_options(x, w1.shape[0], options)
-    return _PATHS[_forced.get() or explain(x.device).path](x, router, weights, options)
+    return None, weights
+
+
+def _needs_plain(x: Tensor, options: MoeOptions) -> bool:
+    """Packed products have neither gradients nor dropout; the plain path has."""
+    return options.dropout > 0 or (x.requires_grad and torch.is_grad_enabled())
 
 
 @contextmanager
@@ -117,6 +147,6 @@ def explain(device: torch.device) -> PathChoice:
     """Which path `moe_ffn` takes on `device`, with the reason in words."""
     if device.type == "cpu":
         return PathChoice(
-            str(device), "cpu", "rows grouped by expert, one oneDNN product per expert that was hit"
+            str(device), "cpu", "rows grouped by expert; oneDNN products, weights packed once for inference"
         )
     return PathChoice(str(device), "reference", f"no fused path for {device.type} yet; plain torch runs")

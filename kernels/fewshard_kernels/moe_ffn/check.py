@@ -15,6 +15,8 @@ def check_weights(weights: ExpertWeights, gated: bool) -> None:
     if w1.ndim != 3:
         raise ValueError(f"w1 must be [E, {'2I' if gated else 'I'}, H], got {list(w1.shape)}")
     num_experts, width, hidden = w1.shape
+    if not num_experts:
+        raise ValueError("there must be at least one expert, got 0")
     if gated and width % 2:
         raise ValueError(f"w1 of gated experts must be [E, 2I, H]; {width} is odd")
     if w1.dtype not in DTYPES:
@@ -25,12 +27,10 @@ def check_weights(weights: ExpertWeights, gated: bool) -> None:
     _check_tensor("b2", b2, (num_experts, hidden), fits, w1)
 
 
-def check_rows(x: Tensor, num_experts: int, hidden: int, like: Tensor) -> None:
+def check_rows(x: Tensor, hidden: int, like: Tensor) -> None:
     """ValueError unless `x` is [T, H] in the dtype and on the device of the experts."""
     if x.ndim != 2 or x.shape[1] != hidden:
         raise ValueError(f"x must be [T, H] with H {hidden} as in w1, got {list(x.shape)}")
-    if num_experts < 1:
-        raise ValueError("there must be at least one expert, got 0")
     _check_tensor("x", x, (x.shape[0], hidden), "", like)
 
 

@@ -1,5 +1,6 @@
 """Our text encoder with a classification head: packed from the start, dense or MoE in one set of layers."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fewshard_kernels import MoeStats, moe_ffn
+from fewshard_kernels import ExpertWeights, MoeStats, PackedCache, PackedExperts, moe_ffn
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
@@ -80,7 +81,12 @@ class DenseFeedForward(nn.Module):
 
 
 class MoeFeedForward(nn.Module):
-    """The parameters of one expert layer; the arithmetic is `fewshard_kernels.moe_ffn`."""
+    """The parameters of one expert layer; the arithmetic is `fewshard_kernels.moe_ffn`.
+
+    After `prepare_for_inference`, a copy of the experts is kept packed for the CPU and used in eval mode
+    where no gradients are recorded. It is no part of the state dict; training and casts drop it, and the
+    next inference packs what the weights are then.
+    """
 
     def __init__(self, config: FewshardTextConfig) -> None:
         super().__init__()
@@ -91,20 +97,43 @@ class MoeFeedForward(nn.Module):
         self.w2 = nn.Parameter(torch.empty(experts, hidden, width))
         self.b2 = nn.Parameter(torch.zeros(experts, hidden))
         self.config = config
+        self.packs = False
+        self.packed = PackedCache()
+
+    def prepare_for_inference(self) -> None:
+        self.packs = True
+        if self.w1.device.type == "cpu":
+            self.packed.get(self._experts(), gated=False)
+
+    def train(self, mode: bool = True) -> "MoeFeedForward":
+        if mode:
+            self.packed.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoeFeedForward":
+        self.packed.clear()
+        super()._apply(fn, recurse)
+        return self
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, MoeStats]:
         return moe_ffn(
             hidden.to(self.w1.dtype),
             self.router,
-            self.w1,
-            self.b1,
-            self.w2,
-            self.b2,
+            *self._experts_or_packed(),
             top_k=self.config.num_experts_per_tok,
             activation=self.config.hidden_act,
             normalize=self.config.norm_topk_prob,
             dropout=self.config.expert_dropout_prob if self.training else 0.0,
         )
+
+    def _experts_or_packed(self) -> ExpertWeights | tuple[PackedExperts]:
+        uses_packed = self.packs and not self.training and not torch.is_grad_enabled()
+        if uses_packed and self.w1.device.type == "cpu":
+            return (self.packed.get(self._experts(), gated=False),)
+        return self._experts()
+
+    def _experts(self) -> ExpertWeights:
+        return ExpertWeights(self.w1, self.b1, self.w2, self.b2)
 
 
 class EncoderLayer(nn.Module):
@@ -173,6 +202,17 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
             if stats is not None:
                 moe_stats.append(stats)
         return PackedOutput(self._head(self._pool(hidden, packed)), hidden_states, moe_stats)
+
+    def prepare_for_inference(self) -> None:
+        """Switch to eval mode and, on a CPU, pack the experts for its fastest products.
+
+        Call it when the model is loaded, cast and moved. Packed copies take one to three times the experts'
+        memory.
+        """
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, MoeFeedForward):
+                module.prepare_for_inference()
 
     def router_loss(self, moe_stats: list[MoeStats]) -> Tensor | float:
         """Load-balancing loss (Switch Transformer, equation 4) and router z-loss (ST-MoE, equation 5),

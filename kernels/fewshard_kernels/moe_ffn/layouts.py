@@ -1,0 +1,101 @@
+"""The forms in which a CPU can hold an expert, each with the arithmetic that goes with it."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshard_kernels.moe_ffn.activations import activate
+from fewshard_kernels.moe_ffn.options import ExpertWeights
+
+# oneDNN's name for each activation, and the variant where it has two.
+_FUSED = {
+    "gelu": ("gelu", "none"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products in `dtype` for this CPU."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+class Layout(Protocol):
+    """The experts of one layer in one form; `expert` takes rows of `dtype` and needs no gradients."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def expert(self, rows: Tensor, expert: int, activation: str) -> Tensor:
+        """One expert over `rows` [R, H], R > 0, without the router's weight."""
+
+
+class PlainLayout:
+    """The weights as they are: no copy, and at one or two rows the matrix-vector product is hard to beat."""
+
+    num_bytes = 0
+
+    def __init__(self, weights: ExpertWeights, gated: bool) -> None:
+        self.dtype = weights.w1.dtype
+        self.name = f"plain {_word(self.dtype)}"
+        self._gated = gated
+        self._up, self._up_bias = weights.w1.unbind(), _unbind(weights.b1, weights.w1)
+        self._down, self._down_bias = weights.w2.unbind(), _unbind(weights.b2, weights.w1)
+
+    def expert(self, rows: Tensor, expert: int, activation: str) -> Tensor:
+        projected = F.linear(rows, self._up[expert], self._up_bias[expert])
+        return F.linear(
+            activate(projected, activation, self._gated), self._down[expert], self._down_bias[expert]
+        )
+
+
+class OneDnnLayout:
+    """Blocked once for oneDNN's kernels; the activation and the gate are applied inside the products."""
+
+    def __init__(self, weights: ExpertWeights, gated: bool, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.name = f"packed {_word(dtype)}"
+        self.num_bytes = dtype.itemsize * (weights.w1.numel() + weights.w2.numel())
+        w1, b1, w2, b2 = weights
+        gate_rows = w1.shape[1] // 2 if gated else w1.shape[1]
+        self._activated = _pack(w1[:, :gate_rows], dtype)
+        self._activated_bias = _unbind(None if b1 is None else b1[:, :gate_rows].to(dtype), w1)
+        self._up = _pack(w1[:, gate_rows:], dtype) if gated else None
+        self._up_bias = _unbind(None if b1 is None else b1[:, gate_rows:].to(dtype), w1)
+        self._down = _pack(w2, dtype)
+        self._down_bias = _unbind(None if b2 is None else b2.to(dtype), w1)
+
+    def expert(self, rows: Tensor, expert: int, activation: str) -> Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        kind, variant = _FUSED[activation]
+        hidden = linear(rows, self._activated[expert], self._activated_bias[expert], kind, [], variant)
+        if self._up is not None:
+            hidden = linear.binary(rows, hidden, self._up[expert], self._up_bias[expert], "mul")
+        out: Tensor = linear(hidden, self._down[expert], self._down_bias[expert], "none", [], "")
+        return out
+
+
+def _pack(weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    return [reorder(expert.to(dtype).contiguous()) for expert in weights]
+
+
+def _unbind(bias: Tensor | None, like: Tensor) -> tuple[Tensor | None, ...]:
+    return (None,) * like.shape[0] if bias is None else bias.contiguous().unbind()
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

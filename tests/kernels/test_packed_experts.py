@@ -1,0 +1,277 @@
+"""Packed experts: the same layer as with plain weights, in whichever arithmetic was measured the fastest."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fewshard_kernels import ExpertWeights, PackedCache, Routing, force_path, moe_ffn, pack_experts
+from fewshard_kernels.moe_ffn import measure
+from fewshard_kernels.moe_ffn.layouts import OneDnnLayout, PlainLayout
+from fewshard_kernels.moe_ffn.packed import _groups
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def make(
+    experts: int,
+    hidden: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    gated: bool = False,
+    bias: bool = True,
+) -> ExpertWeights:
+    generator = torch.Generator().manual_seed(experts + 31 * hidden + width)
+    rows = 2 * width if gated else width
+
+    def random(*shape: int, scale: float) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+
+    return ExpertWeights(
+        random(experts, rows, hidden, scale=hidden**-0.5),
+        random(experts, rows, scale=0.1) if bias else None,
+        random(experts, hidden, width, scale=width**-0.5),
+        random(experts, hidden, scale=0.1) if bias else None,
+    )
+
+
+def assert_as_plain(x: Tensor, router: Tensor | Routing, weights: ExpertWeights, packed, **options) -> None:
+    """Against the reference in float32 on the same (rounded) weights."""
+    exact = ExpertWeights(*(None if tensor is None else tensor.float() for tensor in weights))
+    with force_path("reference"):
+        expected, expected_stats = moe_ffn(x.float(), router, *exact, **options)
+    y, stats = moe_ffn(x, router, packed, **options)
+    assert y.dtype == x.dtype
+    tolerance = TOLERANCE[x.dtype]
+    scale = expected.abs().max().item() if expected.numel() else 1.0
+    torch.testing.assert_close(y.float(), expected, atol=tolerance * max(scale, 1.0), rtol=tolerance)
+    assert stats.expert_rows.tolist() == expected_stats.expert_rows.tolist()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "relu", "silu"])
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "width", "experts", "top_k"),
+    [(1, 100, 60, 8, 1), (7, 600, 36, 4, 3), (90, 32, 100, 3, 2)],
+)
+def test_packed_equals_plain(dtype, gated, activation, tokens, hidden, width, experts, top_k):
+    weights = make(experts, hidden, width, dtype, gated, bias=tokens != 7)
+    packed = pack_experts(*weights, gated=gated)
+    x = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(1)).to(dtype)
+    router = torch.randn(experts, hidden, generator=torch.Generator().manual_seed(2)) / hidden**0.5
+    assert_as_plain(x, router, weights, packed, gated=gated, activation=activation, top_k=top_k)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(0, 150),
+    hidden=st.integers(1, 40),
+    width=st.integers(1, 40),
+    experts=st.integers(1, 9),
+    gated=st.booleans(),
+    data=st.data(),
+)
+def test_packed_equals_plain_on_any_shape(tokens, hidden, width, experts, gated, data):
+    top_k = data.draw(st.integers(1, min(8, experts)))
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=experts, max_size=experts)))
+    weights = make(experts, hidden, width, gated=gated)
+    packed = pack_experts(*weights, gated=gated, compute_dtype=torch.float32)
+    x, router = torch.randn(tokens, hidden), torch.randn(experts, hidden) / hidden**0.5
+    assert_as_plain(x, router, weights, packed, gated=gated, top_k=top_k, expert_mask=mask)
+
+
+@pytest.mark.parametrize("tokens", [1, 32, 33, 1000])
+def test_all_rows_on_one_expert(tokens):
+    weights = make(4, 24, 40)
+    router = torch.zeros(4, 24)
+    router[2] = 5.0
+    packed = pack_experts(*weights, compute_dtype=torch.float32)
+    assert_as_plain(torch.rand(tokens, 24) + 0.1, router, weights, packed)
+
+
+def test_a_row_multiplied_beside_its_neighbours_is_not_touched_by_their_nan():
+    weights = make(2, 16, 24)
+    packed = pack_experts(*weights, compute_dtype=torch.float32)
+    x = torch.randn(150, 16)
+    # Expert 0 has 67 rows, a number that is rounded up: it multiplies the first rows of expert 1 too.
+    routing = Routing(torch.ones(150, 1), (torch.arange(150) >= 67).long()[:, None])
+    clean, _ = moe_ffn(x, routing, packed)
+    x[67] = float("nan")
+    y, _ = moe_ffn(x, routing, packed)
+    assert y[67].isnan().all()
+    others = torch.arange(150) != 67
+    torch.testing.assert_close(y[others], clean[others])
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100, 1000, 4097])
+def test_numbers_of_rows_are_rounded_up_by_little_and_to_few(count):
+    (group,) = _groups([0, count])
+    assert (group.expert, group.start, group.num_rows) == (1, 0, count)
+    assert count <= group.stop <= count * 17 / 16
+    octave = {_groups([rows])[0].stop for rows in range(count, 2 * count)}
+    assert len(octave) <= max(33, count if count < 32 else 17)
+
+
+def test_groups_follow_one_another():
+    groups = _groups([5, 0, 70, 1])
+    assert [(group.expert, group.start, group.num_rows) for group in groups] == [
+        (0, 0, 5),
+        (2, 5, 70),
+        (3, 75, 1),
+    ]
+    assert [group.stop for group in groups] == [5, 5 + 72, 76]
+
+
+class FakeLayout:
+    """A layout whose products take as long as a clock of our own says."""
+
+    dtype = torch.float32
+    num_bytes = 0
+
+    def __init__(self, name, clock, seconds):
+        self.name, self._clock, self._seconds = name, clock, seconds
+
+    def expert(self, rows, expert, activation):
+        self._clock.now += self._seconds(rows.shape[0])
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def tiers(monkeypatch, few, many):
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
+    monkeypatch.setattr(measure, "_remembered", {})
+    layouts = [FakeLayout("few", clock, few), FakeLayout("many", clock, many)]
+    found = measure.fastest_tiers(layouts, 4, 8, 16)
+    return [(tier.max_rows, tier.layout.name) for tier in found]
+
+
+def test_the_faster_layout_is_taken_for_each_number_of_rows(monkeypatch):
+    assert tiers(monkeypatch, lambda rows: 2.0 * rows, lambda rows: 10.0 + rows) == [
+        (8, "few"),
+        (math.inf, "many"),
+    ]
+
+
+def test_a_second_copy_must_be_clearly_faster(monkeypatch):
+    assert tiers(monkeypatch, lambda rows: 95.0 if rows < 32 else 200.0, lambda rows: 100.0) == [
+        (math.inf, "many")
+    ]
+
+
+def test_a_shape_is_timed_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure, "_remembered", {})
+    monkeypatch.setattr(
+        measure, "_time", lambda layout, rows, experts, hidden: calls.append(rows) or float(rows)
+    )
+    layouts = [FakeLayout("a", None, None), FakeLayout("b", None, None)]
+    first = measure.fastest_tiers(layouts, 4, 8, 16)
+    num_calls = len(calls)
+    assert num_calls == 2 * 6
+    assert measure.fastest_tiers(layouts, 4, 8, 16) == first
+    assert len(calls) == num_calls
+    measure.fastest_tiers(layouts, 4, 8, 32)
+    assert len(calls) == 2 * num_calls
+
+
+def test_tiers_decide_by_the_rows_of_each_expert():
+    weights = make(2, 8, 12, torch.bfloat16)
+    packed = pack_experts(*weights, compute_dtype=torch.float32)
+    few, many = PlainLayout(weights, False), OneDnnLayout(weights, False, torch.float32)
+    mixed = type(packed)(weights, False, (measure.Tier(2, few), measure.Tier(math.inf, many)))
+    assert [mixed.layout_for(rows) for rows in (1, 2, 3, 1000)] == [few, few, many, many]
+    assert mixed.describe() == "plain bfloat16 up to 2 rows an expert, then packed float32"
+    assert mixed.num_bytes == 4 * (weights.w1.numel() + weights.w2.numel())
+    routing = Routing(torch.ones(6, 1), torch.tensor([[0], [1], [1], [1], [1], [0]]))
+    assert_as_plain(torch.randn(6, 8).bfloat16(), routing, weights, mixed)
+
+
+def test_float32_stays_float32_by_measurement():
+    packed = pack_experts(*make(3, 16, 24))
+    assert {tier.layout.dtype for tier in packed.tiers} == {torch.float32}
+
+
+def test_gradients_and_dropout_take_the_plain_weights():
+    with torch.inference_mode(False):
+        weights = ExpertWeights(*(tensor.clone() for tensor in make(3, 16, 24)))
+        packed = pack_experts(*weights, compute_dtype=torch.float32)
+        router, grads = torch.randn(3, 16), []
+        for experts in ((packed,), weights):
+            x = torch.ones(5, 16, requires_grad=True)
+            moe_ffn(x, router, *experts)[0].square().sum().backward()
+            grads.append(x.grad)
+        assert grads[0].abs().sum() > 0
+        torch.testing.assert_close(*grads)
+        assert not torch.equal(
+            *(moe_ffn(torch.ones(5, 16), router, packed, dropout=p)[0] for p in (0.0, 0.9))
+        )
+
+
+def test_a_cache_packs_again_after_a_change_and_only_then():
+    with torch.inference_mode(False):
+        weights = ExpertWeights(*(tensor.clone() for tensor in make(3, 16, 24)))
+        cache = PackedCache()
+        first = cache.get(weights, gated=False)
+        assert cache.get(weights, gated=False) is first
+        weights.w2.mul_(2)
+        second = cache.get(weights, gated=False)
+        assert second is not first
+        x, router = torch.randn(4, 16), torch.randn(3, 16)
+        torch.testing.assert_close(moe_ffn(x, router, second)[0], moe_ffn(x, router, *weights)[0])
+        cache.clear()
+        assert cache.get(weights, gated=False) is not second
+        for empty in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+            assert empty._packed is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w2": torch.zeros(3, 16, 23)}, r"w2 must be \[3, 16, 24\]"),
+        ({"w1": torch.zeros(24, 16)}, r"w1 must be \[E, I, H\]"),
+        ({"w1": torch.zeros(0, 24, 16)}, "at least one expert"),
+        ({"w1": torch.zeros(3, 24, 16, device="meta")}, "is on cpu but the others are on meta"),
+        ({"compute_dtype": torch.float64}, "oneDNN does not multiply torch.float64"),
+        ({"gated": True}, "w2 must be .* to fit gated w1"),
+    ],
+)
+def test_experts_that_cannot_be_packed_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        pack_experts(**{**make(3, 16, 24)._asdict(), **change})
+
+
+def test_experts_on_another_device_are_refused():
+    weights = ExpertWeights(*(tensor.to("meta") for tensor in make(3, 16, 24)))
+    with pytest.raises(ValueError, match="packed for a CPU alone, these are on meta"):
+        pack_experts(*weights)
+
+
+def test_calls_that_do_not_fit_the_packing_are_refused():
+    weights = make(3, 16, 24)
+    packed, x, router = pack_experts(*weights), torch.zeros(2, 16), torch.zeros(3, 16)
+    with pytest.raises(ValueError, match="packed with gated=False"):
+        moe_ffn(x, router, packed, gated=True)
+    with pytest.raises(ValueError, match="hold b1, w2 and b2 already"):
+        moe_ffn(x, router, packed, weights.b1)
+    with pytest.raises(ValueError, match="w2 is missing"):
+        moe_ffn(x, router, weights.w1)
+    with pytest.raises(ValueError, match=r"x is torch\.bfloat16"):
+        moe_ffn(x.bfloat16(), router, packed)
