@@ -140,12 +140,12 @@ def _gemm_tile(
 
 def _wished_tile(shape: LayerShape, bucket: int, block_m: int, width: int, products: int) -> GemmTile:
     if shape.dtype == torch.float32:
-        return GemmTile(block_n=64, block_k=32, group_m=8, num_warps=4, num_stages=3)
+        return GemmTile(block_n=64 // products, block_k=32, group_m=8, num_warps=4, num_stages=3)
     if block_m <= 32:
         return GemmTile(block_n=64, block_k=128, group_m=8, num_warps=4, num_stages=4)
     if block_m == 64:
         return GemmTile(block_n=128 // products, block_k=64, group_m=8, num_warps=4, num_stages=4)
-    wide = bucket >= 512 and shape.capability >= (9, 0) and width >= 1024
+    wide = bucket >= 512 and shape.capability == (9, 0) and width >= 1024
     return GemmTile(256 // products if wide else 128 // products, 64, 8, num_warps=8, num_stages=3)
 
 

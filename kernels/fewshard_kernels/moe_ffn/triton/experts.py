@@ -21,13 +21,26 @@ def multiply_rows(
 
     Row t * top_k + j belongs to the j-th expert of token t; rows of pairs that are not here stay unwritten.
     """
-    num_rows = routed.row_map.shape[0]
-    hidden = x.new_empty((num_rows, weights.w2.shape[2]))
-    _launch_gemm(
-        x, weights.w1, weights.b1, hidden, routed, tiles.block_m, tiles.first, options.activation, options
-    )
-    rows = x.new_empty((num_rows, x.shape[1]))
-    _launch_gemm(hidden, weights.w2, weights.b2, rows, routed, tiles.block_m, tiles.second, None, options)
+    hidden = first_product(x, weights, routed, options, tiles.block_m, tiles.first)
+    return second_product(hidden, weights, routed, options, tiles.block_m, tiles.second)
+
+
+def first_product(
+    x: Tensor, weights: ExpertWeights, routed: Routed, options: MoeOptions, block_m: int, tile: GemmTile
+) -> Tensor:
+    """act(x W1[e]^T + b1[e]), or its gated form, [T * top_k, I], sorted as `routed.row_map` says."""
+    hidden = x.new_empty((routed.row_map.shape[0], weights.w2.shape[2]))
+    activation = options.activation
+    _launch(x, weights.w1, weights.b1, hidden, routed, block_m, tile, activation, options.gated)
+    return hidden
+
+
+def second_product(
+    hidden: Tensor, weights: ExpertWeights, routed: Routed, options: MoeOptions, block_m: int, tile: GemmTile
+) -> Tensor:
+    """p * (hidden W2[e]^T + b2[e]), [T * top_k, H], in the order of the pairs."""
+    rows = hidden.new_empty((routed.row_map.shape[0], weights.w2.shape[1]))
+    _launch(hidden, weights.w2, weights.b2, rows, routed, block_m, tile, activation=None, gated=False)
     return rows
 
 
@@ -62,7 +75,7 @@ def combine(rows: Tensor, routed: Routed, options: MoeOptions, partial: bool) ->
     return y
 
 
-def _launch_gemm(
+def _launch(
     a: Tensor,
     w: Tensor,
     bias: Tensor | None,
@@ -71,7 +84,7 @@ def _launch_gemm(
     block_m: int,
     tile: GemmTile,
     activation: str | None,
-    options: MoeOptions,
+    gated: bool,
 ) -> None:
     num_tiles, width = routed.tiles.shape[1], out.shape[1]
     expert_gemm_kernel[(num_tiles * ceil_div(width, tile.block_n),)](
@@ -90,9 +103,9 @@ def _launch_gemm(
         stride_om=out.stride(0),
         N=width,
         K=a.shape[1],
-        TOP_K=options.top_k,
+        TOP_K=routed.experts.shape[1],
         ACTIVATION=activation,
-        GATED=options.gated and activation is not None,
+        GATED=gated,
         BLOCK_M=block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
