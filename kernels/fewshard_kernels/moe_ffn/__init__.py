@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -35,9 +36,20 @@ __all__ = [
 
 # What a path is given: rows, router or routing, experts, options; all of them checked.
 MoePath = Callable[[Tensor, Tensor | Routing, ExpertWeights, MoeOptions], tuple[Tensor, MoeStats]]
+
+
+def _moe_ffn_triton(
+    x: Tensor, router: Tensor | Routing, weights: ExpertWeights, options: MoeOptions
+) -> tuple[Tensor, MoeStats]:
+    from fewshard_kernels.moe_ffn.triton import moe_ffn_triton
+
+    return moe_ffn_triton(x, router, weights, options)
+
+
 _PATHS: dict[str, MoePath] = {
     "reference": moe_ffn_reference,
     "cpu": moe_ffn_cpu,
+    "triton": _moe_ffn_triton,
 }
 _forced: ContextVar[str | None] = ContextVar("forced_moe_ffn_path", default=None)
 
@@ -104,10 +116,19 @@ def moe_ffn(
     check_rows(x, hidden, weights.w1)
     check_router(x, router, num_experts)
     check_options(x, num_experts, options)
-    path = _forced.get() or explain(x.device).path
+    path = _forced.get() or _choose(x, router, weights, options)
     if packed is not None and path == "cpu" and not _needs_plain(x, options):
         return moe_ffn_packed(x, router, packed, options)
     return _PATHS[path](x, router, weights, options)
+
+
+def _choose(x: Tensor, router: Tensor | Routing, weights: ExpertWeights, options: MoeOptions) -> str:
+    path = explain(x.device).path
+    if path != "triton":
+        return path
+    from fewshard_kernels.moe_ffn.triton import supports
+
+    return "triton" if supports(x, router, weights, options) is None else "reference"
 
 
 def _experts(
@@ -149,4 +170,10 @@ def explain(device: torch.device) -> PathChoice:
         return PathChoice(
             str(device), "cpu", "rows grouped by expert; oneDNN products, weights packed once for inference"
         )
-    return PathChoice(str(device), "reference", f"no fused path for {device.type} yet; plain torch runs")
+    if device.type != "cuda":
+        return PathChoice(str(device), "reference", f"no fused path for {device.type}; plain torch runs")
+    if find_spec("triton") is None:
+        return PathChoice(str(device), "reference", "triton is not installed; plain torch runs")
+    return PathChoice(
+        str(device), "triton", "fused kernels; plain torch for training and for layers they do not take"
+    )
