@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not INTERPRETING and not torch.cuda.is_available():
     pytest.skip("no GPU here; test_triton_interpreter.py runs these interpreted", allow_module_level=True)
 
-from fewshard_kernels.moe_ffn import LayerNormWeights, Routing  # noqa: E402
+from fewshard_kernels.moe_ffn import LayerNormWeights, Routing, force_path, moe_ffn  # noqa: E402
 from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions  # noqa: E402
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference  # noqa: E402
 from fewshard_kernels.moe_ffn.routing import route  # noqa: E402
@@ -217,6 +217,14 @@ def test_two_runs_give_the_same_bits(tokens: int) -> None:
     second, second_stats = moe_ffn_triton(x, router, weights, options)
     assert torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(first_stats, second_stats, strict=True))
+
+
+def test_the_facade_can_be_made_to_take_this_path() -> None:
+    x, router, weights = make(9, 16, 24, 4, gated=True)
+    with force_path("triton"):
+        y, _ = moe_ffn(x, router, *weights, top_k=2, gated=True, residual=x)
+    expected, _ = moe_ffn_triton(x, router, weights, MoeOptions(top_k=2, gated=True, residual=x))
+    assert torch.equal(y, expected)
 
 
 def test_inputs_are_left_alone() -> None:

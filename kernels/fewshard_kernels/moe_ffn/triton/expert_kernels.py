@@ -49,7 +49,7 @@ def tile_of_program(num_tiles, NUM_N: tl.constexpr, GROUP_M: tl.constexpr):
     return first + within % size, within // size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def expert_gemm_kernel(
     a_ptr,
     w_ptr,
@@ -146,7 +146,7 @@ def expert_gemm_kernel(
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & (n < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def combine_kernel(
     rows_ptr,
     experts_ptr,

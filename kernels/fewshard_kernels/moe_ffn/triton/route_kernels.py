@@ -4,6 +4,9 @@
 the order in which blocks happen to run, and so would the rows' order. Here block b of tokens writes how many
 rows it has for each expert; the row of a pair is then (rows of smaller experts) + (rows that earlier blocks
 have for its expert) + (its rank within its block), the same on every run, and equal to a stable sort.
+
+What changes with every call (tokens, tiles, blocks) is never specialised on: a layer compiles a kernel once
+for each size of blocks, and nothing more while it serves.
 """
 
 # Triton gives the arguments of jit functions their types when it compiles them.
@@ -90,16 +93,9 @@ def place_rows(row_map_ptr, token, experts, ranks, first_row, T, TOP_K: tl.const
 
 @triton.jit
 def write_tiles(
-    tiles_ptr,
-    num_tiles,
-    first_tile,
-    rows,
-    offsets,
-    BLOCK_M: tl.constexpr,
-    TILES: tl.constexpr,
-    CHUNK: tl.constexpr,
+    tiles_ptr, num_tiles, first_tile, end_tile, rows, offsets, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """Describe TILES tiles from `first_tile` on: expert (-1: no tile), first row, row after the last.
+    """Describe the tiles from `first_tile` on: expert (-1: no tile), first row, row after the last.
 
     `rows`, `offsets` [BLOCK_E]: rows of each expert, and of those before it. Each expert has its own
     cdiv(rows, BLOCK_M) tiles: none crosses experts, and no row is padding. `tiles` is [3, num_tiles].
@@ -108,18 +104,20 @@ def write_tiles(
     tiles_each = (rows + BLOCK_M - 1) // BLOCK_M
     last = tl.cumsum(tiles_each, 0)
     shift = offsets - (last - tiles_each) * BLOCK_M
-    for start in range(0, TILES, CHUNK):
-        tile = first_tile + start + tl.arange(0, CHUNK)
+    start = first_tile
+    while start < end_tile:
+        tile = start + tl.arange(0, CHUNK)
         expert = tl.sum((tile[:, None] >= last[None, :]).to(tl.int32), 1)
         begin = tl.sum(tl.where(e == expert[:, None], shift[None, :] + tile[:, None] * BLOCK_M, 0), 1)
         end = tl.sum(tl.where(e == expert[:, None], (offsets + rows)[None, :], 0), 1)
-        inside = tile < num_tiles
+        inside = tile < end_tile
         tl.store(tiles_ptr + tile, tl.where(expert < rows.shape[0], expert, -1), mask=inside)
         tl.store(tiles_ptr + num_tiles + tile, begin, mask=inside)
         tl.store(tiles_ptr + 2 * num_tiles + tile, tl.minimum(begin + BLOCK_M, end), mask=inside)
+        start += CHUNK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "num_tiles"])
 def route_kernel(
     x_ptr,
     router_ptr,
@@ -147,7 +145,6 @@ def route_kernel(
     NORMALIZE: tl.constexpr,
     SINGLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    TILES: tl.constexpr,
     TILE_CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -248,12 +245,12 @@ def route_kernel(
     if SINGLE:
         offsets = tl.cumsum(rows_here, 0) - rows_here
         place_rows(row_map_ptr, token, experts, ranks, offsets, T, TOP_K, BLOCK_E)
-        write_tiles(tiles_ptr, num_tiles, 0, rows_here, offsets, BLOCK_M, TILES, TILE_CHUNK)
+        write_tiles(tiles_ptr, num_tiles, 0, num_tiles, rows_here, offsets, BLOCK_M, TILE_CHUNK)
     else:
         tl.store(ranks_ptr + pair, ranks, mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "num_blocks", "num_tiles", "tiles_each"])
 def group_kernel(
     experts_ptr,
     ranks_ptr,
@@ -268,10 +265,10 @@ def group_kernel(
     T,
     num_blocks,
     num_tiles,
+    tiles_each,
     E: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    TILES: tl.constexpr,
     TILE_CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -307,7 +304,9 @@ def group_kernel(
     experts = tl.load(experts_ptr + pair, mask=kept, other=-1)
     ranks = tl.load(ranks_ptr + pair, mask=kept, other=0)
     place_rows(row_map_ptr, token, experts, ranks, offsets + before, T, TOP_K, BLOCK_E)
-    write_tiles(tiles_ptr, num_tiles, block * TILES, rows, offsets, BLOCK_M, TILES, TILE_CHUNK)
+    first_tile = block * tiles_each
+    end_tile = tl.minimum(first_tile + tiles_each, num_tiles)
+    write_tiles(tiles_ptr, num_tiles, first_tile, end_tile, rows, offsets, BLOCK_M, TILE_CHUNK)
 
     if block == 0:
         p_sum = tl.zeros([BLOCK_E], dtype=tl.float32)

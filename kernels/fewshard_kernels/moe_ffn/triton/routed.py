@@ -18,6 +18,7 @@ SINGLE_BLOCK_TOKENS = 64
 # Every block reads the whole table of counts: few large blocks for many tokens, many small ones for few.
 _BLOCK_TOKENS = ((2048, 16), (8192, 32), (32768, 64))
 _MOST_BLOCK_TOKENS = 128
+_TILE_CHUNK = 16
 
 
 class Routed(NamedTuple):
@@ -65,6 +66,10 @@ class _Plan:
         return next(sizes, _MOST_BLOCK_TOKENS)
 
     @property
+    def block_e(self) -> int:
+        return max(16, power_of_two(self.num_experts))
+
+    @property
     def num_blocks(self) -> int:
         return ceil_div(self.num_tokens, self.block_t)
 
@@ -109,7 +114,8 @@ def route_rows(
             expert_rows_ptr=routed.stats.expert_rows,
             statistics_ptr=tables.statistics,
             num_blocks=plan.num_blocks,
-            BLOCK_B=min(64, power_of_two(plan.num_blocks)),
+            tiles_each=_TILE_CHUNK * ceil_div(plan.num_tiles, _TILE_CHUNK * plan.num_blocks),
+            BLOCK_B=max(8, min(64, 4096 // plan.block_e)),
             **shared,
         )
     return routed
@@ -161,7 +167,6 @@ def _matrices(**matrices: Tensor | None) -> dict[str, Any]:
 def _shared_arguments(plan: _Plan, routed: Routed, tables: _Tables, options: MoeOptions) -> dict[str, Any]:
     """What both kernels are given."""
     table_size = plan.num_blocks * plan.num_experts
-    tiles_each = power_of_two(ceil_div(plan.num_tiles, plan.num_blocks))
     return {
         "mask_ptr": options.expert_mask,
         "experts_ptr": routed.experts,
@@ -176,10 +181,9 @@ def _shared_arguments(plan: _Plan, routed: Routed, tables: _Tables, options: Moe
         "E": plan.num_experts,
         "TOP_K": plan.top_k,
         "BLOCK_M": plan.block_m,
-        "TILES": tiles_each,
-        "TILE_CHUNK": min(32, tiles_each),
+        "TILE_CHUNK": _TILE_CHUNK,
         "BLOCK_T": plan.block_t,
-        "BLOCK_E": max(16, power_of_two(plan.num_experts)),
+        "BLOCK_E": plan.block_e,
         "BLOCK_K": power_of_two(plan.top_k),
         "num_warps": 8 if plan.num_experts > 64 or plan.block_t >= 64 else 4,
     }
