@@ -1,0 +1,167 @@
+"""Runs the kernel benchmark: every point of a grid, every peer in turn, one row for each of them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+from fewshard_models.bench.device import captured, first_line, num_launches, peak_bytes
+from fewshard_models.bench.external import external_builders
+from fewshard_models.bench.grid import Point
+from fewshard_models.bench.peers import DENSE, OURS, Builder, Runner, Skipped, activation_alone, builders
+from fewshard_models.bench.problem import Layer, Problem, make_layer, make_problem
+from fewshard_models.bench.roofline import Roofline, last_level_cache_bytes, measure
+from fewshard_models.bench.timing import Budget, Call, clock_for, interleaved
+from fewshard_models.devices import DTYPES
+
+# Largest |y - y64| / |y64| over the checked rows that counts as the same answer.
+TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 3e-3}
+GRAPH = " (graph)"
+_ACTIVATION = "activation"
+_MAX_COPIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One peer at one point. Seconds; `times_ours`: its median over that of our op in the same mode.
+
+    `roofline_share`: the floor's time over the median. `activation_share`: time of the activation as an op
+    of its own over the median. Where `skipped` says why there is nothing, the figures are None.
+    """
+
+    point: Point
+    peer: str
+    skipped: str | None = None
+    rounds: int = 0
+    median_s: float | None = None
+    p90_s: float | None = None
+    times_ours: float | None = None
+    roofline_share: float | None = None
+    activation_share: float | None = None
+    error: float | None = None
+    launches: int | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All rows, with what they have to be read against."""
+
+    device: str
+    rows: list[Row]
+    rooflines: dict[str, Roofline]
+    cache_bytes: int
+    copies: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where and how long to measure, and the source trees of further peers by name."""
+
+    device: str
+    budget: Budget = field(default_factory=Budget)
+    peers: Mapping[str, Path] = field(default_factory=dict)
+    # None: as many copies as the last-level cache asks for.
+    num_copies: int | None = None
+
+
+@torch.inference_mode()
+def run(grid: Iterable[Point], setup: Setup, say: Callable[[str], None] = lambda _text: None) -> Measured:
+    """Measure every point; `say` is told before each. ValueError for a peer whose name is not known."""
+    grid, everyone = list(grid), {**builders(), **external_builders(setup.peers)}
+    clock, cache = clock_for(setup.device), last_level_cache_bytes(setup.device)
+    dtypes = dict.fromkeys(point.dtype for point in grid)
+    rooflines = {dtype: measure(dtype, setup.device, clock, cache) for dtype in dtypes}
+    measured = Measured(setup.device, [], rooflines, cache)
+    for _, same_layer in groupby(enumerate(grid, start=1), key=lambda item: _layer_key(item[1])):
+        layer: Layer | None = None
+        for number, point in same_layer:
+            say(f"[{number}/{len(grid)}] {point}")
+            if layer is None:
+                layer = make_layer(point, setup.num_copies or num_copies(point, cache), setup.device)
+                measured.copies[_layer_name(point)] = layer.num_copies
+            problem = make_problem(point, layer, setup.device)
+            measured.rows.extend(measure_point(problem, everyone, setup, rooflines[point.dtype]))
+    return measured
+
+
+def num_copies(point: Point, cache_bytes: int) -> int:
+    """Copies of a layer that the last-level cache cannot hold together; at least two, at most 64."""
+    layer_bytes = point.num_experts * point.expert_numbers * DTYPES[point.dtype].itemsize
+    return min(_MAX_COPIES, max(2, -(-5 * cache_bytes // (4 * layer_bytes))))
+
+
+def _layer_key(point: Point) -> tuple[object, ...]:
+    return (point.shape, point.dtype, point.num_experts)
+
+
+def _layer_name(point: Point) -> str:
+    return f"{point.shape} {point.dtype}, {point.num_experts} experts"
+
+
+def measure_point(
+    problem: Problem, everyone: Mapping[str, Builder], setup: Setup, roofline: Roofline
+) -> list[Row]:
+    """One row for each peer, in the order of `everyone`, those that sit out included."""
+    runners, skips = _build(problem, everyone, setup.device)
+    calls: dict[str, Call] = {**runners, _ACTIVATION: activation_alone(problem)}
+    times = interleaved(calls, clock_for(setup.device), setup.budget)
+    rows = [_row(problem, name, runner, times, roofline) for name, runner in runners.items()]
+    rows += [Row(problem.point, name, skipped=reason) for name, reason in skips.items()]
+    order = [name + mode for mode in ("", GRAPH) for name in everyone]
+    return sorted(rows, key=lambda row: order.index(row.peer))
+
+
+def _build(
+    problem: Problem, everyone: Mapping[str, Builder], device: str
+) -> tuple[dict[str, Runner], dict[str, str]]:
+    runners: dict[str, Runner] = {}
+    skips: dict[str, str] = {}
+    for name, builder in everyone.items():
+        try:
+            runners[name] = _tried(builder(problem))
+            if device == "cuda":
+                runners[name + GRAPH] = captured(runners[name], problem)
+        except Skipped as skipped:
+            skips[name + GRAPH if name in runners else name] = str(skipped)
+    return runners, skips
+
+
+def _tried(runner: Runner) -> Runner:
+    """The runner, if its first call works; a peer may lack a kernel for this device or dtype."""
+    try:
+        runner(0)
+    except (RuntimeError, ValueError, TypeError, AttributeError, NameError) as error:
+        raise Skipped(f"fails here: {first_line(error)}") from error
+    return runner
+
+
+def _row(
+    problem: Problem, name: str, runner: Runner, times: Mapping[str, Sequence[float]], roofline: Roofline
+) -> Row:
+    point, seconds = problem.point, times[name]
+    mid, ours = median(seconds), times.get(OURS + (GRAPH if name.endswith(GRAPH) else ""))
+    is_dense = name.removesuffix(GRAPH) == DENSE
+    num_experts = point.top_k if is_dense else problem.num_hit_experts
+    return Row(
+        point,
+        name,
+        rounds=len(seconds),
+        median_s=mid,
+        p90_s=quantiles(seconds, n=10, method="inclusive")[-1],
+        times_ours=mid / median(ours) if ours else None,
+        roofline_share=roofline.floor_s(point, num_experts, problem.x.element_size()) / mid,
+        activation_share=median(times[_ACTIVATION]) / mid,
+        error=_error(problem, runner, is_dense),
+        launches=num_launches(runner, problem.x.device.type),
+        peak_bytes=peak_bytes(runner, problem.x.device.type),
+    )
+
+
+def _error(problem: Problem, runner: Runner, is_dense: bool) -> float:
+    expected = problem.expected_dense if is_dense else problem.expected
+    found = runner(0)[problem.checked_rows].double()
+    return float((found - expected).norm() / expected.norm())

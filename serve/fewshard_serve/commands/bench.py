@@ -1,0 +1,70 @@
+"""`fewshard bench`: measured tables against named peers, in one run, as JSON and Markdown."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def register(subparsers: Any) -> None:
+    """Add the command; `cli` calls it."""
+    parser = subparsers.add_parser("bench", help="measure what this machine runs, beside named peers")
+    subjects = parser.add_subparsers(title="what to measure", metavar="SUBJECT", required=True)
+    kernels = subjects.add_parser(
+        "kernels",
+        help="the expert layer beside transformers, F.grouped_mm and a dense layer",
+        description="Measure the expert layer beside transformers' three implementations, a minimal "
+        "F.grouped_mm pipeline and a dense layer of equal cost. The default grid takes minutes, --full "
+        "hours; on a CPU both stop at 4096 tokens.",
+    )
+    _add_options(kernels)
+    kernels.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="a few points")
+    size.add_argument("--full", dest="size", action="store_const", const="full", help="every combination")
+    parser.set_defaults(size="default")
+    parser.add_argument(
+        "--out", type=Path, help="folder for kernels.json and kernels.md (default: docs/results/DEVICE)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--dtype", nargs="+", choices=("bf16", "fp32", "fp16"), help="only these")
+    parser.add_argument(
+        "--peer",
+        nargs="+",
+        type=_peer,
+        default=[],
+        metavar="NAME=PATH",
+        help="also measure scattermoe or vllm, imported from the source tree at PATH; needs a GPU",
+    )
+
+
+def _peer(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals or name not in ("scattermoe", "vllm"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not scattermoe=PATH or vllm=PATH")
+    return name, Path(path).expanduser().resolve()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write both files and print what became of the targets; returns 0."""
+    from fewshard_models.bench.grid import points
+    from fewshard_models.bench.kernels import Setup
+    from fewshard_models.bench.kernels import run as measure
+    from fewshard_models.bench.report import Report
+    from fewshard_models.devices import choose_device
+
+    device = choose_device(args.device).name
+    setup = Setup(device, peers=dict(args.peer))
+    measured = measure(points(args.size, device, args.dtype), setup, say=_say)
+    report = Report(shlex.join(["fewshard", *sys.argv[1:]]), measured)
+    for path in report.write(args.out or Path("docs/results") / device):
+        print(path)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
