@@ -1,6 +1,7 @@
 """Packed experts: the same layer as with plain weights, in whichever arithmetic was measured the fastest."""
 
 import copy
+import itertools
 import math
 import pickle
 
@@ -170,6 +171,11 @@ def test_the_faster_layout_is_taken_for_each_number_of_rows(monkeypatch):
     ]
 
 
+def test_one_disturbed_timing_decides_nothing(monkeypatch):
+    few = {1: 5.0, 2: 5.0, 4: 12.0, 8: 5.0, 16: 20.0, 32: 20.0}
+    assert tiers(monkeypatch, few.get, lambda rows: 10.0) == [(8, "few"), (math.inf, "many")]
+
+
 def test_a_second_copy_must_be_clearly_faster(monkeypatch):
     assert tiers(monkeypatch, lambda rows: 95.0 if rows < 32 else 200.0, lambda rows: 100.0) == [
         (math.inf, "many")
@@ -178,18 +184,27 @@ def test_a_second_copy_must_be_clearly_faster(monkeypatch):
 
 def test_a_shape_is_timed_once(monkeypatch):
     calls = []
+
+    def time_once(layouts, num_experts, hidden):
+        calls.append(num_experts)
+        return {layout.name: [1.0] * 6 for layout in layouts}
+
     monkeypatch.setattr(measure, "_remembered", {})
-    monkeypatch.setattr(
-        measure, "_time", lambda layout, rows, experts, hidden: calls.append(rows) or float(rows)
-    )
+    monkeypatch.setattr(measure, "_time", time_once)
     layouts = [FakeLayout("a", None, None), FakeLayout("b", None, None)]
-    first = measure.fastest_tiers(layouts, 4, 8, 16)
-    num_calls = len(calls)
-    assert num_calls == 2 * 6
-    assert measure.fastest_tiers(layouts, 4, 8, 16) == first
-    assert len(calls) == num_calls
-    measure.fastest_tiers(layouts, 4, 8, 32)
-    assert len(calls) == 2 * num_calls
+    first = measure.fastest_tiers(layouts, 40, 8, 16)
+    assert measure.fastest_tiers(layouts, 40, 8, 16) == first
+    assert calls == [16]
+    measure.fastest_tiers(layouts, 3, 8, 16)
+    assert calls == [16, 3]
+
+
+def test_interruptions_do_not_count(monkeypatch):
+    interrupted = iter(itertools.cycle([True, False, False, False]))
+    few = [(8, "few"), (math.inf, "many")]
+    assert (
+        tiers(monkeypatch, lambda rows: 2.0 * rows, lambda rows: 10.0 + rows + 900 * next(interrupted)) == few
+    )
 
 
 def test_tiers_decide_by_the_rows_of_each_expert():

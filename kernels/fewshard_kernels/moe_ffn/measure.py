@@ -1,7 +1,9 @@
 """Which layout of the experts is fastest here for how many rows: timed once a shape, then remembered."""
 
+import math
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -10,8 +12,8 @@ from fewshard_kernels.moe_ffn.layouts import Layout
 
 _ROWS = (1, 2, 4, 8, 16, 32)
 _PASSES = 5
-# Several experts in turn, as a batch would use them, so that the weights are not hotter in cache than in use.
-_MAX_EXPERTS = 4
+# Many experts in turn, as a batch uses them: their weights come from further away than one expert's would.
+_MAX_EXPERTS = 16
 # A further copy of the weights must earn its memory.
 _MIN_GAIN = 1.1
 
@@ -41,27 +43,35 @@ def fastest_tiers(
 
 
 def _winners(candidates: Sequence[Layout], num_experts: int, hidden: int) -> list[str]:
-    seconds = [
-        {layout.name: _time(layout, rows, num_experts, hidden) for layout in candidates} for rows in _ROWS
-    ]
-    base = min(seconds[-1], key=seconds[-1].__getitem__)
-    return [_winner(times, base) for times in seconds]
+    """The name of the layout to use for each of `_ROWS`: one for few rows, one for many, at most one
+    crossing, so that a single disturbed timing decides nothing."""
+    seconds = _time(candidates, num_experts, hidden)
+    many = min(seconds, key=lambda name: seconds[name][-1])
+    few, num_few = max(
+        ((name, num) for name in seconds for num in range(len(_ROWS) + 1)),
+        key=lambda split: _gain(seconds[split[0]][: split[1]], seconds[many][: split[1]]),
+    )
+    return [few] * num_few + [many] * (len(_ROWS) - num_few)
 
 
-def _winner(times: dict[str, float], base: str) -> str:
-    fastest = min(times, key=times.__getitem__)
-    return fastest if times[fastest] * _MIN_GAIN < times[base] else base
+def _gain(few: Sequence[float], many: Sequence[float]) -> float:
+    """How much the second layout saves, as a sum of logarithms, less what it must at least."""
+    return sum(math.log(other / (own * _MIN_GAIN)) for own, other in zip(few, many, strict=True))
 
 
-def _time(layout: Layout, num_rows: int, num_experts: int, hidden: int) -> float:
-    rows = torch.zeros(num_rows, hidden, dtype=layout.dtype)
-    passes = []
-    for _ in range(_PASSES):
-        start = time.perf_counter()
+def _time(candidates: Sequence[Layout], num_experts: int, hidden: int) -> dict[str, list[float]]:
+    """Seconds one expert takes in each layout, for each of `_ROWS`.
+
+    The layouts take turns, so that a busy machine slows them alike; a low quantile leaves out interruptions.
+    """
+    samples: dict[str, list[list[float]]] = {layout.name: [[] for _ in _ROWS] for layout in candidates}
+    for _, (index, num_rows), layout in product(range(_PASSES), enumerate(_ROWS), candidates):
+        rows = torch.zeros(num_rows, hidden, dtype=layout.dtype)
         for expert in range(num_experts):
+            start = time.perf_counter()
             layout.expert(rows, expert, "relu")
-        passes.append(time.perf_counter() - start)
-    return min(passes)
+            samples[layout.name][index].append(time.perf_counter() - start)
+    return {name: [sorted(each)[len(each) // 8] for each in rows] for name, rows in samples.items()}
 
 
 def _merge(winners: Sequence[Layout]) -> tuple[Tier, ...]:

@@ -185,6 +185,8 @@ def _products(rows: Tensor, groups: list[_Group], packed: PackedExperts, options
 
 def _weighted_sum(out: Tensor, probabilities: Tensor) -> Tensor:
     """sum over k of out [T, k, H] * probabilities [T, k], in fp32, without a product of that size."""
+    if out.shape[1] == 1:
+        return out.squeeze(1) * probabilities
     y = out[:, 0] * probabilities[:, :1]
     for choice in range(1, out.shape[1]):
         y.addcmul_(out[:, choice], probabilities[:, choice, None])
