@@ -212,7 +212,7 @@ def test_products_compile(case: Product, launches: list[Launch], tmp_path: Path)
     assert _stack_bytes(compiled, tmp_path) <= MAX_STACK_BYTES
 
 
-ROUTES = [(32, 8, 1), (1024, 8, 1), (4096, 64, 6), (16384, 8, 2), (65536, 16, 2)]
+ROUTES = [(32, 8, 1), (1024, 8, 1), (4096, 64, 6), (65536, 16, 2), (65536, 256, 8)]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ ROUTES = [(32, 8, 1), (1024, 8, 1), (4096, 64, 6), (16384, 8, 2), (65536, 16, 2)
     [((9, 0), *sizes, torch.bfloat16) for sizes in ROUTES]
     + [
         ((9, 0), 1024, 8, 1, torch.float32),
-        ((8, 0), 1024, 8, 1, torch.bfloat16),
+        ((8, 6), 1024, 256, 1, torch.bfloat16),
         ((10, 0), 1024, 8, 1, torch.bfloat16),
     ],
 )
@@ -231,6 +231,7 @@ def test_routing_compiles(
     top_k: int,
     dtype: torch.dtype,
     launches: list[Launch],
+    tmp_path: Path,
 ) -> None:
     x, router = _meta(tokens, 768, dtype=dtype), _meta(num_experts, 768)
     routed.route_rows(x, router, num_experts, MoeOptions(top_k=top_k), 64)
@@ -238,6 +239,7 @@ def test_routing_compiles(
     for launch in launches:
         compiled = _compile(launch, capability)
         assert compiled.metadata.shared <= shared_limit(capability)
+        assert _stack_bytes(compiled, tmp_path) <= MAX_STACK_BYTES
         if launch is launches[0] and dtype != torch.float32:
             assert any(instruction in compiled.asm["ptx"] for instruction in TENSOR_CORES)
 

@@ -12,7 +12,7 @@ from fewshard_kernels.moe_ffn.tiles import LayerShape, Tiles, choose_tiles, rows
 from fewshard_kernels.moe_ffn.triton.experts import INTERPRETED, combine, multiply_rows
 from fewshard_kernels.moe_ffn.triton.routed import route_rows, unit_stride
 
-MAX_EXPERTS = 512
+MAX_EXPERTS = 256
 MAX_TOP_K = 16
 MAX_COMBINED_HIDDEN = 16384
 _MAX_ROWS = 2**31 - 1

@@ -54,7 +54,7 @@ def largest(logits, E: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr,
     logits = tl.where(logits == logits, logits, float("inf"))
     free = tl.broadcast_to(e < E, logits.shape)
     experts = tl.full([BLOCK_T, BLOCK_K], -1, dtype=tl.int32)
-    for j in tl.static_range(TOP_K):
+    for j in range(TOP_K):
         best = tl.max(tl.where(free, logits, float("-inf")), 1)[:, None]
         expert = tl.min(tl.where(free & (logits == best), e, E), 1)[:, None]
         experts = tl.where(choice == j, expert, experts)
@@ -72,7 +72,7 @@ def log_softmax(scores):
 
 
 @triton.jit
-def column(matrix, j: tl.constexpr):
+def column(matrix, j):
     """Column j of an integer matrix, as [rows, 1]."""
     return tl.sum(tl.where(tl.arange(0, matrix.shape[1])[None, :] == j, matrix, 0), 1)[:, None]
 
@@ -84,7 +84,7 @@ def place_rows(row_map_ptr, token, experts, ranks, first_row, T, TOP_K: tl.const
     `experts`, `ranks` [BLOCK_T, BLOCK_K]; `first_row` [BLOCK_E]: where this block's rows of an expert begin.
     """
     e = tl.arange(0, BLOCK_E)[None, :]
-    for j in tl.static_range(TOP_K):
+    for j in range(TOP_K):
         expert = column(experts, j)
         first = tl.sum(tl.where(e == expert, first_row[None, :], 0), 1)[:, None]
         here = (token[:, None] < T) & (expert >= 0)
@@ -187,7 +187,7 @@ def route_kernel(
         if SCORING == "sigmoid" or NORMALIZE or SCORING == "topk_softmax":
             source = scores
         chosen = tl.full([BLOCK_T, BLOCK_K], float("-inf"), dtype=tl.float32)
-        for j in tl.static_range(TOP_K):
+        for j in range(TOP_K):
             mine = e[None, :] == column(experts, j)
             chosen = tl.where(choice == j, tl.sum(tl.where(mine, source, 0.0), 1)[:, None], chosen)
         if NORMALIZE or SCORING == "topk_softmax":
@@ -207,11 +207,11 @@ def route_kernel(
 
     # Ranks, in the order of the pairs t * TOP_K + j; a given routing may name an expert twice for a token.
     counts = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.int32)
-    for j in tl.static_range(TOP_K):
+    for j in range(TOP_K):
         counts += ((e[None, :] == column(experts, j)) & alive).to(tl.int32)
     earlier = tl.cumsum(counts, 0) - counts
     ranks = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.int32)
-    for j in tl.static_range(TOP_K):
+    for j in range(TOP_K):
         mine = e[None, :] == column(experts, j)
         ranks = tl.where(choice == j, tl.sum(tl.where(mine, earlier, 0), 1)[:, None], ranks)
         earlier += mine.to(tl.int32)
@@ -219,7 +219,7 @@ def route_kernel(
 
     if router_ptr is None:
         p_sum = tl.zeros([BLOCK_E], dtype=tl.float32)
-        for j in tl.static_range(TOP_K):
+        for j in range(TOP_K):
             weight = tl.sum(tl.where(choice == j, weights, 0.0), 1)[:, None]
             mine = (e[None, :] == column(experts, j)) & alive & (weight == weight)
             p_sum += tl.sum(tl.where(mine, weight, 0.0), 0)
@@ -230,7 +230,7 @@ def route_kernel(
     if mask_ptr is not None:
         on_shard = tl.load(mask_ptr + e, mask=e < E, other=0).to(tl.int32)
         rows_here = counts * on_shard
-        for j in tl.static_range(TOP_K):
+        for j in range(TOP_K):
             mine = e[None, :] == column(experts, j)
             away = tl.sum(tl.where(mine, on_shard[None, :], 0), 1)[:, None] == 0
             experts = tl.where((choice == j) & away, -1, experts)

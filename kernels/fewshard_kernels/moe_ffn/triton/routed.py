@@ -19,6 +19,9 @@ SINGLE_BLOCK_TOKENS = 64
 _BLOCK_TOKENS = ((2048, 16), (8192, 32), (32768, 64))
 _MOST_BLOCK_TOKENS = 128
 _TILE_CHUNK = 16
+# What a block of tokens may hold in registers, and one step of its product with the router in shared memory.
+_MAX_BLOCK_LOGITS = 8192
+_MAX_BLOCK_VALUES = 8192
 
 
 class Routed(NamedTuple):
@@ -54,6 +57,7 @@ class _Plan:
     """The sizes of one routing; from shapes alone, so that they are the same in every replay of a graph."""
 
     num_tokens: int
+    hidden: int
     num_experts: int
     top_k: int
     block_m: int
@@ -61,9 +65,17 @@ class _Plan:
     @property
     def block_t(self) -> int:
         if self.num_tokens <= SINGLE_BLOCK_TOKENS:
-            return max(16, power_of_two(self.num_tokens))
-        sizes = (block for limit, block in _BLOCK_TOKENS if self.num_tokens <= limit)
-        return next(sizes, _MOST_BLOCK_TOKENS)
+            wished = max(16, power_of_two(self.num_tokens))
+        else:
+            sizes = (block for limit, block in _BLOCK_TOKENS if self.num_tokens <= limit)
+            wished = next(sizes, _MOST_BLOCK_TOKENS)
+        return min(wished, _MAX_BLOCK_LOGITS // self.block_e)
+
+    @property
+    def block_h(self) -> int:
+        """How deep a block of rows and of the router is, so that both fit in shared memory twice."""
+        fitting = power_of_two(1 + _MAX_BLOCK_VALUES // (self.block_t + self.block_e)) // 2
+        return max(16, min(128, fitting, power_of_two(self.hidden)))
 
     @property
     def block_e(self) -> int:
@@ -95,7 +107,7 @@ def route_rows(
 
     Weights, experts and statistics are those of `routing.route`. Of equal logits the first expert is taken.
     """
-    plan = _Plan(x.shape[0], num_experts, options.top_k, block_m)
+    plan = _Plan(x.shape[0], x.shape[1], num_experts, options.top_k, block_m)
     routed, tables = _allocate(plan, x.device)
     shared = _shared_arguments(plan, routed, tables, options)
     route_kernel[(plan.num_blocks,)](
@@ -105,7 +117,7 @@ def route_rows(
         SCORING=options.scoring,
         NORMALIZE=options.normalize,
         SINGLE=plan.num_blocks == 1,
-        BLOCK_H=max(16, min(128 if plan.block_t <= 32 else 64, power_of_two(x.shape[1]))),
+        BLOCK_H=plan.block_h,
         PRECISION=_precision(x),
         **shared,
     )
@@ -185,7 +197,7 @@ def _shared_arguments(plan: _Plan, routed: Routed, tables: _Tables, options: Moe
         "BLOCK_T": plan.block_t,
         "BLOCK_E": plan.block_e,
         "BLOCK_K": power_of_two(plan.top_k),
-        "num_warps": 8 if plan.num_experts > 64 or plan.block_t >= 64 else 4,
+        "num_warps": 8 if plan.block_t * plan.block_e >= 1024 else 4,
     }
 
 
