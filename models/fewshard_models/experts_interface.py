@@ -24,7 +24,7 @@ def register_experts(*, pack: bool = True) -> None:
     """Add "fewshard" to transformers' experts interface, for every model loaded from then on.
 
     `pack`: in eval mode on a CPU, where no gradient is asked for, keep a packed copy of the experts beside
-    the model's own (one to three times their memory, see `pack_experts`); False for models that fill the
+    the model's own (up to three times their memory, see `pack_experts`); False for models that fill the
     memory. A model whose experts this op cannot compute raises ValueError at its first forward pass, and
     says what to choose instead.
     """

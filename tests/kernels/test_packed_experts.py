@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewshard_kernels import ExpertWeights, PackedCache, Routing, force_path, moe_ffn, pack_experts
 from fewshard_kernels.moe_ffn import measure
-from fewshard_kernels.moe_ffn.layouts import OneDnnLayout, PlainLayout
-from fewshard_kernels.moe_ffn.packed import _groups
+from fewshard_kernels.moe_ffn.layouts import OneDnnLayout, PlainLayout, TransposedLayout
+from fewshard_kernels.moe_ffn.packed import PackedExperts, _groups
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -73,6 +73,26 @@ def test_packed_equals_plain(dtype, gated, activation, tokens, hidden, width, ex
     x = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(1)).to(dtype)
     router = torch.randn(experts, hidden, generator=torch.Generator().manual_seed(2)) / hidden**0.5
     assert_as_plain(x, router, weights, packed, gated=gated, activation=activation, top_k=top_k)
+
+
+LAYOUTS = {
+    "plain": PlainLayout,
+    "transposed": TransposedLayout,
+    "float32": lambda weights, gated: OneDnnLayout(weights, gated, torch.float32),
+    "own": lambda weights, gated: OneDnnLayout(weights, gated, weights.w1.dtype),
+}
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 4, 1), (9, 1, 1), (200, 5, 2), (12, 40, 8)])
+def test_every_layout_equals_plain(layout, dtype, bias, gated, tokens, experts, top_k):
+    weights = make(experts, 20, 36, dtype, gated, bias)
+    packed = PackedExperts(weights, gated, (measure.Tier(math.inf, LAYOUTS[layout](weights, gated)),))
+    x, router = torch.randn(tokens, 20).to(dtype), torch.randn(experts, 20) / 4
+    assert_as_plain(x, router, weights, packed, gated=gated, top_k=top_k, activation="silu")
 
 
 @settings(max_examples=40, deadline=None)
@@ -139,7 +159,7 @@ class FakeLayout:
     """A layout whose products take as long as a clock of our own says."""
 
     dtype = torch.float32
-    num_bytes = 0
+    num_bytes = 1
 
     def __init__(self, name, clock, seconds):
         self.name, self._clock, self._seconds = name, clock, seconds
@@ -180,6 +200,12 @@ def test_a_second_copy_must_be_clearly_faster(monkeypatch):
     assert tiers(monkeypatch, lambda rows: 95.0 if rows < 32 else 200.0, lambda rows: 100.0) == [
         (math.inf, "many")
     ]
+
+
+def test_a_copy_must_be_clearly_faster_than_none(monkeypatch):
+    monkeypatch.setattr(FakeLayout, "num_bytes", property(lambda self: int(self.name == "many")))
+    assert tiers(monkeypatch, lambda rows: 105.0, lambda rows: 100.0) == [(math.inf, "few")]
+    assert tiers(monkeypatch, lambda rows: 115.0, lambda rows: 100.0) == [(math.inf, "many")]
 
 
 def test_a_shape_is_timed_once(monkeypatch):

@@ -19,9 +19,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activate(projected: Tensor, activation: str, gated: bool) -> Tensor:
-    """act(projected), or act(gate) * up where `projected` [..., 2I] holds the gate and then up."""
+def activate(projected: Tensor, activation: str, gated: bool, dim: int = -1) -> Tensor:
+    """act(projected), or act(gate) * up where `projected` holds the gate, then up, along `dim` (2I)."""
     if not gated:
         return ACTIVATIONS[activation](projected)
-    gate, up = projected.chunk(2, dim=-1)
+    gate, up = projected.chunk(2, dim=dim)
     return ACTIVATIONS[activation](gate) * up

@@ -14,7 +14,7 @@ _ROWS = (1, 2, 4, 8, 16, 32)
 _PASSES = 5
 # Many experts in turn, as a batch uses them: their weights come from further away than one expert's would.
 _MAX_EXPERTS = 16
-# A further copy of the weights must earn its memory.
+# A copy of the weights must earn its memory.
 _MIN_GAIN = 1.1
 
 _remembered: dict[object, list[str]] = {}
@@ -46,17 +46,18 @@ def _winners(candidates: Sequence[Layout], num_experts: int, hidden: int) -> lis
     """The name of the layout to use for each of `_ROWS`: one for few rows, one for many, at most one
     crossing, so that a single disturbed timing decides nothing."""
     seconds = _time(candidates, num_experts, hidden)
-    many = min(seconds, key=lambda name: seconds[name][-1])
+    price = {layout.name: _MIN_GAIN if layout.num_bytes else 1.0 for layout in candidates}
+    many = min(seconds, key=lambda name: seconds[name][-1] * price[name])
     few, num_few = max(
         ((name, num) for name in seconds for num in range(len(_ROWS) + 1)),
-        key=lambda split: _gain(seconds[split[0]][: split[1]], seconds[many][: split[1]]),
+        key=lambda split: _gain(seconds[split[0]][: split[1]], seconds[many][: split[1]], price[split[0]]),
     )
     return [few] * num_few + [many] * (len(_ROWS) - num_few)
 
 
-def _gain(few: Sequence[float], many: Sequence[float]) -> float:
-    """How much the second layout saves, as a sum of logarithms, less what it must at least."""
-    return sum(math.log(other / (own * _MIN_GAIN)) for own, other in zip(few, many, strict=True))
+def _gain(few: Sequence[float], many: Sequence[float], price: float) -> float:
+    """How much the first layout saves over the second, as a sum of logarithms, less its price."""
+    return sum(math.log(other / (own * price)) for own, other in zip(few, many, strict=True))
 
 
 def _time(candidates: Sequence[Layout], num_experts: int, hidden: int) -> dict[str, list[float]]:

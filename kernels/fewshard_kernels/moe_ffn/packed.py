@@ -1,4 +1,4 @@
-"""`moe_ffn` on a CPU with packed weights: each expert once in oneDNN's own layout, activation in the product.
+"""`moe_ffn` on a CPU with packed weights: each expert in the layout that is fastest for its rows.
 
 The weights are packed when a model is loaded, or by `PackedCache` at the first inference.
 """
@@ -12,7 +12,13 @@ from torch import Tensor
 
 from fewshard_kernels.moe_ffn.check import check_weights
 from fewshard_kernels.moe_ffn.combine import add_and_norm
-from fewshard_kernels.moe_ffn.layouts import Layout, OneDnnLayout, PlainLayout, onednn_multiplies
+from fewshard_kernels.moe_ffn.layouts import (
+    Layout,
+    OneDnnLayout,
+    PlainLayout,
+    TransposedLayout,
+    onednn_multiplies,
+)
 from fewshard_kernels.moe_ffn.measure import Tier, fastest_tiers
 from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.routing import MoeStats, route
@@ -41,7 +47,7 @@ class PackedExperts:
         return next(tier.layout for tier in self.tiers if num_rows <= tier.max_rows)
 
     def describe(self) -> str:
-        """Which arithmetic runs, in words: `plain float32 up to 2 rows an expert, then packed float32`."""
+        """Which arithmetic runs, in words: `packed bfloat16 up to 8 rows an expert, then packed float32`."""
         limits = [f"{tier.layout.name} up to {tier.max_rows:.0f} rows an expert" for tier in self.tiers[:-1]]
         return ", then ".join([*limits, self.tiers[-1].layout.name])
 
@@ -60,8 +66,9 @@ def pack_experts(
     `compute_dtype` None: float32 weights are computed in float32; bfloat16 ones in bfloat16 or float32 and
     float16 ones in float16 or float32, whichever a measurement of some milliseconds finds faster here for the
     number of rows an expert gets. The result of the layer keeps the dtype of its rows whatever this is.
-    Takes one copy of the weights in each dtype that is used, beside the plain ones. Raises ValueError for
-    weights that do not fit each other, that are not on a CPU, or a `compute_dtype` oneDNN cannot use here.
+    Takes at most two copies of the weights beside the plain ones, and none where these are fastest. Raises
+    ValueError for weights that do not fit each other or are not on a CPU, or a `compute_dtype` that oneDNN
+    cannot use here.
     """
     _check(ExpertWeights(w1, b1, w2, b2), gated, compute_dtype)
     weights = ExpertWeights(w1.detach(), _detach(b1), w2.detach(), _detach(b2))
@@ -75,7 +82,7 @@ def pack_experts(
 
 def _candidates(weights: ExpertWeights, gated: bool) -> list[Layout]:
     dtype = weights.w1.dtype
-    candidates: list[Layout] = [OneDnnLayout(weights, gated, torch.float32)]
+    candidates: list[Layout] = [TransposedLayout(weights, gated), OneDnnLayout(weights, gated, torch.float32)]
     if dtype == torch.float32:
         candidates.append(PlainLayout(weights, gated))
     elif onednn_multiplies(dtype):
