@@ -16,7 +16,7 @@ from fewshard_models.bench.kernels import TOLERANCES, Measured, Row, Setup
 from fewshard_models.bench.peers import DENSE, OURS, PIPELINE, REFERENCE, TRANSFORMERS, transformers_name
 from fewshard_models.bench.problem import make_layer, make_problem
 from fewshard_models.bench.report import Report
-from fewshard_models.bench.roofline import Roofline, last_level_cache_bytes
+from fewshard_models.bench.roofline import Roofline, last_level_cache_bytes, measure
 from fewshard_models.bench.targets import checks
 from fewshard_models.bench.timing import Budget, interleaved
 
@@ -257,3 +257,10 @@ def test_the_files(measured: Measured, tmp_path: Path) -> None:
     text = as_markdown.read_text()
     assert all(f"### {point}" in text for point in MICRO)
     assert "CPU targets" not in text, "the micro grid has no point with a target"
+
+
+def test_a_peak_is_the_best_time_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewshard_models.bench.roofline._UNKNOWN_CACHE_BYTES", 1000)
+    seconds = iter([9.0, 2.0, *[9.0] * 5, 9.0, 0.5, *[9.0] * 5])
+    found = measure("fp32", "cpu", lambda _call: next(seconds), cache_bytes=1000)
+    assert found == Roofline(flop_per_s=2 * 128**3 / 2.0, bytes_per_s=2 * 1000 / 0.5)

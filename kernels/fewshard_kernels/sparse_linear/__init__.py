@@ -1,7 +1,7 @@
 """Linear layers with 2:4 or block-sparse weights, which run sparse only where that was measured faster.
 
 Called by models that were pruned. Both patterns go through torch: semi-structured tensors and BSR. A
-block-sparse kernel of our own in Triton joins as a third candidate only when it is measured faster than these.
+Triton kernel of our own for blocks joins as a third candidate only when it is measured faster than these.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *
     """y = x W^T + bias, W [O, I] from `pack_sparse`: sparse where `gate` finds it faster, else dense.
 
     `x` [..., I] and `bias` [O] or None in the dtype and on the device of the weight; returns y [..., O] in
-    that dtype, contiguous. The first call for each power of two of rows measures both paths on its own rows, for
+    that dtype, contiguous. The first call for each power of two of rows measures both paths on its rows, for
     some milliseconds; while a CUDA graph is captured nothing is measured, and what is unknown runs dense. So
     does whatever asks for a gradient. A NaN in `x` reaches its own row of y; on the sparse path, only where a
     kept weight reads it. Raises ValueError where shapes, dtypes or devices do not fit.

@@ -29,10 +29,12 @@ NOTES = " ".join(
         "its weights in the cache. Nobody routes: all are given the same routing. No biases. `x ours` is",
         "the peer's median over ours: above 1, ours is faster. `of roofline`: the larger of operations",
         "over the measured peak and least bytes over the measured copy bandwidth, as a share of the",
-        "median; above 100 % the weights came from a cache after all. `activation`: the time of the",
-        "activation as an op of its own, as a share of the median; ours applies it inside the product.",
-        "`error`: the norm of y - y64 over that of y64, against float64 over up to 256 rows. The dense",
-        "FFN computes something else, on as many operations: it is a yardstick.",
+        "median. The peak is that of a product in the weights' dtype: who computes bf16 weights in fp32,",
+        "where that is faster, may pass it. Above 100 % with few tokens, the weights came from a cache",
+        "after all. `activation`: the time of the activation as an op of its own, as a share of the",
+        "median; ours applies it inside the product. `error`: the norm of y - y64 over that of y64,",
+        "against float64 over up to 256 rows. The dense FFN computes something else, on as many",
+        "operations: it is a yardstick.",
     )
 )
 
