@@ -10,12 +10,15 @@ import torch
 
 from fewshard_kernels.moe_ffn.layouts import Layout
 
-_ROWS = (1, 2, 4, 8, 16, 32)
+# The last is odd, as most numbers of rows are: BLAS has faster kernels for some of the others.
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 131)
 _PASSES = 5
-# Many experts in turn, as a batch uses them: their weights come from further away than one expert's would.
+# Experts in turn, as a batch uses them: their weights come from further away than one expert's would.
 _MAX_EXPERTS = 16
-# A copy of the weights must earn its memory.
-_MIN_GAIN = 1.1
+_MAX_ROWS_A_TURN = 262
+# What a copy of the weights must gain at the average number of rows, and another layout over all of them.
+_COPY_PRICE = 1.1
+_CHANGE_PRICE = 1.25
 
 _remembered: dict[object, list[str]] = {}
 
@@ -43,21 +46,21 @@ def fastest_tiers(
 
 
 def _winners(candidates: Sequence[Layout], num_experts: int, hidden: int) -> list[str]:
-    """The name of the layout to use for each of `_ROWS`: one for few rows, one for many, at most one
-    crossing, so that a single disturbed timing decides nothing."""
+    """The name of the layout to use for each of `_ROWS`: the cheapest way through the timings, where every
+    change costs something, so that a single disturbed timing decides nothing."""
     seconds = _time(candidates, num_experts, hidden)
-    price = {layout.name: _MIN_GAIN if layout.num_bytes else 1.0 for layout in candidates}
-    many = min(seconds, key=lambda name: seconds[name][-1] * price[name])
-    few, num_few = max(
-        ((name, num) for name in seconds for num in range(len(_ROWS) + 1)),
-        key=lambda split: _gain(seconds[split[0]][: split[1]], seconds[many][: split[1]], price[split[0]]),
-    )
-    return [few] * num_few + [many] * (len(_ROWS) - num_few)
+    price = {layout.name: _COPY_PRICE if layout.num_bytes else 1.0 for layout in candidates}
+    ways = {name: (0.0, list[str]()) for name in seconds}
+    for index in range(len(_ROWS)):
+        ways = {name: _go_on(ways, name, math.log(seconds[name][index] * price[name])) for name in seconds}
+    return min(ways.values())[1]
 
 
-def _gain(few: Sequence[float], many: Sequence[float], price: float) -> float:
-    """How much the first layout saves over the second, as a sum of logarithms, less its price."""
-    return sum(math.log(other / (own * price)) for own, other in zip(few, many, strict=True))
+def _go_on(ways: dict[str, tuple[float, list[str]]], name: str, cost: float) -> tuple[float, list[str]]:
+    """The cheapest of `ways` prolonged by `name`; a way's key is the layout it ends with."""
+    change = {last: 0.0 if last == name else math.log(_CHANGE_PRICE) for last in ways}
+    last = min(ways, key=lambda last: ways[last][0] + change[last])
+    return ways[last][0] + change[last] + cost, [*ways[last][1], name]
 
 
 def _time(candidates: Sequence[Layout], num_experts: int, hidden: int) -> dict[str, list[float]]:
@@ -68,7 +71,7 @@ def _time(candidates: Sequence[Layout], num_experts: int, hidden: int) -> dict[s
     samples: dict[str, list[list[float]]] = {layout.name: [[] for _ in _ROWS] for layout in candidates}
     for _, (index, num_rows), layout in product(range(_PASSES), enumerate(_ROWS), candidates):
         rows = torch.zeros(num_rows, hidden, dtype=layout.dtype)
-        for expert in range(num_experts):
+        for expert in range(min(num_experts, max(2, _MAX_ROWS_A_TURN // num_rows))):
             start = time.perf_counter()
             layout.expert(rows, expert, "relu")
             samples[layout.name][index].append(time.perf_counter() - start)

@@ -66,7 +66,7 @@ def pack_experts(
     `compute_dtype` None: float32 weights are computed in float32; bfloat16 ones in bfloat16 or float32 and
     float16 ones in float16 or float32, whichever a measurement of some milliseconds finds faster here for the
     number of rows an expert gets. The result of the layer keeps the dtype of its rows whatever this is.
-    Takes at most two copies of the weights beside the plain ones, and none where these are fastest. Raises
+    Takes no copy of the weights where the plain ones are fastest, seldom more than two. Raises
     ValueError for weights that do not fit each other or are not on a CPU, or a `compute_dtype` that oneDNN
     cannot use here.
     """
