@@ -168,7 +168,7 @@ def explain(device: torch.device) -> PathChoice:
     """Which path `moe_ffn` takes on `device`, with the reason in words."""
     if device.type == "cpu":
         return PathChoice(
-            str(device), "cpu", "rows grouped by expert; oneDNN products, weights packed once for inference"
+            str(device), "cpu", "rows grouped by expert; plain products, or packed ones where experts are packed"
         )
     if device.type != "cuda":
         return PathChoice(str(device), "reference", f"no fused path for {device.type}; plain torch runs")
