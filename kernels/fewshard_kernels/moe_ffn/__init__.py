@@ -168,7 +168,7 @@ def explain(device: torch.device) -> PathChoice:
     """Which path `moe_ffn` takes on `device`, with the reason in words."""
     if device.type == "cpu":
         return PathChoice(
-            str(device), "cpu", "rows grouped by expert; plain products, or packed ones where experts are packed"
+            str(device), "cpu", "rows grouped by expert; packed products where experts are packed, else plain"
         )
     if device.type != "cuda":
         return PathChoice(str(device), "reference", f"no fused path for {device.type}; plain torch runs")
