@@ -2,6 +2,9 @@
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do command -v $$name && break; done)
 GPU_PYTHON ?= python3
+GPU_RESULTS ?= docs/results/h200
+# Further options of the benchmark there, for instance --tune.
+GPU_BENCH ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?=
@@ -38,9 +41,10 @@ check-all: check ## check, then every test, the slow ones included
 bench: $(VENV)/.installed ## measure the server beside an application that does nothing
 	$(BIN)/python benchmarks/server.py
 
-gpu-check: ## test kernels and models with the torch of GPU_PYTHON, on a machine with a GPU
+gpu-check: ## on a GPU, with GPU_PYTHON's torch: test kernels and models, then measure into GPU_RESULTS
 	$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'
 	PYTHONPATH=kernels:models $(GPU_PYTHON) -m pytest tests/kernels tests/models
+	PYTHONPATH=kernels:models $(GPU_PYTHON) -m fewshard_models.bench --device cuda --out $(GPU_RESULTS) $(GPU_BENCH)
 
 clean: ## remove caches and build outputs; the virtual environment stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

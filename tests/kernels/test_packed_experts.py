@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fewshard_kernels import ExpertWeights, PackedCache, Routing, force_path, moe_ffn, pack_experts
 from fewshard_kernels.moe_ffn import measure
-from fewshard_kernels.moe_ffn.layouts import OneDnnLayout, PlainLayout, TransposedLayout
-from fewshard_kernels.moe_ffn.packed import PackedExperts, _groups
+from fewshard_kernels.moe_ffn.layouts import BatchedLayout, OneDnnLayout, PlainLayout, TransposedLayout
+from fewshard_kernels.moe_ffn.packed import PackedExperts
+from fewshard_kernels.moe_ffn.segments import Cost
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -80,7 +81,9 @@ LAYOUTS = {
     "transposed": TransposedLayout,
     "float32": lambda weights, gated: OneDnnLayout(weights, gated, torch.float32),
     "own": lambda weights, gated: OneDnnLayout(weights, gated, weights.w1.dtype),
+    "batched": BatchedLayout,
 }
+COST = Cost((1, 512), (1.0, 512.0))
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
@@ -90,9 +93,32 @@ LAYOUTS = {
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 4, 1), (9, 1, 1), (200, 5, 2), (12, 40, 8)])
 def test_every_layout_equals_plain(layout, dtype, bias, gated, tokens, experts, top_k):
     weights = make(experts, 20, 36, dtype, gated, bias)
-    packed = PackedExperts(weights, gated, (measure.Tier(math.inf, LAYOUTS[layout](weights, gated)),))
+    tiers = (measure.Tier(math.inf, LAYOUTS[layout](weights, gated)),)
+    packed = PackedExperts(weights, gated, measure.Choice(tiers, COST, None, None))
     x, router = torch.randn(tokens, 20).to(dtype), torch.randn(experts, 20) / 4
     assert_as_plain(x, router, weights, packed, gated=gated, top_k=top_k, activation="silu")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 300),
+    experts=st.integers(1, 9),
+    gated=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    data=st.data(),
+)
+def test_neighbours_multiplied_together_equal_plain(tokens, experts, gated, dtype, data):
+    top_k = data.draw(st.integers(1, min(8, experts)))
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=experts, max_size=experts)))
+    weights = make(experts, 24, 40, dtype, gated)
+    batched = BatchedLayout(weights, gated)
+    # Alone costs so much that neighbours are joined wherever they may be.
+    choice = measure.Choice(
+        (measure.Tier(math.inf, batched),), Cost((1, 512), (1e6, 1e9)), batched, Cost((1, 512), (1.0, 1.1))
+    )
+    x, router = torch.randn(tokens, 24).to(dtype), torch.randn(experts, 24) / 5
+    packed = PackedExperts(weights, gated, choice)
+    assert_as_plain(x, router, weights, packed, gated=gated, top_k=top_k, expert_mask=mask)
 
 
 @settings(max_examples=40, deadline=None)
@@ -122,37 +148,17 @@ def test_all_rows_on_one_expert(tokens):
     assert_as_plain(torch.rand(tokens, 24) + 0.1, router, weights, packed)
 
 
-def test_a_row_multiplied_beside_its_neighbours_is_not_touched_by_their_nan():
+def test_rows_that_only_fill_up_are_not_touched_by_a_nan():
     weights = make(2, 16, 24)
     packed = pack_experts(*weights, compute_dtype=torch.float32)
     x = torch.randn(150, 16)
-    # Expert 0 has 67 rows, a number that is rounded up: it multiplies the first rows of expert 1 too.
+    # 67 and 83 rows are filled up, with copies of row 0.
     routing = Routing(torch.ones(150, 1), (torch.arange(150) >= 67).long()[:, None])
     clean, _ = moe_ffn(x, routing, packed)
-    x[67] = float("nan")
+    x[0] = float("nan")
     y, _ = moe_ffn(x, routing, packed)
-    assert y[67].isnan().all()
-    others = torch.arange(150) != 67
-    torch.testing.assert_close(y[others], clean[others])
-
-
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 100, 1000, 4097])
-def test_numbers_of_rows_are_rounded_up_by_little_and_to_few(count):
-    (group,) = _groups([0, count])
-    assert (group.expert, group.start, group.num_rows) == (1, 0, count)
-    assert count <= group.stop <= count * 17 / 16
-    octave = {_groups([rows])[0].stop for rows in range(count, 2 * count)}
-    assert len(octave) <= max(33, count if count < 32 else 17)
-
-
-def test_groups_follow_one_another():
-    groups = _groups([5, 0, 70, 1])
-    assert [(group.expert, group.start, group.num_rows) for group in groups] == [
-        (0, 0, 5),
-        (2, 5, 70),
-        (3, 75, 1),
-    ]
-    assert [group.stop for group in groups] == [5, 5 + 72, 76]
+    assert y[0].isnan().all()
+    torch.testing.assert_close(y[1:], clean[1:])
 
 
 class FakeLayout:
@@ -180,8 +186,8 @@ def tiers(monkeypatch, few, many):
     monkeypatch.setattr(measure, "time", clock)
     monkeypatch.setattr(measure, "_remembered", {})
     layouts = [FakeLayout("few", clock, few), FakeLayout("many", clock, many)]
-    found = measure.fastest_tiers(layouts, 4, 8, 16)
-    return [(tier.max_rows, tier.layout.name) for tier in found]
+    found = measure.choose(layouts, 4, 8, 16)
+    return [(tier.max_rows, tier.layout.name) for tier in found.tiers]
 
 
 def test_the_faster_layout_is_taken_for_each_number_of_rows(monkeypatch):
@@ -192,7 +198,7 @@ def test_the_faster_layout_is_taken_for_each_number_of_rows(monkeypatch):
 
 
 def test_one_disturbed_timing_decides_nothing(monkeypatch):
-    few = dict.fromkeys((16, 32, 64, 131), 20.0) | {1: 5.0, 2: 5.0, 4: 11.5, 8: 5.0}
+    few = dict.fromkeys((16, 32, 64, 128, 512), 20.0) | {1: 5.0, 2: 5.0, 4: 11.5, 8: 5.0}
     assert tiers(monkeypatch, few.get, lambda rows: 10.0) == [(8, "few"), (math.inf, "many")]
 
 
@@ -218,10 +224,10 @@ def test_a_shape_is_timed_once(monkeypatch):
     monkeypatch.setattr(measure, "_remembered", {})
     monkeypatch.setattr(measure, "_time", time_once)
     layouts = [FakeLayout("a", None, None), FakeLayout("b", None, None)]
-    first = measure.fastest_tiers(layouts, 40, 8, 16)
-    assert measure.fastest_tiers(layouts, 40, 8, 16) == first
+    first = measure.choose(layouts, 40, 8, 16)
+    assert measure.choose(layouts, 40, 8, 16) == first
     assert calls == [16]
-    measure.fastest_tiers(layouts, 3, 8, 16)
+    measure.choose(layouts, 3, 8, 16)
     assert calls == [16, 3]
 
 
@@ -237,7 +243,8 @@ def test_tiers_decide_by_the_rows_of_each_expert():
     weights = make(2, 8, 12, torch.bfloat16)
     packed = pack_experts(*weights, compute_dtype=torch.float32)
     few, many = PlainLayout(weights, False), OneDnnLayout(weights, False, torch.float32)
-    mixed = type(packed)(weights, False, (measure.Tier(2, few), measure.Tier(math.inf, many)))
+    both = (measure.Tier(2, few), measure.Tier(math.inf, many))
+    mixed = type(packed)(weights, False, measure.Choice(both, COST, None, None))
     assert [mixed.layout_for(rows) for rows in (1, 2, 3, 1000)] == [few, few, many, many]
     assert mixed.describe() == "plain bfloat16 up to 2 rows an expert, then packed float32"
     assert mixed.num_bytes == 4 * (weights.w1.numel() + weights.w2.numel())
@@ -247,7 +254,7 @@ def test_tiers_decide_by_the_rows_of_each_expert():
 
 def test_float32_stays_float32_by_measurement():
     packed = pack_experts(*make(3, 16, 24))
-    assert {tier.layout.dtype for tier in packed.tiers} == {torch.float32}
+    assert {tier.layout.dtype for tier in packed.choice.tiers} == {torch.float32}
 
 
 def test_gradients_and_dropout_take_the_plain_weights():

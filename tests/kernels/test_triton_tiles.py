@@ -57,15 +57,17 @@ def test_few_rows_still_give_every_multiprocessor_a_program() -> None:
     assert 8 * (768 // tiles.second.block_n) >= 132
 
 
-def test_measured_tiles_come_before_the_heuristic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_tiles_come_before_the_heuristic() -> None:
     measured = Tiles(32, GemmTile(64, 32, 1, 4, 2), GemmTile(32, 32, 1, 4, 2))
     key, tiles = from_row(to_row(SHAPE, 4, measured))
     assert (key, tiles) == ((SHAPE, 4), measured)
-    monkeypatch.setattr(module, "measured_tiles", lambda: {key: tiles})
-    choose_tiles.cache_clear()
-    assert choose_tiles(SHAPE, 4) == measured
-    assert choose_tiles(SHAPE, 8) == heuristic_tiles(SHAPE, 8)
-    choose_tiles.cache_clear()
+    module.use_tiles({key: tiles})
+    try:
+        assert choose_tiles(SHAPE, 4) == measured
+        assert choose_tiles(SHAPE, 8) == heuristic_tiles(SHAPE, 8)
+    finally:
+        module.use_tiles({})
+    assert choose_tiles(SHAPE, 4) == heuristic_tiles(SHAPE, 4)
 
 
 def test_the_shipped_table_is_readable_and_fits() -> None:

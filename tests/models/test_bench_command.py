@@ -42,3 +42,9 @@ def test_a_run_writes_both_files(
     assert out.split() == [str(tmp_path / "kernels.json"), str(tmp_path / "kernels.md")]
     assert "[4/4] 16x32 fp32, 8 experts, top-1, uniform, 1024 tokens" in err
     assert "- vllm is left out: needs a GPU." in (tmp_path / "kernels.md").read_text()
+
+
+def test_tiles_are_tuned_on_a_gpu_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "kernels", "--tune", "--device", "cpu", "--out", str(tmp_path)]) != 0
+    assert "--tune needs --device cuda" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

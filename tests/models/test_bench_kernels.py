@@ -145,8 +145,18 @@ def test_rounds_are_interleaved_and_numbered() -> None:
         return float(len(seen))
 
     times = interleaved(calls, clock, Budget(seconds=0, min_rounds=2, warmups=1))
-    assert seen == [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("a", 4), ("b", 5)]
-    assert times == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert [index for _, index in seen] == [0, 1, 2, 3, 4, 5]
+    assert all({name for name, _ in seen[start : start + 2]} == {"a", "b"} for start in (0, 2, 4))
+    assert sorted(times["a"] + times["b"]) == [3.0, 4.0, 5.0, 6.0]
+    # A call's seconds are its own, whatever the order of the round.
+    assert times["a"] == [index + 1.0 for name, index in seen if name == "a" and index >= 2]
+
+
+def test_the_order_of_a_round_changes() -> None:
+    seen: list[str] = []
+    calls = {name: lambda _index, name=name: seen.append(name) for name in "abcd"}
+    interleaved(calls, lambda call: call() or 1.0, Budget(seconds=0, min_rounds=8, warmups=1))
+    assert len({tuple(seen[start : start + 4]) for start in range(0, len(seen), 4)}) > 3
 
 
 def test_the_budget_bounds_the_rounds() -> None:

@@ -4,52 +4,55 @@ The weights are packed when a model is loaded, or by `PackedCache` at the first 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewshard_kernels.moe_ffn.check import check_weights
 from fewshard_kernels.moe_ffn.combine import add_and_norm
 from fewshard_kernels.moe_ffn.layouts import (
+    BatchedLayout,
     Layout,
     OneDnnLayout,
     PlainLayout,
     TransposedLayout,
     onednn_multiplies,
 )
-from fewshard_kernels.moe_ffn.measure import Tier, fastest_tiers
+from fewshard_kernels.moe_ffn.measure import Choice, Tier, choose
 from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.routing import MoeStats, route
+from fewshard_kernels.moe_ffn.segments import Cost, Segment, plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedExperts:
     """The experts of one layer, ready for a CPU: a snapshot, later changes to the weights do not reach it.
 
-    `plain`: the weights it was made from, kept by reference; `tiers`: which layout multiplies how many rows
-    of one expert, in ascending order of rows, the last one without a limit.
+    `plain`: the weights it was made from, kept by reference; `choice`: which layout multiplies how many rows
+    of one expert alone, and of neighbours together.
     """
 
     plain: ExpertWeights
     gated: bool
-    tiers: tuple[Tier, ...]
+    choice: Choice
 
     @property
     def num_bytes(self) -> int:
         """Memory the packed copies take beside the plain weights."""
-        return sum(
-            layout.num_bytes for layout in {id(tier.layout): tier.layout for tier in self.tiers}.values()
-        )
+        layouts = {id(tier.layout): tier.layout for tier in self.choice.tiers}
+        return sum(layout.num_bytes for layout in layouts.values())
 
     def layout_for(self, num_rows: int) -> Layout:
-        return next(tier.layout for tier in self.tiers if num_rows <= tier.max_rows)
+        """The layout for an expert that is multiplied alone."""
+        return next(tier.layout for tier in self.choice.tiers if num_rows <= tier.max_rows)
 
     def describe(self) -> str:
         """Which arithmetic runs, in words: `packed bfloat16 up to 8 rows an expert, then packed float32`."""
-        limits = [f"{tier.layout.name} up to {tier.max_rows:.0f} rows an expert" for tier in self.tiers[:-1]]
-        return ", then ".join([*limits, self.tiers[-1].layout.name])
+        tiers, batched = self.choice.tiers, self.choice.batched
+        limits = [f"{tier.layout.name} up to {tier.max_rows:.0f} rows an expert" for tier in tiers[:-1]]
+        alone = ", then ".join([*limits, tiers[-1].layout.name])
+        return alone if batched is None else f"{batched.name} for neighbours; alone, {alone}"
 
 
 def pack_experts(
@@ -66,7 +69,7 @@ def pack_experts(
     `compute_dtype` None: float32 weights are computed in float32; bfloat16 ones in bfloat16 or float32 and
     float16 ones in float16 or float32, whichever a measurement of some milliseconds finds faster here for the
     number of rows an expert gets. The result of the layer keeps the dtype of its rows whatever this is.
-    Takes no copy of the weights where the plain ones are fastest, seldom more than two. Raises
+    Takes no copy of the weights where the plain ones are fastest, seldom more than two copies. Raises
     ValueError for weights that do not fit each other or are not on a CPU, or a `compute_dtype` that oneDNN
     cannot use here.
     """
@@ -74,10 +77,9 @@ def pack_experts(
     weights = ExpertWeights(w1.detach(), _detach(b1), w2.detach(), _detach(b2))
     if compute_dtype is not None:
         only = Tier(float("inf"), OneDnnLayout(weights, gated, compute_dtype))
-        return PackedExperts(weights, gated, (only,))
+        return PackedExperts(weights, gated, Choice((only,), Cost((1, 2), (1.0, 1.0)), None, None))
     with torch.inference_mode():
-        tiers = fastest_tiers(_candidates(weights, gated), *w2.shape)
-    return PackedExperts(weights, gated, tiers)
+        return PackedExperts(weights, gated, choose(_candidates(weights, gated), *w2.shape))
 
 
 def _candidates(weights: ExpertWeights, gated: bool) -> list[Layout]:
@@ -87,6 +89,7 @@ def _candidates(weights: ExpertWeights, gated: bool) -> list[Layout]:
         candidates.append(PlainLayout(weights, gated))
     elif onednn_multiplies(dtype):
         candidates.append(OneDnnLayout(weights, gated, dtype))
+        candidates.append(BatchedLayout(weights, gated))
     return candidates
 
 
@@ -134,60 +137,91 @@ def _identity(tensor: Tensor) -> tuple[int, torch.dtype, int]:
 def moe_ffn_packed(
     x: Tensor, router: Tensor | Routing, packed: PackedExperts, options: MoeOptions
 ) -> tuple[Tensor, MoeStats]:
-    """As `moe_ffn_cpu`, without gradients, each expert in the layout that is fastest for its rows."""
+    """As `moe_ffn_cpu`, without gradients, the experts in the layouts that are fastest for their rows."""
     probabilities, experts, stats = route(x, router, packed.plain.num_experts, options)
-    groups = _groups(stats.expert_rows.tolist())
-    if len(groups) == 1 and options.top_k == 1 and groups[0].stop == x.shape[0]:
-        out = _products(x, groups, packed, options)
-    elif not groups:
-        out = x
+    counts = stats.expert_rows.tolist()
+    segments = plan(_present(counts, options), packed.choice.alone, packed.choice.together)
+    if len(segments) == 1 and _takes_all(segments[0], counts, x, options):
+        out = _segment(x, segments[0], packed, options.activation)
     else:
-        order = experts.flatten().argsort(stable=True)
-        source = order if options.top_k == 1 else order // options.top_k
-        slack = max(group.stop for group in groups) - order.numel()
-        rows = x.index_select(0, F.pad(source, (0, slack)) if slack else source)
-        grouped = _products(rows, groups, packed, options)
-        out = torch.empty_like(grouped).index_copy_(0, order, grouped)
+        out = _grouped(x, experts, counts, segments, packed, options)
+    if options.top_k == 1 and options.residual is None:
+        # Multiplied in fp32 and rounded once, in one pass.
+        return torch.mul(out, probabilities, out=torch.empty_like(x)), stats
     y = _weighted_sum(out.view(*experts.shape, x.shape[1]), probabilities)
     return add_and_norm(y, options).to(x.dtype), stats
 
 
-class _Group(NamedTuple):
-    """`num_rows` rows from `start` on belong to `expert`; those up to `stop` are multiplied with it."""
-
-    expert: int
-    start: int
-    num_rows: int
-    stop: int
+def _present(counts: list[int], options: MoeOptions) -> list[int]:
+    """`counts`, with nothing for the experts that are masked out."""
+    if options.expert_mask is None:
+        return counts
+    return [count * here for count, here in zip(counts, options.expert_mask.tolist(), strict=True)]
 
 
-def _groups(counts: list[int]) -> list[_Group]:
-    """One group for each expert that has rows; consecutive.
+def _takes_all(segment: Segment, counts: list[int], x: Tensor, options: MoeOptions) -> bool:
+    """Whether the rows are one expert's as they stand: nothing to sort and nothing to fill up."""
+    return options.top_k == 1 and counts[segment.first] == segment.num_rows == x.shape[0]
 
-    oneDNN compiles a kernel for each new number of rows, at up to a millisecond. So the numbers are rounded
-    up, to sixteen steps an octave: a group multiplies some of its neighbour's rows and drops the results.
+
+def _grouped(
+    x: Tensor,
+    experts: Tensor,
+    counts: list[int],
+    segments: list[Segment],
+    packed: PackedExperts,
+    options: MoeOptions,
+) -> Tensor:
+    """What each choice's expert says of its row, [T * k, H]; zeros where that expert is masked out.
+
+    The rows of a segment stand together, each expert's filled up to the number that is multiplied; what
+    fills up is not read again.
     """
-    groups, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            step = 1 << max(0, count.bit_length() - 5)
-            groups.append(_Group(expert, start, count, start - count // -step * step))
-            start += count
-    return groups
+    grouped, order = experts.flatten().sort(stable=True)
+    moves, num_places = _moves(segments, counts)
+    places = torch.tensor(moves).index_select(0, grouped).add_(torch.arange(len(order)))
+    if options.expert_mask is not None:
+        # One place more, for the choices whose expert is not here.
+        places = torch.where(options.expert_mask[grouped], places, num_places)
+    source = torch.zeros(num_places + 1, dtype=torch.int64)
+    source.scatter_(0, places, order if options.top_k == 1 else order // options.top_k)
+    every = _products(x.index_select(0, source[:num_places]), segments, packed, options)
+    return every.index_select(0, torch.empty_like(places).scatter_(0, order, places))
 
 
-def _products(rows: Tensor, groups: list[_Group], packed: PackedExperts, options: MoeOptions) -> Tensor:
-    """Each group's expert over its rows, one after the other; experts that are masked out give zeros."""
-    present = None if options.expert_mask is None else options.expert_mask.tolist()
-    outputs = []
-    for expert, start, num_rows, stop in groups:
-        if present is not None and not present[expert]:
-            outputs.append(rows.new_zeros(num_rows, rows.shape[1]))
-            continue
-        layout = packed.layout_for(num_rows)
-        out = layout.expert(rows[start:stop].to(layout.dtype), expert, options.activation)
-        outputs.append(out[:num_rows])
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+def _moves(segments: list[Segment], counts: list[int]) -> tuple[list[int], int]:
+    """How far the rows of each expert move from where they stand when sorted by expert, and the number of
+    places that the segments take together."""
+    before = list(accumulate(counts, initial=0))
+    moves, place = [0] * len(counts), 0
+    for segment in segments:
+        for expert in range(segment.first, segment.first + segment.num_experts):
+            moves[expert] = place - before[expert]
+            place += segment.num_rows
+    return moves, place
+
+
+def _products(rows: Tensor, segments: list[Segment], packed: PackedExperts, options: MoeOptions) -> Tensor:
+    """Each segment's experts over its rows, one segment after the other, and a last row of zeros."""
+    every = rows.new_empty(rows.shape[0] + 1, rows.shape[1])
+    every[-1] = 0
+    start = 0
+    for segment in segments:
+        stop = start + segment.num_experts * segment.num_rows
+        out = _segment(rows[start:stop], segment, packed, options.activation)
+        every[start:stop].view(out.shape).copy_(out)
+        start = stop
+    return every
+
+
+def _segment(rows: Tensor, segment: Segment, packed: PackedExperts, activation: str) -> Tensor:
+    """[R, H] for one expert, [n, R / n, H] for several."""
+    if segment.num_experts == 1:
+        layout = packed.layout_for(segment.num_rows)
+        return layout.expert(rows.to(layout.dtype), segment.first, activation)
+    assert packed.choice.batched is not None
+    each = rows.view(segment.num_experts, segment.num_rows, rows.shape[1])
+    return packed.choice.batched.experts(each, segment.first, activation)
 
 
 def _weighted_sum(out: Tensor, probabilities: Tensor) -> Tensor:

@@ -97,9 +97,23 @@ def shared_limit(capability: tuple[int, int]) -> int:
     return 1024 * _SHARED_KIB.get(capability, min(_SHARED_KIB.values()))
 
 
-@lru_cache(maxsize=1)
+_in_use: dict[tuple[LayerShape, int], Tiles] = {}
+
+
 def measured_tiles() -> dict[tuple[LayerShape, int], Tiles]:
-    """The shipped table, by shape and bucket."""
+    """The table in use, by shape and bucket: the shipped one unless `use_tiles` was called."""
+    return _in_use or _shipped_tiles()
+
+
+def use_tiles(table: dict[tuple[LayerShape, int], Tiles]) -> None:
+    """Take tiles from `table` from now on, in this process; from the shipped one again where it is empty."""
+    _in_use.clear()
+    _in_use.update(table)
+    choose_tiles.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _shipped_tiles() -> dict[tuple[LayerShape, int], Tiles]:
     return dict(from_row(row) for row in json.loads(TABLE.read_text())["rows"])
 
 

@@ -23,8 +23,8 @@ _MIB = 2**20
 _ROW = ("peer", "median ms", "p90 ms", "x ours", "of roofline", "activation", "error", "launches", "peak MiB")
 NOTES = " ".join(
     (
-        "Times in milliseconds. Every round runs each peer once, A B C A B C; the medians are over",
-        "rounds, after two that do not count. Each call takes the next copy of the weights, and the",
+        "Times in milliseconds. Every round runs each peer once, in an order drawn anew; the medians",
+        "are over rounds, after two that do not count. Each call takes the next copy of the weights, and the",
         "routing is renamed to other experts once all copies have been used, so that a call does not find",
         "its weights in the cache. Nobody routes: all are given the same routing. No biases. `x ours` is",
         "the peer's median over ours: above 1, ours is faster. `of roofline`: the larger of operations",

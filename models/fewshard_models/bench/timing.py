@@ -1,9 +1,13 @@
-"""Times calls side by side: every round runs each of them once, so that a busy moment touches all alike."""
+"""Times calls side by side: every round runs each of them once, so that a busy moment touches all alike.
+
+The order is drawn anew for each round: what one call leaves in the caches must not always meet the same next.
+"""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from random import Random
 
 import torch
 
@@ -32,11 +36,12 @@ def clock_for(device: str) -> Clock:
 
 
 def interleaved(calls: Mapping[str, Call], clock: Clock, budget: Budget) -> dict[str, list[float]]:
-    """Seconds of each call in each round, A B C A B C; the rounds before them are not counted."""
-    numbers = count()
+    """Seconds of each call in each round, the calls in another order each time; warm-ups are not counted."""
+    numbers, order = count(), Random(0)
 
     def one_round() -> dict[str, float]:
-        return {name: _timed(call, next(numbers), clock) for name, call in calls.items()}
+        names = order.sample(list(calls), len(calls))
+        return {name: _timed(calls[name], next(numbers), clock) for name in names}
 
     for _ in range(budget.warmups):
         last = one_round()

@@ -23,6 +23,7 @@ class PackedTextModel(Model):
         self.info = info
         self._card = checkpoint.card
         self._network = checkpoint.model
+        self._network.prepare_for_inference()
         self._device = next(checkpoint.model.parameters()).device
         self._tokenizing = Tokenizing(checkpoint.directory, info.max_tokens)
         self._routing = _RoutingTotals(checkpoint.model) if checkpoint.model.config.num_experts else None

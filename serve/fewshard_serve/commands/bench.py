@@ -19,6 +19,11 @@ def register(subparsers: Any) -> None:
         "hours; on a CPU both stop at 4096 tokens.",
     )
     _add_options(kernels)
+    kernels.add_argument(
+        "--tune",
+        action="store_true",
+        help="first time every tile of the GPU kernels, and use the fastest; writes tiles.json into OUT",
+    )
     kernels.set_defaults(run=run)
 
 
@@ -50,21 +55,13 @@ def _peer(text: str) -> tuple[str, Path]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write both files and print what became of the targets; returns 0."""
-    from fewshard_models.bench.grid import points
-    from fewshard_models.bench.kernels import Setup
-    from fewshard_models.bench.kernels import run as measure
-    from fewshard_models.bench.report import Report
-    from fewshard_models.devices import choose_device
+    """Measure, write the files and print their paths; returns 0."""
+    from fewshard_models.bench.session import bench_kernels
 
-    device = choose_device(args.device).name
-    setup = Setup(device, peers=dict(args.peer))
-    measured = measure(points(args.size, device, args.dtype), setup, say=_say)
-    report = Report(shlex.join(["fewshard", *sys.argv[1:]]), measured)
-    for path in report.write(args.out or Path("docs/results") / device):
+    command = shlex.join(["fewshard", *sys.argv[1:]])
+    peers, tunes = dict(args.peer), args.tune
+    for path in bench_kernels(
+        command, args.size, args.device, args.out, dtypes=args.dtype, peers=peers, tunes=tunes
+    ):
         print(path)
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

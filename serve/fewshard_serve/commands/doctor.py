@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fewshard_serve.commands import show
+from fewshard_serve.commands import measured, show
 from fewshard_serve.config import ServerConfig, zoo_names
 from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve.cluster import check_port
@@ -37,12 +37,17 @@ def register(subparsers: Any) -> None:
         description="Say what this machine can do, which path each op will take, and why.",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--measure", action="store_true", help="also time sparse paths beside the dense one, for some seconds"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; returns 0, since a finding is not a failure."""
     findings = list(examine())
+    if args.measure:
+        findings.extend(Finding(*decision) for decision in measured.decisions())
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
