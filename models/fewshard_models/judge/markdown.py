@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fewshard_models.bench.report import markdown_table
 from fewshard_models.judge.measure import BATCHES
 from fewshard_models.judge.pairs import Pairs
 from fewshard_models.judge.result import Result
+from fewshard_models.judge.routing import most_unlike
 from fewshard_models.judge.table import Figure, Row, Speed
 from fewshard_models.judge.verdicts import Check
 
@@ -162,12 +165,13 @@ def _slice_cells(name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _routing(rows: Sequence[Row]) -> list[str]:
-    results = [result for row in rows for result in row.results if result.routing]
+    """Of the lowest seed of each mixture; the others are in their result files."""
+    results = [row.first for row in rows if row.first is not None and row.first.routing]
     return [] if not results else ["## Routing", *(_routing_table(result) for result in results)]
 
 
 def _routing_table(result: Result) -> str:
-    """Share of tokens by expert, a line for each layer of each slice."""
+    """A line for each layer of each slice."""
     num_experts = len(result.routing["all"][0])
     header = ["slice", "layer", *(f"expert {number}" for number in range(num_experts))]
     cells = [
@@ -175,7 +179,13 @@ def _routing_table(result: Result) -> str:
         for name, layers in result.routing.items()
         for layer, shares in enumerate(layers)
     ]
-    return f"`{result.model}`, seed {result.seed}:\n\n{markdown_table(header, cells)}"
+    shares = {name: np.array(layers) for name, layers in result.routing.items()}
+    unlike, distance = most_unlike(shares, shares["all"])
+    text = (
+        f"Share of the tokens by expert, `{result.model}`, seed {result.seed}. Most unlike the whole: "
+        f"{unlike}, {100 * distance:.0f} % of whose tokens go to other experts in one layer."
+    )
+    return f"{text}\n\n{markdown_table(header, cells)}"
 
 
 def _machines(rows: Sequence[Row]) -> str:

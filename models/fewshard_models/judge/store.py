@@ -4,21 +4,19 @@ Called by `fewshard table2`.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from fewshard_models.bench.report import machine
 from fewshard_models.bench.timing import Budget
 from fewshard_models.card import load_card
 from fewshard_models.errors import CheckpointError, DataError
 from fewshard_models.judge.assess import evaluate_model, weights_digest
-from fewshard_models.judge.measure import BUDGET, time_side_by_side
-from fewshard_models.judge.result import Result, Timings, load, save
+from fewshard_models.judge.measure import BUDGET
+from fewshard_models.judge.result import Result, load, save
 from fewshard_models.judge.serving import load_for_serving
 from fewshard_models.judge.systems import SYSTEMS
-from fewshard_models.judge.tasks import held_out
+from fewshard_models.judge.together import timed
 
-NUM_TIMED_INPUTS = 872
 Say = Callable[[str], None]
 
 
@@ -117,13 +115,12 @@ def _time(group: list[Found], asked: Asked, say: Say) -> None:
         return
     say(f"timing {', '.join(found.model for found in group)} side by side, seed {group[-1].seed}")
     models = {found.model: load_for_serving(found.directory) for found in group}
-    inputs = held_out(next(iter(models.values())).checkpoint.task, NUM_TIMED_INPUTS).inputs
-    times = time_side_by_side(models, inputs, None if dense is None else dense.model, budget=asked.budget)
-    about = machine(next(iter(models.values())).device.type)
+    by_name = {found.model: results[found] for found in group}
+    with_times = timed(by_name, models, None if dense is None else dense.model, asked.budget)
     for found in group:
+        # A dense model of another seed was only there to be compared with.
         if found.seed == group[-1].seed:
-            timings = Timings(tuple(times[found.model]), tuple(models), digest, about)
-            save(replace(results[found], timings=timings), asked.file(found))
+            save(with_times[found.model], asked.file(found))
 
 
 def _is_timed(result: Result, dense: str | None) -> bool:
