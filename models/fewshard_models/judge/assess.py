@@ -59,6 +59,7 @@ def evaluate_model(
         "cost": cost_of(loaded.model),
         "machine": machine(loaded.device.type),
         "peak_bytes": _peak_bytes(loaded),
+        "limit": limit,
     }
     if missing := about.get("extra", {}).get(ACCURACY_MISSING):
         return Result(**common, missing=str(missing))

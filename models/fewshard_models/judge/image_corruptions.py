@@ -14,7 +14,7 @@ from PIL import Image
 Images = NDArray[np.uint8]
 
 SEVERITIES = (1, 2, 3)
-# Of 255 levels. Weak on purpose: a network behind a whitening stem guesses from 8 on, and nothing could be told apart.
+# Of 255 levels. Weak on purpose: a network behind a whitening stem guesses from 8 on.
 NOISE_DEVIATIONS = (2.0, 4.0, 8.0)
 BLUR_DEVIATIONS = (0.6, 0.9, 1.4)
 CONTRASTS = (0.6, 0.4, 0.2)

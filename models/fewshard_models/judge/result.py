@@ -63,7 +63,8 @@ class Timings:
 class Result:
     """`weights`: SHA-256 of the safetensors files, so that accuracy, cost and times are of one artefact.
 
-    `held_out` is None where accuracy means nothing, and `missing` says why. `routing`: share of tokens
+    `held_out` is None where accuracy means nothing, and `missing` says why. `limit`: the rows of each data
+    set that were used, None for all. `routing`: share of tokens
     [layer][expert] by slice. `peak_bytes` of a batch of 64.
     """
 
@@ -77,6 +78,7 @@ class Result:
     machine: dict[str, str]
     held_out: Predicted | None = None
     missing: str | None = None
+    limit: int | None = None
     slices: dict[str, Share] = field(default_factory=dict)
     ood: dict[str, Share] = field(default_factory=dict)
     corruptions: dict[str, Share] = field(default_factory=dict)

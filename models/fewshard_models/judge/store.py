@@ -91,10 +91,15 @@ def measure(checkpoints: Iterable[Found], asked: Asked, say: Say = lambda _text:
 
 def _assess(found: Found, asked: Asked, say: Say) -> None:
     file = asked.file(found)
-    if file.is_file() and not asked.again and load(file).weights == weights_digest(found.directory):
+    if file.is_file() and not asked.again and _is_current(load(file), found, asked):
         return
     loaded = load_for_serving(found.directory)
     save(evaluate_model(loaded, found.model, asked.tier, found.seed, asked.limit, say), file)
+
+
+def _is_current(result: Result, found: Found, asked: Asked) -> bool:
+    """Whether it is of these very weights and as many rows."""
+    return result.limit == asked.limit and result.weights == weights_digest(found.directory)
 
 
 def _group(of_task: list[Found], seed: int) -> list[Found]:

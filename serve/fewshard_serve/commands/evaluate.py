@@ -78,15 +78,11 @@ def _described(result: "Result") -> str:
     if result.held_out is None:
         lines.append(("accuracy", f"not measured: {result.missing}"))
     else:
-        n = len(result.held_out.labels)
-        lines.append(
-            ("accuracy", f"{show.fraction(result.held_out.accuracy)} of {n:,} {result.held_out.dataset}")
-        )
+        share, n = show.fraction(result.held_out.accuracy), len(result.held_out.labels)
+        lines.append(("accuracy", f"{share} of {n:,} {result.held_out.dataset}"))
         lines.append(("F1", f"{result.held_out.f1:.4f}"))
     for title, shares in _parts(result):
-        lines += [
-            (f"{title}{name}", f"{show.fraction(share.accuracy)} of {share.n:,}") for name, share in shares
-        ]
+        lines += [(title + name, f"{show.fraction(each.accuracy)} of {each.n:,}") for name, each in shares]
     return show.pairs([*lines, *_times(result)])
 
 
@@ -102,7 +98,7 @@ def _parts(result: "Result") -> list[tuple[str, Any]]:
 def _times(result: "Result") -> list[tuple[str, str]]:
     lines = []
     for time in result.timings.batches if result.timings else ():
-        speedup = "" if time.speedup is None else f", {time.speedup:.2f}x the dense model's speed"
+        speedup = "" if time.speedup in (None, 1.0) else f", {time.speedup:.2f}x the dense model's speed"
         text = f"{time.median_ms:.2f} ms (p90 {time.p90_ms:.2f}), {time.items_per_s:,.0f} items/s{speedup}"
         lines.append((f"batch of {time.batch}", text))
     return lines

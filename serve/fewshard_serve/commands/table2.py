@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from fewshard_serve.commands import show
 
 if TYPE_CHECKING:
     from fewshard_models.judge.report import Table
+    from fewshard_models.judge.store import Found
 
 
 def register(subparsers: Any) -> None:
@@ -45,15 +47,25 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("docs/results") / choose_device().name
     results = args.results or out / "seeds" / args.tier
     folder = args.models or (ZOO if args.tier == "tiny" else None)
-    if folder is not None:
-        asked = Asked(args.tier, results, args.again, args.times, args.limit)
-        measure(find_checkpoints(folder), asked, say)
+    found = [] if folder is None else find_checkpoints(folder)
+    measure(found, Asked(args.tier, results, args.again, args.times, args.limit), say)
     command = shlex.join(["fewshard", *sys.argv[1:]])
     table = make_table(args.tier, command, load_results(results, args.tier))
     print(in_terminal(table))
-    for path in table.write(out):
+    for path in (*table.write(out), *_figures(found, out)):
         print(path)
     return 0
+
+
+def _figures(found: Sequence["Found"], out: Path) -> list[Path]:
+    """Those whose data is there; none, said aloud, without matplotlib."""
+    from fewshard_models.figures.all_of import draw_all
+    from fewshard_models.figures.style import can_draw
+
+    if not can_draw():
+        say("figures are left out: pip install 'fewshard[plots]'")
+        return []
+    return draw_all({each.model: each.directory for each in reversed(found)}, out)
 
 
 def in_terminal(table: "Table") -> str:
