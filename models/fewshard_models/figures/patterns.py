@@ -85,7 +85,8 @@ def _map(axes: Any, layer: str, shares: NDArray[np.float64]) -> Any:
     axes.tick_params(labelsize=6)
     dead = np.flatnonzero(shares.sum(axis=1) == 0)
     # A dead output is a line that white on white would hide.
-    axes.plot(np.full(len(dead), shares.shape[1]), dead, "<", color=ORANGE, markersize=3, clip_on=False)
+    if len(dead):
+        axes.plot(np.full(len(dead), shares.shape[1]), dead, "<", color=ORANGE, markersize=3, clip_on=False)
     return image
 
 

@@ -26,7 +26,7 @@ def test_results_come_back_as_written(result, tmp_path):
     assert found.batch_time(64).speedup == pytest.approx(2.0)
     assert found.batch_time(8) is None
     fields = json.loads((tmp_path / "a.json").read_text())
-    assert fields["held_out"]["confusion"] == [[48, 2], [1, 49]]
+    assert fields["held_out"]["confusion"] == [[49, 1], [2, 48]]
 
 
 def test_results_without_accuracy_or_times_come_back(result, tmp_path):
@@ -61,13 +61,13 @@ def damaged(file, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 99}, "no result of format 1"),
+        ({"format": 99}, "is no result of format 1"),
         ({"cost": None}, "lacks the field 'cost'"),
         ({"held_out__labels": None}, "lacks the field 'labels'"),
         ({"held_out__predictions": "!!"}, "is damaged"),
         ({"held_out__predictions": "AAAA"}, "is damaged"),
         ({"held_out__n": 99}, "is damaged: 100 classes, expected 99"),
-        ({"held_out__accuracy": 0.5}, "is damaged: accuracy 0.5, but its predictions have"),
+        ({"held_out__accuracy": 0.5}, "is damaged: accuracy 0.5 is not that of its predictions"),
         ({"unknown": 1}, "is damaged.*unknown"),
         ({"timings__batches": [{"batch": 1}]}, "is damaged"),
     ],
@@ -101,7 +101,7 @@ def test_results_of_a_folder_come_in_the_tables_order(result, tmp_path):
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"model": "sst3"}, "the table has sst2-dense"), ({"tier": "tiny"}, "'tiny', not 'small'")],
+    [({"model": "sst3"}, "the table does not know: sst2-dense"), ({"tier": "tiny"}, "'tiny', not 'small'")],
 )
 def test_results_astray_are_refused(result, tmp_path, fields, words):
     save(replace(result("sst2-moe"), **fields), tmp_path / "x.json")
