@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoTokenizer
 
 from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint
+from fewshard_models.classifier import classifier
 from fewshard_models.counting import count_macs, count_parameters, macs_input
-from fewshard_models.data.cifar10 import load_cifar10
-from fewshard_models.data.sst2 import load_sst2
-from fewshard_models.errors import CheckpointError
-from fewshard_models.image.preprocessing import load_preprocessing
+from fewshard_models.judge import metrics
+from fewshard_models.judge.tasks import held_out, label_order
 from fewshard_models.recipes.shrink import ffn_inputs
-from fewshard_models.recipes.texts import logits_of, tokenize
+from fewshard_models.recipes.texts import tokenize
 from fewshard_models.recipes.workspace import commit
 from fewshard_models.text import FewshardTextForSequenceClassification
 from fewshard_models.text.modeling import MoeFeedForward
@@ -61,51 +59,32 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        return float((self.predictions == self.labels).mean())
+        return metrics.accuracy(self.predictions, self.labels)
 
     @property
     def f1(self) -> float:
-        scores = []
-        for label in np.unique(self.labels):
-            predicted, true = self.predictions == label, self.labels == label
-            scores.append(2 * (predicted & true).sum() / max(1, predicted.sum() + true.sum()))
-        return float(np.mean(scores))
+        return metrics.macro_f1(self.predictions, self.labels)
 
 
 def evaluate(directory: Path, limit: int | None = None) -> Evaluation:
     """Run a checkpoint in fp32 over SST-2's dev set or CIFAR-10's test set (no test-time augmentation)."""
     checkpoint = load_checkpoint(directory)
-    if checkpoint.task == "text":
-        texts, labels = load_sst2("dev")
-        logits = text_logits(checkpoint, texts[:limit])
-        dataset = "SST-2 dev"
-    else:
-        images, image_labels = load_cifar10("test")
-        labels = image_labels.tolist()
-        logits = image_logits(checkpoint, images[:limit])
-        dataset = "CIFAR-10 test"
-    return Evaluation(dataset, logits.argmax(axis=1), np.asarray(labels[:limit]))
+    test = held_out(checkpoint.task, limit)
+    order = label_order(checkpoint, test.names)
+    logits = classifier(checkpoint).logits(test.inputs)[:, order]
+    return Evaluation(test.dataset, logits.argmax(axis=1), test.labels)
 
 
 def text_logits(checkpoint: Checkpoint, texts: Sequence[str]) -> NDArray[np.float32]:
-    """fp32 logits [N, num_labels]. Raises CheckpointError for an architecture that is not packed."""
-    if not isinstance(checkpoint.model, FewshardTextForSequenceClassification):
-        raise CheckpointError(f"{checkpoint.directory}: only Fewshard's text encoder can be evaluated so far")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
-    return logits_of(checkpoint.model, tokenize(tokenizer, texts)).numpy()
+    """fp32 logits [N, num_labels]."""
+    return classifier(checkpoint).logits(texts)
 
 
 def image_logits(
     checkpoint: Checkpoint, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     """fp32 logits [N, num_labels] of uint8 images [H, W, 3]."""
-    preprocess = load_preprocessing(checkpoint.directory)
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(images), 250):
-            pixels = np.stack([preprocess(image) for image in images[start : start + 250]])
-            parts.append(checkpoint.model(torch.from_numpy(pixels)).logits.numpy())
-    return np.concatenate(parts)
+    return classifier(checkpoint).logits(images)
 
 
 def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | None = None) -> Card:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fewshard_models.errors import RecipeError
+from fewshard_models.recipes.curve import CURVE_FILE, load_curve
 from fewshard_models.recipes.fit import FitSettings, fit
 
 SETTINGS = FitSettings(epochs=4, learning_rate=0.05, optimizer="sgd", ema_decay=0.5, save_every_s=0.0)
@@ -74,3 +75,26 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path):
 def test_diverging_loss_is_said(tmp_path: Path):
     with pytest.raises(RecipeError, match="lower the learning rate"):
         fit(make_model(), Batches(), lambda m, b: loss_of(m, b) * float("nan"), SETTINGS, tmp_path)
+
+
+def test_the_curve_of_a_resumed_run_has_each_epoch_once(tmp_path: Path):
+    settings = dataclasses.replace(SETTINGS, epochs=8)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), Batches(23), loss_of, settings, tmp_path, accuracy_of=lambda _: 0.5)
+    asked: list[bool] = []
+
+    def accuracy_of(model: nn.Module) -> float:
+        asked.append(model.training)
+        return 0.5
+
+    fit(make_model(), Batches(), loss_of, settings, tmp_path, accuracy_of=accuracy_of)
+    lines = load_curve(tmp_path / CURVE_FILE)
+    assert [line["epoch"] for line in lines if "accuracy" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+    assert asked == [False] * 5
+
+
+def test_asking_for_accuracy_changes_no_weight(tmp_path: Path):
+    plain = fit(make_model(), Batches(), loss_of, SETTINGS, tmp_path / "plain")
+    asked = fit(make_model(), Batches(), loss_of, SETTINGS, tmp_path / "asked", accuracy_of=lambda _: 0.5)
+    assert torch.equal(weights(plain), weights(asked))

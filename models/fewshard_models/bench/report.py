@@ -161,7 +161,7 @@ def _summary(found: Sequence[Check]) -> str:
 
 def _targets_table(found: Sequence[Check]) -> str:
     header = ("shape", "dtype", "tokens", "ours ms", "best of three", "gain", "of dense", "activation")
-    return _markdown_table((*header, "target", "verdict"), [_target_cells(check) for check in found])
+    return markdown_table((*header, "target", "verdict"), [_target_cells(check) for check in found])
 
 
 def _target_cells(check: Check) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ def _tables(rows: Sequence[Row]) -> list[str]:
     parts = []
     for point, peers in groupby(rows, key=lambda row: row.point):
         taken = list(peers)
-        parts += [f"### {point}", _markdown_table(_ROW, [_cells(row) for row in taken if not row.skipped])]
+        parts += [f"### {point}", markdown_table(_ROW, [_cells(row) for row in taken if not row.skipped])]
         parts += [f"- {row.peer} is left out: {row.skipped}." for row in taken if row.skipped]
     return parts
 
@@ -208,6 +208,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 
 
-def _markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that hold no bar."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

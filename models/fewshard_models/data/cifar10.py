@@ -1,7 +1,10 @@
 """CIFAR-10 (Krizhevsky 2009) as arrays."""
 
+import zlib
+from lzma import LZMAError
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +30,20 @@ def load_cifar10(split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], ND
 def _read(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"].astype(np.int64)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
-    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
-        raise DataError(f"{file}: expected uint8 images [N, 32, 32, 3] and N labels, got {images.shape}")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < len(CLASSES)):
-        raise DataError(f"{file}: a label lies outside 0..{len(CLASSES) - 1}")
-    return images, labels
+            images, labels = arrays["images"], arrays["labels"]
+    except KeyError as error:
+        raise DataError(f"{file} lacks an array: {error.args[0]}; it holds `images` and `labels`") from error
+    except (OSError, ValueError, EOFError, BadZipFile, LZMAError, zlib.error) as error:
+        raise DataError(f"{file} is damaged or no .npz archive: {error}; copy it again") from error
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+        raise DataError(f"{file}: expected uint8 images [N, 32, 32, 3], got {images.dtype} {images.shape}")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{file}: expected {len(images)} whole-number labels, got {labels.dtype} {labels.shape}"
+        )
+    bad = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
+    if len(bad):
+        raise DataError(
+            f"{file}, row {bad[0]}: the label is {labels[bad[0]]}; it lies outside 0..{len(CLASSES) - 1}"
+        )
+    return images, labels.astype(np.int64)

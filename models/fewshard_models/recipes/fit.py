@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fewshard_models.devices import choose_dtype
 from fewshard_models.errors import RecipeError
+from fewshard_models.recipes.curve import Curve
 
 
 class BatchSource(Protocol):
@@ -50,8 +51,11 @@ def fit(
     loss_of: Callable[[nn.Module, Any], Tensor],
     settings: FitSettings,
     run_dir: Path,
+    accuracy_of: Callable[[nn.Module], float] | None = None,
 ) -> nn.Module:
     """Train `model` and return the trained module (the moving average where one is kept).
+
+    How it went goes to `run_dir/curve.jsonl`, with `accuracy_of` the trained module at each epoch's end.
 
     State goes to `run_dir/state.pt` every `save_every_s` seconds; a later call with the same settings goes on
     from there, and one with other settings raises RecipeError and touches nothing.
@@ -61,6 +65,7 @@ def fit(
     device = next(model.parameters()).device
     bf16 = choose_dtype(device=device.type).name == "bf16"
     bar = tqdm(total=run.total_steps, initial=run.step, desc=run_dir.name, unit="step", dynamic_ncols=True)
+    curve = Curve(run_dir, run.step)
     saved_at = time.monotonic()
     while run.step < run.total_steps:
         epoch, done = divmod(run.step, batches.steps_per_epoch())
@@ -71,6 +76,9 @@ def fit(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 loss = loss_of(model, batch)
             run.update(loss)
+            ends_epoch = index + 1 == batches.steps_per_epoch()
+            accuracy = accuracy_of(run.result()) if accuracy_of and ends_epoch else None
+            curve.add(run.step, epoch + 1, loss.item(), float(run.schedule.get_last_lr()[0]), accuracy)
             bar.update()
             if run.step % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", epoch=epoch + 1)

@@ -1,0 +1,78 @@
+"""What one item costs: parameters and MACs of a loaded model, zero weights seen; called by `judge`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fewshard_models.counting import count_macs, count_parameters, macs_input
+from fewshard_models.image import FewshardImageForImageClassification
+
+_MASKED = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`macs` of one item at `macs_input`, as the shapes have it; `macs_nonzero`: without those by a weight
+    that is zero. None where the architecture is not ours; FLOPs are twice the MACs."""
+
+    parameters_total: int
+    parameters_active: int
+    parameters_nonzero: int
+    macs: int | None = None
+    macs_nonzero: int | None = None
+    macs_input: str = ""
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether over a hundredth of the products are by a zero weight: a mask, not a smaller tensor."""
+        return None not in (self.macs, self.macs_nonzero) and self.macs_nonzero < _MASKED * self.macs  # type: ignore[operator]
+
+    @property
+    def macs_counted(self) -> int | None:
+        """What the paper counts: the products by zero weights left out where there is a mask."""
+        return self.macs_nonzero if self.is_masked else self.macs
+
+
+def cost_of(model: PreTrainedModel) -> Cost:
+    parameters = count_parameters(model)
+    nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    counts = (parameters.total, parameters.active, nonzero)
+    try:
+        macs = count_macs(model.config)
+    except ValueError:
+        return Cost(*counts)
+    return Cost(*counts, macs, nonzero_macs(model), macs_input(model.config))
+
+
+def nonzero_macs(model: PreTrainedModel) -> int | None:
+    """MACs of one image by weights that are not zero; None for models that are not our CNN.
+
+    Every place of a convolution's output multiplies each of its weights once.
+    """
+    if not isinstance(model, FewshardImageForImageClassification):
+        return None
+    counts: list[int] = []
+
+    def count(module: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        places = out[0, 0].numel()
+        counts.append(places * int(torch.count_nonzero(module.weight)))
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        _run_one_image(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
+
+
+def _run_one_image(model: PreTrainedModel) -> None:
+    parameter = next(model.parameters())
+    size = model.config.image_size
+    image = torch.zeros(1, model.config.num_channels, size, size, dtype=parameter.dtype)
+    with torch.inference_mode():
+        model(image.to(parameter.device))

@@ -1,0 +1,42 @@
+"""Which experts a mixture's tokens go to, by slice of the data; called by `judge`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewshard_models.judge.slices import Rows
+from fewshard_models.text import FewshardTextForSequenceClassification, pack
+
+Shares = NDArray[np.float64]
+_BATCH = 256
+
+
+def routing_shares(
+    model: FewshardTextForSequenceClassification,
+    token_ids: Sequence[Sequence[int]],
+    slices: Mapping[str, Rows],
+) -> dict[str, Shares]:
+    """Share of the tokens of each slice that each expert gets [num_layers, num_experts]; rows sum to one."""
+    return {name: _shares(model, [token_ids[row] for row in rows]) for name, rows in slices.items()}
+
+
+def most_unlike(shares: Mapping[str, Shares], whole: Shares) -> tuple[str, float]:
+    """The slice whose routing differs most from the whole's, and by how much: the share of its tokens that
+    would have to change experts in the layer where that is largest (total variation)."""
+    distances = {name: float(0.5 * np.abs(each - whole).sum(axis=1).max()) for name, each in shares.items()}
+    name = max(distances, key=distances.__getitem__)
+    return name, distances[name]
+
+
+def _shares(model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]) -> Shares:
+    device = next(model.parameters()).device
+    order = sorted(token_ids, key=len)
+    rows = torch.zeros(model.config.num_hidden_layers, model.config.num_experts, dtype=torch.float64)
+    with torch.inference_mode():
+        for start in range(0, len(order), _BATCH):
+            out = model.forward_packed(pack(order[start : start + _BATCH], None, device))
+            rows += torch.stack([stats.expert_rows for stats in out.moe_stats]).cpu()
+    shares: Shares = (rows / rows.sum(dim=1, keepdim=True)).numpy()
+    return shares

@@ -1,0 +1,93 @@
+"""`curve.jsonl`: how a training run went, a line every few steps; `fit` writes it, `figures` draws it.
+
+Fields: `step`, `epoch` (from 1), `loss` (mean since the line before), `lr`, `seconds` (of training, over
+resumed runs together), `cpu_seconds` and `cpu_share` (of all cores, since the line before); a line at an
+epoch's end has `accuracy` too where the recipe measures it.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from fewshard_models.errors import DataError
+
+EVERY_STEPS = 20
+CURVE_FILE = "curve.jsonl"
+
+
+class Curve:
+    """Appends to `run_dir/curve.jsonl`. Lines after `step`, which a resumed run passes again, are dropped."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        self.file = run_dir / CURVE_FILE
+        kept = _up_to(self.file, step)
+        self._earlier_s = kept[-1]["seconds"] if kept else 0.0
+        self._losses: list[float] = []
+        self._started = self._at = time.perf_counter()
+        self._cpu = time.process_time()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.file)
+
+    def add(self, step: int, epoch: int, loss: float, lr: float, accuracy: float | None = None) -> None:
+        """One step's loss; a line is written every EVERY_STEPS steps and where there is an accuracy."""
+        self._losses.append(loss)
+        if step % EVERY_STEPS and accuracy is None:
+            return
+        line = {
+            "step": step,
+            "epoch": epoch,
+            "loss": round(sum(self._losses) / len(self._losses), 6),
+            "lr": lr,
+        }
+        self._losses.clear()
+        measured = {} if accuracy is None else {"accuracy": round(accuracy, 6)}
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**line, **self._use(), **measured}) + "\n")
+
+    def _use(self) -> dict[str, float]:
+        """Time and processor use since the line before."""
+        now, cpu = time.perf_counter(), time.process_time()
+        wall_s, cpu_s = now - self._at, cpu - self._cpu
+        self._at, self._cpu = now, cpu
+        share = cpu_s / max(wall_s, 1e-9) / (os.cpu_count() or 1)
+        seconds = self._earlier_s + now - self._started
+        return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_s, 2), "cpu_share": round(share, 3)}
+
+
+def load_curve(file: Path) -> list[dict[str, Any]]:
+    """All lines. Raises DataError naming file and line where one is damaged."""
+    if not file.is_file():
+        raise DataError(f"no file {file}; training writes {CURVE_FILE} into each phase's folder")
+    lines = []
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        line = _parsed(text)
+        if line is None:
+            raise DataError(f"{file}, line {number}: expected step, loss, lr and seconds, got {text[:80]!r}")
+        lines.append(line)
+    if not lines:
+        raise DataError(f"{file} is empty; the run ended before its first {EVERY_STEPS} steps")
+    return lines
+
+
+def _up_to(file: Path, step: int) -> list[dict[str, Any]]:
+    """The lines up to `step`; a line that a kill cut short is dropped with those after it."""
+    kept: list[dict[str, Any]] = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        line = _parsed(text)
+        if line is None or line["step"] > step:
+            break
+        kept.append(line)
+    return kept
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    wanted = ("step", "loss", "lr", "seconds", "cpu_share")
+    return line if isinstance(line, dict) and all(key in line for key in wanted) else None
