@@ -69,7 +69,7 @@ def prepare(model: FewshardImageForImageClassification, images: NDArray[np.uint8
         for module in model.stages.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.dirac_(module.weight[: module.in_channels])
-    model.stem.weight.requires_grad_(False)
+    model.stem.requires_grad_(False)
 
 
 def whiten(stem: nn.Conv2d, images: Tensor, epsilon: float = 5e-4) -> None:
