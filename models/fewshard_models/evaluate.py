@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint
@@ -119,7 +119,7 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
     card = Card(
         name=name,
         task=checkpoint.task,
-        kind="moe" if getattr(config, "num_experts", 0) else "dense",
+        kind=kind_of(config),
         dataset=evaluation.dataset,
         accuracy=round(evaluation.accuracy, 5),
         f1=round(evaluation.f1, 5),
@@ -136,6 +136,13 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
     )
     card.save(directory)
     return card
+
+
+def kind_of(config: PreTrainedConfig) -> str:
+    """"moe", "static", "dynamic" or "dense"."""
+    if getattr(config, "num_experts", 0):
+        return "moe"
+    return getattr(config, "sparsity_kind", None) or "dense"
 
 
 def _golden(checkpoint: Checkpoint) -> list[Golden]:
