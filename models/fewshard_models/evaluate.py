@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fewshard_models.image.preprocessing import load_preprocessing
 from fewshard_models.recipes.shrink import ffn_inputs
 from fewshard_models.recipes.texts import logits_of, tokenize
 from fewshard_models.recipes.workspace import commit
+from fewshard_models.sparsify.report import load_report
 from fewshard_models.text import FewshardTextForSequenceClassification
 from fewshard_models.text.modeling import MoeFeedForward
 
@@ -133,6 +134,7 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
         recipe=recipe,
         commit=commit(),
         golden=_golden(checkpoint),
+        extra=_sparsified(directory),
     )
     card.save(directory)
     return card
@@ -143,6 +145,15 @@ def kind_of(config: PreTrainedConfig) -> str:
     if getattr(config, "num_experts", 0):
         return "moe"
     return getattr(config, "sparsity_kind", None) or "dense"
+
+
+def _sparsified(directory: Path) -> dict[str, Any]:
+    """How the checkpoint stands to what it was made from, where a sparsifier wrote a report."""
+    report = load_report(directory)
+    if report is None:
+        return {}
+    shares = {"macs_share": round(report.macs_share, 4), "density": round(report.density, 4)}
+    return {"sparsified": {"method": report.method, **shares}}
 
 
 def _golden(checkpoint: Checkpoint) -> list[Golden]:

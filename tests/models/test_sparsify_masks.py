@@ -116,6 +116,17 @@ def test_widths_give_up_what_loses_least_for_its_cost():
         choose_widths(salience, candidates, cost_of, 3.0)
 
 
+def test_relative_worth_needs_no_common_scale():
+    salience = {"a": [1000.0, 1000.0, 1.0, 1.0], "b": [0.1] * 4}
+    candidates = {name: multiples(4, 1) for name in salience}
+
+    def cost_of(widths):
+        return float(sum(widths.values()))
+
+    assert choose_widths(salience, candidates, cost_of, 5.0) == {"a": 4, "b": 1}
+    assert choose_widths(salience, candidates, cost_of, 5.0, relative=True) == {"a": 2, "b": 3}
+
+
 def test_a_step_that_saves_no_time_is_not_taken():
     times = {4: 1.0, 3: 1.2, 2: 0.5}
     widths = choose_widths({"a": [1.0] * 4}, {"a": [2, 3, 4]}, lambda widths: times[widths["a"]], 1.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from math import prod
+from math import log, prod
 
 from fewshard_models.errors import RecipeError
 
@@ -66,35 +66,64 @@ def choose_widths(
     candidates: Mapping[str, Sequence[int]],
     cost_of: Callable[[Mapping[str, int]], float],
     target: float,
+    relative: bool = False,
 ) -> dict[str, int]:
     """How many units each group keeps so that `cost_of` the widths is at most `target`.
 
-    `salience`: what each unit of a group is worth, in any order, all groups on one scale; `candidates`: the
-    widths a group may have, its present one (all of `salience`) apart. Greedy: again and again the step to a
-    group's next lower candidate that loses least salience for the cost it saves. With MACs as the cost this
-    is a budget of MACs; with measured times it is the idea of ZipLM (Frantar & Alistarh 2023,
-    arXiv:2302.04089). Raises RecipeError where the smallest widths still cost more.
+    `salience`: what each unit of a group is worth, in any order; `candidates`: the widths a group may have,
+    its present one (all of `salience`) apart. Greedy: again and again the step to a group's next lower
+    candidate that loses least for the cost it saves. What is lost is the sum of salience, which needs one
+    scale for all groups, or where `relative` the logarithm of the group's share that is left, which needs
+    none and keeps any group from being bled out. With MACs as the cost this is a budget of MACs; with
+    measured times it is the idea of ZipLM (Frantar & Alistarh 2023, arXiv:2302.04089).
+    Raises RecipeError where the smallest widths still cost more.
     """
-    lost = {name: [0.0, *accumulate(sorted(values))] for name, values in salience.items()}
+    worth = {name: _worth(values, relative) for name, values in salience.items()}
     widths = {name: len(values) for name, values in salience.items()}
     cost = cost_of(widths)
     while cost > target:
-        best: tuple[float, str, int] | None = None
+        steps = []
         for name, width in widths.items():
             lower = max((candidate for candidate in candidates[name] if candidate < width), default=None)
-            if lower is None:
-                continue
-            saved = cost - cost_of({**widths, name: lower})
-            if saved > 0:
-                price = (lost[name][-1 - lower] - lost[name][-1 - width]) / saved
-                best = min(best, (price, name, lower)) if best else (price, name, lower)
-        if best is None:
+            saved = 0.0 if lower is None else cost - cost_of({**widths, name: lower})
+            if lower is not None and saved > 0:
+                steps.append(((worth[name][width] - worth[name][lower]) / saved, name, lower))
+        if not steps:
             raise RecipeError(
-                f"no widths reach {target:.4g}: the narrowest considered cost {cost:.4g}; ask for more"
+                f"no widths reach {target:.4g}: the narrowest considered cost {cost:.4g}; "
+                "ask for a larger share, or round widths to less"
             )
-        widths[best[1]] = best[2]
+        _, chosen, lower = min(steps)
+        widths[chosen] = lower
         cost = cost_of(widths)
-    return widths
+    return _give_back(widths, worth, candidates, cost_of, target)
+
+
+def _give_back(
+    widths: dict[str, int],
+    worth: Mapping[str, Sequence[float]],
+    candidates: Mapping[str, Sequence[int]],
+    cost_of: Callable[[Mapping[str, int]], float],
+    target: float,
+) -> dict[str, int]:
+    """Widen groups again while the target allows: the last step down may have saved more than was asked."""
+    while True:
+        steps = []
+        for name, width in widths.items():
+            most = len(worth[name]) - 1
+            wider = min((c for c in (*candidates[name], most) if width < c <= most), default=None)
+            if wider is not None and cost_of({**widths, name: wider}) <= target:
+                steps.append((worth[name][wider] - worth[name][width], name, wider))
+        if not steps:
+            return widths
+        _, chosen, wider = max(steps)
+        widths[chosen] = wider
+
+
+def _worth(salience: Sequence[float], relative: bool) -> list[float]:
+    """What a group is worth at each width, its best units kept."""
+    sums = [0.0, *accumulate(sorted(salience, reverse=True))]
+    return [log(max(value, 1e-30)) for value in sums] if relative else sums
 
 
 def multiples(width: int, step: int) -> list[int]:

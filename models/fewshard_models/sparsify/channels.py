@@ -147,7 +147,7 @@ def _written(group: Group, parameters: Mapping[str, Tensor]) -> list[str]:
 
 
 def _restrict(places: dict[str, Tensor], name: str, parameter: Tensor, living: Tensor) -> None:
-    before = places.get(name, torch.ones(parameter.shape, dtype=torch.bool))
+    before = places.get(name, torch.ones_like(parameter, dtype=torch.bool))
     places[name] = before & living
 
 

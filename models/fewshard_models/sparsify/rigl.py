@@ -172,8 +172,12 @@ class DyingChannels:
         # The stem is fixed whitening, whose filters all matter.
         self.groups = [group for group in groups_of(self.config) if group.name != "stem"]
         self.widths = widths_of(self.config)
-        self.alive: Alive = {g.name: torch.ones(self.widths[g.name], dtype=torch.bool) for g in self.groups}
-        self.salience = {name: torch.zeros(len(living)) for name, living in self.alive.items()}
+        device = self.model.device
+        self.alive: Alive = {
+            group.name: torch.ones(self.widths[group.name], dtype=torch.bool, device=device)
+            for group in self.groups
+        }
+        self.salience = {name: torch.zeros(len(living), device=device) for name, living in self.alive.items()}
         self.norm_masks = self._norm_masks(room(self.model, self.groups, self.alive))
 
     def observe(self) -> None:
@@ -227,8 +231,8 @@ def moved_mask(
     magnitude stay, and those of largest gradient join."""
     present = mask & places
     stay = min(count, round((1 - fraction) * int(present.sum())))
-    kept = top_mask(weight.abs().where(present, torch.tensor(-1.0)), stay)
-    joining = gradient.abs().where(places & ~kept, torch.tensor(-1.0))
+    kept = top_mask(weight.abs().masked_fill(~present, -1.0), stay)
+    joining = gradient.abs().masked_fill(kept | ~places, -1.0)
     return kept | top_mask(joining, count - stay)
 
 
