@@ -4,6 +4,7 @@ Counted by hand because torch's FlopCounterMode sees neither CPU attention nor g
 compares the two where it counts right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -71,10 +72,17 @@ def _text_macs(config: FewshardTextConfig, num_tokens: int) -> int:
 
 
 def _image_macs(config: FewshardImageConfig) -> int:
+    return image_macs(config, config.stem_channels, config.stage_channels, config.block_channels)
+
+
+def image_macs(
+    config: FewshardImageConfig, stem: int, stage_channels: Sequence[int], block_channels: Sequence[int]
+) -> int:
+    """MACs of one image of the configured size, were the network of these widths."""
     size = config.image_size - 1
-    macs: int = size**2 * config.num_channels * 4 * config.stem_channels
-    channels = config.stem_channels
-    for width, block_width in zip(config.stage_channels, config.block_channels, strict=True):
+    macs: int = size**2 * config.num_channels * 4 * stem
+    channels = stem
+    for width, block_width in zip(stage_channels, block_channels, strict=True):
         macs += size**2 * 9 * channels * width
         size //= 2
         macs += size**2 * 9 * 2 * width * block_width

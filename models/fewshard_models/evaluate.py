@@ -5,12 +5,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint
@@ -21,6 +21,7 @@ from fewshard_models.judge.tasks import held_out, label_order
 from fewshard_models.recipes.shrink import ffn_inputs
 from fewshard_models.recipes.texts import tokenize
 from fewshard_models.recipes.workspace import commit
+from fewshard_models.sparsify.report import load_report
 from fewshard_models.text import FewshardTextForSequenceClassification
 from fewshard_models.text.modeling import MoeFeedForward
 
@@ -98,7 +99,7 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
     card = Card(
         name=name,
         task=checkpoint.task,
-        kind="moe" if getattr(config, "num_experts", 0) else "dense",
+        kind=kind_of(config),
         dataset=evaluation.dataset,
         accuracy=round(evaluation.accuracy, 5),
         f1=round(evaluation.f1, 5),
@@ -112,9 +113,26 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
         recipe=recipe,
         commit=commit(),
         golden=_golden(checkpoint),
+        extra=_sparsified(directory),
     )
     card.save(directory)
     return card
+
+
+def kind_of(config: PreTrainedConfig) -> str:
+    """"moe", "static", "dynamic" or "dense"."""
+    if getattr(config, "num_experts", 0):
+        return "moe"
+    return getattr(config, "sparsity_kind", None) or "dense"
+
+
+def _sparsified(directory: Path) -> dict[str, Any]:
+    """How the checkpoint stands to what it was made from, where a sparsifier wrote a report."""
+    report = load_report(directory)
+    if report is None:
+        return {}
+    shares = {"macs_share": round(report.macs_share, 4), "density": round(report.density, 4)}
+    return {"sparsified": {"method": report.method, **shares}}
 
 
 def _golden(checkpoint: Checkpoint) -> list[Golden]:

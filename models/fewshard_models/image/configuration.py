@@ -9,7 +9,8 @@ class FewshardImageConfig(PreTrainedConfig):
     """Whitening stem, then stages of one widening convolution and one residual block each.
 
     `stage_channels`: width of each stage's residual stream; `block_channels`: width inside its residual
-    block, so that pruned networks are rebuilt from these numbers alone; `logit_scale` multiplies the logits.
+    block, so that pruned networks are rebuilt from these numbers alone; `logit_scale` multiplies the logits;
+    `sparsity_kind`: "static" or "dynamic" where a sparsifier made the network.
     """
 
     model_type = "fewshard_image"
@@ -22,3 +23,4 @@ class FewshardImageConfig(PreTrainedConfig):
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.4
     logit_scale: float = 0.125
+    sparsity_kind: str | None = None

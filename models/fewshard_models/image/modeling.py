@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from fewshard_models.image.configuration import FewshardImageConfig
+from fewshard_models.image.convolution import Conv3x3
 from fewshard_models.losses import classification_loss
 
 
@@ -17,7 +18,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, config: FewshardImageConfig, channels_in: int, channels_out: int, pool: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.conv = Conv3x3(channels_in, channels_out)
         self.norm = nn.BatchNorm2d(channels_out, config.batch_norm_eps, config.batch_norm_momentum)
         self.pool = pool
 

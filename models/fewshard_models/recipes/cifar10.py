@@ -1,52 +1,145 @@
-"""The CIFAR-10 recipe of the tiny tier: a 1.7M-parameter residual CNN in twelve epochs."""
+"""The CIFAR-10 recipes, the same at every tier: a dense CNN, its sparse forms, and a narrow rival."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
+from fewshard_models.counting import count_macs
 from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
-from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
+from fewshard_models.evaluate import write_card
+from fewshard_models.image import FewshardImageConfig
 from fewshard_models.image.preprocessing import ImagePreprocessing
-from fewshard_models.losses import classification_loss
-from fewshard_models.recipes.fit import FitSettings, fit
-from fewshard_models.recipes.images import ImageBatches, prepare
+from fewshard_models.recipes.fit import FitSettings, UpdateHook, fit
+from fewshard_models.recipes.image_tiers import TINY, ImageTier
+from fewshard_models.recipes.images import ImageBatches, image_distillation_loss, prepare, smoothed_loss
 from fewshard_models.recipes.workspace import Workspace
+from fewshard_models.sparsify.channels import Cnn, macs_of, require_cnn, widths_of, with_widths
+from fewshard_models.sparsify.cut import cut
+from fewshard_models.sparsify.prune import narrow_widths, prune_channels
+from fewshard_models.sparsify.report import compare
+from fewshard_models.sparsify.rigl import Rigl, RiglSettings
 
-BATCH_SIZE = 512
-LABEL_SMOOTHING = 0.2
+TAYLOR_BATCHES = 8
+MASKED_SUFFIX = "-masked"
 
 
-def train_dense(work: Workspace, out: Path) -> None:
+def train_dense(work: Workspace, out: Path, tier: ImageTier = TINY) -> None:
     """`cifar10-dense`: SGD with one triangular cycle, label smoothing, flips and shifts, averaged weights."""
-    images, labels = load_cifar10("train")
-    images, labels = images[: work.limit], labels[: work.limit]
-    torch.manual_seed(work.seed)
-    config = FewshardImageConfig(
-        id2label=dict(enumerate(CLASSES)), label2id={name: index for index, name in enumerate(CLASSES)}
+    model = _start(dense_config(tier), work)
+    _save(_fit(model, work, tier, "cifar10-dense"), out)
+
+
+def train_narrow(work: Workspace, out: Path, dynamic: Path, tier: ImageTier = TINY) -> None:
+    """`cifar10-narrow`: a dense network with the MACs of the `dynamic` one's checkpoint, trained as dense."""
+    dense = dense_config(tier)
+    target = count_macs(load_checkpoint(dynamic).model.config)
+    widths = narrow_widths(widths_of(dense), lambda widths: macs_of(dense, widths), target)
+    model = _start(with_widths(dense, widths, None), work)
+    _save(_fit(model, work, tier, "cifar10-narrow"), out)
+
+
+def train_dynamic(work: Workspace, out: Path, tier: ImageTier = TINY) -> None:
+    """`cifar10-dst`: RigL from scratch while channels die; the cut network goes to `out`, and the masked one
+    it was cut from, which gives the same logits, beside it with `-masked` at the end of its name."""
+    model = _start(dense_config(tier), work)
+    dense = copy.deepcopy(model)
+    total_steps = work.num_epochs(tier.epochs) * _batches(work, tier).steps_per_epoch()
+    settings = RiglSettings(
+        density=tier.density,
+        update_every=max(1, total_steps // 48),
+        macs_share=tier.dynamic_share,
+        round_to=tier.round_to,
+        seed=work.seed,
     )
-    model = FewshardImageForImageClassification(config).to(memory_format=torch.channels_last)
-    prepare(model, images, work.seed)
-    settings = FitSettings(
-        epochs=work.num_epochs(12),
-        learning_rate=0.4,
+    hook = Rigl(model, settings, total_steps)
+    trained = _fit(model, work, tier, "cifar10-dst", hook)
+    hook.finish(trained)
+    trained.config.sparsity_kind = "dynamic"
+    masked = out.with_name(out.name + MASKED_SUFFIX)
+    asked = {"density": tier.density, "macs_share": tier.dynamic_share}
+    for folder, model in ((masked, trained), (out, cut(trained))):
+        _save(model, folder)
+        compare(dense, model, "rigl, channels die", asked).save(folder)
+    write_card(masked, f"cifar10-dst{MASKED_SUFFIX}", f"{tier.name}/cifar10-dst", work.seed, work.limit)
+
+
+def train_static(work: Workspace, out: Path, dense: Path, tier: ImageTier = TINY) -> None:
+    """`cifar10-static`: the `dense` checkpoint with the channels removed that matter least to its loss, then
+    fine-tuned, taught by the dense network."""
+    teacher = require_cnn(load_checkpoint(dense).model)
+    pruned = copy.deepcopy(teacher)
+    for images, labels in list(_batches(work, tier).epoch(0))[:TAYLOR_BATCHES]:
+        pruned(images, labels=labels).loss.backward()
+    student = prune_channels(pruned, tier.static_share, round_to=tier.round_to, taylor=True)
+    student.stem.requires_grad_(False)
+    settings = _settings(work, tier, tier.static_epochs, tier.static_learning_rate)
+    trained = fit(
+        _placed(student),
+        _batches(work, tier),
+        image_distillation_loss(_placed(teacher).requires_grad_(False)),
+        settings,
+        work.phase("cifar10-static"),
+    )
+    _save(require_cnn(trained), out)
+    asked = {"macs_share": tier.static_share, "round_to": tier.round_to}
+    compare(teacher, require_cnn(trained), "Torch-Pruning, Taylor importance", asked).save(out)
+
+
+def dense_config(tier: ImageTier) -> FewshardImageConfig:
+    return FewshardImageConfig(
+        stage_channels=tier.stage_channels,
+        block_channels=tier.block_channels,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
+    )
+
+
+def _start(config: FewshardImageConfig, work: Workspace) -> Cnn:
+    """A new network with its whitening stem."""
+    torch.manual_seed(work.seed)
+    model = Cnn(config)
+    prepare(model, load_cifar10("train")[0][: work.limit], work.seed)
+    return _placed(model)
+
+
+def _placed(model: Cnn) -> Cnn:
+    """On the GPU where there is one, channels last in memory."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _fit(
+    model: Cnn, work: Workspace, tier: ImageTier, phase: str, hook: UpdateHook | None = None
+) -> Cnn:
+    settings = _settings(work, tier, tier.epochs, tier.learning_rate)
+    loss: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor] = smoothed_loss
+    return require_cnn(fit(model, _batches(work, tier), loss, settings, work.phase(phase), hook))
+
+
+def _settings(work: Workspace, tier: ImageTier, epochs: int, learning_rate: float) -> FitSettings:
+    return FitSettings(
+        epochs=work.num_epochs(epochs),
+        learning_rate=learning_rate,
         optimizer="sgd",
         weight_decay=5e-4,
         warmup=0.2,
         final_lr_share=0.02,
-        ema_decay=0.99,
+        ema_decay=tier.ema_decay,
         seed=work.seed,
     )
-    batches = ImageBatches(images, labels, min(BATCH_SIZE, len(images)), max_shift=2, seed=work.seed)
-    trained = fit(model, batches, smoothed_loss, settings, work.phase("cifar10-dense"))
-    assert isinstance(trained, FewshardImageForImageClassification)
-    save_checkpoint(trained, out)
+
+
+def _batches(work: Workspace, tier: ImageTier) -> ImageBatches:
+    images, labels = load_cifar10("train")
+    images, labels = images[: work.limit], labels[: work.limit]
+    size = min(tier.batch_size, len(images))
+    return ImageBatches(images, labels, size, tier.max_shift, work.seed, tier.cutout)
+
+
+def _save(model: Cnn, out: Path) -> None:
+    save_checkpoint(model.cpu(), out)
     ImagePreprocessing(height=32, width=32, mean=MEAN, std=STD).save(out)
-
-
-def smoothed_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross-entropy with label smoothing 0.2."""
-    assert isinstance(model, FewshardImageForImageClassification)
-    images, labels = batch
-    return classification_loss(model(images).logits, labels, model.config, LABEL_SMOOTHING)

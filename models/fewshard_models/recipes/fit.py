@@ -27,6 +27,17 @@ class BatchSource(Protocol):
     def epoch(self, number: int) -> Iterator[Any]: ...
 
 
+class UpdateHook(Protocol):
+    """What a sparsifier does at each step; its state is saved with the run's and restored with it."""
+
+    def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Called between `backward` and the optimizer's step; may change gradients, weights and momentum."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class FitSettings:
     """`warmup`: share of the steps over which the learning rate rises; it then falls linearly to
@@ -52,6 +63,7 @@ def fit(
     settings: FitSettings,
     run_dir: Path,
     accuracy_of: Callable[[nn.Module], float] | None = None,
+    hook: UpdateHook | None = None,
 ) -> nn.Module:
     """Train `model` and return the trained module (the moving average where one is kept).
 
@@ -60,7 +72,7 @@ def fit(
     State goes to `run_dir/state.pt` every `save_every_s` seconds; a later call with the same settings goes on
     from there, and one with other settings raises RecipeError and touches nothing.
     """
-    run = _Run(model, batches, settings, run_dir)
+    run = _Run(model, batches, settings, run_dir, hook)
     run.resume()
     device = next(model.parameters()).device
     bf16 = choose_dtype(device=device.type).name == "bf16"
@@ -93,9 +105,17 @@ def fit(
 class _Run:
     """The state of one training run, in memory and on disk."""
 
-    def __init__(self, model: nn.Module, batches: BatchSource, settings: FitSettings, run_dir: Path) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: BatchSource,
+        settings: FitSettings,
+        run_dir: Path,
+        hook: UpdateHook | None = None,
+    ) -> None:
         torch.manual_seed(settings.seed)
         self.model, self.settings, self.file = model, settings, run_dir / "state.pt"
+        self.hook = hook
         self.step = 0
         self.total_steps = settings.epochs * batches.steps_per_epoch()
         self.optimizer = _optimizer(model, settings)
@@ -112,6 +132,8 @@ class _Run:
             raise RecipeError(f"the loss is {loss.item()} at step {self.step}; lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.hook is not None:
+            self.hook.before_update(self.step, self.optimizer)
         if self.settings.max_grad_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
@@ -139,6 +161,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "hook": None if self.hook is None else self.hook.state_dict(),
             "rng": torch.get_rng_state(),
         }
         # Written beside and renamed, so that a kill at any moment leaves a whole file.
@@ -155,6 +178,9 @@ class _Run:
                 f"{self.file} was made with other settings ({state['fingerprint']}); "
                 "give another --run-dir, or delete that file to start again"
             )
+        # First, because a hook refuses a state that was made with other settings.
+        if self.hook is not None:
+            self.hook.load_state_dict(state["hook"])
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

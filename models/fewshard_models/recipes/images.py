@@ -1,6 +1,6 @@
 """Training the residual CNN on CIFAR-10: whitening stem, flips and shifts, one triangular cycle of SGD."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from fewshard_models.data.cifar10 import MEAN, STD
 from fewshard_models.image import FewshardImageForImageClassification
+from fewshard_models.losses import classification_loss
+
+LABEL_SMOOTHING = 0.2
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -25,7 +28,8 @@ class ImageBatches:
     """Shuffled, flipped and shifted batches (fp32 [B, 3, 32, 32], int64 [B]).
 
     Each image is mirrored in every other epoch, so that both sides are seen equally often
-    (alternating flip, Jordan 2024, arXiv:2404.00498); shifts are up to `max_shift` pixels with reflection.
+    (alternating flip, Jordan 2024, arXiv:2404.00498); shifts are up to `max_shift` pixels with reflection;
+    a square of `cutout` pixels is set to the mean (DeVries & Taylor 2017, arXiv:1708.04552).
     """
 
     images: NDArray[np.uint8]
@@ -33,6 +37,7 @@ class ImageBatches:
     batch_size: int
     max_shift: int
     seed: int
+    cutout: int = 0
 
     def steps_per_epoch(self) -> int:
         return len(self.images) // self.batch_size
@@ -46,7 +51,8 @@ class ImageBatches:
             images = normalise(torch.from_numpy(self.images[rows]))
             mirrored = torch.from_numpy(mirrored_first[rows] ^ (number % 2 == 1))
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-            yield shift(images, self.max_shift, rng), torch.from_numpy(self.labels[rows])
+            images = hide(shift(images, self.max_shift, rng), self.cutout, rng)
+            yield images, torch.from_numpy(self.labels[rows])
 
 
 def shift(images: Tensor, max_shift: int, rng: np.random.Generator) -> Tensor:
@@ -61,6 +67,48 @@ def shift(images: Tensor, max_shift: int, rng: np.random.Generator) -> Tensor:
     return shifted
 
 
+def hide(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """Zero a square of `size` pixels, centred anywhere in each image; nothing where `size` is 0."""
+    if not size:
+        return images
+    extent = images.shape[-1]
+    centres = torch.from_numpy(rng.integers(0, extent, (len(images), 2, 1)))
+    inside = (torch.arange(extent) - centres + size // 2).div(size, rounding_mode="floor") == 0
+    hidden = inside[:, 0, :, None] & inside[:, 1, None, :]
+    return images.masked_fill_(hidden[:, None], 0.0)
+
+
+def smoothed_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy with label smoothing 0.2."""
+    assert isinstance(model, FewshardImageForImageClassification)
+    images, labels = (tensor.to(model.device, non_blocking=True) for tensor in batch)
+    return classification_loss(model(images).logits, labels, model.config, LABEL_SMOOTHING)
+
+
+def image_distillation_loss(
+    teacher: FewshardImageForImageClassification, temperature: float = 2.0, label_weight: float = 0.3
+) -> Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]:
+    """A loss of (student, batch): KL to the teacher's answer to the same augmented images at `temperature`
+    (Hinton et al. 2015, arXiv:1503.02531), and cross-entropy to the label."""
+    teacher = teacher.eval()
+
+    def loss_of(student: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        assert isinstance(student, FewshardImageForImageClassification)
+        images, labels = (tensor.to(student.device, non_blocking=True) for tensor in batch)
+        with torch.no_grad():
+            wanted = teacher(images).logits
+        logits = student(images).logits
+        kl = F.kl_div(
+            F.log_softmax(logits / temperature, dim=-1),
+            F.log_softmax(wanted / temperature, dim=-1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        return kl * temperature**2 + label_weight * F.cross_entropy(logits, labels)
+
+    return loss_of
+
+
 def prepare(model: FewshardImageForImageClassification, images: NDArray[np.uint8], seed: int) -> None:
     """Set the stem to the whitening of 2x2 patches and freeze it; start each convolution near identity."""
     sample = np.random.default_rng(seed).permutation(len(images))[:5000]
@@ -69,7 +117,7 @@ def prepare(model: FewshardImageForImageClassification, images: NDArray[np.uint8
         for module in model.stages.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.dirac_(module.weight[: module.in_channels])
-    model.stem.weight.requires_grad_(False)
+    model.stem.requires_grad_(False)
 
 
 def whiten(stem: nn.Conv2d, images: Tensor, epsilon: float = 5e-4) -> None:

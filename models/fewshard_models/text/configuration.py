@@ -11,7 +11,8 @@ class FewshardTextConfig(PreTrainedConfig):
     `embedding_size`: width of the word embeddings where it differs from `hidden_size` (factorised as in
     ALBERT, Lan et al. 2019); `head_dim`: width of one attention head, so that heads can be pruned;
     `intermediate_size`: units of the feed-forward network, or of *each* expert; `pooling`: "cls" or "mean";
-    `pooler_act`: activation of the dense layer before the classifier, None for no such layer.
+    `pooler_act`: activation of the dense layer before the classifier, None for no such layer;
+    `sparsity_kind`: "static" or "dynamic" where a sparsifier made the network.
     """
 
     model_type = "fewshard_text"
@@ -38,6 +39,7 @@ class FewshardTextConfig(PreTrainedConfig):
     expert_dropout_prob: float | int = 0.0
     router_aux_loss_coef: float | int = 0.01
     router_z_loss_coef: float | int = 0.001
+    sparsity_kind: str | None = None
 
     @property
     def attention_size(self) -> int:

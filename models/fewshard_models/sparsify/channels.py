@@ -1,0 +1,158 @@
+"""The channels of our CNN that can die together, what they cost, and what the loss says they are worth."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fewshard_models.counting import image_macs
+from fewshard_models.errors import RecipeError
+from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
+
+Cnn = FewshardImageForImageClassification
+Alive = dict[str, Tensor]
+"""For each group a bool tensor [width]; True lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`producers` write the channels, `norms` follow them, `consumers` read them; all are modules' names."""
+
+    name: str
+    producers: tuple[str, ...]
+    norms: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+def groups_of(config: FewshardImageConfig) -> list[Group]:
+    """The stem's channels, each stage's residual stream, and the inside of each residual block.
+
+    A stream's channel is written twice, by the widening convolution and by the block's last one.
+    """
+    groups = [Group("stem", ("stem",), (), ("stages.0.down.conv",))]
+    for index in range(len(config.stage_channels)):
+        stage = f"stages.{index}"
+        last = index + 1 == len(config.stage_channels)
+        following = "classifier" if last else f"stages.{index + 1}.down.conv"
+        writers = (f"{stage}.down", f"{stage}.block.1")
+        groups.append(
+            Group(
+                stage,
+                tuple(f"{writer}.conv" for writer in writers),
+                tuple(f"{writer}.norm" for writer in writers),
+                (f"{stage}.block.0.conv", following),
+            )
+        )
+        inner = f"{stage}.block.0"
+        groups.append(
+            Group(f"{stage}.block", (f"{inner}.conv",), (f"{inner}.norm",), (f"{stage}.block.1.conv",))
+        )
+    return groups
+
+
+def widths_of(config: FewshardImageConfig) -> dict[str, int]:
+    widths = {"stem": config.stem_channels}
+    for index, (stage, block) in enumerate(zip(config.stage_channels, config.block_channels, strict=True)):
+        widths |= {f"stages.{index}": stage, f"stages.{index}.block": block}
+    return widths
+
+
+def with_widths(
+    config: FewshardImageConfig, widths: Mapping[str, int], kind: str | None
+) -> FewshardImageConfig:
+    """The configuration with other widths, and `kind` as its `sparsity_kind`."""
+    stages = range(len(config.stage_channels))
+    changes = {
+        "stem_channels": widths["stem"],
+        "stage_channels": [widths[f"stages.{index}"] for index in stages],
+        "block_channels": [widths[f"stages.{index}.block"] for index in stages],
+        "sparsity_kind": kind,
+    }
+    return FewshardImageConfig(**{**config.to_dict(), **changes})
+
+
+def macs_of(config: FewshardImageConfig, widths: Mapping[str, int]) -> int:
+    """MACs of one image were the network that wide."""
+    stages = range(len(config.stage_channels))
+    return image_macs(
+        config,
+        widths["stem"],
+        [widths[f"stages.{index}"] for index in stages],
+        [widths[f"stages.{index}.block"] for index in stages],
+    )
+
+
+def squared_salience(model: Cnn, groups: list[Group]) -> dict[str, Tensor]:
+    """The squared change of the loss, to first order, were each channel gone: fp32 [width] by group.
+
+    Molchanov et al. 2019 (arXiv:1906.10771) with the gate on the channel itself: its derivative is the sum
+    over all that read the channel of weight times gradient, which also holds for a residual stream.
+    """
+    result = {}
+    with torch.no_grad():
+        for group in groups:
+            total = torch.zeros(())
+            for consumer in group.consumers:
+                weight = weight_of(model, consumer)
+                assert weight.grad is not None
+                total = total + (weight * weight.grad).transpose(0, 1).flatten(1).sum(1)
+            result[group.name] = total.square()
+    return result
+
+
+def room(model: Cnn, groups: list[Group], alive: Alive) -> dict[str, Tensor]:
+    """For each parameter that a group touches, where living channels let it be other than zero: bool, of the
+    parameter's shape."""
+    places: dict[str, Tensor] = {}
+    parameters = dict(model.named_parameters())
+    for group in groups:
+        living = alive[group.name]
+        for name in _written(group, parameters):
+            outward = living.view(-1, *[1] * (parameters[name].ndim - 1))
+            _restrict(places, name, parameters[name], outward)
+        for module in group.consumers:
+            name = f"{module}.weight"
+            inward = living.view(1, -1, *[1] * (parameters[name].ndim - 2))
+            _restrict(places, name, parameters[name], inward)
+    return places
+
+
+def living_channels(model: Cnn) -> Alive:
+    """Which channels can be other than zero, read from the weights alone: a channel is dead where every norm
+    that follows it has weight and bias zero (for the stem, its own weight and bias)."""
+    alive = {}
+    for group in groups_of(model.config):
+        modules = [model.get_submodule(name) for name in group.norms or group.producers]
+        alive[group.name] = torch.stack([_nonzero(module) for module in modules]).any(0)
+    return alive
+
+
+def weight_of(model: nn.Module, module: str) -> nn.Parameter:
+    return cast(nn.Parameter, model.get_submodule(module).weight)
+
+
+def require_cnn(model: nn.Module) -> Cnn:
+    """Raises RecipeError for another architecture."""
+    if not isinstance(model, Cnn):
+        raise RecipeError(f"channels are cut from Fewshard's CNN, not from {type(model).__name__}")
+    return model
+
+
+def _written(group: Group, parameters: Mapping[str, Tensor]) -> list[str]:
+    """The parameters whose first axis is the group's channels."""
+    names = [f"{module}.{part}" for module in group.producers + group.norms for part in ("weight", "bias")]
+    return [name for name in names if name in parameters]
+
+
+def _restrict(places: dict[str, Tensor], name: str, parameter: Tensor, living: Tensor) -> None:
+    before = places.get(name, torch.ones_like(parameter, dtype=torch.bool))
+    places[name] = before & living
+
+
+def _nonzero(module: nn.Module) -> Tensor:
+    weight, bias = cast(Tensor, module.weight), cast(Tensor, module.bias)
+    return (weight.detach().flatten(1) if weight.ndim > 1 else weight.detach()[:, None]).ne(0).any(
+        1
+    ) | bias.detach().ne(0)

@@ -1,0 +1,114 @@
+"""What a sparsifier kept where: per layer, as a table and as JSON beside the checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from fewshard_models.counting import count_macs
+from fewshard_models.errors import CheckpointError
+
+REPORT_FILE = "sparsity.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """`units`: output channels, or rows of a linear; `density`: share of the weights left that are not 0."""
+
+    name: str
+    units_before: int
+    units: int
+    weights_before: int
+    weights: int
+    density: float
+
+
+@dataclass(frozen=True, slots=True)
+class SparsityReport:
+    """MACs and parameters before and after; `asked` is what the sparsifier was told."""
+
+    method: str
+    asked: Mapping[str, Any]
+    macs_before: int
+    macs: int
+    parameters_before: int
+    parameters: int
+    layers: list[LayerReport] = field(default_factory=list)
+
+    @property
+    def macs_share(self) -> float:
+        return self.macs / self.macs_before
+
+    @property
+    def density(self) -> float:
+        """The share of the layers' original weights that are still there and not zero."""
+        kept = sum(layer.density * layer.weights for layer in self.layers)
+        return kept / sum(layer.weights_before for layer in self.layers)
+
+    def rows(self) -> list[list[str]]:
+        """A line a layer and one for the whole, under `HEADER`."""
+        lines = [
+            [
+                layer.name,
+                f"{layer.units} of {layer.units_before}",
+                f"{layer.weights:,} of {layer.weights_before:,}",
+                f"{layer.density:.3f}",
+            ]
+            for layer in self.layers
+        ]
+        parameters = f"{self.parameters:,} of {self.parameters_before:,}"
+        total = f"MACs {self.macs:,} of {self.macs_before:,} ({self.macs_share:.3f})"
+        return [*lines, ["in all", total, parameters, f"{self.density:.3f}"]]
+
+    def save(self, directory: Path) -> None:
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        (directory / REPORT_FILE).write_text(text, encoding="utf-8")
+
+
+HEADER = ["layer", "units kept", "weights kept", "density"]
+
+
+def compare(
+    before: PreTrainedModel, after: PreTrainedModel, method: str, asked: Mapping[str, Any]
+) -> SparsityReport:
+    """What `after` has left of `before`, layer by layer, for our own architectures."""
+    old, new = _layers(before), _layers(after)
+    layers = [_layer(name, old[name], new[name]) for name in old if name in new]
+    return SparsityReport(
+        method,
+        dict(asked),
+        count_macs(before.config),
+        count_macs(after.config),
+        sum(parameter.numel() for parameter in before.parameters()),
+        sum(parameter.numel() for parameter in after.parameters()),
+        layers,
+    )
+
+
+def load_report(directory: Path) -> SparsityReport | None:
+    """What `save` wrote, None where there is none. Raises CheckpointError where it cannot be read."""
+    file = directory / REPORT_FILE
+    if not file.is_file():
+        return None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        return SparsityReport(**{**fields, "layers": [LayerReport(**layer) for layer in fields["layers"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); delete it or make it anew") from error
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+def _layer(name: str, old: nn.Parameter, new: nn.Parameter) -> LayerReport:
+    density = int(new.count_nonzero()) / new.numel()
+    return LayerReport(name, old.shape[0], new.shape[0], old.numel(), new.numel(), round(density, 5))
