@@ -82,13 +82,15 @@ def test_f1_is_the_mean_over_classes():
 
 def test_text_batches_hold_every_row_once_an_epoch_and_repeat():
     ids = [[1] * (1 + row % 7) for row in range(50)]
-    batches = TextBatches(ids, list(range(50)), batch_size=8, seed=3, pool_size=2)
+    batches = TextBatches(ids, list(range(50)), batch_size=4, seed=3)
     first, again, second = (
         [batch.labels.tolist() for batch in batches.epoch(number)] for number in (0, 0, 1)
     )
     assert first == again
     assert first != second
     assert sorted(label for labels in first for label in labels) == list(range(50))
+    assert len(first) == batches.steps_per_epoch()
+    assert sum(len(batch.packed.runs) > 1 for batch in batches.epoch(0)) <= 3
     for batch in batches.epoch(0):
         assert list(batch.packed.lengths) == sorted(batch.packed.lengths)
         assert [ids[row] for row in batch.rows] == [[1] * length for length in batch.packed.lengths]

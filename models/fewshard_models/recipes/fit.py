@@ -29,7 +29,8 @@ class BatchSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class FitSettings:
     """`warmup`: share of the steps over which the learning rate rises; it then falls linearly to
-    `final_lr_share` of its peak. `ema_decay` 0 keeps no moving average; if there is one, it is the result."""
+    `final_lr_share` of its peak. `ema_decay`, a step, 0 for no moving average; if there is one, it is the
+    result, and it takes in every `ema_every`-th step."""
 
     epochs: int
     learning_rate: float
@@ -39,6 +40,7 @@ class FitSettings:
     warmup: float = 0.06
     final_lr_share: float = 0.0
     ema_decay: float = 0.0
+    ema_every: int = 8
     max_grad_norm: float = 0.0
     seed: int = 0
     save_every_s: float = 60.0
@@ -93,7 +95,11 @@ class _Run:
         self.optimizer = _optimizer(model, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_share)
         self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+            AveragedModel(
+                model,
+                multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay**settings.ema_every),
+                use_buffers=True,
+            )
             if settings.ema_decay
             else None
         )
@@ -108,9 +114,11 @@ class _Run:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         self.step += 1
+        if self.average is not None and (
+            self.step % self.settings.ema_every == 0 or self.step == self.total_steps
+        ):
+            self.average.update_parameters(self.model)
 
     def result(self) -> nn.Module:
         return (self.model if self.average is None else self.average.module).eval()

@@ -29,40 +29,43 @@ class TextBatch:
 
 @dataclass(frozen=True, slots=True)
 class TextBatches:
-    """Batches of similar length in random order, shuffled by (seed, epoch).
+    """Batches of one length each in random order, shuffled by (seed, epoch); what is left over of each length
+    makes a few mixed ones.
 
-    Texts are shuffled, sorted by length within pools of `pool_size` batches, cut, and the batches shuffled
-    again: few different lengths in a batch make few attention calls.
+    Equal lengths make one attention call a batch, and few different numbers of rows: oneDNN compiles its
+    products anew for each that it has not met lately, which took a third of a step (docs/log.md).
     """
 
     token_ids: list[list[int]]
     labels: list[int]
     batch_size: int
     seed: int
-    pool_size: int = 50
     lengths: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", np.array([len(ids) for ids in self.token_ids]))
 
     def steps_per_epoch(self) -> int:
-        return -(-len(self.token_ids) // self.batch_size)
+        counts = np.bincount(self.lengths)
+        left_over = (counts % self.batch_size).sum()
+        return int((counts // self.batch_size).sum() - left_over // -self.batch_size)
 
     def epoch(self, number: int) -> Iterator[TextBatch]:
         rng = np.random.default_rng((self.seed, number))
         order = rng.permutation(len(self.token_ids))
-        pool = self.pool_size * self.batch_size
-        order = np.concatenate(
-            [
-                rows[np.argsort(self.lengths[rows], kind="stable")]
-                for rows in (order[start : start + pool] for start in range(0, len(order), pool))
-            ]
-        )
-        for index in rng.permutation(self.steps_per_epoch()):
-            yield self._batch(order[index * self.batch_size : (index + 1) * self.batch_size])
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        starts = np.flatnonzero(np.diff(self.lengths[order], prepend=-1))
+        batches, left_over = [], []
+        for rows in np.split(order, starts[1:]):
+            whole = len(rows) - len(rows) % self.batch_size
+            batches += list(rows[:whole].reshape(-1, self.batch_size))
+            left_over.append(rows[whole:])
+        rest = np.concatenate(left_over)
+        batches += [rest[start : start + self.batch_size] for start in range(0, len(rest), self.batch_size)]
+        for index in rng.permutation(len(batches)):
+            yield self._batch(batches[index])
 
     def _batch(self, rows: np.ndarray) -> TextBatch:
-        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         packed = pack([self.token_ids[row] for row in rows], None, torch.device("cpu"))
         labels = torch.tensor([self.labels[row] for row in rows])
         return TextBatch(packed, labels, torch.from_numpy(rows))

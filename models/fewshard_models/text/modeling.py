@@ -14,6 +14,7 @@ from fewshard_kernels import ExpertWeights, MoeStats, PackedCache, PackedExperts
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
+from fewshard_models.text.dropout import Dropout
 from fewshard_models.text.packing import PackedTokens, pack_padded
 
 
@@ -41,7 +42,7 @@ class Embeddings(nn.Module):
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, packed: PackedTokens) -> Tensor:
         words = self.word_embeddings(packed.input_ids)
@@ -143,7 +144,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.ffn = MoeFeedForward(config) if config.num_experts else DenseFeedForward(config)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, runs: list[tuple[int, int]]) -> tuple[Tensor, MoeStats | None]:
         hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, runs)))
@@ -165,7 +166,7 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
         self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler_act else None
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
