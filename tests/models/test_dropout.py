@@ -1,4 +1,4 @@
-"""Dropout from bytes: the promised share, an exact expectation, one mask for both passes, none in eval mode."""
+"""Dropout from bytes: the promised share, an exact expectation, one mask for both passes."""
 
 import pytest
 import torch
