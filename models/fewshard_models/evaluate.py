@@ -5,12 +5,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from fewshard_models.card import Card, Golden
@@ -20,10 +21,10 @@ from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.errors import CheckpointError
 from fewshard_models.image.preprocessing import load_preprocessing
-from fewshard_models.recipes.shrink import ffn_inputs
-from fewshard_models.recipes.texts import logits_of, tokenize
+from fewshard_models.recipes.texts import logits_of, over_all, tokenize
 from fewshard_models.recipes.workspace import commit
-from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_models.sparsify.activity import ffn_inputs
+from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
 from fewshard_models.text.modeling import MoeFeedForward
 
 GOLDEN_TEXTS = (
@@ -108,10 +109,20 @@ def image_logits(
     return np.concatenate(parts)
 
 
-def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | None = None) -> Card:
-    """Evaluate the saved checkpoint, count it, record its golden answers, and write `card.json`."""
+def write_card(
+    directory: Path,
+    name: str,
+    recipe: str,
+    seed: int,
+    limit: int | None = None,
+    unmeasured: str | None = None,
+) -> Card:
+    """Evaluate the saved checkpoint, count it, record its golden answers, and write `card.json`.
+
+    `unmeasured`: why accuracy would mean nothing, so that it is not measured.
+    """
     checkpoint = load_checkpoint(directory)
-    evaluation = evaluate(directory, limit)
+    evaluation = evaluate(directory, limit) if unmeasured is None else None
     parameters = count_parameters(checkpoint.model)
     config = checkpoint.model.config
     weights = [p for p in checkpoint.model.parameters() if p.ndim > 1]
@@ -120,10 +131,10 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
         name=name,
         task=checkpoint.task,
         kind="moe" if getattr(config, "num_experts", 0) else "dense",
-        dataset=evaluation.dataset,
-        accuracy=round(evaluation.accuracy, 5),
-        f1=round(evaluation.f1, 5),
-        num_examples=len(evaluation.labels),
+        dataset=evaluation.dataset if evaluation else "none",
+        accuracy=round(evaluation.accuracy, 5) if evaluation else None,
+        f1=round(evaluation.f1, 5) if evaluation else None,
+        num_examples=len(evaluation.labels) if evaluation else 0,
         seed=seed,
         parameters_total=parameters.total,
         parameters_active=parameters.active,
@@ -133,9 +144,44 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
         recipe=recipe,
         commit=commit(),
         golden=_golden(checkpoint),
+        extra=_extra(checkpoint, limit, unmeasured),
     )
     card.save(directory)
     return card
+
+
+def _extra(checkpoint: Checkpoint, limit: int | None, unmeasured: str | None) -> dict[str, Any]:
+    if unmeasured is not None:
+        return {"accuracy": unmeasured}
+    if not getattr(checkpoint.model.config, "num_experts", 0):
+        return {}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    assert isinstance(checkpoint.model, FewshardTextForSequenceClassification)
+    return {"routing": routing_shares(checkpoint.model, tokenize(tokenizer, load_sst2("dev")[0][:limit]))}
+
+
+def routing_shares(
+    model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Over these texts, for each layer: the share of the rows each expert gets, and the mean entropy of the
+    router as a share of the largest possible; and how many experts get none."""
+    batches: list[Tensor] = []
+
+    def note(_: PackedTokens, out: PackedOutput) -> Tensor:
+        batches.append(torch.stack([torch.cat([s.expert_rows, s.entropy[None]]) for s in out.moe_stats]))
+        return out.logits
+
+    over_all(model, token_ids, note)
+    stats = torch.stack(batches).sum(dim=0)
+    rows, entropy = stats[:, :-1], stats[:, -1]
+    shares = rows / rows.sum(dim=1, keepdim=True)
+    tokens = rows.sum(dim=1) / model.config.num_experts_per_tok
+    levels = entropy / tokens / np.log(model.config.num_experts)
+    return {
+        "share": [[round(value, 4) for value in layer] for layer in shares.tolist()],
+        "entropy": [round(value, 4) for value in levels.tolist()],
+        "dead_experts": int((rows == 0).sum()),
+    }
 
 
 def _golden(checkpoint: Checkpoint) -> list[Golden]:
@@ -163,11 +209,15 @@ def _steady(checkpoint: Checkpoint, texts: Sequence[str]) -> list[str]:
 
 
 def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequence[int]) -> float:
-    """The smallest gap between the two best router probabilities over the item's tokens and all layers."""
+    """The smallest gap between the two best router probabilities over all layers and what is routed in them:
+    the item's tokens, or the item."""
     gaps = []
     for layer, inputs in zip(model.layers, ffn_inputs(model, [token_ids]), strict=True):
         router = cast(MoeFeedForward, layer.ffn).router.detach().float()
-        best = (inputs.float() @ router.T).softmax(dim=-1).topk(2).values
+        routed = (
+            inputs.float().mean(dim=0, keepdim=True) if model.config.routing == "request" else inputs.float()
+        )
+        best = (routed @ router.T).softmax(dim=-1).topk(2).values
         gaps.append(float((best[:, 0] - best[:, 1]).min()))
     return min(gaps)
 

@@ -1,5 +1,6 @@
 """The CIFAR-10 recipe of the tiny tier: a 1.7M-parameter residual CNN in twelve epochs."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from fewshard_models.checkpoint import save_checkpoint
 from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
+from fewshard_models.files import whole_folder
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
 from fewshard_models.image.preprocessing import ImagePreprocessing
 from fewshard_models.losses import classification_loss
@@ -39,10 +41,13 @@ def train_dense(work: Workspace, out: Path) -> None:
         seed=work.seed,
     )
     batches = ImageBatches(images, labels, min(BATCH_SIZE, len(images)), max_shift=2, seed=work.seed)
-    trained = fit(model, batches, smoothed_loss, settings, work.phase("cifar10-dense"))
+    # Whatever decides the result is in the phase's settings, so that a run resumed with others is refused.
+    asked = {"fit": asdict(settings), "batch_size": BATCH_SIZE, "label_smoothing": LABEL_SMOOTHING}
+    trained = fit(model, batches, smoothed_loss, settings, work.phase("cifar10-dense", asked))
     assert isinstance(trained, FewshardImageForImageClassification)
-    save_checkpoint(trained, out)
-    ImagePreprocessing(height=32, width=32, mean=MEAN, std=STD).save(out)
+    with whole_folder(out) as folder:
+        save_checkpoint(trained, folder)
+        ImagePreprocessing(height=32, width=32, mean=MEAN, std=STD).save(folder)
 
 
 def smoothed_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

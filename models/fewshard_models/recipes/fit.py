@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from fewshard_models.devices import choose_dtype
 from fewshard_models.errors import RecipeError
+from fewshard_models.files import whole_file
 
 
 class BatchSource(Protocol):
@@ -131,7 +131,6 @@ class _Run:
         return self.settings.final_lr_share + (1 - self.settings.final_lr_share) * max(0.0, left)
 
     def save(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "fingerprint": self.fingerprint,
             "step": self.step,
@@ -141,10 +140,8 @@ class _Run:
             "average": None if self.average is None else self.average.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        # Written beside and renamed, so that a kill at any moment leaves a whole file.
-        temporary = self.file.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.file)
+        with whole_file(self.file) as partial:
+            torch.save(state, partial)
 
     def resume(self) -> None:
         if not self.file.exists():
