@@ -16,6 +16,7 @@ from fewshard_kernels.moe_ffn import (
     force_path,
     moe_ffn,
     pack_experts,
+    route_groups,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "force_path",
     "moe_ffn",
     "pack_experts",
+    "route_groups",
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshard_models.errors import CheckpointError
+from fewshard_models.files import whole_file
 
 CARD_FILE = "card.json"
 
@@ -25,14 +26,15 @@ class Golden:
 @dataclass(frozen=True, slots=True)
 class Card:
     """`macs` are multiply-accumulates of one item at `macs_input`; FLOPs are twice that. `f1` is the mean
-    over the classes. `sparsity` is the share of weights that are zero."""
+    over the classes; both are None where `extra["accuracy"]` says why they were not measured. `sparsity` is
+    the share of weights that are zero; `extra["routing"]` of an MoE model is `routing_shares`."""
 
     name: str
     task: str
     kind: str
     dataset: str
-    accuracy: float
-    f1: float
+    accuracy: float | None
+    f1: float | None
     num_examples: int
     seed: int
     parameters_total: int
@@ -46,7 +48,14 @@ class Card:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
-        (directory / CARD_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        with whole_file(directory / CARD_FILE) as partial:
+            partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def accuracy_in_words(self) -> str:
+        if self.accuracy is None:
+            return f"not measured: {self.extra.get('accuracy', 'unknown')}"
+        return f"{self.accuracy:.2%}"
 
 
 def load_card(directory: Path) -> Card | None:

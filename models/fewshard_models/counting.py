@@ -62,11 +62,12 @@ def _text_macs(config: FewshardTextConfig, num_tokens: int) -> int:
     attention = 2 * num_tokens * heads
     networks = config.num_experts_per_tok if config.num_experts else 1
     feed_forward = networks * 2 * hidden * config.intermediate_size
-    router = hidden * config.num_experts
-    per_token = config.num_hidden_layers * (projections + attention + feed_forward + router)
+    router = config.num_hidden_layers * hidden * config.num_experts
+    per_token = config.num_hidden_layers * (projections + attention + feed_forward)
     if config.embedding_size not in (None, hidden):
         per_token += config.embedding_size * hidden
     per_item: int = (hidden * hidden if config.pooler_act else 0) + hidden * config.num_labels
+    per_item += router * (1 if config.routing == "request" else num_tokens)
     total: int = num_tokens * per_token + per_item
     return total
 

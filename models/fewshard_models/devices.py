@@ -45,3 +45,8 @@ def _choose_on_gpu() -> Choice:
     if torch.cuda.get_device_capability() >= (8, 0):
         return Choice("bf16", "this GPU has tensor cores for bf16")
     return Choice("fp32", "this GPU has no tensor cores for bf16")
+
+
+def training_device() -> torch.device:
+    """Where recipes train: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint
 from fewshard_models.classifier import classifier
 from fewshard_models.counting import count_macs, count_parameters, macs_input
+from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.judge import metrics
 from fewshard_models.judge.tasks import held_out, label_order
-from fewshard_models.recipes.shrink import ffn_inputs
-from fewshard_models.recipes.texts import tokenize
+from fewshard_models.recipes.texts import over_all, tokenize
 from fewshard_models.recipes.workspace import commit
+from fewshard_models.sparsify.activity import ffn_inputs
 from fewshard_models.sparsify.report import load_report
-from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
 from fewshard_models.text.modeling import MoeFeedForward
 
 GOLDEN_TEXTS = (
@@ -88,10 +91,20 @@ def image_logits(
     return classifier(checkpoint).logits(images)
 
 
-def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | None = None) -> Card:
-    """Evaluate the saved checkpoint, count it, record its golden answers, and write `card.json`."""
+def write_card(
+    directory: Path,
+    name: str,
+    recipe: str,
+    seed: int,
+    limit: int | None = None,
+    unmeasured: str | None = None,
+) -> Card:
+    """Evaluate the saved checkpoint, count it, record its golden answers, and write `card.json`.
+
+    `unmeasured`: why accuracy would mean nothing, so that it is not measured.
+    """
     checkpoint = load_checkpoint(directory)
-    evaluation = evaluate(directory, limit)
+    evaluation = evaluate(directory, limit) if unmeasured is None else None
     parameters = count_parameters(checkpoint.model)
     config = checkpoint.model.config
     weights = [p for p in checkpoint.model.parameters() if p.ndim > 1]
@@ -100,10 +113,10 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
         name=name,
         task=checkpoint.task,
         kind=kind_of(config),
-        dataset=evaluation.dataset,
-        accuracy=round(evaluation.accuracy, 5),
-        f1=round(evaluation.f1, 5),
-        num_examples=len(evaluation.labels),
+        dataset=evaluation.dataset if evaluation else "none",
+        accuracy=round(evaluation.accuracy, 5) if evaluation else None,
+        f1=round(evaluation.f1, 5) if evaluation else None,
+        num_examples=len(evaluation.labels) if evaluation else 0,
         seed=seed,
         parameters_total=parameters.total,
         parameters_active=parameters.active,
@@ -113,14 +126,14 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
         recipe=recipe,
         commit=commit(),
         golden=_golden(checkpoint),
-        extra=_sparsified(directory),
+        extra=_extra(checkpoint, limit, unmeasured) | _sparsified(directory),
     )
     card.save(directory)
     return card
 
 
 def kind_of(config: PreTrainedConfig) -> str:
-    """"moe", "static", "dynamic" or "dense"."""
+    """ "moe", "static", "dynamic" or "dense"."""
     if getattr(config, "num_experts", 0):
         return "moe"
     return getattr(config, "sparsity_kind", None) or "dense"
@@ -133,6 +146,40 @@ def _sparsified(directory: Path) -> dict[str, Any]:
         return {}
     shares = {"macs_share": round(report.macs_share, 4), "density": round(report.density, 4)}
     return {"sparsified": {"method": report.method, **shares}}
+
+
+def _extra(checkpoint: Checkpoint, limit: int | None, unmeasured: str | None) -> dict[str, Any]:
+    if unmeasured is not None:
+        return {"accuracy": unmeasured}
+    if not getattr(checkpoint.model.config, "num_experts", 0):
+        return {}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    assert isinstance(checkpoint.model, FewshardTextForSequenceClassification)
+    return {"routing": routing_shares(checkpoint.model, tokenize(tokenizer, load_sst2("dev")[0][:limit]))}
+
+
+def routing_shares(
+    model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Over these texts, for each layer: the share of the rows each expert gets, and the mean entropy of the
+    router as a share of the largest possible; and how many experts get none."""
+    batches: list[Tensor] = []
+
+    def note(_: PackedTokens, out: PackedOutput) -> Tensor:
+        batches.append(torch.stack([torch.cat([s.expert_rows, s.entropy[None]]) for s in out.moe_stats]))
+        return out.logits
+
+    over_all(model, token_ids, note)
+    stats = torch.stack(batches).sum(dim=0)
+    rows, entropy = stats[:, :-1], stats[:, -1]
+    shares = rows / rows.sum(dim=1, keepdim=True)
+    tokens = rows.sum(dim=1) / model.config.num_experts_per_tok
+    levels = entropy / tokens / np.log(model.config.num_experts)
+    return {
+        "share": [[round(value, 4) for value in layer] for layer in shares.tolist()],
+        "entropy": [round(value, 4) for value in levels.tolist()],
+        "dead_experts": int((rows == 0).sum()),
+    }
 
 
 def _golden(checkpoint: Checkpoint) -> list[Golden]:
@@ -160,11 +207,15 @@ def _steady(checkpoint: Checkpoint, texts: Sequence[str]) -> list[str]:
 
 
 def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequence[int]) -> float:
-    """The smallest gap between the two best router probabilities over the item's tokens and all layers."""
+    """The smallest gap between the two best router probabilities over all layers and what is routed in them:
+    the item's tokens, or the item."""
     gaps = []
     for layer, inputs in zip(model.layers, ffn_inputs(model, [token_ids]), strict=True):
         router = cast(MoeFeedForward, layer.ffn).router.detach().float()
-        best = (inputs.float() @ router.T).softmax(dim=-1).topk(2).values
+        routed = (
+            inputs.float().mean(dim=0, keepdim=True) if model.config.routing == "request" else inputs.float()
+        )
+        best = (routed @ router.T).softmax(dim=-1).topk(2).values
         gaps.append(float((best[:, 0] - best[:, 1]).min()))
     return min(gaps)
 

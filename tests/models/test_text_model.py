@@ -8,6 +8,7 @@ from fewshard_kernels import MoeStats
 from fewshard_models import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.text import pack
+from fewshard_models.text.attention import packed_attention
 
 CPU = torch.device("cpu")
 
@@ -127,3 +128,17 @@ def test_half_precision_keeps_head_and_router_in_fp32(tmp_path):
     assert loaded.layers[0].ffn.w1.dtype == torch.bfloat16
     items = make_items([5, 40, 11])
     assert (logits_of(loaded, items) - logits_of(model, items)).abs().max() < 6e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_the_same_where_gradients_are_recorded(dtype):
+    torch.manual_seed(0)
+    qkv = torch.randn(7, 3 * 16).to(dtype)
+    runs, width = [(2, 2), (1, 3)], {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    recorded = qkv.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = packed_attention(recorded, runs, 4)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, packed_attention(qkv, runs, 4), atol=width, rtol=0)
+    out.float().sum().backward()
+    assert recorded.grad.abs().sum() > 0

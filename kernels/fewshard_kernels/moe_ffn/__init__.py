@@ -17,7 +17,7 @@ from fewshard_kernels.moe_ffn.cpu import moe_ffn_cpu
 from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.packed import PackedCache, PackedExperts, moe_ffn_packed, pack_experts
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
-from fewshard_kernels.moe_ffn.routing import MoeStats
+from fewshard_kernels.moe_ffn.routing import MoeStats, route_groups
 
 __all__ = [
     "ExpertWeights",
@@ -32,6 +32,7 @@ __all__ = [
     "force_path",
     "moe_ffn",
     "pack_experts",
+    "route_groups",
 ]
 
 # What a path is given: rows, router or routing, experts, options; all of them checked.

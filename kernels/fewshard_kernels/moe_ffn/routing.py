@@ -55,6 +55,33 @@ def route(
     return weights, experts, _statistics(logits, log_probabilities, experts)
 
 
+def route_groups(
+    x: Tensor, sizes: Tensor, router: Tensor, *, top_k: int = 1, normalize: bool = False
+) -> tuple[Routing, MoeStats]:
+    """One softmax choice for each of N groups of rows, by what stands for it in `x` [N, H] (any float).
+
+    Returns the `Routing` of all T = sum of `sizes` (int64 [N]) rows, laid group after group, for `moe_ffn`,
+    and the statistics as if each row had been routed by itself.
+    """
+    logits = x.float() @ router.float().T
+    log_probabilities = logits.log_softmax(dim=-1)
+    experts = logits.topk(top_k, dim=-1).indices
+    kept = log_probabilities.gather(1, experts)
+    weights = kept.softmax(dim=-1) if normalize else kept.exp()
+    routing = Routing(weights.repeat_interleave(sizes, dim=0), experts.repeat_interleave(sizes, dim=0))
+    return routing, _group_statistics(logits, log_probabilities, routing.experts, sizes)
+
+
+def _group_statistics(logits: Tensor, log_probabilities: Tensor, experts: Tensor, sizes: Tensor) -> MoeStats:
+    probabilities = log_probabilities.exp()
+    return MoeStats(
+        expert_rows=torch.bincount(experts.flatten(), minlength=logits.shape[1]),
+        expert_probability=(sizes[:, None] * probabilities).nansum(dim=0),
+        entropy=-(sizes[:, None] * probabilities * log_probabilities).nansum(),
+        squared_log_z=(sizes * logits.logsumexp(dim=-1).square()).nansum(),
+    )
+
+
 def _statistics(logits: Tensor, log_probabilities: Tensor, experts: Tensor) -> MoeStats:
     probabilities = log_probabilities.exp()
     # nansum: a NaN that arrived in one token must not spoil the sums over all of them.

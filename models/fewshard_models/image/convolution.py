@@ -1,4 +1,4 @@
-"""The CNN's 3x3 convolution: `nn.Conv2d` whose bf16 weight gradient on a CPU is faster for small feature maps.
+"""The CNN's 3x3 convolution: `nn.Conv2d` whose bf16 weight gradient on a CPU is faster for small maps.
 
 oneDNN's bf16 weight gradient slows down as maps get smaller: 3x3 maps run at a tenth of the forward pass's
 rate (docs/log.md). Laid out as a few larger maps with a line of zeros between them, they do not.
@@ -43,7 +43,7 @@ def tiles_per_side(x: Tensor) -> int:
 
 
 def tile(x: Tensor, count: int) -> Tensor:
-    """[N, C, H, W] to [N / count^2, C, count * (H + 1), count * (W + 1)], zeros below and right of each map."""
+    """[N, C, H, W] to [N / count^2, C, count * (H + 1), count * (W + 1)], zeros below and right of each."""
     n, channels, height, width = x.shape
     tiled = x.new_zeros(n // count**2, count, height + 1, count, width + 1, channels)
     maps = x.permute(0, 2, 3, 1).reshape(n // count**2, count, count, height, width, channels)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,12 +12,13 @@ from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
 from fewshard_models.evaluate import write_card
+from fewshard_models.files import whole_folder
 from fewshard_models.image import FewshardImageConfig
 from fewshard_models.image.preprocessing import ImagePreprocessing
 from fewshard_models.recipes.fit import FitSettings, UpdateHook, fit
-from fewshard_models.recipes.image_tiers import TINY, ImageTier
+from fewshard_models.recipes.image_tiers import ImageTier
 from fewshard_models.recipes.images import ImageBatches, image_distillation_loss, prepare, smoothed_loss
-from fewshard_models.recipes.workspace import Workspace
+from fewshard_models.recipes.workspace import Workspace, digest
 from fewshard_models.sparsify.channels import Cnn, macs_of, require_cnn, widths_of, with_widths
 from fewshard_models.sparsify.cut import cut
 from fewshard_models.sparsify.prune import narrow_widths, prune_channels
@@ -27,13 +29,13 @@ TAYLOR_BATCHES = 8
 MASKED_SUFFIX = "-masked"
 
 
-def train_dense(work: Workspace, out: Path, tier: ImageTier = TINY) -> None:
+def train_dense(tier: ImageTier, work: Workspace, out: Path) -> None:
     """`cifar10-dense`: SGD with one triangular cycle, label smoothing, flips and shifts, averaged weights."""
     model = _start(dense_config(tier), work)
     _save(_fit(model, work, tier, "cifar10-dense"), out)
 
 
-def train_narrow(work: Workspace, out: Path, dynamic: Path, tier: ImageTier = TINY) -> None:
+def train_narrow(tier: ImageTier, work: Workspace, out: Path, dynamic: Path) -> None:
     """`cifar10-narrow`: a dense network with the MACs of the `dynamic` one's checkpoint, trained as dense."""
     dense = dense_config(tier)
     target = count_macs(load_checkpoint(dynamic).model.config)
@@ -42,7 +44,7 @@ def train_narrow(work: Workspace, out: Path, dynamic: Path, tier: ImageTier = TI
     _save(_fit(model, work, tier, "cifar10-narrow"), out)
 
 
-def train_dynamic(work: Workspace, out: Path, tier: ImageTier = TINY) -> None:
+def train_dynamic(tier: ImageTier, work: Workspace, out: Path) -> None:
     """`cifar10-dst`: RigL from scratch while channels die; the cut network goes to `out`, and the masked one
     it was cut from, which gives the same logits, beside it with `-masked` at the end of its name."""
     model = _start(dense_config(tier), work)
@@ -67,7 +69,7 @@ def train_dynamic(work: Workspace, out: Path, tier: ImageTier = TINY) -> None:
     write_card(masked, f"cifar10-dst{MASKED_SUFFIX}", f"{tier.name}/cifar10-dst", work.seed, work.limit)
 
 
-def train_static(work: Workspace, out: Path, dense: Path, tier: ImageTier = TINY) -> None:
+def train_static(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> None:
     """`cifar10-static`: the `dense` checkpoint with the channels removed that matter least to its loss, then
     fine-tuned, taught by the dense network."""
     teacher = require_cnn(load_checkpoint(dense).model)
@@ -82,7 +84,7 @@ def train_static(work: Workspace, out: Path, dense: Path, tier: ImageTier = TINY
         _batches(work, tier),
         image_distillation_loss(_placed(teacher).requires_grad_(False)),
         settings,
-        work.phase("cifar10-static"),
+        work.phase("cifar10-static", {"tier": asdict(tier), "dense": digest(dense)}),
     )
     _save(require_cnn(trained), out)
     asked = {"macs_share": tier.static_share, "round_to": tier.round_to}
@@ -112,12 +114,12 @@ def _placed(model: Cnn) -> Cnn:
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _fit(
-    model: Cnn, work: Workspace, tier: ImageTier, phase: str, hook: UpdateHook | None = None
-) -> Cnn:
+def _fit(model: Cnn, work: Workspace, tier: ImageTier, phase: str, hook: UpdateHook | None = None) -> Cnn:
     settings = _settings(work, tier, tier.epochs, tier.learning_rate)
     loss: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor] = smoothed_loss
-    return require_cnn(fit(model, _batches(work, tier), loss, settings, work.phase(phase), hook))
+    return require_cnn(
+        fit(model, _batches(work, tier), loss, settings, work.phase(phase, {"tier": asdict(tier)}), hook=hook)
+    )
 
 
 def _settings(work: Workspace, tier: ImageTier, epochs: int, learning_rate: float) -> FitSettings:
@@ -141,5 +143,6 @@ def _batches(work: Workspace, tier: ImageTier) -> ImageBatches:
 
 
 def _save(model: Cnn, out: Path) -> None:
-    save_checkpoint(model.cpu(), out)
-    ImagePreprocessing(height=32, width=32, mean=MEAN, std=STD).save(out)
+    with whole_folder(out) as folder:
+        save_checkpoint(model.cpu(), folder)
+        ImagePreprocessing(height=32, width=32, mean=MEAN, std=STD).save(folder)

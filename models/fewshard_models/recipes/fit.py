@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from fewshard_models.devices import choose_dtype
 from fewshard_models.errors import RecipeError
+from fewshard_models.files import whole_file
 from fewshard_models.recipes.curve import Curve
 
 
@@ -41,7 +41,8 @@ class UpdateHook(Protocol):
 @dataclass(frozen=True, slots=True)
 class FitSettings:
     """`warmup`: share of the steps over which the learning rate rises; it then falls linearly to
-    `final_lr_share` of its peak. `ema_decay` 0 keeps no moving average; if there is one, it is the result."""
+    `final_lr_share` of its peak. `ema_decay`, a step, 0 for no moving average; if there is one, it is the
+    result, and it takes in every `ema_every`-th step."""
 
     epochs: int
     learning_rate: float
@@ -51,6 +52,7 @@ class FitSettings:
     warmup: float = 0.06
     final_lr_share: float = 0.0
     ema_decay: float = 0.0
+    ema_every: int = 8
     max_grad_norm: float = 0.0
     seed: int = 0
     save_every_s: float = 60.0
@@ -121,7 +123,11 @@ class _Run:
         self.optimizer = _optimizer(model, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_share)
         self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+            AveragedModel(
+                model,
+                multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay**settings.ema_every),
+                use_buffers=True,
+            )
             if settings.ema_decay
             else None
         )
@@ -138,9 +144,11 @@ class _Run:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         self.step += 1
+        if self.average is not None and (
+            self.step % self.settings.ema_every == 0 or self.step == self.total_steps
+        ):
+            self.average.update_parameters(self.model)
 
     def result(self) -> nn.Module:
         return (self.model if self.average is None else self.average.module).eval()
@@ -153,7 +161,6 @@ class _Run:
         return self.settings.final_lr_share + (1 - self.settings.final_lr_share) * max(0.0, left)
 
     def save(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "fingerprint": self.fingerprint,
             "step": self.step,
@@ -164,10 +171,8 @@ class _Run:
             "hook": None if self.hook is None else self.hook.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        # Written beside and renamed, so that a kill at any moment leaves a whole file.
-        temporary = self.file.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.file)
+        with whole_file(self.file) as partial:
+            torch.save(state, partial)
 
     def resume(self) -> None:
         if not self.file.exists():

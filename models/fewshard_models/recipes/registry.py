@@ -1,78 +1,136 @@
-"""The recipes by name; called by `fewshard train` and `fewshard zoo build`."""
+"""The recipes by tier and name; called by `fewshard train` and `fewshard zoo build`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from fewshard_models.card import Card
+from fewshard_models.card import Card, load_card
 from fewshard_models.checkpoint import load_config
 from fewshard_models.errors import RecipeError
 from fewshard_models.evaluate import write_card
 from fewshard_models.recipes import cifar10, sst2
+from fewshard_models.recipes import sst2_tiers as tiers
+from fewshard_models.recipes.image_tiers import PAPER, SMALL, TINY, ImageTier
+from fewshard_models.recipes.text_settings import TextRecipe
 from fewshard_models.recipes.workspace import Workspace
+
+TIERS = {
+    "tiny": "the models that ship with the package",
+    "small": "about an hour each on two cores",
+    "paper": "the paper's own sizes, for one GPU",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`train` writes a checkpoint into a folder; `start`: the recipe whose checkpoint it begins from."""
+    """`train(work, out)` writes a checkpoint into the folder `out`, and returns why its accuracy is not to be
+    measured, or None; with `start`, the full name of another recipe, it is given that one's checkpoint third.
+    """
 
     name: str
     summary: str
-    train: Callable[[Workspace, Path, Path | None], None]
+    train: Callable[..., str | None]
     start: str | None = None
 
+    @property
+    def tier(self) -> str:
+        return self.name.partition("/")[0]
 
-def _alone(train: Callable[[Workspace, Path], None]) -> Callable[[Workspace, Path, Path | None], None]:
-    return lambda work, out, start: train(work, out)
+    @property
+    def model(self) -> str:
+        """The name without its tier."""
+        return self.name.partition("/")[2]
 
 
-def _from(train: Callable[[Workspace, Path, Path], None]) -> Callable[[Workspace, Path, Path | None], None]:
-    def run(work: Workspace, out: Path, start: Path | None) -> None:
-        assert start is not None
-        train(work, out, start)
+def _student(settings: TextRecipe) -> Callable[..., str | None]:
+    return partial(sst2.train_student, settings)
 
-    return run
+
+def _image_recipes(tier: ImageTier) -> tuple[Recipe, ...]:
+    dense, dynamic = f"{tier.name}/cifar10-dense", f"{tier.name}/cifar10-dst"
+    return (
+        Recipe(dense, "residual CNN", partial(cifar10.train_dense, tier)),
+        Recipe(dynamic, "RigL while channels die, then cut", partial(cifar10.train_dynamic, tier)),
+        Recipe(
+            f"{tier.name}/cifar10-static",
+            "the dense CNN pruned, distilled",
+            partial(cifar10.train_static, tier),
+            dense,
+        ),
+        Recipe(
+            f"{tier.name}/cifar10-narrow",
+            "dense, the MACs of cifar10-dst",
+            partial(cifar10.train_narrow, tier),
+            dynamic,
+        ),
+    )
 
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "sst2-dense",
-            "SST-2: 3-layer encoder distilled from a fine-tuned teacher",
-            _alone(sst2.train_dense),
-        ),
-        Recipe("sst2-moe", "SST-2: the dense encoder split into 4 experts a layer", _from(sst2.train_moe), "sst2-dense"),
-        Recipe("cifar10-dense", "CIFAR-10: 1.7M-parameter residual CNN", _alone(cifar10.train_dense)),
-        Recipe("cifar10-dst", "RigL while channels die, then cut", _alone(cifar10.train_dynamic)),
-        Recipe(
-            "cifar10-static", "the dense CNN pruned, distilled", _from(cifar10.train_static), "cifar10-dense"
+            "tiny/sst2-dense",
+            "3-layer encoder distilled from a fine-tuned teacher",
+            _student(tiers.TINY_DENSE),
         ),
         Recipe(
-            "cifar10-narrow", "dense, the MACs of cifar10-dst", _from(cifar10.train_narrow), "cifar10-dst"
+            "tiny/sst2-moe", "its units split into 4 experts", _student(tiers.TINY_MOE), "tiny/sst2-dense"
         ),
+        Recipe("tiny/sst2-narrow", "as dense, the MACs of tiny/sst2-moe", _student(tiers.TINY_NARROW)),
+        *_image_recipes(TINY),
+        Recipe(
+            "small/sst2-dense", "6-layer encoder taught by three of its kind", _student(tiers.SMALL_DENSE)
+        ),
+        Recipe("small/sst2-moe", "3 layers of 4 experts", _student(tiers.SMALL_MOE)),
+        Recipe("small/sst2-narrow", "as dense, the MACs of small/sst2-moe", _student(tiers.SMALL_NARROW)),
+        *_image_recipes(SMALL),
+        Recipe("paper/sst2-dense", "BERT-base", partial(sst2.train_fine_tuned, tiers.PAPER_DENSE)),
+        Recipe("paper/sst2-moe", "6 layers of 21 experts of 2,304 units", _student(tiers.PAPER_MOE)),
+        *_image_recipes(PAPER),
     )
 }
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name; one without a tier is tiny's. Raises RecipeError naming those there are."""
+    full = name if "/" in name else f"tiny/{name}"
+    if full not in RECIPES:
+        raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[full]
+
+
+def of_tier(tier: str) -> list[Recipe]:
+    return [recipe for recipe in RECIPES.values() if recipe.tier == tier]
 
 
 def train(name: str, work: Workspace, out: Path) -> Card:
     """Run a recipe, and before it the one it starts from where that has not been run in this workspace.
 
-    Writes the checkpoint and its card to `out`. Raises RecipeError for an unknown name.
+    Its phases lie in `work.run_dir`/TIER. Writes the checkpoint and its card to `out`. Raises RecipeError for
+    an unknown name, or where a phase was begun with other settings.
     """
-    if name not in RECIPES:
-        raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
-    start = None if recipe.start is None else _starting_point(recipe.start, work)
-    recipe.train(work, out, start)
-    return write_card(out, name, f"tiny/{name}", work.seed, work.limit)
+    recipe = find(name)
+    start = () if recipe.start is None else (_starting_point(recipe.start, work),)
+    unmeasured = recipe.train(replace(work, run_dir=work.run_dir / recipe.tier), out, *start)
+    return write_card(out, recipe.model, recipe.name, work.seed, work.limit, unmeasured)
+
+
+def model_folder(name: str, work: Workspace) -> Path:
+    """Where a recipe's checkpoint goes unless the caller says otherwise."""
+    return work.run_dir / find(name).name / "model"
 
 
 def _starting_point(name: str, work: Workspace) -> Path:
     """The checkpoint of recipe `name`; a CNN given as `work.init` stands in for the dense one."""
-    if name == "cifar10-dense" and work.init and load_config(work.init).model_type == "fewshard_image":
+    if (
+        name.endswith("/cifar10-dense")
+        and work.init
+        and load_config(work.init).model_type == "fewshard_image"
+    ):
         return work.init
-    directory = work.run_dir / name / "model"
-    if not (directory / "card.json").is_file():
+    directory = model_folder(name, work)
+    if load_card(directory) is None:
         train(name, work, directory)
     return directory

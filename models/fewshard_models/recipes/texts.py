@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fewshard_models.devices import training_device
 from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens, pack
 
 MAX_TOKENS = 128
+IGNORED = -100
+"""The label of a text without one; torch's cross-entropy leaves it out."""
+_MAX_JOINED_WORDS = 32
+_JOINTS = (" , ", " , but ", " and ", " -- ", " ; ")
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -18,9 +23,24 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     return list(tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"])
 
 
+def joined_texts(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` texts without labels for a teacher to answer, each joined of two of `texts`, at most 32 words.
+
+    SST-2's training texts are mostly short phrases (7 words at the median), its dev texts sentences (19).
+    """
+    rng = np.random.default_rng((seed, 7))
+    joined: list[str] = []
+    while len(joined) < count:
+        first, second = (texts[row] for row in rng.integers(0, len(texts), 2))
+        text = f"{first}{_JOINTS[rng.integers(len(_JOINTS))]}{second}"
+        if len(text.split()) <= _MAX_JOINED_WORDS:
+            joined.append(text)
+    return joined
+
+
 @dataclass(frozen=True, slots=True)
 class TextBatch:
-    """A packed batch, its labels int64 [N], and the rows it was made of, int64 [N]."""
+    """A packed batch, its labels int64 [N], and the rows it was made of, int64 [N] on the CPU."""
 
     packed: PackedTokens
     labels: Tensor
@@ -29,42 +49,46 @@ class TextBatch:
 
 @dataclass(frozen=True, slots=True)
 class TextBatches:
-    """Batches of similar length in random order, shuffled by (seed, epoch).
+    """Batches of one length each in random order, shuffled by (seed, epoch); what is left over of each length
+    makes a few mixed ones.
 
-    Texts are shuffled, sorted by length within pools of `pool_size` batches, cut, and the batches shuffled
-    again: few different lengths in a batch make few attention calls.
+    Equal lengths make one attention call a batch, and few different numbers of rows: oneDNN compiles its
+    products anew for each that it has not met lately, which took a third of a step (docs/log.md).
     """
 
     token_ids: list[list[int]]
     labels: list[int]
     batch_size: int
     seed: int
-    pool_size: int = 50
+    device: torch.device = field(default_factory=training_device)
     lengths: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", np.array([len(ids) for ids in self.token_ids]))
 
     def steps_per_epoch(self) -> int:
-        return -(-len(self.token_ids) // self.batch_size)
+        counts = np.bincount(self.lengths)
+        left_over = (counts % self.batch_size).sum()
+        return int((counts // self.batch_size).sum() - left_over // -self.batch_size)
 
     def epoch(self, number: int) -> Iterator[TextBatch]:
         rng = np.random.default_rng((self.seed, number))
         order = rng.permutation(len(self.token_ids))
-        pool = self.pool_size * self.batch_size
-        order = np.concatenate(
-            [
-                rows[np.argsort(self.lengths[rows], kind="stable")]
-                for rows in (order[start : start + pool] for start in range(0, len(order), pool))
-            ]
-        )
-        for index in rng.permutation(self.steps_per_epoch()):
-            yield self._batch(order[index * self.batch_size : (index + 1) * self.batch_size])
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        starts = np.flatnonzero(np.diff(self.lengths[order], prepend=-1))
+        batches, left_over = [], []
+        for rows in np.split(order, starts[1:]):
+            whole = len(rows) - len(rows) % self.batch_size
+            batches += list(rows[:whole].reshape(-1, self.batch_size))
+            left_over.append(rows[whole:])
+        rest = np.concatenate(left_over)
+        batches += [rest[start : start + self.batch_size] for start in range(0, len(rest), self.batch_size)]
+        for index in rng.permutation(len(batches)):
+            yield self._batch(batches[index])
 
     def _batch(self, rows: np.ndarray) -> TextBatch:
-        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-        packed = pack([self.token_ids[row] for row in rows], None, torch.device("cpu"))
-        labels = torch.tensor([self.labels[row] for row in rows])
+        packed = pack([self.token_ids[row] for row in rows], None, self.device)
+        labels = torch.tensor([self.labels[row] for row in rows], device=self.device)
         return TextBatch(packed, labels, torch.from_numpy(rows))
 
 
@@ -73,15 +97,19 @@ def over_all(
     token_ids: Sequence[Sequence[int]],
     of_batch: Callable[[PackedTokens, PackedOutput], Tensor],
     batch_size: int = 256,
+    autocast: bool = False,
 ) -> Tensor:
-    """`of_batch` of every text [N, ...] in the given order; the model runs over length-sorted batches."""
+    """`of_batch` of every text [N, ...] in the given order; the model runs over length-sorted batches, with
+    `autocast` in bf16."""
     order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     device = next(model.parameters()).device
     parts = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             packed = pack([token_ids[row] for row in order[start : start + batch_size]], None, device)
-            parts.append(of_batch(packed, model.forward_packed(packed)).cpu())
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+                out = model.forward_packed(packed)
+            parts.append(of_batch(packed, out).cpu())
     results = torch.cat(parts)
     inverse = torch.empty(len(order), dtype=torch.int64)
     inverse[torch.tensor(order)] = torch.arange(len(order))

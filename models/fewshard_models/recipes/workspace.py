@@ -1,12 +1,15 @@
 """Where a recipe keeps its phases, and what it is asked to do; made by the `train` and `zoo` commands."""
 
+import hashlib
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fewshard_models.errors import RecipeError
+from fewshard_models.files import whole_file
 
 Row = TypeVar("Row")
 
@@ -23,18 +26,23 @@ class Workspace:
     limit: int | None = None
     epochs: int | None = None
 
-    def phase(self, name: str) -> Path:
-        """The phase's folder. Raises RecipeError where it was begun with other settings."""
+    def phase(self, name: str, settings: Mapping[str, Any] | None = None) -> Path:
+        """The phase's folder; `settings` is all that decides its result beside the options above, as JSON.
+
+        Raises RecipeError where it was begun with other settings; nothing in it has been touched then.
+        """
         folder = self.run_dir / name
-        folder.mkdir(parents=True, exist_ok=True)
         file = folder / "asked.json"
-        asked = json.dumps({"seed": self.seed, "limit": self.limit, "epochs": self.epochs})
-        if file.is_file() and file.read_text() != asked:
+        options = {"seed": self.seed, "limit": self.limit, "epochs": self.epochs}
+        asked = json.dumps(options | dict(settings or {}), sort_keys=True)
+        if file.is_file() and (begun := file.read_text(encoding="utf-8")) != asked:
+            difference = _difference(json.loads(begun), json.loads(asked))
             raise RecipeError(
-                f"{folder} was begun with {file.read_text()}, now asked for {asked}; "
+                f"{folder} was begun with other settings: {difference}; "
                 "use another --run-dir or the same options"
             )
-        file.write_text(asked)
+        with whole_file(file) as partial:
+            partial.write_text(asked, encoding="utf-8")
         return folder
 
     def limited(self, rows: list[Row]) -> list[Row]:
@@ -42,6 +50,26 @@ class Workspace:
 
     def num_epochs(self, usual: int) -> int:
         return usual if self.epochs is None else self.epochs
+
+
+def _difference(begun: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The first setting that differs, in words: `fit.epochs was 3, is 2`."""
+    for key in sorted(begun.keys() | asked.keys()):
+        old, new = begun.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            return f"{key}.{_difference(old, new)}"
+        if old != new:
+            return f"{key} was {old}, is {new}"
+    return "no setting differs"
+
+
+def digest(folder: Path) -> str:
+    """A fingerprint of a checkpoint's configuration and weights, wherever the folder lies."""
+    found = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        with (folder / name).open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def commit() -> str:

@@ -33,7 +33,8 @@ class LatencyTable:
     def predict(self, widths: Mapping[str, int]) -> float:
         """Seconds of a batch through a model of these widths, each of which must have been measured."""
         return sum(
-            self.seconds[part][tuple(widths[group] for group in groups)] for part, groups in self.parts.items()
+            self.seconds[part][tuple(widths[group] for group in groups)]
+            for part, groups in self.parts.items()
         )
 
 
@@ -78,7 +79,9 @@ def measure_text(
     hidden = torch.randn(batch * TEXT_TOKENS, config.hidden_size, device=device, dtype=dtype)
     calls: dict[tuple[str, tuple[int, ...]], Callable[[], Tensor]] = {}
     for heads in multiples(config.num_attention_heads, 1):
-        layer = EncoderLayer(text_config(config, {"heads": heads, "units": round_to})).to(device, dtype).eval()
+        layer = (
+            EncoderLayer(text_config(config, {"heads": heads, "units": round_to})).to(device, dtype).eval()
+        )
         calls["attention", (heads,)] = lambda layer=layer: layer.attention(hidden, packed.runs)
     for units in multiples(config.intermediate_size, round_to):
         layer = EncoderLayer(text_config(config, {"heads": 1, "units": units})).to(device, dtype).eval()

@@ -35,7 +35,9 @@ def prune_channels(
         model, example_inputs=pixels, forward_fn=lambda module, images: module(images).logits, verbose=False
     )
     importance = (
-        pruning.importance.GroupTaylorImportance() if taylor else pruning.importance.GroupMagnitudeImportance()
+        pruning.importance.GroupTaylorImportance()
+        if taylor
+        else pruning.importance.GroupMagnitudeImportance()
     )
     full = widths_of(model.config)
     # The stem is a fixed whitening, whose filters come in pairs and all matter.
@@ -161,7 +163,9 @@ def narrow_widths(full: Mapping[str, int], cost_of: Cost, target: float, round_t
     best: tuple[float, dict[str, int]] | None = None
     for percent in range(5, 101):
         widths = {
-            name: width if name == "stem" else max(round_to, round(width * percent / 100 / round_to) * round_to)
+            name: width
+            if name == "stem"
+            else max(round_to, round(width * percent / 100 / round_to) * round_to)
             for name, width in full.items()
         }
         distance = abs(math.log(cost_of(widths) / target))

@@ -1,5 +1,7 @@
 """The configuration of our text encoder; stored as `config.json` of a checkpoint."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -12,7 +14,8 @@ class FewshardTextConfig(PreTrainedConfig):
     ALBERT, Lan et al. 2019); `head_dim`: width of one attention head, so that heads can be pruned;
     `intermediate_size`: units of the feed-forward network, or of *each* expert; `pooling`: "cls" or "mean";
     `pooler_act`: activation of the dense layer before the classifier, None for no such layer;
-    `sparsity_kind`: "static" or "dynamic" where a sparsifier made the network.
+    `routing`: whether each token chooses its experts in a layer, or each request (item) once for all its
+    tokens; `sparsity_kind`: "static" or "dynamic" where a sparsifier made the network.
     """
 
     model_type = "fewshard_text"
@@ -35,6 +38,7 @@ class FewshardTextConfig(PreTrainedConfig):
     pooler_act: str | None = "tanh"
     num_experts: int = 0
     num_experts_per_tok: int = 1
+    routing: Literal["token", "request"] = "token"
     norm_topk_prob: bool = False
     expert_dropout_prob: float | int = 0.0
     router_aux_loss_coef: float | int = 0.01

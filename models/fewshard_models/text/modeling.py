@@ -10,11 +10,20 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fewshard_kernels import ExpertWeights, MoeStats, PackedCache, PackedExperts, moe_ffn
+from fewshard_kernels import (
+    ExpertWeights,
+    MoeStats,
+    PackedCache,
+    PackedExperts,
+    Routing,
+    moe_ffn,
+    route_groups,
+)
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
-from fewshard_models.text.packing import PackedTokens, pack_padded
+from fewshard_models.text.dropout import Dropout
+from fewshard_models.text.packing import PackedTokens, mean_of_items, pack_padded
 
 
 class PackedOutput(NamedTuple):
@@ -41,7 +50,7 @@ class Embeddings(nn.Module):
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, packed: PackedTokens) -> Tensor:
         words = self.word_embeddings(packed.input_ids)
@@ -76,7 +85,7 @@ class DenseFeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, None]:
+    def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, None]:
         return self.down(self.activation(self.up(hidden))), None
 
 
@@ -115,15 +124,29 @@ class MoeFeedForward(nn.Module):
         super()._apply(fn, recurse)
         return self
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, MoeStats]:
-        return moe_ffn(
+    def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
+        router, item_stats = (
+            self._route_items(hidden, packed) if self.config.routing == "request" else (self.router, None)
+        )
+        out, stats = moe_ffn(
             hidden.to(self.w1.dtype),
-            self.router,
+            router,
             *self._experts_or_packed(),
             top_k=self.config.num_experts_per_tok,
             activation=self.config.hidden_act,
             normalize=self.config.norm_topk_prob,
             dropout=self.config.expert_dropout_prob if self.training else 0.0,
+        )
+        return out, item_stats or stats
+
+    def _route_items(self, hidden: Tensor, packed: PackedTokens) -> tuple[Routing, MoeStats]:
+        """One choice an item, by the mean of its tokens: a batch of one reads `top_k` experts."""
+        return route_groups(
+            mean_of_items(hidden, packed),
+            packed.lengths_tensor,
+            self.router,
+            top_k=self.config.num_experts_per_tok,
+            normalize=self.config.norm_topk_prob,
         )
 
     def _experts_or_packed(self) -> ExpertWeights | tuple[PackedExperts]:
@@ -143,11 +166,13 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.ffn = MoeFeedForward(config) if config.num_experts else DenseFeedForward(config)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, runs: list[tuple[int, int]]) -> tuple[Tensor, MoeStats | None]:
+    def forward(
+        self, hidden: Tensor, packed: PackedTokens, runs: list[tuple[int, int]]
+    ) -> tuple[Tensor, MoeStats | None]:
         hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, runs)))
-        out, stats = self.ffn(hidden)
+        out, stats = self.ffn(hidden, packed)
         return self.ffn_norm(hidden + self.dropout(out)), stats
 
 
@@ -165,7 +190,7 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
         self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler_act else None
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -197,7 +222,7 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
         runs = packed.runs
         hidden_states, moe_stats = [hidden], []
         for layer in self.layers:
-            hidden, stats = layer(hidden, runs)
+            hidden, stats = layer(hidden, packed, runs)
             hidden_states.append(hidden)
             if stats is not None:
                 moe_stats.append(stats)
@@ -231,12 +256,10 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
         return torch.stack(losses).mean()
 
     def _pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
+        if self.config.pooling == "mean":
+            return mean_of_items(hidden, packed)
         lengths = packed.lengths_tensor
-        if self.config.pooling == "cls":
-            return hidden[lengths.cumsum(0) - lengths].float()
-        owners = torch.arange(len(packed.lengths), device=hidden.device).repeat_interleave(lengths)
-        sums = torch.zeros(len(packed.lengths), hidden.shape[1], device=hidden.device)
-        return sums.index_add(0, owners, hidden.float()) / lengths[:, None]
+        return hidden[lengths.cumsum(0) - lengths].float()
 
     def _head(self, pooled: Tensor) -> Tensor:
         with torch.autocast(pooled.device.type, enabled=False):

@@ -29,6 +29,11 @@ class PackedTokens:
     def lengths_tensor(self) -> Tensor:
         return torch.tensor(self.lengths, device=self.input_ids.device)
 
+    def owners(self) -> Tensor:
+        """int64 [T]: which item each token belongs to."""
+        lengths = self.lengths_tensor
+        return torch.arange(len(self.lengths), device=lengths.device).repeat_interleave(lengths)
+
     def position_ids(self) -> Tensor:
         """int64 [T]: 0, 1, 2 … within each item."""
         lengths = self.lengths_tensor
@@ -59,6 +64,12 @@ def pack_padded(
         lengths=tuple(real.sum(dim=1).tolist()),
         token_type_ids=None if token_type_ids is None else token_type_ids[real],
     )
+
+
+def mean_of_items(hidden: Tensor, packed: PackedTokens) -> Tensor:
+    """The mean of each item's tokens: [T, H] to fp32 [num_items, H]."""
+    sums = torch.zeros(len(packed.lengths), hidden.shape[1], device=hidden.device)
+    return sums.index_add(0, packed.owners(), hidden.float()) / packed.lengths_tensor[:, None]
 
 
 def _flat(items: Sequence[Sequence[int]], device: torch.device) -> Tensor:

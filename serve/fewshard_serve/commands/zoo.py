@@ -12,8 +12,13 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("zoo", help="build the model zoo", description="Build the model zoo.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     build = actions.add_parser("build", help="train every model of a tier")
-    build.add_argument("tier", choices=["tiny"], help="tiny: the models that ship with the package")
-    build.add_argument("--out", type=Path, help="where the models go (default: RUN_DIR/zoo)")
+    build.add_argument(
+        "tier",
+        choices=["tiny", "small", "paper"],
+        help="tiny: the models that ship with the package; small: about an hour each on two cores; "
+        "paper: the paper's own sizes, for one GPU",
+    )
+    build.add_argument("--out", type=Path, help="where the models go, TIER/NAME each (default: RUN_DIR/zoo)")
     recipe_options.add(build)
     build.set_defaults(run=run)
 
@@ -21,12 +26,13 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train what is not there yet, then print the cards' figures; returns 0."""
     from fewshard_models.card import load_card
-    from fewshard_models.recipes.registry import RECIPES, train
+    from fewshard_models.recipes.registry import of_tier, train
 
     work, out = recipe_options.workspace(args), args.out or args.run_dir / "zoo"
     rows = []
-    for name in RECIPES:
-        card = load_card(out / name) or train(name, work, out / name)
-        rows.append([name, f"{card.accuracy:.2%}", f"{card.parameters_total:,}", f"{card.macs:,}"])
+    for recipe in of_tier(args.tier):
+        folder = out / recipe.name
+        card = load_card(folder) or train(recipe.name, work, folder)
+        rows.append([recipe.name, card.accuracy_in_words, f"{card.parameters_total:,}", f"{card.macs:,}"])
     print(show.table(["model", "accuracy", "parameters", "MACs"], rows))
     return 0

@@ -1,0 +1,155 @@
+"""Mixtures of experts out of trained dense encoders: split units, upcycled copies, or fresh experts.
+
+Called by the text recipes. Training them is distillation (`recipes/distil`), watched by `sparsify/watch`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fewshard_models.errors import RecipeError
+from fewshard_models.sparsify.activity import Text, ffn_inputs, ffn_units, importance
+from fewshard_models.text import FewshardTextConfig
+from fewshard_models.text.modeling import DenseFeedForward, MoeFeedForward
+
+_SWITCH_SCALE = 0.1
+
+
+def split_into_experts(
+    dense: Text,
+    num_experts: int,
+    intermediate_size: int,
+    sample: Sequence[Sequence[int]],
+    *,
+    num_shared: int = 0,
+    **options: Any,
+) -> Text:
+    """Experts of `intermediate_size` units each out of the dense model's feed-forward networks.
+
+    What reaches a layer on the tokenised `sample` is clustered; the router starts at the clusters' centres.
+    Each expert takes the `num_shared` units that matter most to all (MoEBERT, Zuo et al. 2022, section 3.2),
+    then those that matter most to its cluster. `options` are further fields of the configuration; with
+    `routing` "request" items are clustered instead of tokens. Raises RecipeError where the sizes do not fit.
+    """
+    units_of_dense = dense.config.intermediate_size
+    if not 0 <= num_shared <= intermediate_size <= units_of_dense:
+        raise RecipeError(
+            f"experts of {intermediate_size} units, {num_shared} of them shared, cannot be taken from "
+            f"{units_of_dense}; choose shared <= expert <= {units_of_dense}"
+        )
+    student = _with_moe_layers(dense, num_experts, intermediate_size, options)
+    inputs, units = ffn_inputs(dense, sample), ffn_units(dense, sample)
+    owners = torch.arange(len(sample)).repeat_interleave(torch.tensor([len(item) for item in sample]))
+    with torch.no_grad():
+        for index, (old, new) in enumerate(_layers(dense, student)):
+            clusters = _cluster_rows(inputs[index], owners, num_experts, student.config.routing)
+            new.router.copy_(clusters[0])
+            _share_out(old, new, units[index], clusters[1], num_shared)
+    return student
+
+
+def upcycle(dense: Text, num_experts: int, **options: Any) -> Text:
+    """Every expert a copy of the dense feed-forward network, the router random (Komatsuzaki et al. 2022).
+
+    Adds parameters and no saving: start from a dense model with fewer layers. At top-1 the copies are scaled
+    by the router's probability; `norm_topk_prob=True` makes the model start as the dense one.
+    """
+    student = _with_moe_layers(dense, num_experts, dense.config.intermediate_size, options)
+    with torch.no_grad():
+        for old, new in _layers(dense, student):
+            new.w1.copy_(old.up.weight.expand_as(new.w1))
+            new.b1.copy_(old.up.bias.expand_as(new.b1))
+            new.w2.copy_(old.down.weight.expand_as(new.w2))
+            new.b2.copy_(old.down.bias.expand_as(new.b2))
+    return student
+
+
+def fresh_experts(dense: Text, num_experts: int, intermediate_size: int, **options: Any) -> Text:
+    """Experts and router from scratch in a trained backbone: truncated normal with variance 0.1 / fan-in, a
+    tenth of the usual, as in the Switch Transformer (Fedus et al. 2021, section 2.4)."""
+    student = _with_moe_layers(dense, num_experts, intermediate_size, options)
+    for _, new in _layers(dense, student):
+        for weight in (new.router, new.w1, new.w2):
+            std = (_SWITCH_SCALE / weight.shape[-1]) ** 0.5
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    return student
+
+
+def cluster(inputs: Tensor, num_clusters: int, num_rounds: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Balanced k-means on the directions of `inputs` [T, H] about their mean.
+
+    Returns router rows [num_clusters, H], scaled so that the median token gives its cluster about 0.9 of the
+    probability, and each token's cluster int64 [T]. The rows are orthogonal to the mean, which would
+    otherwise favour one expert for every token.
+    """
+    mean = inputs.mean(dim=0)
+    points = nn.functional.normalize(inputs - mean, dim=1)
+    centres = _far_apart(points, num_clusters, seed)
+    penalty = torch.zeros(num_clusters)
+    for _ in range(num_rounds):
+        owner = (points @ centres.T - penalty).argmax(dim=1)
+        share = torch.bincount(owner, minlength=num_clusters) / len(points)
+        penalty = penalty + 0.1 * (share - 1 / num_clusters)
+        sums = torch.zeros_like(centres).index_add(0, owner, points)
+        centres = nn.functional.normalize(sums, dim=1)
+    direction = nn.functional.normalize(mean, dim=0)
+    rows = centres - (centres @ direction)[:, None] * direction
+    scores = (inputs @ rows.T).sort(dim=1, descending=True).values
+    gap = (scores[:, 0] - scores[:, 1]).median()
+    return rows * (3.0 / gap), (inputs @ rows.T).argmax(dim=1)
+
+
+def _with_moe_layers(dense: Text, num_experts: int, intermediate_size: int, options: dict[str, Any]) -> Text:
+    """An MoE model with all of the dense one's weights but those of the feed-forward networks."""
+    changes = {"num_experts": num_experts, "intermediate_size": intermediate_size, **options}
+    student = Text(FewshardTextConfig(**{**dense.config.to_dict(), **changes}))
+    weights = {key: value for key, value in dense.state_dict().items() if ".ffn." not in key}
+    student.load_state_dict(weights, strict=False)
+    return student
+
+
+def _layers(dense: Text, student: Text) -> list[tuple[DenseFeedForward, MoeFeedForward]]:
+    return [
+        (cast(DenseFeedForward, old.ffn), cast(MoeFeedForward, new.ffn))
+        for old, new in zip(dense.layers, student.layers, strict=True)
+    ]
+
+
+def _cluster_rows(inputs: Tensor, owners: Tensor, num_experts: int, routing: str) -> tuple[Tensor, Tensor]:
+    """The router's start, and the expert each row [T] would go to."""
+    if routing == "token":
+        return cluster(inputs, num_experts)
+    counts = torch.bincount(owners)
+    means = torch.zeros(len(counts), inputs.shape[1]).index_add(0, owners, inputs) / counts[:, None]
+    router, chosen = cluster(means, num_experts)
+    return router, chosen[owners]
+
+
+def _share_out(
+    dense: DenseFeedForward, moe: MoeFeedForward, units: Tensor, owner: Tensor, num_shared: int
+) -> None:
+    num_experts, width, _ = moe.w1.shape
+    down = dense.down.weight
+    shared = importance(units, down).topk(num_shared).indices
+    for expert in range(num_experts):
+        rows = units[owner == expert]
+        # An expert without a token in the sample takes what matters to all.
+        own = importance(rows if len(rows) else units, down)
+        own[shared] = float("inf")
+        kept = own.topk(width).indices
+        moe.w1[expert] = dense.up.weight[kept]
+        moe.b1[expert] = dense.up.bias[kept]
+        moe.w2[expert] = down[:, kept]
+        moe.b2[expert] = dense.down.bias
+
+
+def _far_apart(points: Tensor, count: int, seed: int) -> Tensor:
+    """Starting centres: a random point, then again and again the point least like those chosen."""
+    first = int(torch.randint(len(points), (1,), generator=torch.Generator().manual_seed(seed)))
+    chosen = points[first : first + 1]
+    while len(chosen) < count:
+        nearest = (points @ chosen.T).amax(dim=1)
+        chosen = torch.cat([chosen, points[nearest.argmin()][None]])
+    return chosen
