@@ -3,7 +3,8 @@
 ModelsError
 ├── CheckpointError   a directory that is missing, incomplete, damaged or not allowed here
 ├── DataError         a data file that is missing or has a bad row
-└── RecipeError       a recipe that is unknown, or resumed with other settings
+├── RecipeError       a recipe that is unknown, or resumed with other settings
+└── BenchError        a benchmark that cannot be run here
 """
 
 
@@ -20,4 +21,8 @@ class DataError(ModelsError):
 
 
 class RecipeError(ModelsError):
+    pass
+
+
+class BenchError(ModelsError):
     pass

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fewshard_models.bench import grid, kernels
 from fewshard_models.bench.kernels import Setup
@@ -42,6 +43,12 @@ def test_a_run_writes_both_files(
     assert out.split() == [str(tmp_path / "kernels.json"), str(tmp_path / "kernels.md")]
     assert "[4/4] 16x32 fp32, 8 experts, top-1, uniform, 1024 tokens" in err
     assert "- vllm is left out: needs a GPU." in (tmp_path / "kernels.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "kernels", "--device", "cuda", "--out", str(tmp_path)]) != 0
+    assert "torch sees no CUDA device" in capsys.readouterr().err
 
 
 def test_tiles_are_tuned_on_a_gpu_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

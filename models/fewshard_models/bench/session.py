@@ -9,6 +9,7 @@ from fewshard_models.bench.grid import points
 from fewshard_models.bench.report import Report
 from fewshard_models.bench.tuning import tune
 from fewshard_models.devices import choose_device
+from fewshard_models.errors import BenchError
 
 
 def bench_kernels(
@@ -24,9 +25,12 @@ def bench_kernels(
     """Measure the grid of that `size` and write the report, and before it the tiles where `tunes`; the paths.
 
     `command` is what the report says made it; `out` None: docs/results/DEVICE. Progress goes to stderr.
-    Raises ValueError for a device that is not there, or a peer that is not known.
+    Raises BenchError for a device that is not there, ValueError for a peer that is not known.
     """
-    device = choose_device(wished_device).name
+    try:
+        device = choose_device(wished_device).name
+    except ValueError as error:
+        raise BenchError(str(error)) from error
     folder, grid = out or Path("docs/results") / device, points(size, device, dtypes)
     written = [tune(grid, device, folder, _say)] if tunes else []
     measured = kernels.run(grid, kernels.Setup(device, peers=peers or {}), say=_say)

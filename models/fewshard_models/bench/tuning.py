@@ -9,6 +9,7 @@ import torch
 from fewshard_kernels.moe_ffn import tiles
 from fewshard_models.bench.grid import Point
 from fewshard_models.devices import DTYPES
+from fewshard_models.errors import BenchError
 
 FILE = "tiles.json"
 
@@ -17,10 +18,10 @@ def tune(grid: Iterable[Point], device: str, out: Path, say: Callable[[str], Non
     """Measure the tiles of every layer and bucket of rows in `grid`, use them from now on, and write
     `out`/tiles.json: the shipped rows with the new ones in their place, ready to be shipped itself.
 
-    Raises ValueError where the device is no GPU.
+    Raises BenchError where the device is no GPU.
     """
     if device != "cuda":
-        raise ValueError("tiles are tuned on the GPU they are for; --tune needs --device cuda")
+        raise BenchError("tiles are tuned on the GPU they are for; --tune needs --device cuda")
     from fewshard_kernels.moe_ffn.triton.tune import tune as measure
 
     rows = dict(tiles.measured_tiles())
