@@ -60,10 +60,11 @@ def _text_macs(config: FewshardTextConfig, num_tokens: int) -> int:
     hidden, heads = config.hidden_size, config.attention_size
     projections = 4 * hidden * heads
     attention = 2 * num_tokens * heads
-    networks = config.num_experts_per_tok if config.num_experts else 1
-    feed_forward = networks * 2 * hidden * config.intermediate_size
-    router = config.num_hidden_layers * hidden * config.num_experts
-    per_token = config.num_hidden_layers * (projections + attention + feed_forward)
+    num_moe = len(config.expert_layers)
+    units = (config.num_hidden_layers - num_moe) * config.intermediate_size
+    units += num_moe * config.num_experts_per_tok * config.expert_size
+    router = num_moe * hidden * config.num_experts
+    per_token = config.num_hidden_layers * (projections + attention) + 2 * hidden * units
     if config.embedding_size not in (None, hidden):
         per_token += config.embedding_size * hidden
     per_item: int = (hidden * hidden if config.pooler_act else 0) + hidden * config.num_labels

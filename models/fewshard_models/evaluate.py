@@ -210,8 +210,10 @@ def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequ
     """The smallest gap between the two best router probabilities over all layers and what is routed in them:
     the item's tokens, or the item."""
     gaps = []
-    for layer, inputs in zip(model.layers, ffn_inputs(model, [token_ids]), strict=True):
-        router = cast(MoeFeedForward, layer.ffn).router.detach().float()
+    inputs_of_layers = ffn_inputs(model, [token_ids])
+    for index in model.config.expert_layers:
+        inputs = inputs_of_layers[index]
+        router = cast(MoeFeedForward, model.layers[index].ffn).router.detach().float()
         routed = (
             inputs.float().mean(dim=0, keepdim=True) if model.config.routing == "request" else inputs.float()
         )

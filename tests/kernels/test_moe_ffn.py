@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshard_kernels import explain, force_path, moe_ffn
+from fewshard_kernels import MoeOptions, explain, force_path, moe_ffn, route_groups
+from fewshard_kernels.moe_ffn.routing import route
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 ACTIVATIONS = {
@@ -171,3 +172,16 @@ def test_unknown_path_and_explanation():
     choice = explain(torch.device("cpu"))
     assert choice.path == "cpu"
     assert "expert" in choice.reason
+
+
+@pytest.mark.parametrize(("top_k", "normalize"), [(1, False), (2, True), (3, False)])
+def test_groups_are_routed_as_their_rows_would_be(top_k, normalize):
+    torch.manual_seed(0)
+    groups, router, sizes = torch.randn(5, 12), torch.randn(4, 12), torch.tensor([3, 1, 7, 2, 5])
+    routing, stats = route_groups(groups, sizes, router, top_k=top_k, normalize=normalize)
+    options = MoeOptions(top_k=top_k, normalize=normalize)
+    weights, experts, expected = route(groups.repeat_interleave(sizes, dim=0), router, 4, options)
+    assert torch.equal(routing.experts, experts)
+    torch.testing.assert_close(routing.weights, weights)
+    for ours, theirs in zip(stats, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -50,8 +50,11 @@ def test_moe_text_macs_and_active_parameters(top_k):
     assert parameters.total - parameters.active == 3 * (4 - top_k) * one_expert
 
 
-def test_moe_macs_are_those_the_model_runs():
-    config = FewshardTextConfig(**SIZES, num_experts=4)
+@pytest.mark.parametrize(
+    "fields", [{}, {"routing": "request"}, {"moe_layers": [1], "moe_intermediate_size": 16}]
+)
+def test_moe_macs_are_those_the_model_runs(fields):
+    config = FewshardTextConfig(**SIZES, num_experts=4, **fields)
     model = FewshardTextForSequenceClassification(config).eval()
     counted = counted_macs(lambda: model(torch.randint(1, 50, (1, 25))))
     assert count_macs(config, 25) == counted + 3 * 2 * 25**2 * 32

@@ -16,7 +16,7 @@ from fewshard_models.evaluate import Evaluation, evaluate, routing_margin
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
 from fewshard_models.recipes.images import ImageBatches, normalise, shift, whiten
 from fewshard_models.recipes.registry import train
-from fewshard_models.recipes.texts import TextBatches
+from fewshard_models.recipes.texts import TextBatches, joined_texts
 from fewshard_models.recipes.vocabulary import factorise, trim_vocabulary
 from fewshard_models.recipes.workspace import Workspace
 from fewshard_models.sparsify.moe import cluster
@@ -94,6 +94,15 @@ def test_text_batches_hold_every_row_once_an_epoch_and_repeat():
     for batch in batches.epoch(0):
         assert list(batch.packed.lengths) == sorted(batch.packed.lengths)
         assert [ids[row] for row in batch.rows] == [[1] * length for length in batch.packed.lengths]
+
+
+def test_joined_texts_are_two_texts_and_not_long():
+    texts = ["a good film", "dull", " ".join(["long"] * 31)]
+    joined = joined_texts(texts, 40, seed=0)
+    assert len(joined) == 40
+    assert joined == joined_texts(texts, 40, seed=0)
+    assert all(len(text.split()) <= 32 for text in joined)
+    assert all(sum(text.startswith(each) for each in texts) == 1 for text in joined)
 
 
 def test_image_batches_mirror_each_image_every_other_epoch():

@@ -41,15 +41,20 @@ def make_items(lengths: list[int]) -> list[list[int]]:
     return [torch.randint(1, 100, (length,), generator=generator).tolist() for length in lengths]
 
 
+def moe_stats_of(model, items) -> list[MoeStats]:
+    with torch.inference_mode():
+        return model.forward_packed(pack(items, None, CPU)).moe_stats
+
+
 def logits_of(model, items):
     with torch.inference_mode():
         return model.forward_packed(pack(items, None, CPU)).logits
 
 
-@pytest.mark.parametrize("num_experts", [0, 4])
+@pytest.mark.parametrize(("num_experts", "routing"), [(0, "token"), (4, "token"), (4, "request")])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_an_item_does_not_depend_on_its_neighbours(num_experts, pooling):
-    model = make_model(num_experts, pooling=pooling)
+def test_an_item_does_not_depend_on_its_neighbours(num_experts, routing, pooling):
+    model = make_model(num_experts, pooling=pooling, routing=routing)
     items = make_items([1, 7, 7, 30, 64, 3, 12, 7])
     together = logits_of(model, items)
     alone = torch.cat([logits_of(model, [item]) for item in items])
@@ -57,6 +62,27 @@ def test_an_item_does_not_depend_on_its_neighbours(num_experts, pooling):
     assert together.std(dim=0).min() > 0.01
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together, backwards, atol=1e-5, rtol=1e-5)
+
+
+def test_a_request_reads_one_expert_a_layer():
+    model, items = make_model(4, routing="request"), make_items([9, 14, 6, 30, 2])
+    alone = [moe_stats_of(model, [item]) for item in items]
+    for layers in alone:
+        assert all((stats.expert_rows > 0).sum() == 1 for stats in layers)
+    chosen = {tuple(int(stats.expert_rows.argmax()) for stats in layers) for layers in alone}
+    assert len(chosen) > 1
+    for index, stats in enumerate(moe_stats_of(model, items)):
+        for field, together in stats._asdict().items():
+            apart = sum(getattr(layers[index], field) for layers in alone)
+            torch.testing.assert_close(together, apart, atol=1e-3, rtol=1e-4)
+        assert stats.expert_rows.sum() == 61
+        assert stats.expert_probability.sum().item() == pytest.approx(61, abs=1e-3)
+
+
+def test_request_routing_learns_its_router():
+    model = make_model(4, routing="request")
+    model.forward_packed(pack(make_items([60, 60]), None, CPU)).logits.sum().backward()
+    assert all(layer.ffn.router.grad.abs().sum() > 0 for layer in model.layers)
 
 
 @pytest.mark.parametrize("num_experts", [0, 4])

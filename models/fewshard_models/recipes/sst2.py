@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from fewshard_models.text.convert import can_convert, convert_config, convert_we
 
 Text = FewshardTextForSequenceClassification
 SAMPLE_SIZE = 2000
+_TYPICAL_WORDS = 12
 NOT_MEASURED = "needs pretrained weights"
 NAMES = {
     "num_labels": 2,
@@ -135,28 +137,36 @@ def _student(
         assert folder is not None
         source, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(work.seed)
-    sample = tokenize(tokenizer, texts[:SAMPLE_SIZE])
+    sample = tokenize(tokenizer, _typical(texts))
+    vocabulary = None
     if settings.vocabulary_size is not None:
         vocabulary = trim_vocabulary(tokenizer, texts, settings.vocabulary_size)
-        student = shrink(
-            source, sample, settings.layers, settings.intermediate_size, vocabulary, settings.embedding_size
-        )
         tokenizer = vocabulary.tokenizer
-    else:
-        student = shrink(source, sample, settings.layers, settings.intermediate_size)
+    cut = partial(shrink, source, sample, settings.layers)
+    student = cut(settings.intermediate_size, vocabulary, settings.embedding_size)
     if settings.experts is not None:
-        student = _with_experts(student, settings.experts, sample)
+        assert vocabulary is None
+        student = _with_experts(cut(), student, settings.experts, sample)
     if student.embeddings.word_projection is None:
         student.embeddings.word_embeddings.weight.requires_grad_(False)
     return student, tokenizer
 
 
-def _with_experts(dense: Text, experts: Experts, sample: list[list[int]]) -> Text:
-    options = {"routing": experts.routing, "expert_dropout_prob": experts.dropout}
+def _typical(texts: Sequence[str]) -> list[str]:
+    """Texts as long as those that will be classified; most of the training texts are short phrases."""
+    return [text for text in texts if len(text.split()) >= _TYPICAL_WORDS][:SAMPLE_SIZE] or list(texts)
+
+
+def _with_experts(dense: Text, rest: Text, experts: Experts, sample: list[list[int]]) -> Text:
+    options = {
+        "routing": experts.routing,
+        "expert_dropout_prob": experts.dropout,
+        "moe_layers": None if experts.layers is None else list(experts.layers),
+    }
     if experts.start == "upcycle":
-        return upcycle(dense, experts.count, **options)
+        return upcycle(dense, experts.count, rest=rest, **options)
     return split_into_experts(
-        dense, experts.count, experts.intermediate_size, sample, num_shared=experts.num_shared, **options
+        dense, experts.count, experts.size, sample, num_shared=experts.num_shared, rest=rest, **options
     )
 
 
@@ -210,7 +220,7 @@ def _random_student(student: Student) -> dict[str, Any]:
     if student.experts is not None:
         fields |= {
             "num_experts": student.experts.count,
-            "intermediate_size": student.experts.intermediate_size,
+            "moe_intermediate_size": student.experts.size,
             "routing": student.experts.routing,
         }
     return fields

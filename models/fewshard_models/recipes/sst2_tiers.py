@@ -29,7 +29,7 @@ TINY_MOE = TextRecipe(
         _TINY_FIT,
         batch_size=64,
         source="start",
-        experts=Experts(4, intermediate_size=208),
+        experts=Experts(4, size=208),
         imitates=(2, 4, 6),
     ),
 )
@@ -71,14 +71,15 @@ SMALL_MOE = TextRecipe(
         _SMALL_STUDENT_FIT,
         batch_size=64,
         layers=(0, 2, 4),
-        experts=Experts(4, intermediate_size=1280, num_shared=1024),
+        intermediate_size=1280,
+        experts=Experts(4, size=1280, layers=(1,), num_shared=1024, routing="request"),
         imitates=(2, 4, 6),
     ),
 )
 SMALL_NARROW = TextRecipe(
     "sst2-narrow",
     _SMALL_TEACHING,
-    Student(_SMALL_STUDENT_FIT, batch_size=64, layers=(0, 2, 4), intermediate_size=1282, imitates=(2, 4, 6)),
+    Student(_SMALL_STUDENT_FIT, batch_size=64, layers=(0, 2, 4), intermediate_size=1280, imitates=(2, 4, 6)),
 )
 
 BERT_BASE = {
@@ -102,7 +103,7 @@ PAPER_MOE = TextRecipe(
         FitSettings(epochs=5, learning_rate=5e-5, max_grad_norm=1.0, ema_decay=0.998),
         batch_size=64,
         layers=(0, 2, 4, 6, 8, 10),
-        experts=Experts(21, intermediate_size=2304, num_shared=1536),
+        experts=Experts(21, size=2304, num_shared=1536),
         imitates=(2, 4, 6, 8, 10, 12),
     ),
 )

@@ -30,10 +30,13 @@ class Teaching:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """`start`: "split" the dense units among experts that share `num_shared` of them, or "upcycle" copies."""
+    """`count` experts of `size` units in each of `layers` (of the student; None for all).
+
+    `start`: "split" the dense units among experts that share `num_shared` of them, or "upcycle" copies."""
 
     count: int
-    intermediate_size: int
+    size: int
+    layers: tuple[int, ...] | None = None
     num_shared: int = 0
     start: Literal["split", "upcycle"] = "split"
     routing: Literal["token", "request"] = "token"
@@ -45,7 +48,7 @@ class Student:
     """A smaller model out of `source`: the first teacher, the pretrained encoder itself, or the checkpoint of
     the recipe this one starts from.
 
-    `layers`: those of the source that are kept; `intermediate_size`: its units that are kept in each;
+    `layers`: those of the source that are kept; `intermediate_size`: its units that each dense layer keeps;
     `vocabulary_size` and `embedding_size`: those of a trimmed, factorised vocabulary. None keeps all.
     `imitates`: the teacher's state that each layer is drawn to, weighted by `state_weight`; () for none.
     """

@@ -20,45 +20,47 @@ _SWITCH_SCALE = 0.1
 def split_into_experts(
     dense: Text,
     num_experts: int,
-    intermediate_size: int,
+    expert_size: int,
     sample: Sequence[Sequence[int]],
     *,
     num_shared: int = 0,
+    rest: Text | None = None,
     **options: Any,
 ) -> Text:
-    """Experts of `intermediate_size` units each out of the dense model's feed-forward networks.
+    """Experts of `expert_size` units each out of the dense model's feed-forward networks.
 
     What reaches a layer on the tokenised `sample` is clustered; the router starts at the clusters' centres.
     Each expert takes the `num_shared` units that matter most to all (MoEBERT, Zuo et al. 2022, section 3.2),
-    then those that matter most to its cluster. `options` are further fields of the configuration; with
-    `routing` "request" items are clustered instead of tokens. Raises RecipeError where the sizes do not fit.
+    then those that matter most to its cluster. `rest`: the model that gives everything but the experts, the
+    dense one where it is None. `options` are further fields of the configuration; with `routing` "request"
+    items are clustered instead of tokens. Raises RecipeError where the sizes do not fit.
     """
     units_of_dense = dense.config.intermediate_size
-    if not 0 <= num_shared <= intermediate_size <= units_of_dense:
+    if not 0 <= num_shared <= expert_size <= units_of_dense:
         raise RecipeError(
-            f"experts of {intermediate_size} units, {num_shared} of them shared, cannot be taken from "
+            f"experts of {expert_size} units, {num_shared} of them shared, cannot be taken from "
             f"{units_of_dense}; choose shared <= expert <= {units_of_dense}"
         )
-    student = _with_moe_layers(dense, num_experts, intermediate_size, options)
+    student = _with_moe_layers(rest or dense, num_experts, expert_size, options)
     inputs, units = ffn_inputs(dense, sample), ffn_units(dense, sample)
     owners = torch.arange(len(sample)).repeat_interleave(torch.tensor([len(item) for item in sample]))
     with torch.no_grad():
-        for index, (old, new) in enumerate(_layers(dense, student)):
-            clusters = _cluster_rows(inputs[index], owners, num_experts, student.config.routing)
-            new.router.copy_(clusters[0])
-            _share_out(old, new, units[index], clusters[1], num_shared)
+        for index, old, new in _moe_layers(dense, student):
+            router, chosen = _cluster_rows(inputs[index], owners, num_experts, student.config.routing)
+            new.router.copy_(router)
+            _share_out(old, new, units[index], chosen, num_shared)
     return student
 
 
-def upcycle(dense: Text, num_experts: int, **options: Any) -> Text:
+def upcycle(dense: Text, num_experts: int, *, rest: Text | None = None, **options: Any) -> Text:
     """Every expert a copy of the dense feed-forward network, the router random (Komatsuzaki et al. 2022).
 
     Adds parameters and no saving: start from a dense model with fewer layers. At top-1 the copies are scaled
-    by the router's probability; `norm_topk_prob=True` makes the model start as the dense one.
+    by the router's probability; with `norm_topk_prob=True` the model starts as the dense one.
     """
-    student = _with_moe_layers(dense, num_experts, dense.config.intermediate_size, options)
+    student = _with_moe_layers(rest or dense, num_experts, dense.config.intermediate_size, options)
     with torch.no_grad():
-        for old, new in _layers(dense, student):
+        for _, old, new in _moe_layers(dense, student):
             new.w1.copy_(old.up.weight.expand_as(new.w1))
             new.b1.copy_(old.up.bias.expand_as(new.b1))
             new.w2.copy_(old.down.weight.expand_as(new.w2))
@@ -66,11 +68,11 @@ def upcycle(dense: Text, num_experts: int, **options: Any) -> Text:
     return student
 
 
-def fresh_experts(dense: Text, num_experts: int, intermediate_size: int, **options: Any) -> Text:
+def fresh_experts(dense: Text, num_experts: int, expert_size: int, **options: Any) -> Text:
     """Experts and router from scratch in a trained backbone: truncated normal with variance 0.1 / fan-in, a
     tenth of the usual, as in the Switch Transformer (Fedus et al. 2021, section 2.4)."""
-    student = _with_moe_layers(dense, num_experts, intermediate_size, options)
-    for _, new in _layers(dense, student):
+    student = _with_moe_layers(dense, num_experts, expert_size, options)
+    for _, _, new in _moe_layers(dense, student):
         for weight in (new.router, new.w1, new.w2):
             std = (_SWITCH_SCALE / weight.shape[-1]) ** 0.5
             nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
@@ -101,19 +103,24 @@ def cluster(inputs: Tensor, num_clusters: int, num_rounds: int = 30, seed: int =
     return rows * (3.0 / gap), (inputs @ rows.T).argmax(dim=1)
 
 
-def _with_moe_layers(dense: Text, num_experts: int, intermediate_size: int, options: dict[str, Any]) -> Text:
-    """An MoE model with all of the dense one's weights but those of the feed-forward networks."""
-    changes = {"num_experts": num_experts, "intermediate_size": intermediate_size, **options}
-    student = Text(FewshardTextConfig(**{**dense.config.to_dict(), **changes}))
-    weights = {key: value for key, value in dense.state_dict().items() if ".ffn." not in key}
+def _with_moe_layers(rest: Text, num_experts: int, expert_size: int, options: dict[str, Any]) -> Text:
+    """An MoE model with all of `rest`'s weights but those where experts come."""
+    changes = {"num_experts": num_experts, "moe_intermediate_size": expert_size, **options}
+    student = Text(FewshardTextConfig(**{**rest.config.to_dict(), **changes}))
+    taken = tuple(f"layers.{index}.ffn." for index in student.config.expert_layers)
+    weights = {key: value for key, value in rest.state_dict().items() if not key.startswith(taken)}
     student.load_state_dict(weights, strict=False)
     return student
 
 
-def _layers(dense: Text, student: Text) -> list[tuple[DenseFeedForward, MoeFeedForward]]:
+def _moe_layers(dense: Text, student: Text) -> list[tuple[int, DenseFeedForward, MoeFeedForward]]:
     return [
-        (cast(DenseFeedForward, old.ffn), cast(MoeFeedForward, new.ffn))
-        for old, new in zip(dense.layers, student.layers, strict=True)
+        (
+            index,
+            cast(DenseFeedForward, dense.layers[index].ffn),
+            cast(MoeFeedForward, student.layers[index].ffn),
+        )
+        for index in student.config.expert_layers
     ]
 
 

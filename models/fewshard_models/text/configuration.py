@@ -12,7 +12,9 @@ class FewshardTextConfig(PreTrainedConfig):
 
     `embedding_size`: width of the word embeddings where it differs from `hidden_size` (factorised as in
     ALBERT, Lan et al. 2019); `head_dim`: width of one attention head, so that heads can be pruned;
-    `intermediate_size`: units of the feed-forward network, or of *each* expert; `pooling`: "cls" or "mean";
+    `intermediate_size`: units of the feed-forward network; `moe_intermediate_size`: units of *each* expert,
+    where they are not as many; `moe_layers`: the layers with experts, all where it is None;
+    `pooling`: "cls" or "mean";
     `pooler_act`: activation of the dense layer before the classifier, None for no such layer;
     `routing`: whether each token chooses its experts in a layer, or each request (item) once for all its
     tokens; `sparsity_kind`: "static" or "dynamic" where a sparsifier made the network.
@@ -37,6 +39,8 @@ class FewshardTextConfig(PreTrainedConfig):
     pooling: str = "cls"
     pooler_act: str | None = "tanh"
     num_experts: int = 0
+    moe_intermediate_size: int | None = None
+    moe_layers: list[int] | None = None
     num_experts_per_tok: int = 1
     routing: Literal["token", "request"] = "token"
     norm_topk_prob: bool = False
@@ -44,6 +48,18 @@ class FewshardTextConfig(PreTrainedConfig):
     router_aux_loss_coef: float | int = 0.01
     router_z_loss_coef: float | int = 0.001
     sparsity_kind: str | None = None
+
+    @property
+    def expert_size(self) -> int:
+        """Units of each expert."""
+        return self.moe_intermediate_size or self.intermediate_size
+
+    @property
+    def expert_layers(self) -> list[int]:
+        """The layers that have experts, in order."""
+        if not self.num_experts:
+            return []
+        return list(range(self.num_hidden_layers)) if self.moe_layers is None else sorted(self.moe_layers)
 
     @property
     def attention_size(self) -> int:

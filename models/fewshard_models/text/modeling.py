@@ -99,7 +99,7 @@ class MoeFeedForward(nn.Module):
 
     def __init__(self, config: FewshardTextConfig) -> None:
         super().__init__()
-        experts, width, hidden = config.num_experts, config.intermediate_size, config.hidden_size
+        experts, width, hidden = config.num_experts, config.expert_size, config.hidden_size
         self.router = nn.Parameter(torch.empty(experts, hidden))
         self.w1 = nn.Parameter(torch.empty(experts, width, hidden))
         self.b1 = nn.Parameter(torch.zeros(experts, width))
@@ -160,11 +160,11 @@ class MoeFeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: FewshardTextConfig) -> None:
+    def __init__(self, config: FewshardTextConfig, index: int) -> None:
         super().__init__()
         self.attention = Attention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.ffn = MoeFeedForward(config) if config.num_experts else DenseFeedForward(config)
+        self.ffn = MoeFeedForward(config) if index in config.expert_layers else DenseFeedForward(config)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -187,7 +187,9 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
     def __init__(self, config: FewshardTextConfig) -> None:
         super().__init__(config)
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList(
+            [EncoderLayer(config, index) for index in range(config.num_hidden_layers)]
+        )
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler_act else None
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.dropout = Dropout(config.hidden_dropout_prob)

@@ -60,7 +60,7 @@ class _RoutingTotals:
 
     def __init__(self, network: FewshardTextForSequenceClassification) -> None:
         config, device = network.config, next(network.parameters()).device
-        shape = (config.num_hidden_layers, config.num_experts)
+        shape = (len(config.expert_layers), config.num_experts)
         self._top_k = config.num_experts_per_tok
         self._lock = threading.Lock()
         self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
