@@ -17,9 +17,8 @@ from fewshard_models.figures.tradeoff import Point
 from fewshard_models.image import FewshardImageConfig
 from fewshard_models.image import FewshardImageForImageClassification as Cnn
 from fewshard_models.image.preprocessing import ImagePreprocessing
-from fewshard_models.recipes.cifar10 import smoothed_loss
 from fewshard_models.recipes.fit import FitSettings, fit
-from fewshard_models.recipes.images import ImageBatches, prepare
+from fewshard_models.recipes.images import ImageBatches, prepare, smoothed_loss
 from fewshard_models.recipes.width import narrowed, widened
 from fewshard_models.recipes.workspace import Workspace
 

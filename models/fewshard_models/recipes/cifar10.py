@@ -111,7 +111,7 @@ def _start(config: FewshardImageConfig, work: Workspace) -> Cnn:
 def _placed(model: Cnn) -> Cnn:
     """On the GPU where there is one, channels last in memory."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 def _fit(model: Cnn, work: Workspace, tier: ImageTier, phase: str, hook: UpdateHook | None = None) -> Cnn:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,15 +78,15 @@ def measure_text(
     config, device = model.config, next(model.parameters()).device
     packed = pack([[1] * TEXT_TOKENS] * batch, None, device)
     hidden = torch.randn(batch * TEXT_TOKENS, config.hidden_size, device=device, dtype=dtype)
-    calls: dict[tuple[str, tuple[int, ...]], Callable[[], Tensor]] = {}
+    calls: dict[tuple[str, tuple[int, ...]], Callable[[], object]] = {}
     for heads in multiples(config.num_attention_heads, 1):
         layer = (
-            EncoderLayer(text_config(config, {"heads": heads, "units": round_to})).to(device, dtype).eval()
+            EncoderLayer(text_config(config, {"heads": heads, "units": round_to}), 0).to(device, dtype).eval()
         )
-        calls["attention", (heads,)] = lambda layer=layer: layer.attention(hidden, packed.runs)
+        calls["attention", (heads,)] = partial(layer.attention, hidden, packed.runs)
     for units in multiples(config.intermediate_size, round_to):
-        layer = EncoderLayer(text_config(config, {"heads": 1, "units": units})).to(device, dtype).eval()
-        calls["ffn", (units,)] = lambda layer=layer: layer.ffn(hidden)[0]
+        layer = EncoderLayer(text_config(config, {"heads": 1, "units": units}), 0).to(device, dtype).eval()
+        calls["ffn", (units,)] = partial(layer.ffn, hidden, packed)
     parts = {"attention": ("heads",), "ffn": ("units",)}
     return _table(device, dtype, batch, rounds, parts, calls, times=config.num_hidden_layers)
 
@@ -112,7 +113,7 @@ def _table(
     batch: int,
     rounds: int,
     parts: Mapping[str, tuple[str, ...]],
-    calls: Mapping[tuple[str, tuple[int, ...]], Callable[[], Tensor]],
+    calls: Mapping[tuple[str, tuple[int, ...]], Callable[[], object]],
     times: int = 1,
 ) -> LatencyTable:
     taken: dict[tuple[str, tuple[int, ...]], list[float]] = {key: [] for key in calls}
@@ -122,14 +123,14 @@ def _table(
         for _ in tqdm(range(rounds), desc="measuring", unit="round"):
             for key, seconds in _round(calls.items(), device):
                 taken[key].append(seconds)
-    seconds: dict[str, dict[tuple[int, ...], float]] = {part: {} for part in parts}
+    medians: dict[str, dict[tuple[int, ...], float]] = {part: {} for part in parts}
     for (part, widths), values in taken.items():
-        seconds[part][widths] = times * statistics.median(values)
-    return LatencyTable(str(device), str(dtype).removeprefix("torch."), batch, rounds, dict(parts), seconds)
+        medians[part][widths] = times * statistics.median(values)
+    return LatencyTable(str(device), str(dtype).removeprefix("torch."), batch, rounds, dict(parts), medians)
 
 
 def _round(
-    calls: Iterable[tuple[tuple[str, tuple[int, ...]], Callable[[], Tensor]]], device: torch.device
+    calls: Iterable[tuple[tuple[str, tuple[int, ...]], Callable[[], object]]], device: torch.device
 ) -> Iterable[tuple[tuple[str, tuple[int, ...]], float]]:
     for key, call in calls:
         started = time.perf_counter()

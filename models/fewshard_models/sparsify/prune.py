@@ -3,6 +3,7 @@ encoder. The result is rebuilt from its configuration and a state dict, never un
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from fewshard_models.errors import RecipeError
 from fewshard_models.sparsify.allocation import choose_widths, multiples
 from fewshard_models.sparsify.channels import Cnn, groups_of, macs_of, widths_of, with_widths
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
+from fewshard_models.text.modeling import EncoderLayer
 
 Text = FewshardTextForSequenceClassification
 Cost = Callable[[Mapping[str, int]], float]
@@ -62,7 +64,8 @@ def prune_channels(
             group_of(name, least).prune()  # type: ignore[attr-defined]
     smaller = Cnn(with_widths(model.config, {**full, **chosen}, "static"))
     smaller.load_state_dict(model.state_dict())
-    return smaller.eval()
+    smaller.eval()
+    return smaller
 
 
 def prune_text(model: Text, share: float, cost_of: Cost | None = None, round_to: int = 16) -> Text:
@@ -76,8 +79,9 @@ def prune_text(model: Text, share: float, cost_of: Cost | None = None, round_to:
     config = model.config
     if config.num_experts:
         raise RecipeError("prune the dense encoder, then split it into experts; an MoE model is not pruned")
-    heads = torch.stack([_head_importance(layer.attention, config) for layer in model.layers])
-    units = torch.stack([_unit_importance(layer.ffn) for layer in model.layers])
+    layers = [cast(EncoderLayer, layer) for layer in model.layers]
+    heads = torch.stack([_head_importance(layer.attention, config) for layer in layers])
+    units = torch.stack([_unit_importance(layer.ffn) for layer in layers])
     full = {"heads": config.num_attention_heads, "units": config.intermediate_size}
     count: Cost = cost_of or (lambda widths: count_macs(text_config(config, widths)))
     chosen = choose_widths(
@@ -94,7 +98,8 @@ def prune_text(model: Text, share: float, cost_of: Cost | None = None, round_to:
         _keep_heads(state, f"layers.{index}.attention", _best(heads[index], chosen["heads"]), full["heads"])
         _keep_units(state, f"layers.{index}.ffn", _best(units[index], chosen["units"]))
     smaller.load_state_dict(state)
-    return smaller.eval()
+    smaller.eval()
+    return smaller
 
 
 def text_config(config: FewshardTextConfig, widths: Mapping[str, int]) -> FewshardTextConfig:
@@ -109,7 +114,7 @@ def text_config(config: FewshardTextConfig, widths: Mapping[str, int]) -> Fewsha
     return FewshardTextConfig(**{**config.to_dict(), **changes})
 
 
-def _torch_pruning():  # type: ignore[no-untyped-def]
+def _torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError as error:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fewshard_models.counting import count_macs
@@ -101,7 +101,7 @@ def load_report(directory: Path) -> SparsityReport | None:
         raise CheckpointError(f"{file} cannot be read ({error}); delete it or make it anew") from error
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Parameter]:
+def _layers(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: module.weight
         for name, module in model.named_modules()
