@@ -109,6 +109,6 @@ def _layers(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _layer(name: str, old: nn.Parameter, new: nn.Parameter) -> LayerReport:
+def _layer(name: str, old: Tensor, new: Tensor) -> LayerReport:
     density = int(new.count_nonzero()) / new.numel()
     return LayerReport(name, old.shape[0], new.shape[0], old.numel(), new.numel(), round(density, 5))
