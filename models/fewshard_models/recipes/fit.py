@@ -64,8 +64,8 @@ def fit(
     loss_of: Callable[[nn.Module, Any], Tensor],
     settings: FitSettings,
     run_dir: Path,
-    accuracy_of: Callable[[nn.Module], float] | None = None,
     hook: UpdateHook | None = None,
+    accuracy_of: Callable[[nn.Module], float] | None = None,
 ) -> nn.Module:
     """Train `model` and return the trained module (the moving average where one is kept).
 
