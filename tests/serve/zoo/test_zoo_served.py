@@ -1,6 +1,7 @@
 """The bundled models over HTTP: answers equal the offline model's, alone and in company, by both V2 clients.
 
-Needs FEWSHARD_DATA. Labels may differ for one item in a thousand, where two logits lie within rounding.
+Needs FEWSHARD_DATA. A label may differ from the offline one only where its two best logits are nearer than
+the tolerance of the dtype that serves, and for one item in a thousand (fp32) or a hundred (bf16).
 """
 
 import json
@@ -11,18 +12,22 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 import tritonclient.http as triton
 
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import load_checkpoint, resolve
 from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
-from fewshard_models.evaluate import image_logits, text_logits
+from fewshard_models.devices import DTYPES, choose_dtype
+from fewshard_models.evaluate import text_logits
+from fewshard_models.image.preprocessing import load_preprocessing
 
 pytestmark = [pytest.mark.server, pytest.mark.data, pytest.mark.usefixtures("data_dir")]
 
 TEXT_MODELS = ["sst2-dense", "sst2-moe"]
 TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2}
+MAX_FLIPS = {"fp32": 1e-3, "bf16": 1e-2}
 MAX_ROUTING_EXCEPTIONS = 0.01
 NUM_IMAGES = 2000
 
@@ -42,8 +47,20 @@ def offline_text(dev) -> dict[str, np.ndarray]:
 def cifar() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images, labels = load_cifar10("test")
     images = images[:NUM_IMAGES]
-    offline = image_logits(load_checkpoint(resolve("zoo:cifar10-dense")), images)
-    return images, labels[:NUM_IMAGES], offline
+    return images, labels[:NUM_IMAGES], offline_images(images)
+
+
+def offline_images(images: np.ndarray) -> np.ndarray:
+    """In the dtype that serves: in bf16 a CNN's logits are up to 0.2 away from those in fp32."""
+    dtype = DTYPES[choose_dtype().name]
+    checkpoint = load_checkpoint(resolve("zoo:cifar10-dense"), dtype)
+    preprocess = load_preprocessing(checkpoint.directory)
+    with torch.inference_mode():
+        parts = [
+            checkpoint.model(torch.from_numpy(np.stack([preprocess(each) for each in part])).to(dtype)).logits
+            for part in np.array_split(images, len(images) // 250)
+        ]
+    return torch.cat(parts).float().numpy()
 
 
 @pytest.fixture
@@ -60,14 +77,23 @@ def infer(client, model: str, name: str, array: np.ndarray, datatype: str, binar
     return client.infer(model, [tensor], outputs=[output]).as_numpy("logits")
 
 
-def check_labels(served: np.ndarray, offline: np.ndarray) -> None:
-    assert served.shape == offline.shape
-    assert (served.argmax(1) != offline.argmax(1)).sum() <= len(offline) / 1000
+def dtype_of(zoo_url: str, model: str) -> str:
+    return httpx.get(f"{zoo_url}/v2/models/{model}/config").json()["dtype"]
+
+
+def check_labels(served: np.ndarray, offline: np.ndarray, dtype: str) -> None:
+    """`served`: logits, or labels as indices."""
+    labels = served.argmax(1) if served.ndim == 2 else served
+    assert labels.shape == offline.shape[:1]
+    second, first = np.sort(offline, axis=1)[:, -2:].T
+    flips = labels != offline.argmax(1)
+    assert not (flips & (first - second > TOLERANCE[dtype])).any()
+    assert flips.mean() <= MAX_FLIPS[dtype]
 
 
 @pytest.mark.parametrize("model", TEXT_MODELS)
 @pytest.mark.parametrize("binary", [True, False])
-def test_dev_set_through_tritonclient(client, dev, offline_text, model, binary):
+def test_dev_set_through_tritonclient(client, zoo_url, dev, offline_text, model, binary):
     texts, labels = dev
     served = np.concatenate(
         [
@@ -75,7 +101,7 @@ def test_dev_set_through_tritonclient(client, dev, offline_text, model, binary):
             for i in range(0, len(texts), 100)
         ]
     )
-    check_labels(served, offline_text[model])
+    check_labels(served, offline_text[model], dtype_of(zoo_url, model))
     card = load_card(resolve(f"zoo:{model}"))
     assert (served.argmax(1) == labels).mean() == pytest.approx(card.accuracy, abs=1.5 / len(labels))
 
@@ -83,19 +109,18 @@ def test_dev_set_through_tritonclient(client, dev, offline_text, model, binary):
 @pytest.mark.parametrize("model", TEXT_MODELS)
 def test_dev_set_one_sentence_a_request_through_httpx(zoo_url, dev, offline_text, model):
     texts, _ = dev
-    names = np.array(["negative", "positive"])
+    names = ["negative", "positive"]
     with httpx.Client(base_url=zoo_url) as http:
         answers = [
             http.post(f"/v2/models/{model}/classify", json={"inputs": text}).raise_for_status().json()
             for text in texts
         ]
-    served = np.array([answer["predictions"][0][0]["label"] for answer in answers])
-    offline = names[offline_text[model].argmax(1)]
-    assert (served != offline).sum() <= len(texts) / 1000
+    served = np.array([names.index(answer["predictions"][0][0]["label"]) for answer in answers])
+    check_labels(served, offline_text[model], dtype_of(zoo_url, model))
     assert all(answer["usage"]["items"] == 1 for answer in answers)
 
 
-def test_images_as_binary_tensors_through_tritonclient(client, cifar):
+def test_images_as_binary_tensors_through_tritonclient(client, zoo_url, cifar):
     images, labels, offline = cifar
     served = np.concatenate(
         [
@@ -103,7 +128,7 @@ def test_images_as_binary_tensors_through_tritonclient(client, cifar):
             for i in range(0, NUM_IMAGES, 250)
         ]
     )
-    check_labels(served, offline)
+    check_labels(served, offline, dtype_of(zoo_url, "cifar10-dense"))
     assert (served.argmax(1) == labels).mean() > 0.9
 
 
@@ -123,14 +148,14 @@ def test_images_as_binary_tensors_through_httpx(zoo_url, cifar):
             )
             output = answer.raise_for_status().json()["outputs"][0]
             parts.append(np.array(output["data"], dtype=np.float32).reshape(output["shape"]))
-    check_labels(np.concatenate(parts), offline)
+    check_labels(np.concatenate(parts), offline, dtype_of(zoo_url, "cifar10-dense"))
 
 
 @pytest.mark.parametrize("model", TEXT_MODELS)
 def test_a_sentence_alone_and_in_company(client, zoo_url, dev, model):
     """A prediction does not depend on its neighbours: alone, among 64 of mixed lengths, among others."""
     texts, _ = dev
-    tolerance = TOLERANCE[httpx.get(f"{zoo_url}/v2/models/{model}/config").json()["dtype"]]
+    tolerance = TOLERANCE[dtype_of(zoo_url, model)]
     probes = texts[:100]
     exceptions = 0
     for index, probe in enumerate(probes):
