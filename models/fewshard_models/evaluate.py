@@ -141,7 +141,7 @@ def write_card(directory: Path, name: str, recipe: str, seed: int, limit: int | 
 
 
 def kind_of(config: PreTrainedConfig) -> str:
-    """"moe", "static", "dynamic" or "dense"."""
+    """ "moe", "static", "dynamic" or "dense"."""
     if getattr(config, "num_experts", 0):
         return "moe"
     return getattr(config, "sparsity_kind", None) or "dense"

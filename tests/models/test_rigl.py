@@ -208,6 +208,12 @@ def test_grown_weights_start_from_zero_and_the_smallest_go():
     mask = torch.tensor([True, True, True, False, False])
     gradient = torch.tensor([0.0, 0.0, 0.0, 1.0, 5.0])
     everywhere = torch.ones(5, dtype=torch.bool)
-    assert moved_mask(weight, gradient, mask, everywhere, 3, 1 / 3).tolist() == [True, False, True, False, True]
+    assert moved_mask(weight, gradient, mask, everywhere, 3, 1 / 3).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
     places = torch.tensor([False, True, True, True, False])
     assert moved_mask(weight, gradient, mask, places, 3, 0.5).tolist() == [False, True, True, True, False]

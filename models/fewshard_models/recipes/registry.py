@@ -42,7 +42,12 @@ RECIPES = {
             "SST-2: 3-layer encoder distilled from a fine-tuned teacher",
             _alone(sst2.train_dense),
         ),
-        Recipe("sst2-moe", "SST-2: the dense encoder split into 4 experts a layer", _from(sst2.train_moe), "sst2-dense"),
+        Recipe(
+            "sst2-moe",
+            "SST-2: the dense encoder split into 4 experts a layer",
+            _from(sst2.train_moe),
+            "sst2-dense",
+        ),
         Recipe("cifar10-dense", "CIFAR-10: 1.7M-parameter residual CNN", _alone(cifar10.train_dense)),
         Recipe("cifar10-dst", "RigL while channels die, then cut", _alone(cifar10.train_dynamic)),
         Recipe(

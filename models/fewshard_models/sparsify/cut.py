@@ -32,7 +32,8 @@ def take_channels(model: Cnn, kept: Alive, kind: str | None) -> Cnn:
             state[f"{module}.weight"] = state[f"{module}.weight"].index_select(1, index)
     smaller = Cnn(config)
     smaller.load_state_dict(state)
-    return smaller.eval()
+    smaller.eval()
+    return smaller
 
 
 def _take(state: dict[str, Tensor], module: str, index: Tensor, axis: int) -> None:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class LatencyTable:
     def predict(self, widths: Mapping[str, int]) -> float:
         """Seconds of a batch through a model of these widths, each of which must have been measured."""
         return sum(
-            self.seconds[part][tuple(widths[group] for group in groups)] for part, groups in self.parts.items()
+            self.seconds[part][tuple(widths[group] for group in groups)]
+            for part, groups in self.parts.items()
         )
 
 
@@ -44,7 +46,7 @@ def measure_cnn(model: Cnn, dtype: torch.dtype, batch: int, round_to: int, round
     device = next(model.parameters()).device
     size = config.image_size - 1
     parts: dict[str, tuple[str, ...]] = {}
-    calls: dict[tuple[str, tuple[int, ...]], Callable[[], Tensor]] = {}
+    calls: dict[tuple[str, tuple[int, ...]], Callable[[], object]] = {}
     before = "stem"
     for index in range(len(config.stage_channels)):
         stage, block = f"stages.{index}", f"stages.{index}.block"
@@ -76,13 +78,15 @@ def measure_text(
     config, device = model.config, next(model.parameters()).device
     packed = pack([[1] * TEXT_TOKENS] * batch, None, device)
     hidden = torch.randn(batch * TEXT_TOKENS, config.hidden_size, device=device, dtype=dtype)
-    calls: dict[tuple[str, tuple[int, ...]], Callable[[], Tensor]] = {}
+    calls: dict[tuple[str, tuple[int, ...]], Callable[[], object]] = {}
     for heads in multiples(config.num_attention_heads, 1):
-        layer = EncoderLayer(text_config(config, {"heads": heads, "units": round_to})).to(device, dtype).eval()
-        calls["attention", (heads,)] = lambda layer=layer: layer.attention(hidden, packed.runs)
+        layer = (
+            EncoderLayer(text_config(config, {"heads": heads, "units": round_to})).to(device, dtype).eval()
+        )
+        calls["attention", (heads,)] = partial(layer.attention, hidden, packed.runs)
     for units in multiples(config.intermediate_size, round_to):
         layer = EncoderLayer(text_config(config, {"heads": 1, "units": units})).to(device, dtype).eval()
-        calls["ffn", (units,)] = lambda layer=layer: layer.ffn(hidden)[0]
+        calls["ffn", (units,)] = partial(layer.ffn, hidden)
     parts = {"attention": ("heads",), "ffn": ("units",)}
     return _table(device, dtype, batch, rounds, parts, calls, times=config.num_hidden_layers)
 
@@ -97,7 +101,7 @@ def _conv_norm(config: object, wide_in: int, wide_out: int, pool: bool) -> nn.Mo
     return ConvNorm(config, wide_in, wide_out, pool).eval()  # type: ignore[arg-type]
 
 
-def _call(layer: nn.Module, pixels: Tensor) -> Callable[[], Tensor]:
+def _call(layer: nn.Module, pixels: Tensor) -> Callable[[], object]:
     layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return lambda: layer(pixels)
@@ -109,7 +113,7 @@ def _table(
     batch: int,
     rounds: int,
     parts: Mapping[str, tuple[str, ...]],
-    calls: Mapping[tuple[str, tuple[int, ...]], Callable[[], Tensor]],
+    calls: Mapping[tuple[str, tuple[int, ...]], Callable[[], object]],
     times: int = 1,
 ) -> LatencyTable:
     taken: dict[tuple[str, tuple[int, ...]], list[float]] = {key: [] for key in calls}
@@ -117,8 +121,8 @@ def _table(
         for call in tqdm(calls.values(), desc="warming up", unit="part"):
             call()
         for _ in tqdm(range(rounds), desc="measuring", unit="round"):
-            for key, seconds in _round(calls.items(), device):
-                taken[key].append(seconds)
+            for key, elapsed in _round(calls.items(), device):
+                taken[key].append(elapsed)
     seconds: dict[str, dict[tuple[int, ...], float]] = {part: {} for part in parts}
     for (part, widths), values in taken.items():
         seconds[part][widths] = times * statistics.median(values)
@@ -126,7 +130,7 @@ def _table(
 
 
 def _round(
-    calls: Iterable[tuple[tuple[str, tuple[int, ...]], Callable[[], Tensor]]], device: torch.device
+    calls: Iterable[tuple[tuple[str, tuple[int, ...]], Callable[[], object]]], device: torch.device
 ) -> Iterable[tuple[tuple[str, tuple[int, ...]], float]]:
     for key, call in calls:
         started = time.perf_counter()

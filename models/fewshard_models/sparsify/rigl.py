@@ -1,4 +1,4 @@
-"""RigL, sparse training with masks that move, and a form that lets channels die; a hook of `recipes/fit.py`."""
+"""RigL, training with masks that move, and a form that lets channels die: a hook of `recipes/fit.py`."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -121,7 +121,9 @@ class Rigl:
 
     def _random_masks(self) -> Masks:
         allot = erdos_renyi_kernel if self.settings.distribution == "erk" else uniform
-        densities = allot({name: weight.shape for name, weight in self.weights.items()}, self.settings.density)
+        densities = allot(
+            {name: weight.shape for name, weight in self.weights.items()}, self.settings.density
+        )
         wanted = {name: densities[name] * size for name, size in self.sizes.items()}
         counts = share_out(self.promised, self.sizes, wanted)
         generator = torch.Generator().manual_seed(self.settings.seed)
@@ -158,7 +160,9 @@ class Rigl:
         capacity = {name: int(place.sum()) for name, place in places.items()}
         if self.settings.distribution == "uniform":
             return share_out(self.promised, capacity, capacity)
-        return share_out(self.promised, capacity, {name: _living_axes(place) for name, place in places.items()})
+        return share_out(
+            self.promised, capacity, {name: _living_axes(place) for name, place in places.items()}
+        )
 
 
 class DyingChannels:
