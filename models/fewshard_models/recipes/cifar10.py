@@ -39,7 +39,8 @@ def train_narrow(tier: ImageTier, work: Workspace, out: Path, dynamic: Path) -> 
     """`cifar10-narrow`: a dense network with the MACs of the `dynamic` one's checkpoint, trained as dense."""
     dense = dense_config(tier)
     target = count_macs(load_checkpoint(dynamic).model.config)
-    widths = narrow_widths(widths_of(dense), lambda widths: macs_of(dense, widths), target)
+    round_to = min(8, tier.round_to)
+    widths = narrow_widths(widths_of(dense), lambda widths: macs_of(dense, widths), target, round_to)
     model = _start(with_widths(dense, widths, None), work)
     _save(_fit(model, work, tier, "cifar10-narrow"), out)
 
@@ -111,7 +112,8 @@ def _start(config: FewshardImageConfig, work: Workspace) -> Cnn:
 def _placed(model: Cnn) -> Cnn:
     """On the GPU where there is one, channels last in memory."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    model.to(device).to(memory_format=torch.channels_last)
+    return model
 
 
 def _fit(model: Cnn, work: Workspace, tier: ImageTier, phase: str, hook: UpdateHook | None = None) -> Cnn:

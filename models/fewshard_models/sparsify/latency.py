@@ -46,7 +46,7 @@ def measure_cnn(model: Cnn, dtype: torch.dtype, batch: int, round_to: int, round
     device = next(model.parameters()).device
     size = config.image_size - 1
     parts: dict[str, tuple[str, ...]] = {}
-    calls: dict[tuple[str, tuple[int, ...]], Callable[[], Tensor]] = {}
+    calls: dict[tuple[str, tuple[int, ...]], Callable[[], object]] = {}
     before = "stem"
     for index in range(len(config.stage_channels)):
         stage, block = f"stages.{index}", f"stages.{index}.block"
@@ -81,12 +81,12 @@ def measure_text(
     calls: dict[tuple[str, tuple[int, ...]], Callable[[], object]] = {}
     for heads in multiples(config.num_attention_heads, 1):
         layer = (
-            EncoderLayer(text_config(config, {"heads": heads, "units": round_to}), 0).to(device, dtype).eval()
+            EncoderLayer(text_config(config, {"heads": heads, "units": round_to})).to(device, dtype).eval()
         )
         calls["attention", (heads,)] = partial(layer.attention, hidden, packed.runs)
     for units in multiples(config.intermediate_size, round_to):
-        layer = EncoderLayer(text_config(config, {"heads": 1, "units": units}), 0).to(device, dtype).eval()
-        calls["ffn", (units,)] = partial(layer.ffn, hidden, packed)
+        layer = EncoderLayer(text_config(config, {"heads": 1, "units": units})).to(device, dtype).eval()
+        calls["ffn", (units,)] = partial(layer.ffn, hidden)
     parts = {"attention": ("heads",), "ffn": ("units",)}
     return _table(device, dtype, batch, rounds, parts, calls, times=config.num_hidden_layers)
 
@@ -101,7 +101,7 @@ def _conv_norm(config: object, wide_in: int, wide_out: int, pool: bool) -> nn.Mo
     return ConvNorm(config, wide_in, wide_out, pool).eval()  # type: ignore[arg-type]
 
 
-def _call(layer: nn.Module, pixels: Tensor) -> Callable[[], Tensor]:
+def _call(layer: nn.Module, pixels: Tensor) -> Callable[[], object]:
     layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return lambda: layer(pixels)
@@ -121,9 +121,9 @@ def _table(
         for call in tqdm(calls.values(), desc="warming up", unit="part"):
             call()
         for _ in tqdm(range(rounds), desc="measuring", unit="round"):
-            for key, seconds in _round(calls.items(), device):
-                taken[key].append(seconds)
-    medians: dict[str, dict[tuple[int, ...], float]] = {part: {} for part in parts}
+            for key, elapsed in _round(calls.items(), device):
+                taken[key].append(elapsed)
+    seconds: dict[str, dict[tuple[int, ...], float]] = {part: {} for part in parts}
     for (part, widths), values in taken.items():
         medians[part][widths] = times * statistics.median(values)
     return LatencyTable(str(device), str(dtype).removeprefix("torch."), batch, rounds, dict(parts), medians)

@@ -1,7 +1,7 @@
 """Masks on weights, and pruning by magnitude (Han et al. 2015, arXiv:1506.02626)."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ def prunable(model: nn.Module, spared: Iterable[str] = SPARED) -> dict[str, Tens
     """
     spared = set(spared)
     found = {
-        f"{name}.weight": module.weight
+        f"{name}.weight": cast(nn.Parameter, module.weight)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and not spared & set(name.split("."))
     }

@@ -13,7 +13,7 @@ from fewshard_models.errors import RecipeError
 from fewshard_models.sparsify.allocation import choose_widths, multiples
 from fewshard_models.sparsify.channels import Cnn, groups_of, macs_of, widths_of, with_widths
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
-from fewshard_models.text.modeling import EncoderLayer
+from fewshard_models.text.modeling import Attention, DenseFeedForward, EncoderLayer
 
 Text = FewshardTextForSequenceClassification
 Cost = Callable[[Mapping[str, int]], float]
@@ -31,7 +31,7 @@ def prune_channels(
     Raises RecipeError where Torch-Pruning is missing or no widths reach the share.
     """
     pruning = _torch_pruning()
-    model = model.eval()
+    model.eval()
     pixels = torch.zeros(1, model.config.num_channels, *[model.config.image_size] * 2)
     graph = pruning.DependencyGraph().build_dependency(
         model, example_inputs=pixels, forward_fn=lambda module, images: module(images).logits, verbose=False
@@ -45,7 +45,7 @@ def prune_channels(
     # The stem is a fixed whitening, whose filters come in pairs and all matter.
     groups = {group.name: group.producers[0] for group in groups_of(model.config) if group.name != "stem"}
 
-    def group_of(name: str, channels: list[int]) -> "object":
+    def group_of(name: str, channels: list[int]) -> Any:
         root = model.get_submodule(groups[name])
         return graph.get_pruning_group(root, pruning.prune_conv_out_channels, idxs=channels)
 
@@ -61,7 +61,7 @@ def prune_channels(
     for name, width in chosen.items():
         least = salience[name].argsort()[: full[name] - width].tolist()
         if least:
-            group_of(name, least).prune()  # type: ignore[attr-defined]
+            group_of(name, least).prune()
     smaller = Cnn(with_widths(model.config, {**full, **chosen}, "static"))
     smaller.load_state_dict(model.state_dict())
     smaller.eval()
@@ -79,9 +79,8 @@ def prune_text(model: Text, share: float, cost_of: Cost | None = None, round_to:
     config = model.config
     if config.num_experts:
         raise RecipeError("prune the dense encoder, then split it into experts; an MoE model is not pruned")
-    layers = [cast(EncoderLayer, layer) for layer in model.layers]
-    heads = torch.stack([_head_importance(layer.attention, config) for layer in layers])
-    units = torch.stack([_unit_importance(layer.ffn) for layer in layers])
+    heads = torch.stack([_head_importance(layer.attention, config) for layer in _layers(model)])
+    units = torch.stack([_unit_importance(cast(DenseFeedForward, layer.ffn)) for layer in _layers(model)])
     full = {"heads": config.num_attention_heads, "units": config.intermediate_size}
     count: Cost = cost_of or (lambda widths: count_macs(text_config(config, widths)))
     chosen = choose_widths(
@@ -124,17 +123,21 @@ def _torch_pruning() -> Any:
     return torch_pruning
 
 
-def _head_importance(attention: torch.nn.Module, config: FewshardTextConfig) -> Tensor:
+def _layers(model: Text) -> list[EncoderLayer]:
+    return [cast(EncoderLayer, layer) for layer in model.layers]
+
+
+def _head_importance(attention: Attention, config: FewshardTextConfig) -> Tensor:
     """fp32 [num_heads]: the squared weights of a head's queries, keys, values and outputs."""
     heads = config.num_attention_heads
-    qkv = attention.qkv.weight.detach().view(3, heads, -1).square().sum((0, 2))  # type: ignore[union-attr,operator]
-    output = attention.output.weight.detach()  # type: ignore[union-attr,operator]
+    qkv = attention.qkv.weight.detach().view(3, heads, -1).square().sum((0, 2))
+    output = attention.output.weight.detach()
     return _by_mean(qkv + output.t().reshape(heads, -1).square().sum(1))
 
 
-def _unit_importance(ffn: torch.nn.Module) -> Tensor:
+def _unit_importance(ffn: DenseFeedForward) -> Tensor:
     """fp32 [intermediate_size]: a unit's norm in times its norm out."""
-    up, down = ffn.up.weight.detach(), ffn.down.weight.detach()  # type: ignore[union-attr,operator]
+    up, down = ffn.up.weight.detach(), ffn.down.weight.detach()
     return _by_mean(up.norm(dim=1) * down.norm(dim=0))
 
 

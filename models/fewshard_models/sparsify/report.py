@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -103,7 +103,7 @@ def load_report(directory: Path) -> SparsityReport | None:
 
 def _layers(model: nn.Module) -> dict[str, Tensor]:
     return {
-        name: module.weight
+        name: cast(nn.Parameter, module.weight)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }

@@ -1,4 +1,4 @@
-"""RigL, sparse training with masks that move, and a form that lets channels die; a hook of `fit`."""
+"""RigL, training with masks that move, and a form that lets channels die: a hook of `recipes/fit.py`."""
 
 import math
 from dataclasses import asdict, dataclass

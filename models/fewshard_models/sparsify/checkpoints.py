@@ -1,0 +1,95 @@
+"""From a checkpoint to a sparser one on disk; called by `fewshard sparsify`."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
+from fewshard_models.devices import choose_dtype
+from fewshard_models.errors import RecipeError
+from fewshard_models.image import FewshardImageForImageClassification
+from fewshard_models.sparsify.allocation import check_share
+from fewshard_models.sparsify.latency import measure_cnn, measure_text
+from fewshard_models.sparsify.masks import magnitude_masks, prunable
+from fewshard_models.sparsify.prune import Cost, prune_channels, prune_text
+from fewshard_models.sparsify.report import SparsityReport, compare
+from fewshard_models.text import FewshardTextForSequenceClassification
+
+_WEIGHTS = ("config.json", "card.json", "sparsity.json", "model.safetensors.index.json")
+
+
+def sparsify(
+    source: Path,
+    out: Path,
+    *,
+    density: float | None = None,
+    macs_share: float | None = None,
+    time_share: float | None = None,
+    scope: Literal["global", "layer"] = "global",
+    round_to: int = 16,
+    batch: int = 64,
+) -> SparsityReport:
+    """Prune the checkpoint in `source` to one of the three shares, and write it to the new directory `out`
+    with its tokenizer or preprocessor and `sparsity.json`.
+
+    Raises RecipeError or CheckpointError, with nothing written, for a share outside (0, 1), an architecture
+    that is not ours, or where `out` exists.
+    """
+    if out.exists():
+        raise RecipeError(f"{out} exists already; choose a new directory")
+    given = {"density": density, "macs_share": macs_share, "time_share": time_share}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if len(asked) != 1:
+        raise RecipeError("give one of density, macs_share and time_share")
+    for name, value in asked.items():
+        check_share(name, value)
+    model = load_checkpoint(source).model
+    if not isinstance(model, FewshardImageForImageClassification | FewshardTextForSequenceClassification):
+        raise RecipeError(
+            f"{source} holds {type(model).__name__}; Fewshard prunes its own architectures only"
+        )
+    before = copy.deepcopy(model)
+    if density is not None:
+        magnitude_masks(prunable(model), density, scope).apply(model)
+        model.config.sparsity_kind = "static"
+        method, after = f"magnitude, {scope}", model
+        asked["scope"] = scope
+    else:
+        method, after = "structured", _structured(model, macs_share, time_share, round_to, batch)
+        asked |= {"round_to": round_to} | ({} if time_share is None else {"batch": batch})
+    report = compare(before, after, method, asked)
+    _write(source, out, after, report)
+    return report
+
+
+def _structured(
+    model: PreTrainedModel, macs_share: float | None, time_share: float | None, round_to: int, batch: int
+) -> PreTrainedModel:
+    cost_of: Cost | None = None
+    dtype = torch.bfloat16 if choose_dtype(device="cpu").name == "bf16" else torch.float32
+    share = macs_share if time_share is None else time_share
+    assert share is not None
+    if isinstance(model, FewshardImageForImageClassification):
+        if time_share is not None:
+            cost_of = measure_cnn(model, dtype, batch, round_to).predict
+        return prune_channels(model, share, cost_of, round_to)
+    assert isinstance(model, FewshardTextForSequenceClassification)
+    if time_share is not None and not model.config.num_experts:
+        cost_of = measure_text(model, dtype, batch, round_to).predict
+    return prune_text(model, share, cost_of, round_to)
+
+
+def _write(source: Path, out: Path, model: PreTrainedModel, report: SparsityReport) -> None:
+    """Beside first and renamed when whole, so that an interruption leaves no half of a checkpoint."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_checkpoint(model, partial)
+    for file in source.iterdir():
+        if file.suffix in (".json", ".txt", ".model") and file.name not in _WEIGHTS:
+            shutil.copy(file, partial / file.name)
+    report.save(partial)
+    partial.rename(out)
