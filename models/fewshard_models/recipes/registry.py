@@ -71,20 +71,9 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "sst2-dense",
-            "SST-2: 3-layer encoder distilled from a fine-tuned teacher",
-            _alone(sst2.train_dense),
-        ),
-        Recipe(
-            "sst2-moe",
-            "SST-2: the dense encoder split into 4 experts a layer",
-            _from(sst2.train_moe),
-            "sst2-dense",
-        ),
-        Recipe("cifar10-dense", "CIFAR-10: 1.7M-parameter residual CNN", _alone(cifar10.train_dense)),
-        Recipe("cifar10-dst", "RigL while channels die, then cut", _alone(cifar10.train_dynamic)),
-        Recipe(
-            "cifar10-static", "the dense CNN pruned, distilled", _from(cifar10.train_static), "cifar10-dense"
+            "tiny/sst2-dense",
+            "3-layer encoder distilled from a fine-tuned teacher",
+            _student(tiers.TINY_DENSE),
         ),
         Recipe(
             "tiny/sst2-moe", "its units split into 4 experts", _student(tiers.TINY_MOE), "tiny/sst2-dense"

@@ -81,12 +81,12 @@ def measure_text(
     calls: dict[tuple[str, tuple[int, ...]], Callable[[], object]] = {}
     for heads in multiples(config.num_attention_heads, 1):
         layer = (
-            EncoderLayer(text_config(config, {"heads": heads, "units": round_to})).to(device, dtype).eval()
+            EncoderLayer(text_config(config, {"heads": heads, "units": round_to}), 0).to(device, dtype).eval()
         )
         calls["attention", (heads,)] = partial(layer.attention, hidden, packed.runs)
     for units in multiples(config.intermediate_size, round_to):
-        layer = EncoderLayer(text_config(config, {"heads": 1, "units": units})).to(device, dtype).eval()
-        calls["ffn", (units,)] = partial(layer.ffn, hidden)
+        layer = EncoderLayer(text_config(config, {"heads": 1, "units": units}), 0).to(device, dtype).eval()
+        calls["ffn", (units,)] = partial(layer.ffn, hidden, packed)
     parts = {"attention": ("heads",), "ffn": ("units",)}
     return _table(device, dtype, batch, rounds, parts, calls, times=config.num_hidden_layers)
 
@@ -123,7 +123,7 @@ def _table(
         for _ in tqdm(range(rounds), desc="measuring", unit="round"):
             for key, elapsed in _round(calls.items(), device):
                 taken[key].append(elapsed)
-    seconds: dict[str, dict[tuple[int, ...], float]] = {part: {} for part in parts}
+    medians: dict[str, dict[tuple[int, ...], float]] = {part: {} for part in parts}
     for (part, widths), values in taken.items():
         medians[part][widths] = times * statistics.median(values)
     return LatencyTable(str(device), str(dtype).removeprefix("torch."), batch, rounds, dict(parts), medians)

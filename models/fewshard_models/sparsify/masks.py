@@ -84,7 +84,7 @@ class Masks:
         return [(parameters[name], mask) for name, mask in self.tensors.items()]
 
 
-def prunable(model: nn.Module, spared: Iterable[str] = SPARED) -> dict[str, Tensor]:
+def prunable(model: nn.Module, spared: Iterable[str] = SPARED) -> dict[str, nn.Parameter]:
     """The weights of linears and convolutions by name, (out, in[, kh, kw]), without the spared parts.
 
     Raises RecipeError where there are none.

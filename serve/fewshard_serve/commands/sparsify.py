@@ -8,8 +8,8 @@ from fewshard_serve.commands import show
 from fewshard_serve.errors import ConfigError
 
 DESCRIPTION = """Prune a checkpoint of Fewshard's own architectures, without training. `magnitude` sets the
-smallest weights to zero (--density); `structured` removes channels of a CNN, or heads and feed-forward units of
-a text encoder, to a share of its MACs (--macs-share) or of its time as measured on this device (--time-share)."""
+smallest weights to zero (--density); `structured` removes channels of a CNN, or heads and feed-forward units
+of a text encoder, to a share of its MACs (--macs-share) or of its time as measured here (--time-share)."""
 
 
 def register(subparsers: Any) -> None:
