@@ -9,10 +9,9 @@ import torch
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import load_checkpoint
 from fewshard_models.counting import count_macs
-from fewshard_models.recipes import cifar10
+from fewshard_models.recipes import cifar10, registry
 from fewshard_models.recipes.image_tiers import TIERS, TINY
 from fewshard_models.recipes.images import ImageBatches, hide, image_distillation_loss
-from fewshard_models.recipes.registry import train
 from fewshard_models.recipes.workspace import Workspace
 
 SMALLER = dataclasses.replace(
@@ -32,7 +31,7 @@ def work(data, tmp_path) -> Workspace:
 
 
 def test_dynamic_is_cut_from_its_masked_twin_and_narrow_costs_the_same(work, tmp_path):
-    cifar10.train_dynamic(work, tmp_path / "dst", SMALLER)
+    cifar10.train_dynamic(SMALLER, work, tmp_path / "dst")
     dense_macs = count_macs(cifar10.dense_config(SMALLER))
     cut, masked = (load_checkpoint(tmp_path / name).model for name in ("dst", "dst-masked"))
     assert count_macs(cut.config) <= 0.4 * dense_macs
@@ -45,7 +44,7 @@ def test_dynamic_is_cut_from_its_masked_twin_and_narrow_costs_the_same(work, tmp
     assert card is not None
     assert card.kind == "dynamic"
     assert card.sparsity > 0.5
-    cifar10.train_narrow(work, tmp_path / "narrow", tmp_path / "dst", SMALLER)
+    cifar10.train_narrow(SMALLER, work, tmp_path / "narrow", tmp_path / "dst")
     narrow = load_checkpoint(tmp_path / "narrow").model
     assert narrow.config.sparsity_kind is None
     assert count_macs(narrow.config) == pytest.approx(count_macs(cut.config), rel=0.3)
@@ -53,15 +52,18 @@ def test_dynamic_is_cut_from_its_masked_twin_and_narrow_costs_the_same(work, tmp
 
 def test_static_starts_from_the_dense_run_or_from_a_given_one(work, tmp_path, monkeypatch):
     pytest.importorskip("torch_pruning")
-    cifar10.train_dense(Workspace(tmp_path / "others"), tmp_path / "given", SMALLER)
-    monkeypatch.setattr(cifar10.train_static, "__defaults__", (SMALLER,))
-    card = train("cifar10-static", dataclasses.replace(work, init=tmp_path / "given"), tmp_path / "static")
+    cifar10.train_dense(SMALLER, Workspace(tmp_path / "others"), tmp_path / "given")
+    smaller = {recipe.name: recipe for recipe in registry._image_recipes(SMALLER)}
+    monkeypatch.setattr(registry, "RECIPES", smaller)
+    card = registry.train(
+        "cifar10-static", dataclasses.replace(work, init=tmp_path / "given"), tmp_path / "static"
+    )
     assert card.kind == "static"
     assert card.macs <= 0.5 * count_macs(cifar10.dense_config(SMALLER))
     assert card.extra["sparsified"]["macs_share"] == pytest.approx(
         card.macs / count_macs(cifar10.dense_config(SMALLER)), abs=1e-3
     )
-    assert not (work.run_dir / "cifar10-dense").exists()
+    assert not (work.run_dir / "tiny" / "cifar10-dense").exists()
 
 
 def test_tiers_grow():

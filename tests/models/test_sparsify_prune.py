@@ -29,7 +29,7 @@ from fewshard_models.sparsify.report import compare, load_report
 def make_cnn() -> FewshardImageForImageClassification:
     torch.manual_seed(0)
     config = FewshardImageConfig(
-        image_size=16, num_labels=4, stem_channels=8, stage_channels=[16, 24], block_channels=[16, 16]
+        image_size=16, num_labels=10, stem_channels=8, stage_channels=[16, 24], block_channels=[16, 16]
     )
     model = FewshardImageForImageClassification(config).eval()
     for module in model.modules():
