@@ -83,7 +83,7 @@ RECIPES = {
         Recipe(
             "small/sst2-dense", "6-layer encoder taught by three of its kind", _student(tiers.SMALL_DENSE)
         ),
-        Recipe("small/sst2-moe", "3 layers of 4 experts", _student(tiers.SMALL_MOE)),
+        Recipe("small/sst2-moe", "3 layers, the middle one of 4 experts", _student(tiers.SMALL_MOE)),
         Recipe("small/sst2-narrow", "as dense, the MACs of small/sst2-moe", _student(tiers.SMALL_NARROW)),
         *_image_recipes(SMALL),
         Recipe("paper/sst2-dense", "BERT-base", partial(sst2.train_fine_tuned, tiers.PAPER_DENSE)),

@@ -64,7 +64,7 @@ SMALL_DENSE = TextRecipe(
     ),
 )
 _SMALL_STUDENT_FIT = FitSettings(epochs=6, learning_rate=2e-4, max_grad_norm=1.0, ema_decay=0.998)
-# An expert layer costs a CPU some two milliseconds a batch beside its products (docs/log.md), so one has them:
+# An expert layer costs a CPU some time a batch beside its products, so one has them:
 # half of the middle layer's units for each request, all units in the other two.
 SMALL_MOE = TextRecipe(
     "sst2-moe",
