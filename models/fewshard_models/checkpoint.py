@@ -93,11 +93,16 @@ def task_of(config: PreTrainedConfig, directory: Path) -> str:
 def save_checkpoint(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write weights and configuration, stored as `dtype` to save space; they are loaded in any."""
     directory.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: tensor.detach().to(dtype).contiguous() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    state = {name: _stored(tensor.detach(), dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(directory, state_dict=state)
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `dtype`, unless a value would overflow: a batch norm's variance may, and infinity would be saved."""
+    if not tensor.is_floating_point():
+        return tensor
+    smaller = tensor.to(dtype)
+    return (tensor if (smaller.isinf() & tensor.isfinite()).any() else smaller).contiguous()
 
 
 def _zoo_directory(name: str) -> Path:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewshard_models.card import load_card
-from fewshard_models.checkpoint import load_checkpoint
+from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.recipes import cifar10, registry
 from fewshard_models.recipes.image_tiers import TIERS, TINY
@@ -90,3 +90,10 @@ def test_a_student_equal_to_its_teacher_has_only_the_labels_to_learn():
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
     loss = image_distillation_loss(model, label_weight=0.3)(model, (images, labels))
     torch.testing.assert_close(loss, 0.3 * torch.nn.functional.cross_entropy(model(images).logits, labels))
+
+
+def test_a_value_beyond_half_precision_is_saved_whole(tmp_path):
+    model = cifar10.Cnn(cifar10.dense_config(SMALLER))
+    model.stages[0].down.norm.running_var.fill_(1e6)
+    save_checkpoint(model, tmp_path)
+    assert load_checkpoint(tmp_path).model.stages[0].down.norm.running_var.eq(1e6).all()

@@ -131,5 +131,6 @@ def test_a_step_that_saves_no_time_is_not_taken():
     times = {4: 1.0, 3: 1.2, 2: 0.5}
     widths = choose_widths({"a": [1.0] * 4}, {"a": [2, 3, 4]}, lambda widths: times[widths["a"]], 1.0)
     assert widths == {"a": 4}
+    assert choose_widths({"a": [1.0] * 4}, {"a": [2, 3, 4]}, lambda w: times[w["a"]], 0.9) == {"a": 2}
     with pytest.raises(RecipeError, match="no widths reach"):
         choose_widths({"a": [1.0] * 4}, {"a": [3, 4]}, lambda widths: times[widths["a"]], 0.9)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def train_static(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> No
     fine-tuned, taught by the dense network."""
     teacher = require_cnn(load_checkpoint(dense).model)
     pruned = copy.deepcopy(teacher)
-    for images, labels in list(_batches(work, tier).epoch(0))[:TAYLOR_BATCHES]:
+    for images, labels in islice(_batches(work, tier).epoch(0), TAYLOR_BATCHES):
         pruned(images, labels=labels).loss.backward()
     student = prune_channels(pruned, tier.static_share, round_to=tier.round_to, taylor=True)
     student.stem.requires_grad_(False)

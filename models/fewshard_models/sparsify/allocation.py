@@ -71,11 +71,12 @@ def choose_widths(
     """How many units each group keeps so that `cost_of` the widths is at most `target`.
 
     `salience`: what each unit of a group is worth, in any order; `candidates`: the widths a group may have,
-    its present one (all of `salience`) apart. Greedy: again and again the step to a group's next lower
-    candidate that loses least for the cost it saves. What is lost is the sum of salience, which needs one
-    scale for all groups, or where `relative` the logarithm of the group's share that is left, which needs
-    none and keeps any group from being bled out. With MACs as the cost this is a budget of MACs; with
-    measured times it is the idea of ZipLM (Frantar & Alistarh 2023, arXiv:2302.04089).
+    its present one (all of `salience`) apart. Greedy: again and again the step to a lower candidate that
+    loses least for the cost it saves; to any lower one, as measured times do not fall with every step.
+    What is lost is the sum of salience, which needs one scale for all groups, or where `relative` the
+    logarithm of the group's share that is left, which needs none and keeps any group from being bled out.
+    With MACs as the cost this is a budget of MACs; with measured times it is the idea of ZipLM (Frantar &
+    Alistarh 2023, arXiv:2302.04089).
     Raises RecipeError where the smallest widths still cost more.
     """
     worth = {name: _worth(values, relative) for name, values in salience.items()}
@@ -84,17 +85,17 @@ def choose_widths(
     while cost > target:
         steps = []
         for name, width in widths.items():
-            lower = max((candidate for candidate in candidates[name] if candidate < width), default=None)
-            saved = 0.0 if lower is None else cost - cost_of({**widths, name: lower})
-            if lower is not None and saved > 0:
-                steps.append(((worth[name][width] - worth[name][lower]) / saved, name, lower))
+            for lower in [candidate for candidate in candidates[name] if candidate < width]:
+                saved = cost - cost_of({**widths, name: lower})
+                if saved > 0:
+                    steps.append(((worth[name][width] - worth[name][lower]) / saved, -lower, name))
         if not steps:
             raise RecipeError(
                 f"no widths reach {target:.4g}: the narrowest considered cost {cost:.4g}; "
                 "ask for a larger share, or round widths to less"
             )
-        _, chosen, lower = min(steps)
-        widths[chosen] = lower
+        _, negative, chosen = min(steps)
+        widths[chosen] = -negative
         cost = cost_of(widths)
     return _give_back(widths, worth, candidates, cost_of, target)
 
