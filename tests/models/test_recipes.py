@@ -1,6 +1,9 @@
 """The tiny tier's recipes from start to card on made-up data, and their parts."""
 
 import json
+import shutil
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.errors import DataError, RecipeError
 from fewshard_models.evaluate import Evaluation, evaluate, routing_margin
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
+from fewshard_models.recipes import registry, sst2
+from fewshard_models.recipes import sst2_tiers as tiers
 from fewshard_models.recipes.images import ImageBatches, normalise, shift, whiten
-from fewshard_models.recipes.registry import train
+from fewshard_models.recipes.registry import Recipe, train
 from fewshard_models.recipes.texts import TextBatches, joined_texts
 from fewshard_models.recipes.vocabulary import factorise, trim_vocabulary
 from fewshard_models.recipes.workspace import Workspace
@@ -46,6 +51,41 @@ def test_image_recipe_runs_to_its_card_and_goes_on_where_it_stopped(data, tmp_pa
     assert [golden.logits for golden in again.golden] == [golden.logits for golden in card.golden]
     with pytest.raises(RecipeError, match="use another --run-dir"):
         train("cifar10-dense", Workspace(tmp_path, epochs=4), tmp_path / "other")
+
+
+def test_without_an_encoder_the_papers_architectures_are_saved_unmeasured(data, tmp_path, monkeypatch):
+    small = {**tiers.BERT_BASE, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    tuning = replace(tiers.PAPER_DENSE, architecture={**small, "intermediate_size": 64})
+    moe = replace(tiers.PAPER_MOE, teaching=replace(tiers.PAPER_MOE.teaching, tuning=tuning))
+    dense_recipe = Recipe("paper/sst2-dense", "", partial(sst2.train_fine_tuned, tuning))
+    moe_recipe = Recipe("paper/sst2-moe", "", partial(sst2.train_student, moe))
+    monkeypatch.setattr(registry, "RECIPES", {r.name: r for r in (dense_recipe, moe_recipe)})
+    for recipe in (dense_recipe, moe_recipe):
+        card = train(recipe.name, Workspace(tmp_path), tmp_path / recipe.model)
+        assert card.accuracy is None
+        assert card.accuracy_in_words == "not measured: needs pretrained weights"
+        assert load_card(tmp_path / recipe.model) == card
+    config = load_checkpoint(tmp_path / "sst2-moe").model.config
+    assert (config.num_experts, config.expert_size, config.num_hidden_layers) == (21, 2304, 6)
+
+
+def test_other_settings_or_another_encoder_are_refused(data, small_encoder, tmp_path, monkeypatch):
+    train("sst2-narrow", Workspace(tmp_path, init=small_encoder, epochs=1, limit=64), tmp_path / "out")
+    other = tmp_path / "other"
+    shutil.copytree(small_encoder, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.2}))
+    before = (tmp_path / "out" / "card.json").read_bytes()
+    with pytest.raises(RecipeError, match="begun with other settings: init was"):
+        train("sst2-narrow", Workspace(tmp_path, init=other, epochs=1, limit=64), tmp_path / "out")
+    student = replace(tiers.TINY_NARROW.student, label_weight=0.5)
+    with pytest.raises(RecipeError, match=r"recipe\.student\.label_weight was 0\.2, is 0\.5"):
+        sst2.train_student(
+            replace(tiers.TINY_NARROW, student=student),
+            Workspace(tmp_path / "tiny", init=small_encoder, epochs=1, limit=64),
+            tmp_path / "out",
+        )
+    assert (tmp_path / "out" / "card.json").read_bytes() == before
 
 
 def test_recipes_say_what_they_lack(data, tmp_path):
