@@ -167,17 +167,24 @@ def _keep_units(state: dict[str, Tensor], name: str, kept: Tensor) -> None:
 
 def narrow_widths(full: Mapping[str, int], cost_of: Cost, target: float, round_to: int = 8) -> dict[str, int]:
     """Widths in proportion to `full` (the stem as it is), rounded, whose cost is nearest to `target`: a small
-    dense network of the same cost as a sparse one."""
-    best: tuple[float, dict[str, int]] | None = None
-    for percent in range(5, 101):
-        widths = {
-            name: width
-            if name == "stem"
-            else max(round_to, round(width * percent / 100 / round_to) * round_to)
+    dense network of the same cost as a sparse one. A group may be rounded up or down for that."""
+
+    def distance(widths: Mapping[str, int]) -> float:
+        return abs(math.log(cost_of(widths) / target))
+
+    def at(percent: int) -> dict[str, int]:
+        return {
+            name: width if name == "stem" else max(round_to, int(width * percent / 100 / round_to) * round_to)
             for name, width in full.items()
         }
-        distance = abs(math.log(cost_of(widths) / target))
-        if best is None or distance < best[0]:
-            best = (distance, widths)
-    assert best is not None
-    return best[1]
+
+    choices = []
+    for percent in range(5, 101):
+        widths = at(percent)
+        choices.append(widths)
+        # Rounded up one group after the other, the widest first: the least change for the cost of it.
+        for name in sorted(full, key=lambda name: -full[name]):
+            if name != "stem" and widths[name] + round_to <= full[name]:
+                widths = {**widths, name: widths[name] + round_to}
+                choices.append(widths)
+    return min(choices, key=distance)

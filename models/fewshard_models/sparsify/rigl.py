@@ -208,6 +208,7 @@ class DyingChannels:
             {name: multiples(len(living), self.settings.round_to) for name, living in self.alive.items()},
             lambda widths: macs_of(self.config, {**self.widths, **widths}),
             self.budget(step),
+            relative=True,
         )
         for name, living in self.alive.items():
             scores = torch.where(living, self.salience[name], -1.0)
