@@ -21,6 +21,8 @@ def packed_attention(qkv: Tensor, runs: list[tuple[int, int]], num_heads: int) -
 
 
 def _attend_runs(qkv: Tensor, runs: list[tuple[int, int]], num_heads: int) -> Tensor:
+    if not runs:
+        return qkv[:, : qkv.shape[1] // 3]
     if len(runs) == 1:
         return _attend(qkv, runs[0][0], num_heads)
     parts = qkv.split([num_items * length for num_items, length in runs])
