@@ -4,7 +4,8 @@ ModelsError
 ├── CheckpointError   a directory that is missing, incomplete, damaged or not allowed here
 ├── DataError         a data file that is missing or has a bad row
 ├── RecipeError       a recipe that is unknown, or resumed with other settings
-└── BenchError        a benchmark that cannot be run here
+├── BenchError        a benchmark that cannot be run here
+└── PlacementError    experts that do not fit the shards, or a placement that is unsound or another model's
 """
 
 
@@ -25,4 +26,8 @@ class RecipeError(ModelsError):
 
 
 class BenchError(ModelsError):
+    pass
+
+
+class PlacementError(ModelsError):
     pass
