@@ -6,7 +6,8 @@ ModelsError
 ├── RecipeError       a recipe that is unknown, or resumed with other settings
 ├── BenchError        a benchmark that cannot be run here
 ├── ExchangeError     shards of a group that cannot meet, or one that died or hung while rows travelled
-└── NoRoomError       experts that do not fit into the memory a shard has left
+├── NoRoomError       experts that do not fit into the memory a shard has left
+└── PlacementError    experts that do not fit the shards, or a placement that is unsound or another model's
 """
 
 
@@ -35,4 +36,8 @@ class ExchangeError(ModelsError):
 
 
 class NoRoomError(ModelsError):
+    pass
+
+
+class PlacementError(ModelsError):
     pass
