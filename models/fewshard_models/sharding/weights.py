@@ -94,11 +94,11 @@ def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
 def _require_fit(
     directory: Path, network: FewshardTextForSequenceClassification, weights: dict[str, Tensor]
 ) -> None:
+    """Everything the network has is there in its shape; what it has not is dropped."""
     wanted = network.state_dict()
-    require_complete(
-        directory, [name for name, like in wanted.items() if weights.get(name, like[:0]).shape != like.shape]
-    )
-    for name in weights.keys() - wanted.keys():
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    require_complete(directory, [name for name, like in wanted.items() if found.get(name) != like.shape])
+    for name in found.keys() - wanted.keys():
         del weights[name]
 
 
@@ -114,14 +114,12 @@ def read_experts(
             for field in sorted(missing):
                 name = f"layers.{layer}.ffn.{field}"
                 if name in here:
-                    missing.discard(field)
-                    _fill(opened.get_slice(name), experts, getattr(into, field), places)
+                    found, target = opened.get_slice(name), getattr(into, field)
+                    if found.get_shape()[1:] == list(target.shape[1:]):
+                        missing.discard(field)
+                        for expert, place in zip(experts, places, strict=True):
+                            target[place].copy_(found[expert])
     require_complete(directory, [f"layers.{layer}.ffn.{field}" for field in sorted(missing)])
-
-
-def _fill(found: Any, experts: Sequence[int], into: Tensor, places: Sequence[int]) -> None:
-    for expert, place in zip(experts, places, strict=True):
-        into[place].copy_(found[expert])
 
 
 @contextmanager
