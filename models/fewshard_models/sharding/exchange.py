@@ -85,25 +85,30 @@ class GlooExchange(Exchange):
     def all_gather(self, rows: Tensor) -> Tensor:
         sent = _to_host(rows)
         found = _host_like(rows, (self.size * rows.shape[0], *rows.shape[1:]))
-        self._wait(lambda group: group._allgather_base(found, sent))
+        self._wait(lambda: self._joined._allgather_base(found, sent))
         return _to_device(found, rows)
 
     def reduce_scatter(self, rows: Tensor) -> Tensor:
         sent = _to_host(rows)
         found = _host_like(rows, tuple(rows.shape))
-        self._wait(lambda group: group.alltoall_base(found, sent, [], []))
+        self._wait(lambda: self._joined.alltoall_base(found, sent, [], []))
         parts = found.view(self.size, -1, *rows.shape[1:])
         return _to_device(parts.sum(dim=0, dtype=torch.float32).to(rows.dtype), rows)
 
     def abort(self) -> None:
-        # Gloo's own abort lets waiting calls wait on; without a group its connections are closed.
+        # Gloo's own abort lets waiting calls wait on; the last reference closes the connections.
         self._group = None
 
-    def _wait(self, call: Any) -> None:
-        group = self._group
-        if group is None:
+    @property
+    def _joined(self) -> ProcessGroupGloo:
+        if self._group is None:
             raise ExchangeError("the exchange was aborted")
-        _guarded(lambda: call(group).wait())
+        return self._group
+
+    def _wait(self, call: Any) -> None:
+        # No variable here holds the group: the traceback of an error would keep it, and with it the
+        # connections whose end tells the others.
+        _guarded(lambda: call().wait())
 
 
 class NcclExchange(Exchange):
