@@ -19,9 +19,20 @@ def moe_checkpoint(tmp_path_factory) -> Callable[..., Path]:
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
         torch.manual_seed(seed)
-        settings = dict(vocab_size=101, hidden_size=48, num_hidden_layers=3, num_attention_heads=4)
-        settings |= dict(intermediate_size=64, num_experts=8, moe_intermediate_size=40, moe_layers=[0, 2])
-        settings |= dict(max_position_embeddings=64, initializer_range=0.2, pooling="mean", pooler_act=None)
+        settings: dict[str, object] = {
+            "vocab_size": 101,
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "num_experts": 8,
+            "moe_intermediate_size": 40,
+            "moe_layers": [0, 2],
+            "max_position_embeddings": 64,
+            "initializer_range": 0.2,
+            "pooling": "mean",
+            "pooler_act": None,
+        }
         network = FewshardTextForSequenceClassification(FewshardTextConfig(**{**settings, **changes}))
         for name, parameter in network.named_parameters():
             if name.endswith("router"):

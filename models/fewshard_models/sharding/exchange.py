@@ -1,6 +1,7 @@
 """How the shards of a group exchange rows: all-gather and reduce-scatter behind one small interface.
 
-Called by the expert layers of a shard. Every call has a time-out; one that fails leaves the exchange unusable.
+Called by the expert layers of a shard. Every call has a time-out; after one that fails the
+exchange is of no use.
 """
 
 import threading
@@ -31,7 +32,7 @@ class Meeting:
 
 
 class Exchange(ABC):
-    """One meeting of `size` shards. Every shard makes the same calls, with equal shapes, in the same order."""
+    """One meeting of `size` shards. Every shard makes the same calls, with equal shapes, in one order."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -186,17 +187,13 @@ def serve_store(address: str) -> TCPStore:
     listener.listen(1024)
     port = listener.getsockname()[1]
     # torch's own listener would accept on every interface.
-    return TCPStore(
-        address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
+    return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def join_store(address: str, port: int, timeout_s: float) -> TCPStore:
     """The store that another process serves. Raises ExchangeError where it cannot be reached."""
     timeout = timedelta(seconds=timeout_s)
-    return _guarded(
-        lambda: TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False)
-    )
+    return _guarded(lambda: TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False))
 
 
 def meet(store: Store, meeting: Meeting) -> Exchange:

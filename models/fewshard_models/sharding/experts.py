@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshard_kernels import ExpertWeights, MoeStats, MoeOptions, PackedExperts, Routing, explain, moe_ffn
+from fewshard_kernels import ExpertWeights, MoeOptions, MoeStats, PackedExperts, Routing, explain, moe_ffn
 from fewshard_models.sharding.exchange import Exchange
 from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.packing import PackedTokens
@@ -33,7 +33,9 @@ class Duties:
     has_copies: bool
 
     @classmethod
-    def of(cls, rank: int, experts: Sequence[Sequence[int]], num_experts: int, device: torch.device) -> "Duties":
+    def of(
+        cls, rank: int, experts: Sequence[Sequence[int]], num_experts: int, device: torch.device
+    ) -> "Duties":
         """`experts`: for each rank its experts in the order of their slots."""
         slot = torch.full((num_experts + 1,), ABSENT)
         num_copies = torch.zeros(num_experts + 1, dtype=torch.int64)
@@ -48,7 +50,7 @@ class Duties:
         return cls(slot.to(device), num_copies.to(device), copy.to(device), has_copies)
 
     def local_slots(self, experts: Tensor) -> Tensor:
-        """int64 [R, k]: the slot that serves each choice of `experts` [R, k] here, -1 where another shard does.
+        """int64 [R, k]: the slot here that serves each choice of `experts` [R, k], -1 where another does.
 
         Rows of an expert with copies go to them in turn, so that each choice is served exactly once.
         """

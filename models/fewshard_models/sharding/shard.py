@@ -37,7 +37,7 @@ class LayerExperts:
 
 class ShardOutput(NamedTuple):
     """`logits` fp32 [num_items, num_labels] of this shard's items, `moe_stats` of their tokens, and
-    `num_computed` int64 [num_expert_layers]: the choices that this shard's experts multiplied for everyone."""
+    `num_computed` int64 [num_expert_layers]: the choices this shard's experts multiplied for all."""
 
     logits: Tensor
     moe_stats: list[MoeStats]

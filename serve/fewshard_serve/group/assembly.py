@@ -1,4 +1,4 @@
-"""Who is in the group, and what its next formation is: the decisions behind `leader`, without sockets or clocks.
+"""Who is in the group, and what its next formation is: decisions alone, without sockets or clocks.
 
     start, join, rebalance   members stage the weights and connect, beside what runs; then it is published
     loss                     the survivors do the same, while batches wait

@@ -1,4 +1,4 @@
-"""Where workers knock: accepts connections, and lets those in whose hello fits the group. Called by `leader`."""
+"""Where workers knock: accepts connections and checks their hellos. Called by `membership`."""
 
 import hmac
 import logging

@@ -45,6 +45,11 @@ class Formation:
         return cls(fields["generation"], tuple(fields["live"]), placement, fields["backend"])
 
 
+def has_same_experts(one: Placement, other: Placement) -> bool:
+    """Whether each shard holds the same experts, in whatever slots."""
+    return np.array_equal(_holdings(one), _holdings(other))
+
+
 def num_moves(old: Placement, new: Placement) -> int:
     """Experts that some shard has to load to come from one placement to the other."""
     had, has = _holdings(old), _holdings(new)
@@ -86,7 +91,9 @@ def _place(
     copies = np.maximum(held.sum(axis=0), 1)
     with_room = [shard for shard in live if held[shard].sum() < max_slots[shard]]
     if with_room:
-        best = min(with_room, key=lambda shard: (not had[shard, expert], held[shard] @ (weights / copies), shard))
+        best = min(
+            with_room, key=lambda shard: (not had[shard, expert], held[shard] @ (weights / copies), shard)
+        )
         held[best, expert] = True
 
 

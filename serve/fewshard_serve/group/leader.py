@@ -1,7 +1,7 @@
 """The leader of a group: shard 0, which takes the batches, drives every step and computes too.
 
-`run` is called by the engine's runner. `membership` publishes formations from its own thread; each is taken up
-between two batches.
+`run` is called by the engine's runner. `membership` publishes formations from its own thread; each is taken
+up between two batches.
 """
 
 import logging
@@ -22,6 +22,7 @@ from fewshard_models.sharding.exchange import serve_store
 from fewshard_models.sharding.shard import Shard
 from fewshard_serve.errors import InternalError, NotReady
 from fewshard_serve.group.assembly import LEADER
+from fewshard_serve.group.formation import has_same_experts
 from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.membership import GroupStatus, Membership, View
 from fewshard_serve.group.peers import Peer
@@ -109,9 +110,29 @@ class Group:
     def status(self) -> GroupStatus:
         return self._membership.status
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Expert layers, shards, experts of a layer."""
+        layers, experts = self._loads.shape
+        return layers, self._settings.num_shards, experts
+
+    @property
+    def max_slots(self) -> int:
+        return self._settings.max_slots_per_shard
+
+    @property
+    def num_bytes_an_expert(self) -> int:
+        return self._seat.shard.num_bytes_an_expert
+
     def retarget(self, target: Placement) -> None:
         """Place experts like this: loaded beside what runs, then swapped in between two batches."""
         self._membership.retarget(target)
+
+    def place(self, target: Placement, timeout_s: float) -> bool:
+        """`retarget`, and wait until it runs so; False if that takes longer, as while shards are missing."""
+        self.retarget(target)
+        with self._changed:
+            return self._changed.wait_for(lambda: has_same_experts(self.status.placement, target), timeout_s)
 
     def run(self, items: "Sequence[TokenIds]") -> StepOutput:
         """One batch. Where a shard dies in it, it is run again by those that are left.

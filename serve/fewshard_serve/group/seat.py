@@ -1,4 +1,4 @@
-"""A shard's seat in its group: prepares formations beside what runs, and runs steps; in leader and workers."""
+"""A shard's seat in its group, in leader and workers: prepares formations beside what runs, runs steps."""
 
 import threading
 from collections.abc import Callable

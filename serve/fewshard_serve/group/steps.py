@@ -31,7 +31,9 @@ class Part:
     def of(cls, step: int, generation: int, num_rows: int, items: "Sequence[TokenIds]") -> "Part":
         flat = [token for item in items for token in item.ids]
         flat += [kind for item in items for kind in item.types or ()]
-        return cls(step, generation, num_rows, tuple(len(item.ids) for item in items), np.array(flat, np.int32))
+        return cls(
+            step, generation, num_rows, tuple(len(item.ids) for item in items), np.array(flat, np.int32)
+        )
 
     def to_frame(self) -> Frame:
         fields = {"step": self.step, "generation": self.generation, "num_rows": self.num_rows}
@@ -41,9 +43,7 @@ class Part:
     def from_frame(cls, frame: Frame) -> "Part":
         fields = frame.fields
         tokens = np.frombuffer(frame.body, np.int32)
-        return cls(
-            fields["step"], fields["generation"], fields["num_rows"], tuple(fields["lengths"]), tokens
-        )
+        return cls(fields["step"], fields["generation"], fields["num_rows"], tuple(fields["lengths"]), tokens)
 
     def packed(self, device: torch.device) -> PackedTokens:
         tokens = torch.from_numpy(self.tokens.astype(np.int64)).to(device)
@@ -54,8 +54,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartResult:
-    """`logits` fp32 [num_items, num_labels]; over the shard's own tokens `tokens` int64 and `probability` fp32
-    [num_layers, num_experts] and `entropy` fp32 [num_layers]; `computed` int64 [num_layers], the choices its
+    """`logits` fp32 [num_items, num_labels]; over the shard's own tokens `tokens` int64 and `probability`
+    fp32 [num_layers, num_experts] and `entropy` fp32 [num_layers]; `computed` int64 [num_layers], the choices its
     experts multiplied for everyone; `seconds` the pass took."""
 
     logits: NDArray[np.float32]

@@ -112,7 +112,9 @@ def test_a_group_answers_as_the_whole_model(store, moe_checkpoint, variant, size
         rows = sum(out.moe_stats[layer].expert_rows for out in outs)
         assert torch.equal(rows, stats.expert_rows)
         assert sum(int(out.num_computed[layer]) for out in outs) == int(stats.expert_rows.sum())
-        assert sum(float(out.moe_stats[layer].entropy) for out in outs) == pytest.approx(float(stats.entropy), rel=1e-4)
+        assert sum(float(out.moe_stats[layer].entropy) for out in outs) == pytest.approx(
+            float(stats.entropy), rel=1e-4
+        )
 
 
 def test_a_group_answers_in_bf16(store, moe_checkpoint):

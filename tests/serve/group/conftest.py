@@ -1,4 +1,4 @@
-"""Groups whose workers are threads (`thread_group`) or processes (`process_group`), over small checkpoints."""
+"""Groups over small checkpoints, whose workers are threads or processes."""
 
 import threading
 import time
@@ -62,7 +62,9 @@ class ThreadLauncher:
 
 def random_items(num_items, seed=0, vocabulary=101):
     rng = np.random.default_rng(seed)
-    return [TokenIds(rng.integers(1, vocabulary, rng.integers(1, 20)).tolist(), None) for _ in range(num_items)]
+    return [
+        TokenIds(rng.integers(1, vocabulary, rng.integers(1, 20)).tolist(), None) for _ in range(num_items)
+    ]
 
 
 def whole_logits(directory, items, dtype=torch.float32):
@@ -83,7 +85,10 @@ def wait_until(condition, timeout_s=20.0):
 def kit():
     """The functions above, since tests cannot import a conftest."""
     return SimpleNamespace(
-        random_items=random_items, whole_logits=whole_logits, wait_until=wait_until, ThreadLauncher=ThreadLauncher
+        random_items=random_items,
+        whole_logits=whole_logits,
+        wait_until=wait_until,
+        ThreadLauncher=ThreadLauncher,
     )
 
 
@@ -98,7 +103,7 @@ def open_group():
             target = placement or contiguous(2, 8, num_shards, slots)
             launcher = launcher or ThreadLauncher()
             settings = GroupSettings(
-                directory, "fp32", "cpu", num_shards, slots, most, **{"timeout_s": 1.5, **settings}
+                directory, "fp32", "cpu", num_shards, most, **{"timeout_s": 1.5, **settings}
             )
             group = Group(settings, target, launcher, check)
             stack.callback(group.close)

@@ -153,7 +153,7 @@ def test_lost_experts_that_fit_nowhere_are_an_error(open_group, directory, kit):
     items = kit.random_items(5)
     group.launcher.end(1)
     kit.wait_until(lambda: group.status.problem)
-    with pytest.raises(NotReady, match="shard 1 lost.*no room"):
+    with pytest.raises(NotReady, match=r"shard 1 lost.*no room"):
         group.run(items)
     group.launcher.start_again(1)
     kit.wait_until(lambda: group.status.size == 2 and not group.status.problem)
@@ -237,7 +237,7 @@ def test_a_worker_without_the_checkpoint_is_named(open_group, directory, kit, tm
 
 
 def test_a_worker_with_another_checkpoint_is_named(open_group, directory, kit, moe_checkpoint):
-    with pytest.raises(NotReady, match="shard 1 on .* another checkpoint than the leader"):
+    with pytest.raises(NotReady, match=r"shard 1 on .* another checkpoint than the leader"):
         open_group(directory, 2, kit.ThreadLauncher({1: moe_checkpoint(hidden_size=32)}))
 
 
@@ -245,7 +245,7 @@ def test_shards_of_different_kinds_are_refused(open_group, directory, monkeypatc
     names = iter(["NVIDIA H200", "cpu"])
     for module in ("worker", "membership"):
         monkeypatch.setattr(f"fewshard_serve.group.{module}.device_name", lambda device: next(names))
-    with pytest.raises(NotReady, match="shard 1 on .* runs on cpu, the leader on NVIDIA H200"):
+    with pytest.raises(NotReady, match=r"shard 1 on .* runs on cpu, the leader on NVIDIA H200"):
         open_group(directory, 2)
 
 
