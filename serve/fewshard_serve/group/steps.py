@@ -55,8 +55,8 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class PartResult:
     """`logits` fp32 [num_items, num_labels]; over the shard's own tokens `tokens` int64 and `probability`
-    fp32 [num_layers, num_experts] and `entropy` fp32 [num_layers]; `computed` int64 [num_layers], the choices its
-    experts multiplied for everyone; `seconds` the pass took."""
+    fp32 [num_layers, num_experts] and `entropy` fp32 [num_layers]; `computed` int64 [num_layers], the choices
+    its experts multiplied for everyone; `seconds` the pass took."""
 
     logits: NDArray[np.float32]
     tokens: NDArray[np.int64]

@@ -121,6 +121,14 @@ ENDPOINTS = (
         errors=(404,),
     ),
     Endpoint(
+        "post",
+        "/v2/models/{model}/placement",
+        "What another placement of a sharded model's experts would cost; with apply true, have it",
+        example={"placement": "round_robin", "apply": False},
+        answer={"moves": 12, "bytes": 3939840, "applied": False, "replicas": 1},
+        errors=(400, 404, 503),
+    ),
+    Endpoint(
         "get",
         "/v2/models/{model}/metrics",
         "Prometheus metrics of the replica that answers",
