@@ -18,7 +18,7 @@ from fewshard_serve.backends.golden import golden_problem
 from fewshard_serve.backends.load import describe
 from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
 from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
-from fewshard_serve.errors import MalformedRequest, NotReady
+from fewshard_serve.errors import NotReady
 from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.leader import Group, Run, StepOutput
 from fewshard_serve.group.placing import describe_change, first_placement, wanted_placement
@@ -69,13 +69,10 @@ class ShardedTextModel(Model):
 
     def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """`apply` true in the body has it done; else it is a plan."""
-        applies = wanted.pop("apply", False)
-        if not isinstance(applies, bool):
-            raise MalformedRequest("apply must be true or false")
         current = self._group.status.placement
         placement = wanted_placement(wanted, current, self._group.max_slots, self.info.name)
         change = describe_change(current, placement, self._group.num_bytes_an_expert)
-        is_applied = applies and self._group.place(placement, APPLY_TIMEOUT_S)
+        is_applied = bool(wanted.get("apply")) and self._group.place(placement, APPLY_TIMEOUT_S)
         return {**change, "applied": is_applied}
 
     def close(self) -> None:

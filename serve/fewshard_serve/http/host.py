@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewshard_serve.core import ModelInfo
-from fewshard_serve.errors import MalformedRequest, NotFound, NotReady
+from fewshard_serve.errors import NotFound, NotReady
 from fewshard_serve.http import jobs
 from fewshard_serve.http.asgi import App, counted, for_method, while_connected
 from fewshard_serve.http.body import off_loop, read_body
@@ -22,8 +22,8 @@ from fewshard_serve.http.service import (
     ignore_request,
 )
 from fewshard_serve.protocol import model_tensors
-from fewshard_serve.protocol.jsontext import read_json
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.placement import parse_placement
 
 PREFIX = "/v2/models"
 
@@ -133,10 +133,9 @@ class HostApp(App):
 
     async def _placement(self, request: Request, model: ServedModel) -> Response:
         body = await read_body(request, self._limits.max_body_bytes)
-        wanted = await off_loop(len(body), read_json, body, self._limits.max_json_depth)
-        if not isinstance(wanted, dict):
-            raise MalformedRequest('the body must be an object: {"placement": "round_robin"}, or a placement')
-        return json_response(await self._service.place(model.info.name, wanted))
+        wanted = await off_loop(len(body), parse_placement, body, self._limits)
+        fields = wanted.model_dump(exclude_none=True)
+        return json_response(await self._service.place(model.info.name, fields))
 
     async def _all_stats(self) -> Response:
         answers = await asyncio.gather(*map(self._service.merged_stats, self._service.models()))

@@ -69,8 +69,11 @@ class HostService(Protocol):
         """Routing over all replicas, with `replicas`: how many spoke; None where there are no experts."""
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Plan another placement of the experts on every replica, or apply it. Raises `NotFound` where the
-        model is not sharded, `MalformedRequest` for what cannot be placed."""
+        """Plan another placement of the experts on every replica, or apply it.
+
+        `wanted` holds the fields of a `PlacementRequest`, the answer those of a `PlacementChange`. Raises
+        `NotFound` where the model is not sharded, `MalformedRequest` for what cannot be placed.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def _load(load: Loader, host: HostSpec, spec: ModelSpec) -> Model:
         return load(spec.name, spec.path, spec.device, spec.dtype)
     from fewshard_serve.rayserve.shards import load_with_shards
 
-    return load_with_shards(spec, host.num_gpus)
+    return load_with_shards(spec, host.num_gpus, host.is_on_one_machine)
 
 
 def _load_one(load: Callable[[], Model], spec: ModelSpec) -> Model | LoadFailure:

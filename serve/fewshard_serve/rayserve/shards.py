@@ -22,13 +22,15 @@ from fewshard_serve.group.worker import Invitation, Worker
 from fewshard_serve.rayserve.logs import configure_logging
 from fewshard_serve.rayserve.specs import HOST_CPUS, ModelSpec
 
+LOOPBACK = "127.0.0.1"
+
 
 class ShardWorker:
     """The actor: a worker in a thread. It ends as a process whenever the worker ends."""
 
     def __init__(self, invitation: Invitation) -> None:
         configure_logging()
-        self._worker = Worker(invitation, get_node_ip_address())
+        self._worker = Worker(invitation, _own_address(invitation.host == LOOPBACK))
         threading.Thread(target=self._main, name="shard-worker", daemon=True).start()
 
     def _main(self) -> None:
@@ -77,8 +79,13 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def load_with_shards(spec: ModelSpec, num_gpus: float) -> Model:
+def _own_address(is_on_one_machine: bool) -> str:
+    """Where the other shards reach this one. Ray names a machine's outer address even if it is alone."""
+    return LOOPBACK if is_on_one_machine else get_node_ip_address()
+
+
+def load_with_shards(spec: ModelSpec, num_gpus: float, is_on_one_machine: bool) -> Model:
     """The model of a replica that leads a group. Raises NotReady as `load_sharded_model` does."""
     assert spec.experts is not None
-    launcher, address = RayLauncher(num_gpus), get_node_ip_address()
+    launcher, address = RayLauncher(num_gpus), _own_address(is_on_one_machine)
     return load_sharded_model(spec.name, spec.path, spec.device, spec.dtype, spec.experts, launcher, address)

@@ -36,7 +36,8 @@ class ModelSpec:
 class HostSpec:
     """One Serve application. `loader` is `module:function`, called with name, path, device and dtype.
 
-    `num_gpus`: of each replica, or of each shard where these are several.
+    `num_gpus`: of each replica, or of each shard where these are several. `is_on_one_machine`: nothing of it
+    can be elsewhere, so that its processes need not be reached from outside.
     """
 
     app: str
@@ -46,6 +47,7 @@ class HostSpec:
     max_replicas: int = 1
     num_gpus: float = 0.0
     loader: str = DEFAULT_LOADER
+    is_on_one_machine: bool = False
 
     @property
     def deadline_s(self) -> float:
