@@ -71,8 +71,9 @@ def pack_experts(
     float16 ones in float16 or float32, whichever a measurement of some milliseconds finds faster here for the
     number of rows an expert gets. The result of the layer keeps the dtype of its rows whatever this is.
     Takes no copy of the weights where the plain ones are fastest, seldom more than two copies, and none at
-    all with `copies` False, where the fastest of the layouts that need none is used. Raises ValueError for
-    weights that do not fit each other or are not on a CPU, or a `compute_dtype` that oneDNN cannot use here.
+    all with `copies` False, where the fastest of the layouts that need none is used; these are timed once for
+    any number of experts. Raises ValueError for weights that do not fit each other or are not on a CPU, or a
+    `compute_dtype` that oneDNN cannot use here.
     """
     _check(ExpertWeights(w1, b1, w2, b2), gated, compute_dtype)
     weights = ExpertWeights(w1.detach(), _detach(b1), w2.detach(), _detach(b2))
@@ -81,7 +82,8 @@ def pack_experts(
         return PackedExperts(weights, gated, Choice((only,), Cost((1, 2), (1.0, 1.0)), None, None))
     with torch.inference_mode():
         candidates = _candidates(weights, gated) if copies else _without_copies(weights, gated)
-        return PackedExperts(weights, gated, choose(candidates, *w2.shape))
+        choice = choose(candidates, *w2.shape, for_any_number=not copies)
+        return PackedExperts(weights, gated, choice)
 
 
 def _candidates(weights: ExpertWeights, gated: bool) -> list[Layout]:

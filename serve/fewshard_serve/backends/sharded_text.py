@@ -12,6 +12,7 @@ from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
+from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import load_shardable_config
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import golden_problem
@@ -28,13 +29,15 @@ APPLY_TIMEOUT_S = 60.0
 
 
 class ShardedTextModel(Model):
-    """Made by `load_sharded_model`, which opens the group."""
+    """Made by `load_sharded_model`, which opens the group. `last_overhead_s`: what the last batch took beyond
+    the slowest shard's pass."""
 
     def __init__(self, info: ModelInfo, tokenizing: Tokenizing, group: Group, top_k: int) -> None:
         self.info = info
         self._tokenizing = tokenizing
         self._group = group
         self._totals = _Totals(top_k)
+        self.last_overhead_s = 0.0
 
     def estimate_tokens(self, inputs: Sequence[Input]) -> int:
         return self._tokenizing.estimate(inputs)
@@ -45,6 +48,7 @@ class ShardedTextModel(Model):
     def run(self, items: Sequence[Item]) -> ModelOutput:
         out = self._group.run([item.features for item in items])
         self._totals.add(out)
+        self.last_overhead_s = out.overhead_s
         return ModelOutput(out.logits, is_degraded=out.is_degraded)
 
     def expert_counts(self) -> ExpertCounts | None:
@@ -72,8 +76,12 @@ class ShardedTextModel(Model):
         current = self._group.status.placement
         placement = wanted_placement(wanted, current, self._group.max_slots, self.info.name)
         change = describe_change(current, placement, self._group.num_bytes_an_expert)
-        is_applied = bool(wanted.get("apply")) and self._group.place(placement, APPLY_TIMEOUT_S)
+        is_applied = bool(wanted.get("apply")) and self.apply(placement)
         return {**change, "applied": is_applied}
+
+    def apply(self, placement: Placement) -> bool:
+        """Have the experts placed so; False if that is not in force within a minute."""
+        return self._group.place(placement, APPLY_TIMEOUT_S)
 
     def close(self) -> None:
         self._group.close()
