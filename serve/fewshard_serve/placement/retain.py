@@ -12,9 +12,14 @@ Slots = NDArray[np.int32]
 
 def num_moves(current: Placement, new: Placement) -> int:
     """How many experts the shards must load that they do not hold, over all layers."""
-    experts = np.maximum(current.num_experts, new.num_experts)
+    return int(moves_by_layer(current, new).sum())
+
+
+def moves_by_layer(current: Placement, new: Placement) -> NDArray[np.int64]:
+    """[num_layers]: how many experts the shards must load that they do not hold."""
+    experts = max(current.num_experts, new.num_experts)
     pairs = zip(current.slots, new.slots, strict=True)
-    return sum(int((_members(now, experts) & ~_members(before, experts)).sum()) for before, now in pairs)
+    return np.array([(_members(now, experts) & ~_members(before, experts)).sum() for before, now in pairs])
 
 
 def adopt(loads: NDArray[np.float64], held: Slots, slots_per_shard: int) -> Layer:
