@@ -156,7 +156,7 @@ def _load(
         experts.timeout_s,
         address,
         num_threads,
-        experts.rebalance_s,
+        experts.rebalance_s if experts.placement == "balanced" and experts.num_shards > 1 else 0.0,
     )
     info = describe(
         name, "text", config, card, "FewshardTextForSequenceClassification", chosen_device, chosen_dtype

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_models.sharding import Placement
-from fewshard_serve.group.formation import Formation, cover, num_moves
+from fewshard_serve.group.formation import Formation, cover
 from fewshard_serve.group.seat import Prepared
+from fewshard_serve.placement.retain import num_moves
 
 logger = logging.getLogger(__name__)
 

@@ -50,12 +50,6 @@ def has_same_experts(one: Placement, other: Placement) -> bool:
     return np.array_equal(_holdings(one), _holdings(other))
 
 
-def num_moves(old: Placement, new: Placement) -> int:
-    """Experts that some shard has to load to come from one placement to the other."""
-    had, has = _holdings(old), _holdings(new)
-    return int((has & ~had).sum())
-
-
 def cover(
     target: Placement,
     current: Placement,

@@ -26,10 +26,12 @@ from fewshard_serve.group.formation import has_same_experts
 from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.membership import GroupStatus, Membership, View
 from fewshard_serve.group.peers import Peer
+from fewshard_serve.group.rebalance import Rebalancing
 from fewshard_serve.group.seat import Seat
 from fewshard_serve.group.settings import GroupSettings
 from fewshard_serve.group.steps import Part, PartResult, deal
 from fewshard_serve.group.wire import Frame
+from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
 if TYPE_CHECKING:
     from fewshard_serve.backends.tokenizing import TokenIds
@@ -89,6 +91,7 @@ class Group:
             LEADER, shard, settings.address, self._store.port, settings.address, settings.timeout_s
         )
         self._membership = Membership(settings, target, self._seat, launcher, self, lambda: self._loads)
+        self._rebalancing = self._watch_loads() if settings.rebalance_s else None
 
     def open(self) -> None:
         """Wait until all shards have come and answer the known inputs rightly. Raises NotReady where that
@@ -101,8 +104,12 @@ class Group:
             problem = self.status.problem
             self.close()
             raise NotReady(problem)
+        if self._rebalancing is not None:
+            self._rebalancing.start(self._settings.rebalance_s)
 
     def close(self) -> None:
+        if self._rebalancing is not None:
+            self._rebalancing.stop()
         self._membership.close()
         self._seat.close()
 
@@ -152,6 +159,11 @@ class Group:
             f"no exchange of this batch ended within {self._settings.timeout_s:g} s, though the shards live; "
             "allow more with experts.exchange_timeout_ms, or less with batching.max_tokens"
         )
+
+    def _watch_loads(self) -> Rebalancing:
+        every_s = self._settings.rebalance_s
+        settings = RebalanceSettings(min_interval_s=every_s, min_observed_s=every_s / 2)
+        return Rebalancing(Rebalancer(settings), lambda: self._loads, lambda: self.status, self.place)
 
     # Called by `membership` from its thread.
 

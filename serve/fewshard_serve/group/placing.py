@@ -5,17 +5,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fewshard_models.errors import PlacementError
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_models.sharding.files import read_placement, require_model
 from fewshard_models.text import FewshardTextConfig
 from fewshard_serve.errors import MalformedRequest
-from fewshard_serve.group.formation import num_moves
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.placement.balanced import balanced
+from fewshard_serve.placement.retain import num_moves
 
-# "balanced" begins without knowing any load, and neighbours are as good as any then.
+
+def _even(num_layers: int, num_experts: int, num_shards: int, slots_per_shard: int) -> Placement:
+    """Balanced for equal loads: at the start none is known."""
+    return balanced(np.ones((num_layers, num_experts)), num_shards, slots_per_shard)
+
+
 STARTS: dict[str, Callable[[int, int, int, int], Placement]] = {
-    "balanced": contiguous,
+    "balanced": _even,
     "contiguous": contiguous,
     "round_robin": round_robin,
 }
