@@ -83,6 +83,7 @@ class Assembly:
     loads: NDArray[np.int64] | None = None
     backend: str = "gloo"
     tally: Tally = field(default_factory=Tally)
+    _untried: set[int] = field(default_factory=lambda: {LEADER})
     _is_broken: bool = False
     _generation: int = 0
     _preparing: _Preparing | None = None
@@ -92,6 +93,7 @@ class Assembly:
     def joined(self, shard: int) -> None:
         """A worker has come that can serve as this shard."""
         self.members.add(shard)
+        self._untried.add(shard)
         self._caps.clear()
         self._decide()
 
@@ -135,6 +137,7 @@ class Assembly:
             return
         old, self.active, self._published = self.active, published, None
         self._is_broken, self.problem = False, ""
+        self._untried -= set(published.live)
         if old is not None:
             self.tally.num_reforms += old.live != published.live
             self.tally.num_moves += num_moves(old.placement, published.placement)
@@ -248,8 +251,7 @@ class Assembly:
                 self.orders.connect(shard, formation.generation)
             return
         self._preparing, self._published = None, formation
-        known = () if self.active is None else self.active.live
-        self.orders.publish(formation, [shard for shard in formation.live if shard not in known])
+        self.orders.publish(formation, [shard for shard in formation.live if shard in self._untried])
 
     def _could_not(self, shard: int, report: Prepared) -> None:
         logger.warning("shard %d cannot %s: %s", shard, report.phase, report.problem)
