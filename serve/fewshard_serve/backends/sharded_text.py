@@ -142,12 +142,14 @@ def _load(
     address: str,
 ) -> ShardedTextModel:
     directory = resolve(path).absolute()
+    # Workers elsewhere look names up for themselves; a directory must be at the same place there.
+    shared_path = path if path.startswith(("zoo:", "hf:")) else str(directory)
     config, card = load_shardable_config(directory), load_card(directory)
     chosen_device = choose_device(device).name
     chosen_dtype = choose_dtype(dtype, chosen_device).name
     num_threads = max(1, (os.cpu_count() or 1) // experts.num_shards)
     settings = GroupSettings(
-        directory,
+        shared_path,
         chosen_dtype,
         chosen_device,
         experts.num_shards,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import DTYPES
 from fewshard_models.errors import ExchangeError, ModelsError
 from fewshard_models.sharding import Placement
@@ -42,6 +43,9 @@ MAX_TRIES = 5
 """A batch that fails as often though all shards live is itself at fault, or the time-out is too short."""
 MAX_WAIT_S = 50.0
 """How long a batch waits for a formation; the engine calls a pass stuck after 60 s."""
+
+SAY_S = 30.0
+"""How often a group that is not complete yet says whom it waits for."""
 
 Run = Callable[["Sequence[TokenIds]"], NDArray[np.float32]]
 Check = Callable[[Run], str]
@@ -83,7 +87,7 @@ class Group:
         self._num_steps = 0
         self._loads = np.zeros((target.num_layers, target.num_experts), np.int64)
         try:
-            shard = Shard(settings.directory, DTYPES[settings.dtype], torch.device(settings.device))
+            shard = Shard(resolve(settings.path), DTYPES[settings.dtype], torch.device(settings.device))
         except ModelsError as error:
             raise NotReady(str(error)) from error
         self._store = serve_store(settings.address)
@@ -98,14 +102,18 @@ class Group:
         will never be."""
         self._membership.start(self._store.port)
         with self._changed:
-            while self._view is None and not self.status.is_hopeless:
-                self._changed.wait()
+            while not self._is_decided():
+                if not self._changed.wait_for(self._is_decided, SAY_S):
+                    logger.warning("%s shards: %s", self._settings.num_shards, self.status.problem)
         if self.status.is_hopeless:
             problem = self.status.problem
             self.close()
             raise NotReady(problem)
         if self._rebalancing is not None:
             self._rebalancing.start(self._settings.rebalance_s)
+
+    def _is_decided(self) -> bool:
+        return self._view is not None or self.status.is_hopeless
 
     def close(self) -> None:
         if self._rebalancing is not None:

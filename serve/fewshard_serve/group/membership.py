@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewshard_models.checkpoint import resolve
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import fingerprint
 from fewshard_serve.group.assembly import LEADER, Assembly, Rules
@@ -108,7 +109,7 @@ class Membership:
             settings.num_shards,
             secret,
             device_name(device),
-            fingerprint(settings.directory),
+            fingerprint(resolve(settings.path)),
             socket.gethostname(),
         )
         self._door = Door(settings.address, wanted, self._greet, settings.timeout_s)
@@ -122,7 +123,7 @@ class Membership:
                     self._door.port,
                     store_port,
                     secret,
-                    str(settings.directory),
+                    settings.path,
                     settings.dtype,
                     settings.device,
                     settings.timeout_s,
