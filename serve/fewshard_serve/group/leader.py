@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ from fewshard_serve.group.peers import Peer
 from fewshard_serve.group.rebalance import Rebalancing
 from fewshard_serve.group.seat import Seat
 from fewshard_serve.group.settings import GroupSettings
-from fewshard_serve.group.steps import Part, PartResult, deal
+from fewshard_serve.group.steps import Part, PartResult, StepOutput, deal, joined
 from fewshard_serve.group.wire import Frame
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
@@ -50,20 +50,6 @@ SAY_S = 30.0
 Run = Callable[["Sequence[TokenIds]"], NDArray[np.float32]]
 Check = Callable[[Run], str]
 """Runs known inputs through a formation; what is wrong with the answers, or ""."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """`logits` in the order of the items; the rest summed over shards as in `PartResult`, but `computed`
-    int64 [num_layers, num_shards]. `overhead_s`: what the step took beyond the slowest shard's pass."""
-
-    logits: NDArray[np.float32]
-    tokens: NDArray[np.int64]
-    probability: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    computed: NDArray[np.int64]
-    is_degraded: bool
-    overhead_s: float
 
 
 class StepFailed(Exception):
@@ -257,7 +243,9 @@ class Group:
             self._settle(reached)
             raise StepFailed("a shard takes no more batches", is_exchange=True)
         results = [self._run_own(parts[0], peers), *self._collect(peers)]
-        return self._joined(view, hands, results, started_at)
+        out = joined(view.formation, self._settings.num_shards, hands, results)
+        self._loads = self._loads + out.tokens
+        return replace(out, overhead_s=time.monotonic() - started_at - max(each.seconds for each in results))
 
     def _parts(self, view: View, hands: list[list[int]], items: "Sequence[TokenIds]") -> list[Part]:
         num_rows = max(sum(len(items[index].ids) for index in hand) for hand in hands)
@@ -294,24 +282,3 @@ class Group:
             if answer is None:
                 self._membership.remove(peer, "no answer to a batch")
         return [answer for _, answer in answers if answer is not None]
-
-    def _joined(
-        self, view: View, hands: list[list[int]], results: Sequence[PartResult], started_at: float
-    ) -> StepOutput:
-        order = [index for hand in hands for index in hand]
-        logits = np.empty((len(order), results[0].logits.shape[1]), np.float32)
-        logits[order] = np.concatenate([result.logits for result in results])
-        tokens = np.sum([result.tokens for result in results], axis=0)
-        computed = np.zeros((tokens.shape[0], self._settings.num_shards), np.int64)
-        for shard, result in zip(view.formation.live, results, strict=True):
-            computed[:, shard] = result.computed
-        self._loads = self._loads + tokens
-        return StepOutput(
-            logits,
-            tokens,
-            np.sum([result.probability for result in results], axis=0),
-            np.sum([result.entropy for result in results], axis=0),
-            computed,
-            not view.formation.is_complete,
-            time.monotonic() - started_at - max(result.seconds for result in results),
-        )
