@@ -39,7 +39,7 @@ def fine_tuned(work: Workspace, settings: FineTuning, texts: list[str], labels: 
         return F.cross_entropy(_logits(network, batch.packed, tokenizer.pad_token_id), batch.labels)
 
     batches = TextBatches(ids, labels, settings.batch_size, work.seed)
-    trained = fit(model.to(training_device()), batches, loss_of, fit_settings, folder)
+    trained: Any = fit(model.to(training_device()), batches, loss_of, fit_settings, folder)
     with whole_folder(folder / "model") as made:
         trained.cpu().save_pretrained(made)
         tokenizer.save_pretrained(made)

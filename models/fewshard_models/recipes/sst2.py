@@ -20,6 +20,7 @@ from fewshard_models.losses import classification_loss
 from fewshard_models.recipes import larger_teacher
 from fewshard_models.recipes.distil import Targets, distillation_loss, mean_targets, teach
 from fewshard_models.recipes.fit import FitSettings, fit
+from fewshard_models.recipes.progress import Accuracy, text_accuracy
 from fewshard_models.recipes.shrink import shrink
 from fewshard_models.recipes.sst2_tiers import LARGER_TUNING
 from fewshard_models.recipes.text_settings import Experts, FineTuning, Student, Teaching, TextRecipe
@@ -69,6 +70,7 @@ def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | 
         ),
         _fit_settings(settings.fit, work, work.seed),
         folder,
+        text_accuracy(tokenizer),
     )
     _save(trained, tokenizer, out)
     return None
@@ -104,7 +106,8 @@ def _teacher(work: Workspace, settings: FineTuning, index: int) -> Path:
     model.embeddings.word_embeddings.weight.requires_grad_(False)
     seed = 1000 * work.seed + index
     batches = TextBatches(tokenize(tokenizer, texts), labels, settings.batch_size, seed)
-    trained = _fit(model, batches, label_loss, _fit_settings(settings.fit, work, seed), folder)
+    fit_settings = _fit_settings(settings.fit, work, seed)
+    trained = _fit(model, batches, label_loss, fit_settings, folder, text_accuracy(tokenizer))
     _save(trained, tokenizer, folder / "model", torch.float32)
     return folder / "model"
 
@@ -181,8 +184,15 @@ def _with_experts(dense: Text, rest: Text, experts: Experts, sample: list[list[i
     )
 
 
-def _fit(model: nn.Module, batches: TextBatches, loss: Any, settings: FitSettings, folder: Path) -> nn.Module:
-    return fit(model.to(training_device()), batches, loss, settings, folder).cpu()
+def _fit(
+    model: nn.Module,
+    batches: TextBatches,
+    loss: Any,
+    settings: FitSettings,
+    folder: Path,
+    accuracy_of: Accuracy,
+) -> nn.Module:
+    return fit(model.to(training_device()), batches, loss, settings, folder, accuracy_of=accuracy_of).cpu()
 
 
 def _fit_settings(settings: FitSettings, work: Workspace, seed: int) -> FitSettings:
