@@ -1,5 +1,6 @@
 """Our residual CNN for 32x32 images, as a transformers image classifier."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,48 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from fewshard_models.image.configuration import FewshardImageConfig
 from fewshard_models.image.convolution import Conv3x3
+from fewshard_models.image.fused import FusedConv, can_fuse
 from fewshard_models.losses import classification_loss
 
 
-class ConvNorm(nn.Module):
+class Fusable(nn.Module):
+    """A layer that may run as one operation in eval mode, where no gradients are recorded.
+
+    `fused` is no part of the state dict; training and casts drop it.
+    """
+
+    fused: FusedConv | None = None
+
+    @property
+    def usable(self) -> FusedConv | None:
+        """The fused form, where it may run now."""
+        return None if torch.is_grad_enabled() else self.fused
+
+    def train(self, mode: bool = True) -> "Fusable":
+        if mode:
+            self.fused = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fusable":
+        self.fused = None
+        super()._apply(fn, recurse)
+        return self
+
+
+class Stem(nn.Conv2d, Fusable):
+    """2x2 convolution and GELU: [N, C, S, S] to [N, O, S - 1, S - 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (fused := self.usable) is not None:
+            return fused(x)
+        return F.gelu(super().forward(x))
+
+    def fuse(self, size: int) -> None:
+        if can_fuse(self):
+            self.fused = FusedConv(self, None, pool=False, size=size)
+
+
+class ConvNorm(Fusable):
     """3x3 convolution, optional 2x2 max-pooling, batch norm, GELU."""
 
     def __init__(self, config: FewshardImageConfig, channels_in: int, channels_out: int, pool: bool) -> None:
@@ -23,10 +62,17 @@ class ConvNorm(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
+        if (fused := self.usable) is not None:
+            return fused(x)
         x = self.conv(x)
         if self.pool:
             x = F.max_pool2d(x, 2)
         return F.gelu(self.norm(x))
+
+    def fuse(self, size: int) -> None:
+        """For maps of `size`. A norm that turns a channel's sign cannot move to the other side of pooling."""
+        if can_fuse(self.conv) and not (self.pool and bool((self.norm.weight < 0).any())):
+            self.fused = FusedConv(self.conv, self.norm, self.pool, size)
 
 
 class Stage(nn.Module):
@@ -44,6 +90,14 @@ class Stage(nn.Module):
         out: Tensor = x + self.block(x)
         return out
 
+    def fuse(self, size: int) -> int:
+        """For maps of `size`; returns the size of its output."""
+        self.down.fuse(size)
+        for layer in self.block:
+            assert isinstance(layer, ConvNorm)
+            layer.fuse(size // 2)
+        return size // 2
+
 
 class FewshardImageForImageClassification(PreTrainedModel):
     """Classifies normalised images [N, 3, S, S]."""
@@ -55,7 +109,7 @@ class FewshardImageForImageClassification(PreTrainedModel):
 
     def __init__(self, config: FewshardImageConfig) -> None:
         super().__init__(config)
-        self.stem = nn.Conv2d(config.num_channels, config.stem_channels, 2)
+        self.stem = Stem(config.num_channels, config.stem_channels, 2)
         widths = [config.stem_channels, *config.stage_channels]
         self.stages = nn.Sequential(
             *(
@@ -70,9 +124,21 @@ class FewshardImageForImageClassification(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
         """Returns fp32 logits [N, num_labels] and, given int64 `labels` [N], the mean cross-entropy."""
-        hidden = self.stages(F.gelu(self.stem(pixel_values)))
+        hidden = self.stages(self.stem(pixel_values))
         pooled = hidden.amax(dim=(2, 3)).float()
         with torch.autocast(pooled.device.type, enabled=False):
             logits = self.classifier(pooled) * self.config.logit_scale
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def prepare_for_inference(self) -> None:
+        """Switch to eval mode and, on a CPU, fuse each convolution with its norm and GELU.
+
+        Call it when the model is loaded, cast and moved.
+        """
+        self.eval()
+        self.stem.fuse(self.config.image_size)
+        size = self.config.image_size - 1
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            size = stage.fuse(size)
