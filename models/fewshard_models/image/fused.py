@@ -11,6 +11,13 @@ from torch import Tensor, nn
 _TYPICAL_BATCH = 64
 
 
+def padded_batch(num_images: int) -> int:
+    """`num_images` rounded up to one of eight sizes an octave: oneDNN compiles each layer anew for a number
+    of images that it has not met lately, which can take longer than the images."""
+    step = 1 << max(0, (num_images - 1).bit_length() - 4)
+    return -(-num_images // step) * step
+
+
 def can_fuse(conv: nn.Conv2d) -> bool:
     return conv.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
 

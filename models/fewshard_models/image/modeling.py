@@ -1,6 +1,5 @@
 """Our residual CNN for 32x32 images, as a transformers image classifier."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,37 +8,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from fewshard_models.fused import Fusable
 from fewshard_models.image.configuration import FewshardImageConfig
 from fewshard_models.image.convolution import Conv3x3
-from fewshard_models.image.fused import FusedConv, can_fuse
+from fewshard_models.image.fused import FusedConv, can_fuse, padded_batch
 from fewshard_models.losses import classification_loss
 
 
-class Fusable(nn.Module):
-    """A layer that may run as one operation in eval mode, where no gradients are recorded.
-
-    `fused` is no part of the state dict; training and casts drop it.
-    """
-
-    fused: FusedConv | None = None
-
-    @property
-    def usable(self) -> FusedConv | None:
-        """The fused form, where it may run now."""
-        return None if torch.is_grad_enabled() else self.fused
-
-    def train(self, mode: bool = True) -> "Fusable":
-        if mode:
-            self.fused = None
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fusable":
-        self.fused = None
-        super()._apply(fn, recurse)
-        return self
-
-
-class Stem(nn.Conv2d, Fusable):
+class Stem(nn.Conv2d, Fusable[FusedConv]):
     """2x2 convolution and GELU: [N, C, S, S] to [N, O, S - 1, S - 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +28,7 @@ class Stem(nn.Conv2d, Fusable):
             self.fused = FusedConv(self, None, pool=False, size=size)
 
 
-class ConvNorm(Fusable):
+class ConvNorm(Fusable[FusedConv]):
     """3x3 convolution, optional 2x2 max-pooling, batch norm, GELU."""
 
     def __init__(self, config: FewshardImageConfig, channels_in: int, channels_out: int, pool: bool) -> None:
@@ -124,7 +100,10 @@ class FewshardImageForImageClassification(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
         """Returns fp32 logits [N, num_labels] and, given int64 `labels` [N], the mean cross-entropy."""
-        hidden = self.stages(self.stem(pixel_values))
+        num_images = len(pixel_values)
+        if self.stem.usable is not None:
+            pixel_values = F.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, padded_batch(num_images) - num_images))
+        hidden = self.stages(self.stem(pixel_values))[:num_images]
         pooled = hidden.amax(dim=(2, 3)).float()
         with torch.autocast(pooled.device.type, enabled=False):
             logits = self.classifier(pooled) * self.config.logit_scale

@@ -182,9 +182,8 @@ def _routing_table(result: Result) -> str:
     shares = {name: np.array(layers) for name, layers in result.routing.items()}
     unlike, distance = most_unlike(shares, shares["all"])
     text = (
-        f"Share of what is routed (tokens, or texts where each text chooses once) by expert, "
-        f"`{result.model}`, seed {result.seed}. Most unlike the whole: "
-        f"{unlike}, {100 * distance:.0f} % of which go to other experts in one layer."
+        f"Share of the tokens by expert, `{result.model}`, seed {result.seed}. Most unlike the whole: "
+        f"{unlike}, {100 * distance:.0f} % of whose tokens go to other experts in one layer."
     )
     return f"{text}\n\n{markdown_table(header, cells)}"
 
