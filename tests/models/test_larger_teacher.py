@@ -50,6 +50,16 @@ def test_its_answers_are_the_targets_and_it_is_trained_once(data, small_encoder,
         train("sst2-narrow", Workspace(tmp_path / "runs", init=small_encoder, epochs=2), tmp_path / "other")
 
 
+def test_one_that_is_fine_tuned_already_is_shared(data, small_encoder, larger, tmp_path):
+    texts, labels = load_sst2("train")
+    made = larger_teacher.fine_tuned(
+        Workspace(tmp_path / "a", teacher=larger, epochs=1), LARGER_TUNING, texts, labels
+    )
+    other = Workspace(tmp_path / "b", seed=1, teacher=made)
+    assert larger_teacher.fine_tuned(other, LARGER_TUNING, texts, labels) == made
+    assert not other.run_dir.exists()
+
+
 def test_padding_changes_no_answer(data, small_encoder, larger, tmp_path):
     work = Workspace(tmp_path / "runs", teacher=larger, epochs=1)
     texts, labels = load_sst2("train")

@@ -1,5 +1,7 @@
 """A teacher larger than the student's own encoder, of any architecture transformers knows; used by `sst2`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
+from fewshard_models.data.sst2 import LABELS
 from fewshard_models.devices import choose_dtype, training_device
 from fewshard_models.errors import RecipeError
 from fewshard_models.files import whole_folder
@@ -23,14 +31,17 @@ from fewshard_models.text import PackedTokens
 def fine_tuned(work: Workspace, settings: FineTuning, texts: list[str], labels: list[int]) -> Path:
     """The encoder of `work.teacher` fine-tuned on the labels: the checkpoint's folder, made once.
 
+    A classifier of these very classes is taken as it is, so that several seeds can share one.
     Raises RecipeError where transformers cannot load the directory as a classifier.
     """
     assert work.teacher is not None
+    if tuple(_config(work.teacher).id2label.values()) == LABELS:
+        return work.teacher
     asked = {"teacher": digest(work.teacher), "recipe": asdict(settings)}
     folder = work.phase("sst2-larger-teacher", asked)
     if (folder / "model").is_dir():
         return folder / "model"
-    model, tokenizer = _pretrained(work.teacher, max(labels) + 1)
+    model, tokenizer = _pretrained(work.teacher)
     model.get_input_embeddings().requires_grad_(False)
     ids = tokenize(tokenizer, texts)
     fit_settings = replace(settings.fit, epochs=work.num_epochs(settings.fit.epochs), seed=work.seed)
@@ -60,12 +71,28 @@ def logits_of(folder: Path, texts: list[str]) -> Tensor:
     return over_batches(tokenize(tokenizer, texts), answer, device)
 
 
-def _pretrained(folder: Path, num_labels: int) -> tuple[Any, Any]:
-    try:
+def _config(folder: Path) -> PreTrainedConfig:
+    with _loading(folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _pretrained(folder: Path) -> tuple[Any, Any]:
+    with _loading(folder):
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=num_labels, dtype=torch.float32, trust_remote_code=False, local_files_only=True
+            folder,
+            id2label=dict(enumerate(LABELS)),
+            label2id={name: index for index, name in enumerate(LABELS)},
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
         )
         return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"--teacher {folder} cannot be loaded: {error}; give the directory of a pretrained text encoder"
