@@ -21,6 +21,8 @@ def packed_attention(qkv: Tensor, runs: list[tuple[int, int]], num_heads: int) -
 
 
 def _attend_runs(qkv: Tensor, runs: list[tuple[int, int]], num_heads: int) -> Tensor:
+    if not runs:
+        return torch.zeros_like(qkv[:, : qkv.shape[1] // 3])
     sizes = [num_items * length for num_items, length in runs]
     num_spare = len(qkv) - sum(sizes)
     if len(runs) == 1 and not num_spare:

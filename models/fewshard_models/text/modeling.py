@@ -15,10 +15,8 @@ from fewshard_kernels import (
     MoeStats,
     PackedCache,
     PackedExperts,
-    Routing,
     moe_ffn,
     rounded,
-    route_groups,
 )
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import packed_attention
@@ -26,6 +24,7 @@ from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.dropout import Dropout
 from fewshard_models.text.linear import Linear
 from fewshard_models.text.packing import PackedTokens, mean_of_items, pack_padded, with_rows
+from fewshard_models.text.routing import choose_experts
 
 
 class PackedOutput(NamedTuple):
@@ -150,7 +149,9 @@ class MoeFeedForward(nn.Module):
 
     def _tokens(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
         router, item_stats = (
-            self._route_items(hidden, packed) if self.config.routing == "request" else (self.router, None)
+            choose_experts(hidden, packed, self.router, self.config)
+            if self.config.routing == "request"
+            else (self.router, None)
         )
         out, stats = moe_ffn(
             hidden.to(self.w1.dtype),
@@ -162,16 +163,6 @@ class MoeFeedForward(nn.Module):
             dropout=self.config.expert_dropout_prob if self.training else 0.0,
         )
         return out, item_stats or stats
-
-    def _route_items(self, hidden: Tensor, packed: PackedTokens) -> tuple[Routing, MoeStats]:
-        """One choice an item, by the mean of its tokens: a batch of one reads `top_k` experts."""
-        return route_groups(
-            mean_of_items(hidden, packed),
-            packed.lengths_tensor,
-            self.router,
-            top_k=self.config.num_experts_per_tok,
-            normalize=self.config.norm_topk_prob,
-        )
 
     def _experts_or_packed(self) -> ExpertWeights | tuple[PackedExperts]:
         uses_packed = self.packs and not self.training and not torch.is_grad_enabled()

@@ -32,7 +32,7 @@ class PackedTokens:
 
     @property
     def lengths_tensor(self) -> Tensor:
-        return torch.tensor(self.lengths, device=self.input_ids.device)
+        return torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids.device)
 
     def owners(self) -> Tensor:
         """int64 [T]: which item each token belongs to."""

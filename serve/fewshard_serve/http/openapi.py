@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.status import HTTP_STATUS
-from fewshard_serve.protocol import classify, schemas
+from fewshard_serve.protocol import classify, placement, schemas
 from fewshard_serve.protocol.limits import Limits
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
@@ -119,6 +119,16 @@ ENDPOINTS = (
         "/v2/models/{model}/experts",
         "Routing of a mixture of experts: tokens by layer and expert",
         errors=(404,),
+    ),
+    Endpoint(
+        "post",
+        "/v2/models/{model}/placement",
+        "What another placement of a sharded model's experts would cost; with apply true, have it",
+        takes=placement.PlacementRequest,
+        gives=placement.PlacementChange,
+        example={"placement": "round_robin", "apply": False},
+        answer={"moves": 12, "bytes": 3939840, "applied": False, "replicas": 1},
+        errors=(400, 404, 503),
     ),
     Endpoint(
         "get",

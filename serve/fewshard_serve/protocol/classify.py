@@ -85,6 +85,7 @@ class ClassifyResponse(BaseModel):
     predictions: list[list[LabelScore]]
     usage: Usage
     timings_ms: TimingsMs
+    degraded: Annotated[bool, Field(description="true, and there, where some experts were missing")] = False
 
 
 RequestT = TypeVar("RequestT", bound=ClassifyRequest)
@@ -124,8 +125,14 @@ def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classifie
             "predictions": _ranked(scores, info.labels, options.top_k),
             "usage": {"items": len(scores), "tokens": answer.num_tokens},
             "timings_ms": timings_ms(answer),
+            **degraded(answer),
         }
     )
+
+
+def degraded(answer: Classified) -> dict[str, bool]:
+    """The key that only answers without some experts have."""
+    return {"degraded": True} if answer.is_degraded else {}
 
 
 def timings_ms(answer: Classified) -> dict[str, float]:

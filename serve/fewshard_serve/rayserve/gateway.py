@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import ray
 from ray import serve
 
 from fewshard_serve.http.gateway import GatewayApp
@@ -13,7 +14,7 @@ from fewshard_serve.rayserve.handles import ask_all, ask_one
 from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
-from fewshard_serve.rayserve.specs import GATEWAY_CPUS, HostSpec
+from fewshard_serve.rayserve.specs import GATEWAY_CPUS, HostSpec, what_is_missing
 
 
 class HandleCalls:
@@ -42,7 +43,7 @@ class Gateway:
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics()
-        self._directory = Directory(hosts, HandleCalls(), self._metrics, labels)
+        self._directory = Directory(hosts, HandleCalls(), self._metrics, labels, _why_waiting)
         self._drain_timeout_s = drain_timeout_s
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
@@ -66,6 +67,10 @@ class Gateway:
     async def finish_drain(self) -> bool:
         """Return once what is inside is answered; False if time ran out."""
         return await self._app.idle(self._drain_timeout_s)
+
+
+def _why_waiting(host: HostSpec) -> str:
+    return what_is_missing(host, ray.cluster_resources())
 
 
 def gateway_application(hosts: list[HostSpec]) -> Any:
