@@ -73,7 +73,8 @@ class Chaos:
     def __init__(self, model: ShardedTextModel, launcher: ProcessLauncher, expected: "Expected", rate: float):
         self.model, self.launcher, self.expected, self.rate = model, launcher, expected, rate
         self.overheads_ms: list[float] = []
-        self._engine = Engine([model], {MODEL: EngineSettings()}, self._note)
+        self._name = model.info.name
+        self._engine = Engine([model], {self._name: EngineSettings()}, self._note)
         self._quiet_p50 = 0.0
 
     async def phase(
@@ -120,7 +121,7 @@ class Chaos:
     async def _one(self, number: int) -> Answer:
         text, sent_at = number % len(self.expected.texts), time.monotonic()
         try:
-            answer = await self._engine.classify(MODEL, [TextInput(self.expected.texts[text])])
+            answer = await self._engine.classify(self._name, [TextInput(self.expected.texts[text])])
             outcome = "ok" if self.expected.fits(text, answer.logits[0]) else "wrong"
         except FewshardError as error:
             outcome = error.code

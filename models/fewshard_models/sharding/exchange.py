@@ -4,6 +4,7 @@ Called by the expert layers of a shard. Every call has a time-out; after one tha
 exchange is of no use.
 """
 
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -12,10 +13,14 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from fewshard_models.errors import ExchangeError
+
+# torch declares only a part of what it exports there.
+c10d: Any = torch.distributed
+Store = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,10 @@ class Exchange(ABC):
         """Leave the meeting, so that whoever waits for this shard learns of it at once."""
         return
 
+    def check(self) -> None:
+        """Raise ExchangeError where what a call has returned is of no worth; asked when results were read."""
+        return
+
 
 class LocalExchange(Exchange):
     """A group of one: nobody to exchange with."""
@@ -76,11 +85,12 @@ class GlooExchange(Exchange):
 
     def __init__(self, store: Store, meeting: Meeting) -> None:
         super().__init__(meeting.rank, meeting.size)
-        options = ProcessGroupGloo._Options()
+        options = c10d.ProcessGroupGloo._Options()
         options._timeout = timedelta(seconds=meeting.timeout_s)
-        options._devices = [ProcessGroupGloo.create_device(hostname=meeting.address)]
-        self._group: ProcessGroupGloo | None = _guarded(
-            lambda: ProcessGroupGloo(PrefixStore(meeting.name, store), meeting.rank, meeting.size, options)
+        options._devices = [c10d.ProcessGroupGloo.create_device(hostname=meeting.address)]
+        own_store = c10d.PrefixStore(meeting.name, store)
+        self._group: Any = _guarded(
+            lambda: c10d.ProcessGroupGloo(own_store, meeting.rank, meeting.size, options)
         )
 
     def all_gather(self, rows: Tensor) -> Tensor:
@@ -101,7 +111,7 @@ class GlooExchange(Exchange):
         self._group = None
 
     @property
-    def _joined(self) -> ProcessGroupGloo:
+    def _joined(self) -> Any:
         if self._group is None:
             raise ExchangeError("the exchange was aborted")
         return self._group
@@ -114,19 +124,18 @@ class GlooExchange(Exchange):
 
 class NcclExchange(Exchange):
     """Between GPUs. The host never waits for a collective: a watcher aborts what outlasts the time-out, and
-    the next call, or `check` after the results were read, says so."""
+    the next call says so, or `check`."""
 
     def __init__(self, store: Store, meeting: Meeting) -> None:
         super().__init__(meeting.rank, meeting.size)
-        from torch.distributed import ProcessGroupNCCL
-
-        options = ProcessGroupNCCL.Options()
+        options = c10d.ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=meeting.timeout_s)
-        self._group = _guarded(
-            lambda: ProcessGroupNCCL(PrefixStore(meeting.name, store), meeting.rank, meeting.size, options)
-        )
-        self._watcher = _Watcher(meeting.timeout_s, self.abort)
+        own_store = c10d.PrefixStore(meeting.name, store)
+        self._group = _guarded(lambda: c10d.ProcessGroupNCCL(own_store, meeting.rank, meeting.size, options))
+        self._timeout_s = meeting.timeout_s
+        self._newest: tuple[Any, float] | None = None
         self._is_aborted = False
+        threading.Thread(target=self._watch, name="nccl-watcher", daemon=True).start()
 
     def all_gather(self, rows: Tensor) -> Tensor:
         found = rows.new_empty(self.size * rows.shape[0], *rows.shape[1:])
@@ -145,55 +154,41 @@ class NcclExchange(Exchange):
             self._group.abort()
 
     def check(self) -> None:
-        """Raise ExchangeError where a call of this meeting was aborted."""
         if self._is_aborted:
             raise ExchangeError("a collective was aborted: a shard has died or is too slow")
 
     def _enqueue(self, call: Any) -> None:
         self.check()
         work = _guarded(call)
-        _guarded(work.wait)
-        self._watcher.watch(work)
-
-
-class _Watcher:
-    """Calls `abort` once the newest work it was given is not done after `timeout_s`."""
-
-    def __init__(self, timeout_s: float, abort: Any) -> None:
-        self._timeout_s = timeout_s
-        self._abort = abort
-        self._newest: tuple[Any, float] | None = None
-        threading.Thread(target=self._main, name="nccl-watcher", daemon=True).start()
-
-    def watch(self, work: Any) -> None:
+        _guarded(work.wait)  # has the stream wait, not the host
         self._newest = (work, time.monotonic() + self._timeout_s)
 
-    def _main(self) -> None:
-        while True:
+    def _watch(self) -> None:
+        while not self._is_aborted:
             time.sleep(self._timeout_s / 10)
             newest = self._newest
-            if newest is not None and not newest[0].is_completed() and time.monotonic() > newest[1]:
-                self._abort()
-                return
+            if newest is not None and time.monotonic() > newest[1] and not newest[0].is_completed():
+                self.abort()
 
 
-def serve_store(address: str) -> TCPStore:
+def serve_store(address: str) -> Store:
     """The store at which shards meet, listening on `address` alone; its port is in `.port`."""
-    import socket
-
     family = socket.getaddrinfo(address, None)[0][0]
     listener = socket.socket(family)
     listener.bind((address, 0))
     listener.listen(1024)
     port = listener.getsockname()[1]
     # torch's own listener would accept on every interface.
-    return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    options = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
+    return c10d.TCPStore(
+        address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
-def join_store(address: str, port: int, timeout_s: float) -> TCPStore:
+def join_store(address: str, port: int, timeout_s: float) -> Store:
     """The store that another process serves. Raises ExchangeError where it cannot be reached."""
-    timeout = timedelta(seconds=timeout_s)
-    return _guarded(lambda: TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False))
+    options = {"is_master": False, "wait_for_workers": False, "timeout": timedelta(seconds=timeout_s)}
+    return _guarded(lambda: c10d.TCPStore(address, port, **options))
 
 
 def meet(store: Store, meeting: Meeting) -> Exchange:

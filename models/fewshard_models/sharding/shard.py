@@ -6,14 +6,14 @@ Driven by `fewshard_serve.group`, in the leader and in every worker alike.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from fewshard_kernels import ExpertWeights, MoeStats, PackedExperts, pack_experts
 from fewshard_models.errors import NoRoomError
-from fewshard_models.sharding.exchange import Exchange
+from fewshard_models.sharding.exchange import Exchange, LocalExchange
 from fewshard_models.sharding.experts import Duties, ExpertLayer, ShardedFeedForward
 from fewshard_models.sharding.room import available_bytes
 from fewshard_models.sharding.weights import load_shardable_config, load_without_experts, read_experts
@@ -36,8 +36,8 @@ class LayerExperts:
 
 
 class ShardOutput(NamedTuple):
-    """`logits` fp32 [num_items, num_labels] of this shard's items, `moe_stats` of their tokens, and
-    `num_computed` int64 [num_expert_layers]: the choices this shard's experts multiplied for all."""
+    """`logits` fp32 [num_items, num_labels], on the host, of this shard's items, `moe_stats` of their tokens,
+    and `num_computed` int64 [num_expert_layers]: the choices this shard's experts multiplied for all."""
 
     logits: Tensor
     moe_stats: list[MoeStats]
@@ -57,6 +57,7 @@ class Shard:
         self._dtype = dtype
         self._network = load_without_experts(directory, self.config, dtype, device)
         self._held = tuple(LayerExperts((), None) for _ in self.config.expert_layers)
+        self._exchange: Exchange = LocalExchange()
 
     def stage(self, experts: Experts) -> tuple[LayerExperts, ...]:
         """These experts in memory; a layer that stays as it is, is shared with what runs.
@@ -79,6 +80,7 @@ class Shard:
     ) -> None:
         """Run with these experts from now on; `everyone`: the experts of each rank of the exchange."""
         self._held = tuple(staged)
+        self._exchange = exchange
         for number, (feed_forward, mine) in enumerate(zip(self._feed_forwards, staged, strict=True)):
             by_rank = [experts[number] for experts in everyone]
             duties = Duties.of(exchange.rank, by_rank, self.config.num_experts, self.device)
@@ -94,7 +96,9 @@ class Shard:
         with torch.inference_mode():
             out = self._network.forward_packed(packed)
             computed = torch.stack([each.num_computed.cpu() for each in self._feed_forwards])
-        return ShardOutput(out.logits, out.moe_stats, computed)
+            logits = out.logits.cpu()
+        self._exchange.check()
+        return ShardOutput(logits, out.moe_stats, computed)
 
     @property
     def num_bytes_an_expert(self) -> int:
@@ -104,7 +108,8 @@ class Shard:
 
     @property
     def _feed_forwards(self) -> list[ShardedFeedForward]:
-        return [self._network.layers[index].ffn for index in self.config.expert_layers]
+        layers = [self._network.get_submodule(f"layers.{i}.ffn") for i in self.config.expert_layers]
+        return cast(list[ShardedFeedForward], layers)
 
     def _require_room(self, num_experts: int) -> None:
         needed, there = num_experts * self.num_bytes_an_expert, available_bytes(self.device)

@@ -271,10 +271,11 @@ class Group:
 
     def _collect(self, peers: Sequence[Peer]) -> list[PartResult]:
         frames = self._settle(peers)
-        failed = [frame for frame in frames if frame.kind == "failed"]
-        if failed or len(frames) < len(peers):
-            fields = failed[0].fields if failed else {"problem": "a shard is gone", "is_exchange": True}
-            raise StepFailed(fields["problem"], fields["is_exchange"])
+        failed = [frame.fields for frame in frames if frame.kind == "failed"]
+        if failed:
+            raise StepFailed(failed[0]["problem"], failed[0]["is_exchange"])
+        if len(frames) < len(peers):
+            raise StepFailed("a shard is gone", is_exchange=True)
         return [PartResult.from_frame(frame) for frame in frames]
 
     def _settle(self, peers: Sequence[Peer]) -> list[Frame]:
@@ -292,7 +293,7 @@ class Group:
         order = [index for hand in hands for index in hand]
         logits = np.empty((len(order), results[0].logits.shape[1]), np.float32)
         logits[order] = np.concatenate([result.logits for result in results])
-        tokens = sum(result.tokens for result in results)
+        tokens = np.sum([result.tokens for result in results], axis=0)
         computed = np.zeros((tokens.shape[0], self._settings.num_shards), np.int64)
         for shard, result in zip(view.formation.live, results, strict=True):
             computed[:, shard] = result.computed
@@ -300,8 +301,8 @@ class Group:
         return StepOutput(
             logits,
             tokens,
-            sum(result.probability for result in results),
-            sum(result.entropy for result in results),
+            np.sum([result.probability for result in results], axis=0),
+            np.sum([result.entropy for result in results], axis=0),
             computed,
             not view.formation.is_complete,
             time.monotonic() - started_at - max(result.seconds for result in results),
