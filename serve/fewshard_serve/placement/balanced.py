@@ -17,7 +17,9 @@ Slots = NDArray[np.int32]
 
 # How many of the packed starts of a layer are improved, and how much work may go into finding them.
 MAX_STARTS = 8
-MAX_PACKED = 1.5e8
+MAX_PACKED = 3e8
+# From so many slots on, changes are fewer and found more cheaply.
+LARGE = 512
 ROUNDING = 1 + 1e-9
 
 
@@ -152,9 +154,9 @@ def _kept(loads: Loads, held: Slots, fresh: Slots, goal: float) -> Slots:
     """`held` changed until its heaviest shard is at `goal`, or `fresh` where that cannot be reached so."""
     layer = adopt(loads, held, fresh.shape[1])
     adopted = layer.slots.copy()
-    improve(layer, goal, _max_changes(layer), frugal=True)
+    improve(layer, goal, _max_changes(layer), frugal=layer.slots.size < LARGE)
     return layer.slots if layer.heaviest <= goal else relabel(fresh, adopted)
 
 
 def _max_changes(layer: Layer) -> int:
-    return 4 * layer.slots.size if layer.slots.size < 512 else 2 * layer.num_shards
+    return 4 * layer.slots.size if layer.slots.size < LARGE else 2 * layer.num_shards
