@@ -180,9 +180,7 @@ def serve_store(address: str) -> Store:
     port = listener.getsockname()[1]
     # torch's own listener would accept on every interface.
     options = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
-    return c10d.TCPStore(
-        address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
+    return c10d.TCPStore(address, port, **options)
 
 
 def join_store(address: str, port: int, timeout_s: float) -> Store:
