@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewshard_serve.config import AdmissionConfig, BatchingConfig, ModelConfig, ServerConfig, load_config
+from fewshard_serve.config import AdmissionConfig, BatchingConfig, ExpertsConfig, ModelConfig, ServerConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -16,6 +16,7 @@ SECTIONS = {
     "models": ModelConfig,
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
+    "experts": ExpertsConfig,
     "server": ServerConfig,
 }
 
