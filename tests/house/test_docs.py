@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fewshard_serve.config import AdmissionConfig, BatchingConfig, ExpertsConfig, ModelConfig, ServerConfig, load_config
+from fewshard_serve.config import (
+    AdmissionConfig,
+    BatchingConfig,
+    ExpertsConfig,
+    ModelConfig,
+    ServerConfig,
+    load_config,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
