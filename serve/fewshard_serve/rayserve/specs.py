@@ -94,10 +94,10 @@ def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
     """
     if num_gpus == 0:
         for host in hosts:
-            if host.needs_gpu:
+            if host.needs_gpu and host.num_shards == 1:
                 names = ", ".join(model.name for model in host.models)
                 raise StartError(f"{names} asks for device cuda, but Ray sees no GPU; use device: auto")
-        return hosts
+        return [replace(host, num_gpus=1.0) if host.needs_gpu else host for host in hosts]
     whole = sum(host.max_replicas * host.num_shards for host in hosts if _wants_whole_gpus(host))
     wanting = sum(host.max_replicas for host in hosts if host.may_use_gpu and not _wants_whole_gpus(host))
     share = min(1.0, math.floor(100 * max(num_gpus - whole, 0) / max(wanting, 1)) / 100)
