@@ -19,6 +19,7 @@ from fewshard_models.image.preprocessing import ImagePreprocessing
 from fewshard_models.recipes.fit import FitSettings, UpdateHook, fit
 from fewshard_models.recipes.image_tiers import ImageTier
 from fewshard_models.recipes.images import ImageBatches, image_distillation_loss, prepare, smoothed_loss
+from fewshard_models.recipes.progress import image_accuracy
 from fewshard_models.recipes.workspace import Workspace, digest
 from fewshard_models.sparsify.channels import Cnn, macs_of, require_cnn, widths_of, with_widths
 from fewshard_models.sparsify.cut import cut
@@ -87,6 +88,7 @@ def train_static(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> No
         image_distillation_loss(_placed(teacher).requires_grad_(False)),
         settings,
         work.phase("cifar10-static", {"tier": asdict(tier), "dense": digest(dense)}),
+        accuracy_of=image_accuracy(),
     )
     _save(require_cnn(trained), out)
     asked = {"macs_share": tier.static_share, "round_to": tier.round_to}
@@ -121,7 +123,15 @@ def _fit(model: Cnn, work: Workspace, tier: ImageTier, phase: str, hook: UpdateH
     settings = _settings(work, tier, tier.epochs, tier.learning_rate)
     loss: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor] = smoothed_loss
     return require_cnn(
-        fit(model, _batches(work, tier), loss, settings, work.phase(phase, {"tier": asdict(tier)}), hook=hook)
+        fit(
+            model,
+            _batches(work, tier),
+            loss,
+            settings,
+            work.phase(phase, {"tier": asdict(tier)}),
+            hook,
+            image_accuracy(),
+        )
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewshard_kernels import ExpertWeights, MoeOptions, MoeStats, PackedExperts, Routing, explain, moe_ffn
 from fewshard_models.sharding.exchange import Exchange
 from fewshard_models.text.configuration import FewshardTextConfig
-from fewshard_models.text.packing import PackedTokens
+from fewshard_models.text.packing import PackedTokens, with_rows
 from fewshard_models.text.routing import choose_experts
 
 ABSENT = -1
@@ -180,7 +180,9 @@ class ShardedFeedForward(nn.Module):
         self.num_computed = torch.zeros((), dtype=torch.int64)
 
     def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
+        """`hidden` may have rows beyond the tokens; they go to no expert."""
         assert self.layer is not None, "the shard has activated no formation. This is a bug."
-        routing, stats = choose_experts(hidden, packed, self.router, self.config)
-        out, self.num_computed = self.layer(hidden, routing, self.num_rows)
-        return out, stats
+        tokens = hidden[: packed.num_tokens]
+        routing, stats = choose_experts(tokens, packed, self.router, self.config)
+        out, self.num_computed = self.layer(tokens, routing, self.num_rows)
+        return with_rows(out, len(hidden)), stats

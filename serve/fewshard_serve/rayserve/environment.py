@@ -1,4 +1,4 @@
-"""The environment variables Ray needs, set before it is imported; called by `launch` alone.
+"""The environment variables Ray and its workers need, set before it is imported; called by `launch` alone.
 
 What the user has set already wins: every value here is a default.
 """
@@ -34,6 +34,8 @@ ALWAYS = {
     # Its collector parses one line a request in Python; ours counts requests where they are answered.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+    # oneDNN keeps the products it has compiled, by size; several models need more than its usual 1,024.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
 }
 FREE_PORTS = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
