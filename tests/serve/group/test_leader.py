@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fewshard_models.errors import ExchangeError
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_serve.errors import InternalError, NotReady
 from fewshard_serve.group import leader as leader_module
+from fewshard_serve.group.worker import Worker
 
 
 def close_to(logits, expected):
@@ -128,6 +130,12 @@ def test_a_new_placement_is_swapped_in_while_batches_run(open_group, directory, 
     assert close_to(group.run(items).logits, expected)
     assert group.status.num_moves == 8, "half of each shard's experts changed, in both layers"
     assert group.status.num_reforms == 0
+    kit.wait_until(lambda: all(len(seat._prepared) == 1 for seat in seats(group)))
+
+
+def seats(group):
+    """Of the leader and of its workers."""
+    return [group._seat, *(worker._seat for worker in group.launcher.workers.values())]
 
 
 def copies_of_expert_0(num_shards):
@@ -258,6 +266,19 @@ def test_a_timeout_too_short_for_the_batch_says_which_setting(open_group, direct
         monkeypatch.setattr(worker._seat.shard, "run", lambda *a, run=run: (time.sleep(1.1), run(*a))[1])
     with pytest.raises(InternalError, match="exchange_timeout_ms"):
         group.run(kit.random_items(3))
+
+
+def test_nobody_comes_in_without_the_secret(open_group, directory, kit):
+    group, items = open_group(directory, 2), kit.random_items(3)
+    peers = dict(group._membership._peers)
+    invitation = group.launcher.invitations[1]
+    impostor = Worker(replace(invitation, secret="guessed"))
+    thread = threading.Thread(target=impostor.main)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it was sent off"
+    assert group._membership._peers == peers
+    assert close_to(group.run(items).logits, kit.whole_logits(directory, items))
 
 
 def test_a_stranger_at_the_door_changes_nothing(open_group, directory, kit):
