@@ -195,14 +195,16 @@ class Membership:
             try:
                 event = self._posted.get(timeout=TICK_S)
             except queue.Empty:
-                self._launcher.tend()
-            else:
-                if event is None:
-                    return
+                event = self._launcher.tend
+            if event is None:
+                return
+            try:
                 self._assembly.loads = self._loads()
                 event()
-            self.status = self._read_status()
-            self._stage.tick()
+                self.status = self._read_status()
+                self._stage.tick()
+            except Exception:  # without this thread nobody would ever come back
+                logger.exception("an event of the group could not be handled")
 
     def _read_status(self) -> GroupStatus:
         assembly, active = self._assembly, self._assembly.active

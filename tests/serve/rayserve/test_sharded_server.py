@@ -238,7 +238,7 @@ def test_a_killed_shard_costs_no_answer_and_comes_back(server, expected):
     wait_until(lambda: server.metric("fewshard_group_size") == SHARDS)
     outcomes = load.stop()
     assert {outcome for _, outcome in outcomes} == {"ok"}
-    assert len(outcomes) > 50
+    assert len(outcomes) > 20
     assert len(server.workers()) == SHARDS - 1
 
 
