@@ -26,7 +26,7 @@ def store():
     return serve_store("127.0.0.1")
 
 
-def together(store, size, work, name, timeout_s=5.0, backend="gloo"):
+def together(store, size, work, name, timeout_s=30.0, backend="gloo"):
     """Run `work(exchange)` on every rank; results or errors in the order of ranks."""
 
     def run(rank):

@@ -69,8 +69,8 @@ class Threads:
         everyone = [experts_of(placement, rank) for rank in range(self.size)]
 
         def one(rank):
-            client = join_store("127.0.0.1", self.store.port, 5)
-            exchange = meet(client, Meeting(f"{self.name}-{self.num_formed}", rank, self.size))
+            client = join_store("127.0.0.1", self.store.port, 60)
+            exchange = meet(client, Meeting(f"{self.name}-{self.num_formed}", rank, self.size, timeout_s=60))
             shard = self.shards[rank]
             shard.activate(shard.stage(everyone[rank]), everyone, exchange)
 
@@ -118,11 +118,14 @@ def test_a_group_answers_as_the_whole_model(store, moe_checkpoint, variant, size
 
 
 def test_a_group_answers_in_bf16(store, moe_checkpoint):
-    directory, items = moe_checkpoint(num_experts_per_tok=2), random_items(20)
+    """But for at most 1 % of the items, whose routers are near a tie: each path rounds in its own way."""
+    directory, items = moe_checkpoint(num_experts_per_tok=2), random_items(200)
     group = Threads(store, directory, 2, "bf16", torch.bfloat16).form(random_placement(2, seed=1))
     logits, _ = group.run(items)
-    scale = whole(directory, items).logits.abs().max()
-    assert (logits - whole(directory, items, torch.bfloat16).logits).abs().max() < 6e-2 * max(1.0, scale)
+    expected = whole(directory, items, torch.bfloat16).logits
+    apart = (logits - expected).abs().amax(dim=1) / max(1.0, float(expected.abs().max()))
+    assert (apart > 6e-2).float().mean() <= 0.01
+    assert apart.median() < 2e-2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

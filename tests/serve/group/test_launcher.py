@@ -21,7 +21,7 @@ SECRET = "a-secret-of-this-test"
 @pytest.fixture
 def leader():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(60)
+        listener.settimeout(150)
         yield listener
 
 
@@ -39,7 +39,7 @@ def invitation(leader, directory):
 
 def hello(leader):
     guest, _ = leader.accept()
-    guest.settimeout(60)
+    guest.settimeout(150)
     frame = receive_frame(guest)
     guest.close()
     return Hello(**frame.fields)
@@ -78,7 +78,7 @@ def test_a_worker_without_a_checkpoint_says_so(leader, launcher, tmp_path):
     assert "no checkpoint at" in hello(leader).problem
 
 
-def wait_until_ended(pid, timeout_s=20):
+def wait_until_ended(pid, timeout_s=60):
     give_up_at = time.monotonic() + timeout_s
     while time.monotonic() < give_up_at:
         try:
