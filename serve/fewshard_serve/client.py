@@ -35,6 +35,10 @@ class Client:
         """What the model is and how it is served, with its card."""
         return self._mapping("GET", f"/v2/models/{quote(model, safe='')}/config")
 
+    def place(self, model: str, placement: dict[str, Any]) -> dict[str, Any]:
+        """What a placement of a sharded model's experts costs; with `apply` in it, have it."""
+        return self._mapping("POST", f"/v2/models/{quote(model, safe='')}/placement", placement)
+
     def index(self) -> list[dict[str, Any]]:
         """One entry a model: `name`, `state` and, where it is not ready, `reason`."""
         answer = self._call("POST", "/v2/repository/index", {})

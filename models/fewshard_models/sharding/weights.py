@@ -56,7 +56,7 @@ def fingerprint(directory: Path) -> str:
 
 def _existing(directory: Path) -> Path:
     if not (directory / "config.json").is_file() or not weight_files(directory):
-        raise CheckpointError(f"there is no checkpoint at {directory}; copy it there, under the same path")
+        raise CheckpointError(f"there is no checkpoint at {directory}; copy it there")
     return directory
 
 

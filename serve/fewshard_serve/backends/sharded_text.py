@@ -21,9 +21,10 @@ from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
 from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
 from fewshard_serve.errors import NotReady
 from fewshard_serve.group.launcher import Launcher
-from fewshard_serve.group.leader import Group, Run, StepOutput
+from fewshard_serve.group.leader import Group, Run
 from fewshard_serve.group.placing import describe_change, first_placement, wanted_placement
 from fewshard_serve.group.settings import ExpertsSettings, GroupSettings
+from fewshard_serve.group.steps import StepOutput
 
 APPLY_TIMEOUT_S = 60.0
 
@@ -143,35 +144,42 @@ def _load(
 ) -> ShardedTextModel:
     directory = resolve(path).absolute()
     config, card = load_shardable_config(directory), load_card(directory)
-    chosen_device = choose_device(device).name
-    chosen_dtype = choose_dtype(dtype, chosen_device).name
-    num_threads = max(1, (os.cpu_count() or 1) // experts.num_shards)
-    settings = GroupSettings(
-        directory,
-        chosen_dtype,
-        chosen_device,
-        experts.num_shards,
-        experts.max_slots_per_shard or config.num_experts,
-        experts.allows_degraded,
-        experts.timeout_s,
-        address,
-        num_threads,
-        experts.rebalance_s if experts.placement == "balanced" and experts.num_shards > 1 else 0.0,
-    )
-    info = describe(
-        name, "text", config, card, "FewshardTextForSequenceClassification", chosen_device, chosen_dtype
-    )
+    target = first_placement(experts, config, name)
+    chosen = choose_device(device).name
+    settings = _settings(path, choose_dtype(dtype, chosen).name, chosen, experts, config.num_experts, address)
+    architecture = "FewshardTextForSequenceClassification"
+    info = describe(name, "text", config, card, architecture, settings.device, settings.dtype)
     tokenizing = Tokenizing(directory, info.max_tokens)
 
     def check(run: Run) -> str:
         return golden_problem(info, card, lambda inputs: run(_ids(tokenizing, inputs)))
 
-    target = first_placement(experts, config, name)
-    if chosen_device == "cpu":
-        torch.set_num_threads(num_threads)
+    if chosen == "cpu":
+        torch.set_num_threads(settings.num_threads)
     group = Group(settings, target, launcher, check)
     group.open()
     return ShardedTextModel(info, tokenizing, group, config.num_experts_per_tok)
+
+
+def _settings(
+    path: str, dtype: str, device: str, experts: ExpertsSettings, num_experts: int, address: str
+) -> GroupSettings:
+    """What the configuration leaves open is settled here."""
+    is_name = path.startswith(("zoo:", "hf:"))
+    follows_loads = experts.placement == "balanced" and experts.num_shards > 1
+    return GroupSettings(
+        # Workers elsewhere look names up for themselves; a directory must be at the same place there.
+        path=path if is_name else str(resolve(path).absolute()),
+        dtype=dtype,
+        device=device,
+        num_shards=experts.num_shards,
+        max_slots_per_shard=experts.max_slots_per_shard or num_experts,
+        allows_degraded=experts.allows_degraded,
+        timeout_s=experts.timeout_s,
+        address=address,
+        num_threads=max(1, (os.cpu_count() or 1) // experts.num_shards),
+        rebalance_s=experts.rebalance_s if follows_loads else 0.0,
+    )
 
 
 def _ids(tokenizing: Tokenizing, inputs: Sequence[Input]) -> list[TokenIds]:

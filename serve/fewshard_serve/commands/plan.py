@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewshard_serve.commands import plan_options, plan_report, show
+from fewshard_serve.commands import plan_apply, plan_options, plan_report, show
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -57,6 +57,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.out:
         write_placement(args.out, placement, args.model)
     _print(args, loads, placement, summary, verdict)
+    if args.apply:
+        plan_apply.apply(args, placement)
     return 0
 
 

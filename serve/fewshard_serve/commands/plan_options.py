@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewshard_serve.client import DEFAULT_URL
 from fewshard_serve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     room.add_argument("--spare", type=int, default=0, help="slots for copies, over all shards (default: 0)")
     parser.add_argument("--nodes", type=int, default=1, help="nodes the shards are on (default: 1)")
     parser.add_argument("--policy", choices=["balanced", "round_robin", "contiguous"], default="balanced")
-    parser.add_argument("--model", help="whose placement it is; needed for --current and --out")
+    parser.add_argument("--model", help="whose placement it is; needed for --current, --out, --apply")
+    parser.add_argument("--apply", action="store_true", help="have a running server place them so")
+    parser.add_argument("--url", default=DEFAULT_URL, help="the server for --apply (default: %(default)s)")
     parser.add_argument("--current", type=Path, help="the placement file to plan few moves from")
     parser.add_argument("--out", type=Path, help="write the placement to this file")
     parser.add_argument("--picture", type=Path, help="draw shards against load: .svg, .png or .pdf")
@@ -84,8 +87,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ["spare", *map(_attribute, DEPLOYMENT)]:
         if not 0 <= getattr(args, name) < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must not be negative")
-    if (args.current or args.out) and not args.model:
-        raise ConfigError("--current and --out need --model NAME: a placement belongs to one model")
+    if (args.current or args.out or args.apply) and not args.model:
+        raise ConfigError("--current, --out and --apply need --model NAME: a placement belongs to one model")
     if args.current and args.policy != "balanced":
         raise ConfigError(f"--current is for --policy balanced; {args.policy} is the same whatever is live")
 

@@ -134,6 +134,7 @@ class Assembly:
         """The published formation runs batches now."""
         published = self._published
         if published is None or published.generation != generation:
+            self._was_passed_over()
             return
         old, self.active, self._published = self.active, published, None
         self._is_broken, self.problem = False, ""
@@ -176,6 +177,12 @@ class Assembly:
         self.target = target
         if not self._is_broken:
             self._preparing = None
+        self._decide()
+
+    def _was_passed_over(self) -> None:
+        """One that was given up was taken up all the same, a moment before: what ran until then is gone."""
+        if self.active is not None:
+            self._break()
         self._decide()
 
     def _break(self) -> None:

@@ -8,13 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import DTYPES
 from fewshard_models.errors import ExchangeError, ModelsError
 from fewshard_models.sharding import Placement
@@ -29,7 +30,7 @@ from fewshard_serve.group.peers import Peer
 from fewshard_serve.group.rebalance import Rebalancing
 from fewshard_serve.group.seat import Seat
 from fewshard_serve.group.settings import GroupSettings
-from fewshard_serve.group.steps import Part, PartResult, deal
+from fewshard_serve.group.steps import Part, PartResult, StepOutput, deal, joined
 from fewshard_serve.group.wire import Frame
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
@@ -43,23 +44,12 @@ MAX_TRIES = 5
 MAX_WAIT_S = 50.0
 """How long a batch waits for a formation; the engine calls a pass stuck after 60 s."""
 
+SAY_S = 30.0
+"""How often a group that is not complete yet says whom it waits for."""
+
 Run = Callable[["Sequence[TokenIds]"], NDArray[np.float32]]
 Check = Callable[[Run], str]
 """Runs known inputs through a formation; what is wrong with the answers, or ""."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """`logits` in the order of the items; the rest summed over shards as in `PartResult`, but `computed`
-    int64 [num_layers, num_shards]. `overhead_s`: what the step took beyond the slowest shard's pass."""
-
-    logits: NDArray[np.float32]
-    tokens: NDArray[np.int64]
-    probability: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    computed: NDArray[np.int64]
-    is_degraded: bool
-    overhead_s: float
 
 
 class StepFailed(Exception):
@@ -83,7 +73,7 @@ class Group:
         self._num_steps = 0
         self._loads = np.zeros((target.num_layers, target.num_experts), np.int64)
         try:
-            shard = Shard(settings.directory, DTYPES[settings.dtype], torch.device(settings.device))
+            shard = Shard(resolve(settings.path), DTYPES[settings.dtype], torch.device(settings.device))
         except ModelsError as error:
             raise NotReady(str(error)) from error
         self._store = serve_store(settings.address)
@@ -98,14 +88,18 @@ class Group:
         will never be."""
         self._membership.start(self._store.port)
         with self._changed:
-            while self._view is None and not self.status.is_hopeless:
-                self._changed.wait()
+            while not self._is_decided():
+                if not self._changed.wait_for(self._is_decided, SAY_S):
+                    logger.warning("%s shards: %s", self._settings.num_shards, self.status.problem)
         if self.status.is_hopeless:
             problem = self.status.problem
             self.close()
             raise NotReady(problem)
         if self._rebalancing is not None:
             self._rebalancing.start(self._settings.rebalance_s)
+
+    def _is_decided(self) -> bool:
+        return self._view is not None or self.status.is_hopeless
 
     def close(self) -> None:
         if self._rebalancing is not None:
@@ -249,7 +243,9 @@ class Group:
             self._settle(reached)
             raise StepFailed("a shard takes no more batches", is_exchange=True)
         results = [self._run_own(parts[0], peers), *self._collect(peers)]
-        return self._joined(view, hands, results, started_at)
+        out = joined(view.formation, self._settings.num_shards, hands, results)
+        self._loads = self._loads + out.tokens
+        return replace(out, overhead_s=time.monotonic() - started_at - max(each.seconds for each in results))
 
     def _parts(self, view: View, hands: list[list[int]], items: "Sequence[TokenIds]") -> list[Part]:
         num_rows = max(sum(len(items[index].ids) for index in hand) for hand in hands)
@@ -286,24 +282,3 @@ class Group:
             if answer is None:
                 self._membership.remove(peer, "no answer to a batch")
         return [answer for _, answer in answers if answer is not None]
-
-    def _joined(
-        self, view: View, hands: list[list[int]], results: Sequence[PartResult], started_at: float
-    ) -> StepOutput:
-        order = [index for hand in hands for index in hand]
-        logits = np.empty((len(order), results[0].logits.shape[1]), np.float32)
-        logits[order] = np.concatenate([result.logits for result in results])
-        tokens = np.sum([result.tokens for result in results], axis=0)
-        computed = np.zeros((tokens.shape[0], self._settings.num_shards), np.int64)
-        for shard, result in zip(view.formation.live, results, strict=True):
-            computed[:, shard] = result.computed
-        self._loads = self._loads + tokens
-        return StepOutput(
-            logits,
-            tokens,
-            np.sum([result.probability for result in results], axis=0),
-            np.sum([result.entropy for result in results], axis=0),
-            computed,
-            not view.formation.is_complete,
-            time.monotonic() - started_at - max(result.seconds for result in results),
-        )

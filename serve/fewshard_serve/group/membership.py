@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewshard_models.checkpoint import resolve
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import fingerprint
 from fewshard_serve.group.assembly import LEADER, Assembly, Rules
@@ -103,36 +104,30 @@ class Membership:
     def start(self, store_port: int) -> None:
         """Open the door and start the workers."""
         settings, secret = self._settings, secrets.token_hex(16)
-        device = torch.device(settings.device)
-        wanted = Wanted(
-            settings.num_shards,
-            secret,
-            device_name(device),
-            fingerprint(settings.directory),
-            socket.gethostname(),
-        )
+        device, there = device_name(torch.device(settings.device)), fingerprint(resolve(settings.path))
+        wanted = Wanted(settings.num_shards, secret, device, there, socket.gethostname())
         self._door = Door(settings.address, wanted, self._greet, settings.timeout_s)
         self._heartbeat = Heartbeat(lambda: list(self._peers.values()), self._on_silence, settings.timeout_s)
         threading.Thread(target=self._control, name="group-control", daemon=True).start()
-        self._launcher.start(
-            [
-                Invitation(
-                    shard,
-                    settings.address,
-                    self._door.port,
-                    store_port,
-                    secret,
-                    str(settings.directory),
-                    settings.dtype,
-                    settings.device,
-                    settings.timeout_s,
-                    settings.num_threads,
-                )
-                for shard in range(1, settings.num_shards)
-            ]
-        )
+        first = self._invitation(1, store_port, secret)
+        self._launcher.start([replace(first, shard=shard) for shard in range(1, settings.num_shards)])
         # With one shard nobody else will come to set things going.
         self.post(lambda: self._assembly.joined(LEADER))
+
+    def _invitation(self, shard: int, store_port: int, secret: str) -> Invitation:
+        settings = self._settings
+        return Invitation(
+            shard=shard,
+            host=settings.address,
+            port=self._door.port,
+            store_port=store_port,
+            secret=secret,
+            path=settings.path,
+            dtype=settings.dtype,
+            device=settings.device,
+            timeout_s=settings.timeout_s,
+            num_threads=settings.num_threads,
+        )
 
     def close(self) -> None:
         self._heartbeat.stop()

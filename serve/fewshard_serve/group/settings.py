@@ -1,7 +1,6 @@
 """What a group is made of: as the configuration says it, and as it was found out for one checkpoint."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +22,16 @@ class ExpertsSettings:
 
 @dataclass(frozen=True, slots=True)
 class GroupSettings:
-    """`num_shards` processes serve the checkpoint at `directory`, each in `dtype` on `device`.
+    """`num_shards` processes serve the checkpoint at `path`, each in `dtype` on `device`.
+
+    `path` is looked up where each of them runs: zoo:<name>, hf:<owner>/<name> or a directory.
 
     `max_slots_per_shard`: the most experts of a layer that a shard may hold after losses; `timeout_s`: how
     long one exchange may take, and a worker be silent; `address`: where the leader listens; `rebalance_s`:
     how often the placement is looked at again, 0 for never.
     """
 
-    directory: Path
+    path: str
     dtype: str
     device: str
     num_shards: int

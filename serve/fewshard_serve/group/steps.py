@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fewshard_models.sharding.shard import ShardOutput
 from fewshard_models.text import PackedTokens
+from fewshard_serve.group.formation import Formation
 from fewshard_serve.group.wire import Frame
 
 if TYPE_CHECKING:
@@ -112,3 +113,38 @@ def deal(lengths: Sequence[int], num_shards: int) -> list[list[int]]:
         hands[least].append(item)
         loads[least] += lengths[item]
     return [hand[::-1] for hand in hands]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """`logits` in the order of the items; the rest summed over shards as in `PartResult`, but `computed`
+    int64 [num_layers, num_shards]. `overhead_s`: what the step took beyond the slowest shard's pass."""
+
+    logits: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+    probability: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    computed: NDArray[np.int64]
+    is_degraded: bool
+    overhead_s: float = 0.0
+
+
+def joined(
+    formation: Formation, num_shards: int, hands: Sequence[Sequence[int]], results: Sequence[PartResult]
+) -> StepOutput:
+    """What the shards found, put together; `hands` and `results` in the order of ranks."""
+    order = [index for hand in hands for index in hand]
+    logits = np.empty((len(order), results[0].logits.shape[1]), np.float32)
+    logits[order] = np.concatenate([result.logits for result in results])
+    tokens = np.sum([result.tokens for result in results], axis=0)
+    computed = np.zeros((tokens.shape[0], num_shards), np.int64)
+    for shard, result in zip(formation.live, results, strict=True):
+        computed[:, shard] = result.computed
+    return StepOutput(
+        logits,
+        tokens,
+        probability=np.sum([result.probability for result in results], axis=0),
+        entropy=np.sum([result.entropy for result in results], axis=0),
+        computed=computed,
+        is_degraded=not formation.is_complete,
+    )

@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
+from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import DTYPES
 from fewshard_models.errors import ExchangeError, ModelsError
 from fewshard_models.sharding.shard import Shard
@@ -43,7 +43,7 @@ class Invitation:
     port: int
     store_port: int
     secret: str
-    directory: str
+    path: str
     dtype: str
     device: str
     timeout_s: float
@@ -95,13 +95,13 @@ class Worker:
     def _load(self) -> str:
         """Load all but the experts; what is wrong, or ""."""
         invitation = self._invitation
-        directory = Path(invitation.directory)
         try:
+            directory = resolve(invitation.path)
             self._fingerprint = fingerprint(directory)
             shard = Shard(directory, DTYPES[invitation.dtype], torch.device(invitation.device))
         except (ModelsError, OSError, RuntimeError) as error:
             self._fingerprint = ""
-            return str(error)
+            return f"{error} (every node needs the checkpoint, under the same name)"
         self._seat = Seat(
             invitation.shard,
             shard,

@@ -59,9 +59,9 @@ def experts_of(placement, shard):
 class Threads:
     """A group whose shards are threads."""
 
-    def __init__(self, store, directory, size, name, dtype=torch.float32):
-        self.store, self.size, self.name = store, size, name
-        self.shards = [Shard(directory, dtype, CPU) for _ in range(size)]
+    def __init__(self, store, directory, size, name, dtype=torch.float32, device=CPU):
+        self.store, self.size, self.name, self.device = store, size, name, device
+        self.shards = [Shard(directory, dtype, device) for _ in range(size)]
         self.num_formed = 0
 
     def form(self, placement):
@@ -85,18 +85,18 @@ class Threads:
         """Logits in the order of the items, dealt out in turn, and what each shard gave."""
         parts = [items[rank :: self.size] for rank in range(self.size)]
         num_rows = max(sum(map(len, part)) for part in parts)
-        outs = self.each(lambda rank: self.shards[rank].run(pack(parts[rank], None, CPU), num_rows))
+        outs = self.each(lambda rank: self.shards[rank].run(pack(parts[rank], None, self.device), num_rows))
         logits = torch.empty(len(items), outs[0].logits.shape[1])
         for rank, out in enumerate(outs):
             logits[rank :: self.size] = out.logits
         return logits, outs
 
 
-def whole(directory, items, dtype=torch.float32):
-    network = load_checkpoint(directory, dtype).model
+def whole(directory, items, dtype=torch.float32, device=CPU):
+    network = load_checkpoint(directory, dtype, device).model
     network.prepare_for_inference()
     with torch.inference_mode():
-        return network.forward_packed(pack(items, None, CPU))
+        return network.forward_packed(pack(items, None, device))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -125,6 +125,26 @@ def test_a_group_answers_in_bf16(store, moe_checkpoint):
     far = (logits - expected).abs().amax(dim=1) > 6e-2 * max(1.0, float(expected.abs().max()))
     # Random experts are far from each other: where two choices are nearly tied, rounding may turn them.
     assert int(far.sum()) <= 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shards_on_one_gpu_answer_as_the_whole_model(store, moe_checkpoint, variant, size):
+    """Through pinned memory and Gloo; absent experts are skipped by the kernels, not picked out."""
+    gpu, items = torch.device("cuda"), random_items(13)
+    directory = moe_checkpoint(hidden_size=64, moe_intermediate_size=64, **sized(VARIANTS[variant]))
+    group = Threads(store, directory, size, f"gpu-{variant}-{size}", torch.bfloat16, gpu)
+    logits, outs = group.form(random_placement(size, seed=size)).run(items)
+    expected = whole(directory, items, torch.bfloat16, gpu)
+    scale = max(1.0, float(expected.logits.abs().max()))
+    assert (logits - expected.logits.cpu()).abs().max() < 6e-2 * scale
+    for layer, stats in enumerate(expected.moe_stats):
+        assert sum(int(out.num_computed[layer]) for out in outs) == int(stats.expert_rows.sum())
+
+
+def sized(variant):
+    return {name: value for name, value in variant.items() if name != "hidden_size"}
 
 
 def test_a_shard_without_items_still_serves_the_others(store, moe_checkpoint):

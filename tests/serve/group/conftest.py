@@ -38,8 +38,8 @@ class ThreadLauncher:
 
     def start_again(self, shard):
         invitation = self.invitations[shard]
-        directory = str(self.directories.get(shard, invitation.directory))
-        worker = self.workers[shard] = Worker(replace(invitation, directory=directory))
+        path = str(self.directories.get(shard, invitation.path))
+        worker = self.workers[shard] = Worker(replace(invitation, path=path))
         threading.Thread(target=worker.main, daemon=True).start()
 
     def end(self, shard):
@@ -103,7 +103,7 @@ def open_group():
             target = placement or contiguous(2, 8, num_shards, slots)
             launcher = launcher or ThreadLauncher()
             settings = GroupSettings(
-                directory, "fp32", "cpu", num_shards, most, **{"timeout_s": 1.5, **settings}
+                str(directory), "fp32", "cpu", num_shards, most, **{"timeout_s": 1.5, **settings}
             )
             group = Group(settings, target, launcher, check)
             stack.callback(group.close)

@@ -256,3 +256,15 @@ def test_whatever_happens_the_formation_in_force_has_live_members_and_every_expe
     assert group.assembly.active.is_complete
     if len(group.live) == SHARDS:
         assert group.assembly.active.placement == group.assembly.target
+
+
+def test_what_is_taken_up_a_moment_after_it_was_given_up_is_formed_anew():
+    group = Group().whole()
+    group.assembly.left(2, "dead")
+    group.obey().take_up().join(2).obey()
+    formation, _ = group.orders.published
+    group.assembly.left(2, "dead again")
+    group.assembly.activated(formation.generation)
+    formation, _ = group.obey().orders.published
+    assert (formation.live, formation.is_complete) == ((0, 1, 3), True)
+    assert group.take_up().live == (0, 1, 3)

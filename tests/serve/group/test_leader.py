@@ -232,7 +232,7 @@ def test_a_group_that_answers_wrongly_never_opens(open_group, directory, kit, tm
 
 
 def test_a_worker_without_the_checkpoint_is_named(open_group, directory, kit, tmp_path):
-    with pytest.raises(NotReady, match=r"shard 2 on .* no checkpoint at .*nowhere; copy it"):
+    with pytest.raises(NotReady, match=r"shard 2 on .* no checkpoint .*nowhere.*every node needs"):
         open_group(directory, 3, kit.ThreadLauncher({2: tmp_path / "nowhere"}))
 
 
