@@ -26,28 +26,43 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Measure one text classifier served by Fewshard, LitServe, Ray Serve, BentoML and Infinity, "
-        "each in an environment of its own, made on first use. Give it a quiet machine; see docs/benchmarks.md.",
+        description="Measure one text classifier served by Fewshard, LitServe, Ray Serve, BentoML and "
+        "Infinity, each in an environment of its own, made on first use. It wants a quiet machine; see "
+        "docs/benchmarks.md.",
     )
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (default: random weights)")
     parser.add_argument(
         "--make-model", type=Path, metavar="ENCODER", help="make --model first, from this BERT encoder"
     )
-    parser.add_argument("--peers", type=_names, metavar="A,B", help="only these; `none` for ours and the echo")
+    parser.add_argument(
+        "--peers", type=_names, metavar="A,B", help="only these; `none` for ours and the echo"
+    )
     parser.add_argument("--users", type=_numbers(int), default=(1, 8, 64, 256), metavar="1,8,…")
     parser.add_argument(
-        "--open", type=_numbers(float), default=(0.5, 0.8, 1.2), metavar="0.5,…", help="shares of the capacity"
+        "--open",
+        type=_numbers(float),
+        default=(0.5, 0.8, 1.2),
+        metavar="0.5,…",
+        help="shares of the capacity",
     )
-    parser.add_argument("--duration", type=float, default=15.0, metavar="SECONDS", help="of each run (%(default)s)")
-    parser.add_argument("--warmup", type=float, default=3.0, metavar="SECONDS", help="before each (%(default)s)")
+    parser.add_argument(
+        "--duration", type=float, default=15.0, metavar="SECONDS", help="of each run (%(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=float, default=3.0, metavar="SECONDS", help="before each (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument(
         "--tune-duration", type=float, default=8.0, metavar="SECONDS", help="of each grid point; 0: no tuning"
     )
-    parser.add_argument("--envs", type=Path, default=environments.DEFAULT_FOLDER, metavar="DIR", help="(%(default)s)")
+    parser.add_argument(
+        "--envs", type=Path, default=environments.DEFAULT_FOLDER, metavar="DIR", help="(%(default)s)"
+    )
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/cpu"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/results/cpu"), metavar="DIR", help="(%(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.make_model and not options.model:
         parser.error("--make-model needs --model, the folder to write")
@@ -70,7 +85,7 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]
             raise argparse.ArgumentTypeError("must be above 0")
         return values
 
-    numbers.__name__ = "list"
+    numbers.__name__ = "list of numbers"
     return numbers
 
 
@@ -85,7 +100,11 @@ def main() -> int:
         return 1
     for path in report.write(options.out):
         print(path)
-    return 1 if any(row.failed for row in summary.closed_loop(report.found) if rounds.is_ours(row.subject)) else 0
+    return (
+        1
+        if any(row.failed for row in summary.closed_loop(report.found) if rounds.is_ours(row.subject))
+        else 0
+    )
 
 
 def _measure(options: argparse.Namespace, work: Path) -> Report:

@@ -103,7 +103,14 @@ def _bentoml(launch: Launch) -> list[str]:
 def _infinity(launch: Launch) -> list[str]:
     setting = launch.setting
     command = [
-        *(str(launch.bin / "infinity_emb"), "v2", "--model-id", str(launch.model), "--served-model-name", MODEL),
+        *(
+            str(launch.bin / "infinity_emb"),
+            "v2",
+            "--model-id",
+            str(launch.model),
+            "--served-model-name",
+            MODEL,
+        ),
         *("--device", "cpu", "--engine", "torch", "--host", "127.0.0.1", "--port", str(launch.port)),
     ]
     batch = [] if setting.batch is None else ["--batch-size", str(setting.batch)]

@@ -38,7 +38,14 @@ def environment(name: str, folder: Path) -> Path:
     print(f"installing {name} into {directory}", file=sys.stderr, flush=True)
     _run([sys.executable, "-m", "venv", "--clear", str(directory)])
     # torch goes first and alone, so that nothing else can pull another build of it. The list is complete.
-    install = [str(directory / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [
+        str(directory / "bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     _run([*install, wanted[0]])
     _run([*install, "--no-deps", *wanted])
     stamp.write_text("\n".join(wanted) + "\n", encoding="utf-8")

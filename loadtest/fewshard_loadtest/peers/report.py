@@ -68,7 +68,12 @@ class Report:
         """Where it ran, how far we are from the best peer, and every table."""
         found = self.found
         about = ", ".join(f"{key} {value}" for key, value in machine(_PACKAGES).items())
-        parts = ["# Server benchmark", f"{about}.", f"Checkpoint: {self.model}.", f"Command: `{self.command}`"]
+        parts = [
+            "# Server benchmark",
+            f"{about}.",
+            f"Checkpoint: {self.model}.",
+            f"Command: `{self.command}`",
+        ]
         parts += [NOTES, *_ratio_part(summary.ratios(found))]
         parts += ["## Closed loop", *_tables(summary.closed_loop(found), _users)]
         parts += ["## Open loop, Poisson arrivals", OPEN_NOTE, *_tables(summary.open_loop(found), _share)]
@@ -138,7 +143,11 @@ def _ratio_part(found: Sequence[Ratio]) -> list[str]:
     rows = [
         (
             *(each.what, f"{each.ours:.1f}", f"{each.best:.1f}", each.peer),
-            *(f"{each.ratio:.2f}", f">= {each.wanted:g}", "met" if each.ratio >= each.wanted else "**missed**"),
+            *(
+                f"{each.ratio:.2f}",
+                f">= {each.wanted:g}",
+                "met" if each.ratio >= each.wanted else "**missed**",
+            ),
         )
         for each in found
     ]

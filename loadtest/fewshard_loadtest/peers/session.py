@@ -109,7 +109,9 @@ def check_answers(subject: Subject, url: str, expected: Sequence[Expected]) -> f
     return check_labels(expected, labels, is_exact=subject.setting.dtype == "fp32")
 
 
-def _plan(subject: Subject, url: str, load: Load, pid: int, num_users: int, rate: float | None = None) -> Plan:
+def _plan(
+    subject: Subject, url: str, load: Load, pid: int, num_users: int, rate: float | None = None
+) -> Plan:
     return Plan(
         host=url,
         model=MODEL,

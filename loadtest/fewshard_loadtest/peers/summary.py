@@ -83,11 +83,11 @@ def memory_mib(sessions: Sequence[Session]) -> float:
 
 def batch_sizes(found: Found) -> dict[int, float]:
     """The mean batch that our server formed, by users."""
-    ours = [session for subject, sessions in found.sessions.items() if is_ours(subject) for session in sessions]
+    ours = [
+        session for subject, sessions in found.sessions.items() if is_ours(subject) for session in sessions
+    ]
     users = sorted({users for session in ours for users in session.mean_batches})
-    return {
-        users: median(s.mean_batches[users] for s in ours if users in s.mean_batches) for users in users
-    }
+    return {users: median(s.mean_batches[users] for s in ours if users in s.mean_batches) for users in users}
 
 
 def cpu_splits(found: Found, model_ms: Mapping[int, float]) -> list[CpuSplit]:
@@ -130,7 +130,9 @@ def _best(
 ) -> Ratio | None:
     """None where ours or every peer is missing."""
     ours = [row for row in rows if is_ours(row.subject)]
-    peers = [row for row in rows if row.subject.server.is_peer and setting in (None, row.subject.setting.name)]
+    peers = [
+        row for row in rows if row.subject.server.is_peer and setting in (None, row.subject.setting.name)
+    ]
     if not ours or not peers:
         return None
     best = max(peers, key=score)

@@ -29,4 +29,6 @@ class Classifier:
             logits = self.model(**encoded).logits.float()
         scores, classes = logits.softmax(-1).max(-1)
         labels = [self.model.config.id2label[index] for index in classes.tolist()]
-        return [{"label": label, "score": score} for label, score in zip(labels, scores.tolist(), strict=True)]
+        return [
+            {"label": label, "score": score} for label, score in zip(labels, scores.tolist(), strict=True)
+        ]

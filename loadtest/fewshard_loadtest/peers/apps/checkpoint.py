@@ -1,7 +1,7 @@
 """Makes a MiniLM-sized text classifier, or says which labels one gives; runs where torch and transformers are.
 
-    checkpoint.py make DIR [--encoder DIR]     from an encoder, or of random weights
-    checkpoint.py labels DIR < texts.json      labels in fp32, one text at a time, and how sure each is
+checkpoint.py make DIR [--encoder DIR]     from an encoder, or of random weights
+checkpoint.py labels DIR < texts.json      labels in fp32, one text at a time, and how sure each is
 """
 
 import argparse
@@ -49,7 +49,9 @@ def balance(model: BertForSequenceClassification, tokenizer: BertTokenizerFast, 
     gaps = []
     for text in texts:
         with torch.inference_mode():
-            negative, positive = model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0].tolist()
+            negative, positive = (
+                model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0].tolist()
+            )
         gaps.append(positive - negative)
     with torch.no_grad():
         model.classifier.bias[1] -= sorted(gaps)[len(gaps) // 2]
@@ -59,9 +61,20 @@ def made_up_tokenizer(texts: list[str]) -> BertTokenizerFast:
     """WordPiece over the words and letters of these texts: as many tokens as a real one, roughly."""
     words = sorted({word for text in texts for word in text.lower().split()})
     letters = sorted({letter for word in words for letter in word})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{x}" for x in letters),
+        *words,
+    ]
     vocabulary = list(dict.fromkeys(vocabulary))[:VOCABULARY_SIZE]
-    return BertTokenizerFast(vocab={word: index for index, word in enumerate(vocabulary)}, model_max_length=512)
+    return BertTokenizerFast(
+        vocab={word: index for index, word in enumerate(vocabulary)}, model_max_length=512
+    )
 
 
 def labels_of(directory: Path, texts: list[str]) -> list[dict[str, object]]:

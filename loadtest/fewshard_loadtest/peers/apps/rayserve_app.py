@@ -11,7 +11,9 @@ from starlette.requests import Request
 
 SETTINGS = json.loads(os.environ["PEER_SETTINGS"])
 TUNED = SETTINGS["batch"] is not None
-BATCHING = {"max_batch_size": SETTINGS["batch"], "batch_wait_timeout_s": SETTINGS["wait_ms"] / 1000} if TUNED else {}
+BATCHING = (
+    {"max_batch_size": SETTINGS["batch"], "batch_wait_timeout_s": SETTINGS["wait_ms"] / 1000} if TUNED else {}
+)
 DEPLOYMENT = {
     "max_ongoing_requests": 1000,
     "num_replicas": SETTINGS["workers"],
@@ -26,7 +28,9 @@ class Classifier:
         from transformers import pipeline
 
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        self.pipe = pipeline("text-classification", SETTINGS["model"], dtype=dtypes[SETTINGS["dtype"]], device="cpu")
+        self.pipe = pipeline(
+            "text-classification", SETTINGS["model"], dtype=dtypes[SETTINGS["dtype"]], device="cpu"
+        )
         self.options = {"batch_size": SETTINGS["batch"]} if TUNED else {}
 
     @serve.batch(**BATCHING)
