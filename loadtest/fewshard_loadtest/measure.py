@@ -44,10 +44,10 @@ class Sample:
 class Result:
     """The requests sent within the measured time. Latencies are of good answers; None where there was none.
 
-    `rps` counts good answers to what was sent within that time; `answered_rps` those that came within it: what
-    a server that falls behind sustains. `generator_cpu` is the share of one core that the generator itself
-    used: near 1, it was the bottleneck. `server_cpu_s` is the CPU time of the server's processes, where its
-    process was named.
+    `rps` counts good answers to what was sent within that time; `answered_rps` those that came within it,
+    which a server that falls behind sustains. `generator_cpu` is the share of one core that the generator
+    itself used: near 1, it was the bottleneck. `server_cpu_s` is the CPU time of the server's processes,
+    where the plan names one.
     """
 
     plan: Plan

@@ -17,7 +17,7 @@ class Memory:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time, user and system, that the tree has used so far; children that have ended and were waited for too.
+    """CPU time that the tree has used so far, with children that have ended and were awaited.
 
     The difference of two calls is what was used in between. 0 where there is no such process.
     """

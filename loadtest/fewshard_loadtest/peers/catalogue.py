@@ -148,7 +148,7 @@ NOTHING = Server(
     ready="/v2/health/ready",
     command=lambda launch: echo_command(sys.executable, launch.port),
     shipped=Setting(SHIPPED, dtype=None),
-    note="An ASGI application that does nothing, deployed as a Fewshard host is: what Ray Serve and HAProxy cost.",
+    note="An application that does nothing, deployed as a Fewshard host is: what Ray and HAProxy cost.",
 )
 PEERS = (
     Server(
@@ -158,7 +158,7 @@ PEERS = (
         ready="/health",
         command=_app("litserve_app.py"),
         shipped=Setting(SHIPPED, batch=8, wait_ms=100),
-        note="A Hugging Face model, padded batches; as shipped: the batching of its API reference's example.",
+        note="A Hugging Face model, padded batches; as shipped: the batching of its API's example.",
         packages=("litserve", "torch", "transformers"),
     ),
     Server(
@@ -169,9 +169,9 @@ PEERS = (
         command=_app("rayserve_app.py"),
         shipped=Setting(SHIPPED),
         note=(
-            "`@serve.batch` and the transformers pipeline; as shipped: every default, and the pipeline called with "
-            "the list of texts as its batching tutorial does. Tuned also gets the pipeline's `batch_size`, room for "
-            "1,000 requests a replica and Serve's own throughput mode."
+            "`@serve.batch` and the transformers pipeline; as shipped: every default, and the pipeline "
+            "called with the list of texts as its batching tutorial does. Tuned also gets the pipeline's "
+            "`batch_size`, room for 1,000 requests a replica and Serve's own throughput mode."
         ),
         packages=("ray", "torch", "transformers"),
         tuned_environment=(("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),),
@@ -183,7 +183,7 @@ PEERS = (
         ready="/readyz",
         command=_bentoml,
         shipped=Setting(SHIPPED),
-        note="A batchable API round a Hugging Face model, padded batches; as shipped: adaptive batching's defaults.",
+        note="A batchable API round a Hugging Face model; as shipped: its adaptive batching's defaults.",
         packages=("bentoml", "torch", "transformers"),
         wait_ms=None,
     ),
@@ -203,7 +203,7 @@ PEERS = (
 
 
 def peers(names: list[str] | None) -> tuple[Server, ...]:
-    """Those named, in the catalogue's order; all where None. Raises ValueError for a name that is not there."""
+    """Those named, in the catalogue's order; all where None. Raises ValueError for an unknown name."""
     known = {server.name: server for server in PEERS}
     for name in names or ():
         if name not in known:

@@ -30,7 +30,7 @@ class Expected:
 
 
 def make(directory: Path, encoder: Path | None, texts: Sequence[str]) -> None:
-    """A MiniLM-sized classifier: a BERT encoder with a head of a fixed seed, or random weights of that size."""
+    """A classifier: a BERT encoder with a head of a fixed seed, or random weights of MiniLM's size."""
     options = [] if encoder is None else ["--encoder", str(encoder)]
     run_app("checkpoint.py", ["make", str(directory), *options], texts)
 

@@ -25,7 +25,7 @@ def versions(name: str, wanted: tuple[str, ...]) -> dict[str, str]:
 
 
 def environment(name: str, folder: Path) -> Path:
-    """The folder with `bin/python` of a peer's environment, made where it is missing or its pins have changed.
+    """The folder of a peer's programs, made where it is missing or its pins have changed.
 
     Raises BenchmarkError with the installer's last words.
     """

@@ -1,4 +1,4 @@
-"""Where a benchmark ran, and tables for its report; used by `report` and by the project's smaller benchmarks."""
+"""Where a benchmark ran, and tables for its report; used by `report` and by `make bench`."""
 
 import os
 import platform

@@ -76,3 +76,4 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     _, left = psutil.wait_procs(family, LAST_CHILDREN_S)
     for process in left:
         process.kill()
+    psutil.wait_procs(left, LAST_CHILDREN_S)

@@ -17,12 +17,14 @@ _PACKAGES = ("fewshard", "ray", "torch", "transformers", "tokenizers", "locust")
 _FIGURES = ("req/s", "p50 ms", "p95 ms", "p99 ms", "requests", "refused", "errors", "CPU ms", "generator")
 NOTES = " ".join(
     (
-        "Every server gets the same checkpoint, the same cores and one text a request, over the loopback, kept-alive",
-        "connections, and is alone on the machine with the load generator. Each round starts every server anew;",
-        "rounds alternate in order; figures are medians over rounds, counts are sums. Latencies are of good answers.",
-        "`req/s`: good answers within the measured time. `refused`: 429 or 503; `errors`: all else, wrong",
-        "answers included. `CPU ms`: CPU time of all processes of the server for a good answer. `generator`: the share",
-        "of one core that the load generator took, on the same machine; near 1.00 it is the bottleneck.",
+        "Every server gets the same checkpoint, the same cores and one text a request, over the",
+        "loopback and kept-alive connections, and is alone on the machine with the load generator.",
+        "Each round starts every server anew; rounds alternate in order; figures are medians over",
+        "rounds, counts are sums. Latencies are of good answers. `req/s`: good answers within the",
+        "measured time. `refused`: 429 or 503; `errors`: all else, answers without a label included.",
+        "`CPU ms`: CPU time of all processes of the server for a good answer. `generator`: the share",
+        "of one core that the load generator took, on the same machine; near 1.00 it is the",
+        "bottleneck.",
     )
 )
 
@@ -96,8 +98,8 @@ class Report:
 
 
 OPEN_NOTE = (
-    "Requests are sent at random times that no answer delays, at a share of the most that the same server answered "
-    "in the closed loop just before; latency counts from the time a request was due."
+    "Requests are sent at random times that no answer delays, at a share of the most that the same server "
+    "answered in the closed loop just before; latency counts from the time a request was due."
 )
 
 
@@ -166,8 +168,8 @@ def _cpu_part(splits: Sequence[CpuSplit]) -> list[str]:
         for each in splits
     ]
     note = (
-        "Tokeniser and model: the same code in a process without a server, on batches of the size that the server "
-        "formed. Echo: an application that does nothing in the same set-up, under the same number of users."
+        "Tokeniser and model: the same code in a process without a server, on batches of the size that the "
+        "server formed. Echo: an application that does nothing in the same set-up, under as many users."
     )
     return ["## Where Fewshard's CPU time goes", note, markdown_table(header, rows)]
 

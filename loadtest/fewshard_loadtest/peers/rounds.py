@@ -14,7 +14,7 @@ TUNING_USERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All that was measured: sessions of each subject, rates of each tuning point, and why a server is missing."""
+    """All that was measured: sessions by subject, rates by tuning point, and why a server is missing."""
 
     sessions: dict[Subject, list[Session]] = field(default_factory=dict)
     tuning: dict[str, dict[Setting, float]] = field(default_factory=dict)

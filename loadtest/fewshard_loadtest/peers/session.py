@@ -22,7 +22,7 @@ _ANSWER_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What every server is put under: users of the closed loop, then shares of the capacity it showed there."""
+    """What every server is put under: users of the closed loop, then shares of the capacity seen there."""
 
     users: tuple[int, ...]
     shares: tuple[float, ...]
@@ -59,7 +59,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where servers run: each environment's `bin`, the checkpoint, what it answers, the port and a folder."""
+    """Where servers run: each environment's programs, the checkpoint, its labels, a port."""
 
     bins: dict[str, Path]
     model: Path
@@ -74,7 +74,7 @@ class Place:
 
 
 def measure(subject: Subject, place: Place, load: Load) -> Session:
-    """Start it, check its answers, run the load and stop it. Raises BenchmarkError where it cannot be used."""
+    """Start it, check its answers, run the load and stop it. Raises BenchmarkError if it is no use."""
     launch, url = place.launch(subject), f"http://127.0.0.1:{place.port}"
     command, environment = subject.server.command(launch), subject.server.environment(launch)
     log = place.work / f"{subject.server.name}.log"

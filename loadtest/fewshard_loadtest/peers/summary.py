@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CpuSplit:
-    """Where the CPU milliseconds of one of our answers go; `rest_ms` is what neither of the others explains."""
+    """Where the CPU milliseconds of one of our answers go; `rest_ms` is what the others do not explain."""
 
     num_users: int
     mean_batch: float

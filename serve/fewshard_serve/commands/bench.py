@@ -30,7 +30,7 @@ def register(subparsers: Any) -> None:
 
 
 def _add_server(subjects: Any) -> None:
-    """The load generator, which this room does not import, reads the options: all are handed on as they are."""
+    """The load generator, which this room does not import, reads the options: they are handed on."""
     server = subjects.add_parser(
         "server", help="one checkpoint here and on other servers", add_help=False, prefix_chars="\0"
     )

@@ -1,7 +1,7 @@
-"""Makes a MiniLM-sized text classifier, or says which labels one gives; runs where torch and transformers are.
+"""Makes a MiniLM-sized text classifier, or says which labels one gives; runs in Fewshard's environment.
 
-checkpoint.py make DIR [--encoder DIR]     from an encoder, or of random weights
-checkpoint.py labels DIR < texts.json      labels in fp32, one text at a time, and how sure each is
+checkpoint.py make DIR [--encoder DIR] < texts.json    from an encoder, or of random weights
+checkpoint.py labels DIR < texts.json    labels in fp32, one text at a time, and how sure each is
 """
 
 import argparse
@@ -29,7 +29,8 @@ NUM_BALANCED = 64
 def make(directory: Path, encoder: Path | None, texts: list[str]) -> None:
     """The encoder's weights where it is given, and a head of a fixed seed; else all of that seed."""
     torch.manual_seed(SEED)
-    labels = {"num_labels": len(LABELS), "id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    ids = {label: index for index, label in LABELS.items()}
+    labels = {"num_labels": len(LABELS), "id2label": LABELS, "label2id": ids}
     if encoder is None:
         tokenizer = made_up_tokenizer(texts)
         model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY_SIZE, **SIZES, **labels))
@@ -45,7 +46,7 @@ def make(directory: Path, encoder: Path | None, texts: list[str]) -> None:
 
 
 def balance(model: BertForSequenceClassification, tokenizer: BertTokenizerFast, texts: list[str]) -> None:
-    """Shift the bias so that half of the texts are positive: with one label alone, no answer could be wrong."""
+    """Shift the bias so that half of these texts are positive: one label alone would hide wrong answers."""
     gaps = []
     for text in texts:
         with torch.inference_mode():
