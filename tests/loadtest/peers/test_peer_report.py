@@ -30,20 +30,25 @@ def run(
     return summarise(plan, samples, 10.0, 0.25, cpu_s)
 
 
+def session(dtype: str | None, pss: tuple[float, ...], *runs: Result, agreeing: float = 1.0) -> Session:
+    """One start of a server, its processes of so many MiB."""
+    return Session(list(runs), memory=[Memory("a", 9, each) for each in pss], dtype=dtype, agreeing=agreeing)
+
+
 def found() -> Found:
+    ours = [
+        session("bf16", (300.0,), run(1, [4.0] * 10), run(64, [20.0] * 600, 1.5), agreeing=0.98),
+        session("bf16", (340.0,), run(1, [6.0] * 10), run(64, [22.0] * 500, 1.5)),
+    ]
+    for each, batch in zip(ours, (31.6, 32.4), strict=True):
+        each.mean_batches[64] = batch
+    busy = run(64, [800.0] * 100, 2.0, ("HTTPError: 503 Busy", "reset"))
     sessions = {
-        OURS: [
-            Session([run(1, [4.0] * 10), run(64, [20.0] * 600, 1.5)], memory=[Memory("a", 9, 300.0)], dtype="bf16",
-                    agreeing=0.98, mean_batches={64: 31.6}),
-            Session([run(1, [6.0] * 10), run(64, [22.0] * 500, 1.5)], memory=[Memory("a", 9, 340.0)], dtype="bf16",
-                    agreeing=1.0, mean_batches={64: 32.4}),
-        ],
-        ECHO: [Session([run(1, [1.0] * 10), run(64, [9.0] * 1000, 0.5)], memory=[Memory("a", 9, 100.0)])],
-        SHIPPED: [Session([run(1, [110.0] * 9), run(64, [800.0] * 100, 2.0, ("HTTPError: 503 Busy", "reset"))],
-                          memory=[Memory("a", 9, 1.0), Memory("b", 9, 2.0)], dtype="fp32", agreeing=1.0)],
-        BEST: [Session([run(1, [12.5] * 80), run(64, [250.0] * 250)], memory=[Memory("a", 9, 1.0)], dtype="bf16",
-                       agreeing=1.0)],
-    }  # fmt: skip
+        OURS: ours,
+        ECHO: [session(None, (100.0,), run(1, [1.0] * 10), run(64, [9.0] * 1000, 0.5))],
+        SHIPPED: [session("fp32", (1.0, 2.0), run(1, [110.0] * 9), busy)],
+        BEST: [session("bf16", (1.0,), run(1, [12.5] * 80), run(64, [250.0] * 250))],
+    }
     tuning = {"rayserve": {BEST.setting: 240.0, Setting(TUNED, "bf16", 16, 5, 2, 1): 230.0}}
     return Found(sessions, tuning, {"BentoML": "cannot be installed here:\n no wheel"})
 
