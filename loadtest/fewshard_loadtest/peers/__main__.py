@@ -115,15 +115,13 @@ def _measure(options: argparse.Namespace, work: Path) -> Report:
     servers, bins, missing = _environments(options)
     expected = checkpoint.expected_labels(model, texts[:NUM_CHECKED])
     load = Load(options.users, options.open, options.duration, options.warmup, options.seed)
+    place = Place(bins, model, expected, options.port, _logs())
+
+    def keep(known: rounds.Found) -> None:
+        Report(command, name, known).write(options.out)
+
     found = rounds.run(
-        Place(bins, model, expected, options.port, _logs()),
-        servers,
-        load,
-        options.rounds,
-        options.tune_duration,
-        num_cores(),
-        missing,
-        after_each=lambda known: Report(command, name, known).write(options.out) and None,
+        place, servers, load, options.rounds, options.tune_duration, num_cores(), missing, after_each=keep
     )
     return Report(command, name, found, _model_ms(found, model, texts))
 

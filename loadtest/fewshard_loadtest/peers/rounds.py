@@ -8,6 +8,7 @@ from fewshard_loadtest.peers.catalogue import FEWSHARD, NOTHING, Server
 from fewshard_loadtest.peers.errors import BenchmarkError
 from fewshard_loadtest.peers.session import Load, Place, Session, Subject, measure
 from fewshard_loadtest.peers.settings import SHIPPED, Setting, best_of
+from fewshard_loadtest.run import LoadTestError
 
 TUNING_USERS = 64
 
@@ -85,7 +86,7 @@ def _try(subject: Subject, place: Place, load: Load, found: Found) -> Session | 
     print(f"-- {subject} ({subject.setting})", file=sys.stderr, flush=True)
     try:
         return measure(subject, place, load)
-    except BenchmarkError as error:
+    except (BenchmarkError, LoadTestError) as error:
         if not subject.server.is_peer:
             raise
         print(f"-- {subject}: {error}", file=sys.stderr, flush=True)

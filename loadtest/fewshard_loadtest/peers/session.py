@@ -97,16 +97,19 @@ def check_answers(subject: Subject, url: str, expected: Sequence[Expected]) -> f
     """Ask for every text's label, one request each. Raises BenchmarkError where answers are not right."""
     if subject.server.name == ECHO:
         return None
-    dialect = DIALECTS[subject.server.dialect]
-    labels = []
-    with httpx.Client(timeout=_ANSWER_TIMEOUT_S) as client:
-        for one in expected:
-            request = dialect.request(MODEL, [one.text])
-            answer = client.post(url + request.path, content=request.body, headers=request.headers)
-            if not answer.is_success:
-                raise BenchmarkError(f"answers {answer.status_code}: {answer.text[:200]}")
-            labels.append(dialect.label_in(answer.content))
+    try:
+        with httpx.Client(base_url=url, timeout=_ANSWER_TIMEOUT_S) as client:
+            labels = [_label(subject, client, one.text) for one in expected]
+    except (httpx.HTTPError, ValueError) as error:
+        raise BenchmarkError(f"does not answer as it should: {error}") from error
     return check_labels(expected, labels, is_exact=subject.setting.dtype == "fp32")
+
+
+def _label(subject: Subject, client: httpx.Client, text: str) -> str:
+    dialect = DIALECTS[subject.server.dialect]
+    request = dialect.request(MODEL, [text])
+    answer = client.post(request.path, content=request.body, headers=request.headers)
+    return dialect.label_in(answer.raise_for_status().content)
 
 
 def _plan(

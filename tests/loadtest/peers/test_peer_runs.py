@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,13 @@ def test_a_peer_that_answers_wrongly_is_left_out_with_the_reason(tmp_path: Path,
     load = Load((1,), (), 0.2, 0.0)
     assert _try(Subject(server, server.shipped), place(tmp_path, wrong, unused_port), load, found) is None
     assert "answers wrongly: 1 of 1 labels" in found.missing["Fake as shipped"]
+
+
+def test_a_peer_that_speaks_otherwise_is_left_out_with_the_reason(tmp_path: Path, unused_port: int) -> None:
+    server, found = replace(fake_peer(tmp_path), dialect="infinity"), Found()
+    subject, load = Subject(server, server.shipped), Load((1,), (), 0.2, 0.0)
+    assert _try(subject, place(tmp_path, EXPECTED, unused_port), load, found) is None
+    assert "does not answer as it should" in found.missing["Fake as shipped"]
 
 
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:
