@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="shares of the capacity",
     )
     parser.add_argument(
-        "--duration", type=float, default=15.0, metavar="SECONDS", help="of each run (%(default)s)"
+        "--duration", type=float, default=10.0, metavar="SECONDS", help="of each run (%(default)s)"
     )
     parser.add_argument(
         "--warmup", type=float, default=3.0, metavar="SECONDS", help="before each (%(default)s)"

@@ -1,5 +1,6 @@
 """One server from its start to its end: checked, loaded, weighed; `rounds` strings sessions together."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ class Session:
     `agreeing` is the share of labels as the checkpoint's own in fp32; None of the echo.
     """
 
-    closed_loop: list[Result]
+    command: str
+    closed_loop: list[Result] = field(default_factory=list)
     open_loop: dict[float, Result] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
     agreeing: float | None = None
@@ -80,7 +82,7 @@ def measure(subject: Subject, place: Place, load: Load) -> Session:
     log = place.work / f"{subject.server.name}.log"
     with serving(command, url + subject.server.ready, log, environment, place.work) as process:
         agreeing = check_answers(subject, url, place.expected)
-        session = Session([], agreeing=agreeing, dtype=_dtype(subject, url))
+        session = Session(shlex.join(command), agreeing=agreeing, dtype=_dtype(subject, url))
         for num_users in load.users:
             before = _batches(subject, url)
             session.closed_loop.append(_run(subject, _plan(subject, url, load, process.pid, num_users)))

@@ -32,7 +32,9 @@ def run(
 
 def session(dtype: str | None, pss: tuple[float, ...], *runs: Result, agreeing: float = 1.0) -> Session:
     """One start of a server, its processes of so many MiB."""
-    return Session(list(runs), memory=[Memory("a", 9, each) for each in pss], dtype=dtype, agreeing=agreeing)
+    return Session(
+        "serve", list(runs), memory=[Memory("a", 9, each) for each in pss], dtype=dtype, agreeing=agreeing
+    )
 
 
 def found() -> Found:
