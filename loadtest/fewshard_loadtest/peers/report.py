@@ -168,7 +168,7 @@ def _cpu_part(splits: Sequence[CpuSplit]) -> list[str]:
         for each in splits
     ]
     note = (
-        "Tokeniser and model: the same code in a process without a server, on batches of the size that the "
+        "Tokeniser and model: the same code on one thread without a server, on batches of the size that the "
         "server formed. Echo: an application that does nothing in the same set-up, under as many users."
     )
     return ["## Where Fewshard's CPU time goes", note, markdown_table(header, rows)]

@@ -2,7 +2,8 @@
 
     model_cost.py DIR DTYPE SECONDS SIZE... < texts.json
 
-Prints, for each batch size, the CPU milliseconds a text of a process that does nothing else.
+Prints, for each batch size, the CPU milliseconds a text of a process that does nothing else. On one thread:
+more would add the time in which they wait for each other, which is not what the model costs.
 """
 
 import json
@@ -10,6 +11,8 @@ import random
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.core import TextInput
@@ -20,6 +23,7 @@ SEED = 0
 
 def main() -> None:
     directory, dtype, seconds, *sizes = sys.argv[1:]
+    torch.set_num_threads(1)
     texts = [TextInput(text) for text in json.load(sys.stdin)]
     model = load_model("bench", str(Path(directory).resolve()), device="cpu", dtype=dtype)
     rng = random.Random(SEED)
