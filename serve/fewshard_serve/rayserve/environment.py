@@ -34,6 +34,8 @@ ALWAYS = {
     # Its collector parses one line a request in Python; ours counts requests where they are answered.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+}
+FOR_WORKERS = {
     # oneDNN keeps the products it has compiled, by size; several models need more than its usual 1,024.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
 }
@@ -55,7 +57,7 @@ HAPROXY_FILES = {
 def prepare_environment(work_dir: str | None = None) -> None:
     """Set what is not set yet. `work_dir` holds HAProxy's files of a Ray started here; None when joining."""
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
-    _set_defaults(ALWAYS)
+    _set_defaults(ALWAYS | FOR_WORKERS)
     _set_defaults({"RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy()))})
     if work_dir is not None:
         # Naming the mode keeps Ray from announcing it; a token is what it chooses by itself.
