@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -184,14 +185,13 @@ async def storm(chaos: Chaos, seconds: float) -> list[Phase]:
     slots = max(len(experts) for layer in group.placement for experts in layer)
     phases = [await chaos.quiet(seconds)]
     for shard in range(1, group.num_shards):
-        deed = lambda shard=shard: kill(chaos.launcher, shard, signal.SIGKILL)  # noqa: E731
+        deed = partial(kill, chaos.launcher, shard, signal.SIGKILL)
         phases.append(await chaos.phase(f"kill -9 shard {shard}", deed, seconds))
-    stop = lambda: kill(chaos.launcher, 1, signal.SIGSTOP)  # noqa: E731
+    stop = partial(kill, chaos.launcher, 1, signal.SIGSTOP)
     phases.append(await chaos.phase("SIGSTOP shard 1", stop, seconds))
     first = contiguous(*shape, slots)
     for placement in (rotated(first), round_robin(*shape, slots), rotated(first), first):
-        apply = lambda placement=placement: chaos.model.apply(placement)  # noqa: E731
-        phases.append(await chaos.phase("move experts", apply, seconds))
+        phases.append(await chaos.phase("move experts", partial(chaos.model.apply, placement), seconds))
     return phases
 
 

@@ -4,6 +4,7 @@
 """
 
 from fewshard_kernels.moe_ffn import (
+    ONEDNN_ACTIVATIONS,
     ExpertWeights,
     LayerNormWeights,
     MoeOptions,
@@ -22,6 +23,7 @@ from fewshard_kernels.moe_ffn import (
 )
 
 __all__ = [
+    "ONEDNN_ACTIVATIONS",
     "ExpertWeights",
     "LayerNormWeights",
     "MoeOptions",

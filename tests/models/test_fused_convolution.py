@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
-from fewshard_models.image.fused import max_pool
+from fewshard_models.image.fused import max_pool, padded_batch
 
 
 def network(seed: int = 0) -> FewshardImageForImageClassification:
@@ -28,7 +28,7 @@ def num_fused(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-2)])
-@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("batch", [1, 3, 33, 64])
 def test_logits_are_those_of_the_plain_network(dtype, tolerance, batch):
     plain = network()
     pixels = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
@@ -41,6 +41,14 @@ def test_logits_are_those_of_the_plain_network(dtype, tolerance, batch):
         torch.testing.assert_close(
             served(pixels.to(dtype)).logits, plain(pixels).logits, atol=tolerance, rtol=0
         )
+
+
+@pytest.mark.parametrize("num_images", [1, 8, 9, 17, 33, 63, 64, 100, 511])
+def test_batches_come_in_few_sizes(num_images):
+    padded = padded_batch(num_images)
+    assert num_images <= padded < num_images * (1 + 1 / 8)
+    assert padded_batch(padded) == padded
+    assert len({padded_batch(number) for number in range(num_images, 2 * num_images)}) <= 17
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 3)])

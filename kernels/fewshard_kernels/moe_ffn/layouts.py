@@ -10,7 +10,7 @@ from fewshard_kernels.moe_ffn.activations import activate
 from fewshard_kernels.moe_ffn.options import ExpertWeights
 
 # oneDNN's name for each activation, and the variant where it has two.
-_FUSED = {
+ONEDNN_ACTIVATIONS = {
     "gelu": ("gelu", "none"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
     "relu": ("relu", ""),
@@ -100,7 +100,7 @@ class OneDnnLayout:
 
     def expert(self, rows: Tensor, expert: int, activation: str) -> Tensor:
         linear = torch.ops.mkldnn._linear_pointwise
-        kind, variant = _FUSED[activation]
+        kind, variant = ONEDNN_ACTIVATIONS[activation]
         hidden = linear(rows, self._activated[expert], self._activated_bias[expert], kind, [], variant)
         if self._up is not None:
             hidden = linear.binary(rows, hidden, self._up[expert], self._up_bias[expert], "mul")

@@ -101,8 +101,9 @@ class FewshardImageForImageClassification(PreTrainedModel):
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
         """Returns fp32 logits [N, num_labels] and, given int64 `labels` [N], the mean cross-entropy."""
         num_images = len(pixel_values)
-        if self.stem.usable is not None:
-            pixel_values = F.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, padded_batch(num_images) - num_images))
+        num_spare = 0 if self.stem.usable is None else padded_batch(num_images) - num_images
+        if num_spare:
+            pixel_values = F.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, num_spare))
         hidden = self.stages(self.stem(pixel_values))[:num_images]
         pooled = hidden.amax(dim=(2, 3)).float()
         with torch.autocast(pooled.device.type, enabled=False):
