@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
 
 def _subject(subjects: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subjects.add_parser(
-        name, help=text, description=text.capitalize() + "."
+        name, help=text, description=f"{text[0].upper()}{text[1:]}."
     )
     parser.add_argument("--out", type=Path, help="folder of the files (default: docs/results/DEVICE)")
     parser.set_defaults(run=run)

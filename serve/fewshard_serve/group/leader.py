@@ -99,7 +99,7 @@ class Group:
             self._rebalancing.start(self._settings.rebalance_s)
 
     def _is_decided(self) -> bool:
-        return self._view is not None or self.status.is_hopeless
+        return self.status.size > 0 or self.status.is_hopeless
 
     def close(self) -> None:
         if self._rebalancing is not None:

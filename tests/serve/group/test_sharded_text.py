@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fewshard_serve.core import TextInput
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import MalformedRequest, NotFound, NotReady
+from fewshard_serve.group.membership import Membership
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.protocol.classify import ClassifyOptions, ClassifyResponse, encode_classify
 
@@ -85,6 +87,19 @@ def test_a_placement_is_planned_and_applied(load):
     assert model.group().placement == (((0, 2), (1, 3)),) * 3
     with pytest.raises(MalformedRequest):
         model.place({"placement": "best"})
+
+
+def test_a_placement_asked_for_at_once_is_the_one_that_runs(load, monkeypatch):
+    activated = Membership.activated
+
+    def activated_late(self, generation):
+        threading.Timer(0.3, activated, (self, generation)).start()
+
+    monkeypatch.setattr(Membership, "activated", activated_late)
+    model = load(placement="contiguous")
+    assert model.place({"placement": "round_robin", "apply": True})["applied"]
+    assert (model.group().generation, model.group().num_moves) == (2, 6)
+    assert model.group().placement == (((0, 2), (1, 3)),) * 3
 
 
 def test_a_model_of_one_process_has_no_placement():
