@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -122,11 +124,43 @@ class ServerConfig(_Section):
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] = 8000
 
 
+class AuthConfig(_Section):
+    """Who may come in."""
+
+    tokens_file: Annotated[str, Field(min_length=1)]
+
+
+class LimitsConfig(_Section):
+    """How much one request may hold, and how long it may take to arrive."""
+
+    max_body_bytes: PositiveInt = 32 * 2**20
+    max_items: PositiveInt = 4096
+    max_text_bytes: PositiveInt = 1_000_000
+    max_json_depth: Annotated[int, Field(strict=True, ge=4, le=200)] = 32
+    max_image_pixels: PositiveInt = 25_000_000
+    max_body_s: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 30.0
+
+    @property
+    def limits(self) -> Limits:
+        """The same in the form that the protocols take."""
+        return Limits(**self.model_dump())
+
+
+class LoggingConfig(_Section):
+    """What is written down, and how."""
+
+    format: Literal["text", "json"] = "text"
+    requests: bool = False
+
+
 class FewshardConfig(_Section):
     """The whole of `fewshard.yaml`."""
 
     models: tuple[ModelConfig, ...]
     server: ServerConfig = ServerConfig()
+    auth: AuthConfig | None = None
+    limits: LimitsConfig = LimitsConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _names_differ(self) -> "FewshardConfig":
@@ -208,7 +242,16 @@ def json_schema() -> str:
 
 def _resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
     models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
-    return config.model_copy(update={"models": models})
+    return config.model_copy(update={"models": models, "auth": _resolve_auth(config.auth, file)})
+
+
+def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:
+    """With the path in full, of a file that was read once: a server that lets nobody in is of no use."""
+    if auth is None:
+        return None
+    path = (file.path.parent / Path(auth.tokens_file).expanduser()).resolve()
+    read_tokens(path)
+    return AuthConfig(tokens_file=str(path))
 
 
 def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelConfig:

@@ -23,9 +23,10 @@ class TextInput:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP)."""
+    """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP), with the most pixels it may have."""
 
     data: bytes
+    max_pixels: int = 25_000_000
 
 
 @dataclass(frozen=True, slots=True)

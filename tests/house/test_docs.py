@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fewshard_serve.config import AdmissionConfig, BatchingConfig, ModelConfig, ServerConfig, load_config
+from fewshard_serve.config import (
+    AdmissionConfig,
+    AuthConfig,
+    BatchingConfig,
+    LimitsConfig,
+    LoggingConfig,
+    ModelConfig,
+    ServerConfig,
+    load_config,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -17,6 +26,9 @@ SECTIONS = {
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
     "server": ServerConfig,
+    "auth": AuthConfig,
+    "limits": LimitsConfig,
+    "logging": LoggingConfig,
 }
 
 

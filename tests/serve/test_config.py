@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from fewshard_serve import config as config_module
-from fewshard_serve.config import FewshardConfig, ModelConfig, bundled_config, json_schema, load_config
+from fewshard_serve.config import (
+    FewshardConfig,
+    LimitsConfig,
+    ModelConfig,
+    bundled_config,
+    json_schema,
+    load_config,
+)
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.protocol.limits import Limits
 
 FULL = """
 models:
@@ -54,6 +62,20 @@ def test_defaults() -> None:
     assert model.batching.max_wait_ms == 0
     config = FewshardConfig(models=(model,))
     assert (config.server.host, config.server.port) == ("127.0.0.1", 8000)
+
+
+def test_limits_are_those_of_the_protocols_by_default() -> None:
+    assert LimitsConfig().limits == Limits()
+
+
+def test_a_tokens_file_is_taken_from_the_files_folder_and_read(tmp_path: Path) -> None:
+    text = "models: [{name: m, path: x}]\nauth: {tokens_file: sub/tokens.yaml}"
+    assert "tokens.yaml: no such file" in complaint(tmp_path, text)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/tokens.yaml").write_text("tokens: []")
+    config = load_config(write(tmp_path, text))
+    assert config.auth is not None
+    assert config.auth.tokens_file == str(tmp_path / "sub/tokens.yaml")
 
 
 def test_a_relative_directory_is_taken_from_the_files_folder(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from fewshard_serve import __version__
 from fewshard_serve.core import Input, ModelInfo
-from fewshard_serve.errors import MalformedRequest, NotFound, NotReady, UnknownModel
+from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady, UnknownModel
 from fewshard_serve.http import jobs
-from fewshard_serve.http.asgi import App, counted, for_method, while_connected
+from fewshard_serve.http.asgi import App, for_method, while_connected
 from fewshard_serve.http.body import off_loop, read_body
 from fewshard_serve.http.docs import docs_page
+from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.host import PREFIX, parse_target
 from fewshard_serve.http.landing import landing_page
 from fewshard_serve.http.openapi import openapi_document
@@ -31,18 +32,19 @@ EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
 
 
 class GatewayApp(App):
-    """Answers for all hosts. `on_request` is called once for each classify request that comes here."""
+    """Answers for all hosts."""
 
     def __init__(
         self,
         service: GatewayService,
         *,
         limits: Limits = Limits(),  # noqa: B008  it is frozen
+        doors: Doors | None = None,
         on_request: RequestHook = ignore_request,
     ) -> None:
+        super().__init__(doors, on_request)
         self._service = service
         self._limits = limits
-        self._on_request = on_request
         self._openapi = openapi_document(limits)
         self._docs = docs_page(self._openapi)
 
@@ -81,12 +83,22 @@ class GatewayApp(App):
         return error_response(NotReady(f"not ready yet: {waiting}; try again soon"), ready=False)
 
     async def _index(self, request: Request) -> Response:
-        only_ready = _wants_only_ready(await read_body(request, self._limits.max_body_bytes), self._limits)
+        only_ready = _wants_only_ready(await read_body(request, self._limits), self._limits)
         index = await self._service.model_index()
         return json_response([_index_line(e) for e in index if e.state == "READY" or not only_ready])
 
     async def _metrics(self, _: Request) -> Response:
         return Response(await self._service.metrics(), PROMETHEUS)
+
+    async def _reload_tokens(self, _: Request) -> Response:
+        own = self._doors.tokens
+        if own is None:
+            raise NotFound("this server asks for no tokens; its configuration has no auth.tokens_file")
+        try:
+            num_tokens = own.reload()
+        except ConfigError as error:
+            raise MalformedRequest(f"the old tokens stay: {error}") from None
+        return json_response({"tokens": num_tokens, "replicas": 1 + await self._service.reload_tokens()})
 
     async def _openapi_json(self, _: Request) -> Response:
         return json_response(self._openapi)
@@ -95,9 +107,6 @@ class GatewayApp(App):
         return html_response(self._docs)
 
     async def _classify(self, request: Request) -> Response:
-        return await counted(self._on_request, "classify", request, self._classify_uncounted(request))
-
-    async def _classify_uncounted(self, request: Request) -> Response:
         question = await self._read_question(request)
         info = await self._find(request, question.model)
         inputs = await off_loop(question.num_bytes, question.to_inputs, info, self._limits)
@@ -106,7 +115,7 @@ class GatewayApp(App):
         return await jobs.encode(job, await while_connected(request, work))
 
     async def _read_question(self, request: Request) -> "Question":
-        body = await read_body(request, self._limits.max_body_bytes)
+        body = await read_body(request, self._limits)
         if not jobs.has_image_body(request):
             parsed = await off_loop(len(body), classify.parse_gateway_classify, body, self._limits)
             return Question(parsed.model, parsed, parsed, len(body))
@@ -138,7 +147,7 @@ class Question:
     def to_inputs(self, info: ModelInfo, limits: Limits) -> list[Input]:
         """The items, as the model's task reads them."""
         if isinstance(self.body, bytes):
-            return classify.image_body(self.body, info)
+            return classify.image_body(self.body, info, limits)
         return classify.to_inputs(self.body, info, limits)
 
 
@@ -174,6 +183,7 @@ _ROUTES: dict[str, dict[str, Callable[[GatewayApp, Request], Awaitable[Response]
     "/v2/health/ready": {"GET": GatewayApp._ready},
     "/v2/repository/index": {"POST": GatewayApp._index},
     "/classify": {"POST": GatewayApp._classify},
+    "/v2/tokens/reload": {"POST": GatewayApp._reload_tokens},
     "/metrics": {"GET": GatewayApp._metrics},
     "/openapi.json": {"GET": GatewayApp._openapi_json},
     "/docs": {"GET": GatewayApp._docs_html},

@@ -9,13 +9,13 @@ from typing import Any
 from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import NotFound, NotReady
 from fewshard_serve.http import jobs
-from fewshard_serve.http.asgi import App, counted, for_method, while_connected
+from fewshard_serve.http.asgi import App, for_method, while_connected
+from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import PROMETHEUS, Response, error_response, json_response
 from fewshard_serve.http.service import (
     HostService,
     RequestHook,
-    RequestProtocol,
     ServedModel,
     find_model,
     ignore_request,
@@ -52,18 +52,19 @@ def parse_target(path: str) -> Target:
 
 
 class HostApp(App):
-    """Serves the models of one replica. `on_request` is called once for each infer or classify request."""
+    """Serves the models of one replica."""
 
     def __init__(
         self,
         service: HostService,
         *,
         limits: Limits = Limits(),  # noqa: B008  it is frozen
+        doors: Doors | None = None,
         on_request: RequestHook = ignore_request,
     ) -> None:
+        super().__init__(doors, on_request)
         self._service = service
         self._limits = limits
-        self._on_request = on_request
 
     async def respond(self, request: Request) -> Response:
         target = parse_target(request.path)
@@ -71,9 +72,7 @@ class HostApp(App):
             return await for_method(_HOST_PAGES[target.model], request)(self)
         if target.action in _PREDICTIONS:
             read = for_method({"POST": _PREDICTIONS[target.action]}, request)
-            return await counted(
-                self._on_request, _protocol(request, target), request, self._predict(request, target, read)
-            )
+            return await self._predict(request, target, read)
         if target.action not in _PAGES:
             raise NotFound(f"a model has no {target.action!r}; it has {', '.join(sorted(_KNOWN_ACTIONS))}")
         page = for_method(_PAGES[target.action], request)
@@ -140,12 +139,6 @@ class HostApp(App):
 def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
     """The body of `GET …/config`: what the model is, what it takes, how much of it, and its card."""
     return {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
-
-
-def _protocol(request: Request, target: Target) -> RequestProtocol:
-    if target.action == "classify":
-        return "classify"
-    return "v2_binary" if jobs.JSON_SIZE_HEADER in request.headers else "v2_json"
 
 
 def _not_ready(model: ServedModel) -> NotReady:

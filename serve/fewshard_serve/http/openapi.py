@@ -8,6 +8,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
+from fewshard_serve.http.doors import is_open
 from fewshard_serve.http.status import HTTP_STATUS
 from fewshard_serve.protocol import classify, schemas
 from fewshard_serve.protocol.limits import Limits
@@ -132,6 +133,7 @@ ENDPOINTS = (
     Endpoint("get", "/v2/health/ready", "Whether every model takes requests", errors=(503,)),
     Endpoint("post", "/v2/repository/index", "All models and their state", errors=(400,), example={}),
     Endpoint("get", "/metrics", "Prometheus metrics of every replica", content_type="text/plain"),
+    Endpoint("post", "/v2/tokens/reload", "Read the file of tokens again", errors=(400, 404), example={}),
 )
 
 
@@ -144,13 +146,18 @@ def openapi_document(limits: Limits) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Fewshard", "version": __version__, "description": _description(limits)},
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}, {}],
     }
 
 
 def _description(limits: Limits) -> str:
     return (
         "Serves classifiers, dense and sparse. Each answer but 200 is {error, code}. "
+        "Every answer carries X-Request-Id, the client's own where it sent one. "
         "X-Request-Timeout-Ms sets a deadline; Content-Encoding and Accept-Encoding may be gzip or deflate. "
         f"One request may have {limits.max_items:,} items, {limits.max_body_bytes >> 20} MiB, "
         f"{limits.max_text_bytes:,} bytes a text and {limits.max_image_pixels:,} pixels an image."
@@ -204,10 +211,11 @@ def _answer(endpoint: Endpoint) -> dict[str, Any]:
 
 def _error_answers(endpoint: Endpoint) -> dict[str, Any]:
     statuses = _PREDICTION_ERRORS if endpoint.predicts else endpoint.errors
+    statuses += () if is_open(endpoint.path) else (401, 403)
     schema = {"$ref": _REF.format(model=schemas.ErrorBody.__name__)}
     return {
         str(status): {"description": _codes(status), "content": {"application/json": {"schema": schema}}}
-        for status in (*statuses, 500)
+        for status in (*sorted(statuses), 500)
     }
 
 

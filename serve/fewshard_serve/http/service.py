@@ -94,6 +94,9 @@ class GatewayService(Protocol):
     ) -> Classified:
         """Ask a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
 
+    async def reload_tokens(self) -> int:
+        """Have every replica of every host read its tokens again; how many have."""
+
     async def metrics(self) -> bytes:
         """The union of every replica's Prometheus text."""
 

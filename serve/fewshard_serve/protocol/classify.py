@@ -108,11 +108,11 @@ def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list
     return [item_to_input(index, item, limits) for index, item in enumerate(items)]
 
 
-def image_body(body: bytes, info: ModelInfo) -> list[Input]:
+def image_body(body: bytes, info: ModelInfo, limits: Limits) -> list[Input]:
     """The one item of a request whose body is an image file."""
     if info.task != "image":
         raise UnsupportedMedia(f'{info.name} classifies text; send JSON: {{"inputs": "a text"}}')
-    return [EncodedImage(body)]
+    return [EncodedImage(body, limits.max_image_pixels)]
 
 
 def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classified) -> bytes:
@@ -155,7 +155,7 @@ def _text_item(index: int, item: str | Pair, limits: Limits) -> Input:
 def _image_item(index: int, item: str | Pair, limits: Limits) -> Input:
     if isinstance(item, Pair):
         raise MalformedRequest(f"item {index}: an image model takes base64 strings or data URLs, not texts")
-    return image_from_base64(index, item)
+    return image_from_base64(index, item, limits)
 
 
 def _parse(kind: type[RequestT], body: bytes, limits: Limits) -> RequestT:

@@ -76,6 +76,12 @@ class Directory:
         texts = [text for replicas in answers for text in replicas] + [self._metrics.render(self._labels)]
         return await asyncio.to_thread(merge_expositions, [({}, text) for text in texts])
 
+    async def reload_tokens(self) -> int:
+        answers = await asyncio.gather(
+            *(self._calls.all(app, "reload_tokens", timeout_s=STATES_TIMEOUT_S) for app in self._apps)
+        )
+        return sum(has_reloaded for replicas in answers for has_reloaded in replicas)
+
     async def refresh(self) -> None:
         """Ask every host once for the state of its models."""
         await asyncio.gather(*(self._refresh_host(app) for app in self._apps))

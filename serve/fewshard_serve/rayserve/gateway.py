@@ -5,6 +5,7 @@ from typing import Any
 
 from ray import serve
 
+from fewshard_serve.http.doors import Doors, DoorSettings
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
@@ -37,8 +38,9 @@ class HandleCalls:
 class Gateway:
     """The replica at `/`."""
 
-    def __init__(self, hosts: list[HostSpec], drain_timeout_s: float) -> None:
-        configure_logging()
+    def __init__(self, hosts: list[HostSpec], drain_timeout_s: float, doors: DoorSettings) -> None:
+        configure_logging(doors.logs)
+        self._door_settings = doors
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics()
@@ -48,7 +50,14 @@ class Gateway:
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Called once by Ray Serve, on the loop that will serve."""
         self._refreshing = asyncio.create_task(self._directory.keep_fresh())
-        self._app = CountedApp(GatewayApp(self._directory, on_request=self._metrics.observe_request))
+        # Ray Serve sends X-Request-Id back itself.
+        app = GatewayApp(
+            self._directory,
+            limits=self._door_settings.limits,
+            doors=Doors(self._door_settings, echoes_id=False),
+            on_request=self._metrics.observe_request,
+        )
+        self._app = CountedApp(app)
         return self._app
 
     async def check_health(self) -> None:
@@ -68,7 +77,7 @@ class Gateway:
         return await self._app.idle(self._drain_timeout_s)
 
 
-def gateway_application(hosts: list[HostSpec]) -> Any:
+def gateway_application(hosts: list[HostSpec], doors: DoorSettings) -> Any:
     """The Serve application at `/`."""
     drain_timeout_s = max(host.drain_timeout_s for host in hosts)
     deployment = serve.deployment(
@@ -79,4 +88,4 @@ def gateway_application(hosts: list[HostSpec]) -> Any:
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
     )
-    return deployment(serve.ingress()(Gateway)).bind(hosts, drain_timeout_s)
+    return deployment(serve.ingress()(Gateway)).bind(hosts, drain_timeout_s, doors)

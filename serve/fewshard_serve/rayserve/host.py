@@ -9,6 +9,7 @@ from ray import serve
 from fewshard_serve.core import Classified, Input
 from fewshard_serve.engine.routing import Routing
 from fewshard_serve.errors import FewshardError
+from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.protocol.stats import ModelStatistics
@@ -32,7 +33,7 @@ class Host:
 
     def __init__(self, spec: HostSpec) -> None:
         self._spec = spec
-        configure_logging()
+        configure_logging(spec.doors.logs)
         context = serve.get_replica_context()
         self._labels = {"application": context.app_name, "replica": context.replica_tag}
 
@@ -40,7 +41,15 @@ class Host:
         """Called once by Ray Serve, which takes the replica for ready when this returns."""
         self._hosting = await Hosting.open(self._spec)
         service = MergedService(self._hosting, self._labels, self._ask_peers)
-        self._app = CountedApp(HostApp(service, on_request=self._hosting.metrics.observe_request))
+        # Ray Serve sends X-Request-Id back itself.
+        self._doors = Doors(self._spec.doors, echoes_id=False)
+        app = HostApp(
+            service,
+            limits=self._spec.doors.limits,
+            doors=self._doors,
+            on_request=self._hosting.metrics.observe_request,
+        )
+        self._app = CountedApp(app)
         return self._app
 
     async def check_health(self) -> None:
@@ -64,6 +73,10 @@ class Host:
     ) -> Classified | FewshardError:
         """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
         return await self._hosting.classify(model, inputs, truncate=truncate, timeout_s=timeout_s)
+
+    async def reload_tokens(self) -> bool:
+        """Read the tokens file again; False where it cannot be read and the old tokens stay."""
+        return self._doors.reload_tokens()
 
     async def begin_drain(self) -> None:
         """Refuse new HTTP requests; those inside and the gateway's go on."""

@@ -11,16 +11,18 @@ from typing import Any
 
 from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.errors import StartError
+from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.logs import RAY_LOGGING
+from fewshard_serve.rayserve.logs import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.loopthread import LoopThread
 from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
 from fewshard_serve.rayserve.specs import (
     DEFAULT_LOADER,
     GATEWAY_APP,
     HostSpec,
+    door_settings,
     num_cpus_wanted,
     plan_hosts,
     share_gpus,
@@ -49,17 +51,18 @@ def serve_until_signalled(
     `on_ready` is called once every model answers over HTTP. Raises `StartError` where the port is taken, Ray
     cannot start, or a model cannot be loaded.
     """
-    hosts = plan_hosts(config, loader)
     if address is None:
         check_port(config.server)
     try:
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
-            prepare_environment(work_dir)
+            has_own_haproxy = prepare_environment(work_dir)
+            doors = door_settings(config, own_stderr() if address is None else "", has_own_haproxy)
+            hosts = plan_hosts(config, loader, doors)
             stop = stack.enter_context(stop_request())
             stack.enter_context(ray_cluster(address, num_cpus_wanted(hosts)))
             listen(stop)
-            running = stack.enter_context(_deployed(hosts, config.server, owns_ray=address is None))
+            running = stack.enter_context(_deployed(hosts, doors, config.server, owns_ray=address is None))
             if running.wait_until_ready(stop):
                 on_ready()
                 stop.wait()
@@ -77,7 +80,9 @@ def _work_dir() -> Iterator[str]:
 
 
 @contextmanager
-def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> Iterator["Running"]:
+def _deployed(
+    hosts: list[HostSpec], doors: DoorSettings, server: ServerConfig, owns_ray: bool
+) -> Iterator["Running"]:
     """All applications, taken down at the end where the Ray they run on is not ours."""
     import ray
     from ray import serve
@@ -88,7 +93,7 @@ def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> It
     hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
     _start_serve(server, owns_ray)
     targets = [serve.RunTarget(host_application(host), host.app, host.route_prefix) for host in hosts]
-    targets.append(serve.RunTarget(gateway_application(hosts), GATEWAY_APP, "/"))
+    targets.append(serve.RunTarget(gateway_application(hosts, doors), GATEWAY_APP, "/"))
     handles = serve.run_many(
         targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )

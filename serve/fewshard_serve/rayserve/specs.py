@@ -1,11 +1,13 @@
 """What runs where: the plan of hosts drawn from a configuration, as plain values that travel to replicas."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fewshard_serve.config import FewshardConfig, ModelConfig
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import StartError
+from fewshard_serve.http.doors import DoorSettings
+from fewshard_serve.logs import LogSettings
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
@@ -40,6 +42,7 @@ class HostSpec:
     max_replicas: int = 1
     num_gpus: float = 0.0
     loader: str = DEFAULT_LOADER
+    doors: DoorSettings = field(default_factory=DoorSettings)
 
     @property
     def deadline_s(self) -> float:
@@ -58,13 +61,29 @@ class HostSpec:
         return any(model.device == "cuda" for model in self.models)
 
 
-def plan_hosts(config: FewshardConfig, loader: str = DEFAULT_LOADER) -> list[HostSpec]:
+def plan_hosts(
+    config: FewshardConfig,
+    loader: str = DEFAULT_LOADER,
+    doors: DoorSettings = DoorSettings(),  # noqa: B008  it is frozen
+) -> list[HostSpec]:
     """The shared host first, where there is one, then the hosts of single models."""
     shared = tuple(_model_spec(model) for model in config.models if not model.has_own_host)
     hosts = [_own_host(model, loader) for model in config.models if model.has_own_host]
     if shared:
         hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
-    return hosts
+    return [replace(host, doors=doors) for host in hosts]
+
+
+def door_settings(
+    config: FewshardConfig, log_path: str = "", is_behind_haproxy: bool = False
+) -> DoorSettings:
+    """What every replica needs to know to open its doors."""
+    return DoorSettings(
+        tokens_file=config.auth.tokens_file if config.auth else "",
+        limits=config.limits.limits,
+        logs=LogSettings(config.logging.format, config.logging.requests, log_path),
+        is_behind_haproxy=is_behind_haproxy,
+    )
 
 
 def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:

@@ -125,6 +125,9 @@ class FakeGatewayService:
     ) -> Classified:
         return await self.models[model].classify(inputs, truncate=truncate, timeout_s=timeout_s)
 
+    async def reload_tokens(self) -> int:
+        return len(self.models)
+
     async def metrics(self) -> bytes:
         return b"fewshard_model_info 1\n"
 

@@ -131,8 +131,8 @@ def free_port():
 def start_server():
     servers = []
 
-    def start(models, port=None):
-        servers.append(Server({"models": models, "server": {"port": port or free_port()}}))
+    def start(models, port=None, **more):
+        servers.append(Server({"models": models, "server": {"port": port or free_port()}, **more}))
         return servers[-1]
 
     yield start

@@ -1,0 +1,136 @@
+"""What every HTTP request passes first: who asks, may they, and under which name it is traced and logged.
+
+`asgi.App` calls it before and after the handler of a request.
+"""
+
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+
+from fewshard_serve.auth import Holder, Scope, Tokens
+from fewshard_serve.errors import ConfigError
+from fewshard_serve.http.request import Request
+from fewshard_serve.http.responses import Response
+from fewshard_serve.http.service import RequestProtocol
+from fewshard_serve.logs import ACCESS, REQUEST, LogSettings
+from fewshard_serve.protocol.limits import Limits
+
+REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID_PATTERN = "[A-Za-z0-9._:+/=@-]{1,128}"
+
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
+"""Whoever watches the server or wants to know how to ask needs no token; nor does `…/ready` of a model."""
+
+_logger = logging.getLogger("fewshard.http")
+_SANE_ID = re.compile(REQUEST_ID_PATTERN)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+_MAX_LOGGED_PATH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DoorSettings:
+    """Plain values that travel to replicas. `tokens_file` is empty where no token is asked for.
+
+    `is_behind_haproxy`: the last X-Forwarded-For is our own proxy's word, and it has refused odd request ids.
+    """
+
+    tokens_file: str = ""
+    limits: Limits = field(default_factory=Limits)
+    logs: LogSettings = field(default_factory=LogSettings)
+    is_behind_haproxy: bool = False
+
+
+class Doors:
+    """The doors of one ASGI application. `echoes_id`: nobody in front of it sends X-Request-Id back."""
+
+    def __init__(self, settings: DoorSettings = DoorSettings(), echoes_id: bool = True) -> None:
+        self.tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
+        self.echoes_id = echoes_id
+        self._is_behind_haproxy = settings.is_behind_haproxy
+        self._logs_requests = settings.logs.requests
+
+    def name(self, request: Request) -> None:
+        """Give the request its id and trace, for answers and log lines."""
+        given = request.header(REQUEST_ID_HEADER)
+        request.id = given if given and _SANE_ID.fullmatch(given) else os.urandom(16).hex()
+        trace_id = trace_of(request.header(b"traceparent"))
+        ids = {"request_id": request.id}
+        REQUEST.set(ids if trace_id is None else {**ids, "trace_id": trace_id})
+
+    def enter(self, request: Request) -> None:
+        """Say who asks. Raises `Unauthorized` or `Forbidden`."""
+        if self.tokens is None:
+            request.caller_name = self._address(request)
+        elif not is_open(request.path):
+            holder = self.tokens.holder_of(request.header(b"authorization"))
+            request.caller_name = holder.name
+            _check(holder, request)
+
+    def note(self, request: Request, response: Response) -> None:
+        """Write the request down, where that is configured."""
+        if self._logs_requests:
+            path = request.path[:_MAX_LOGGED_PATH]
+            fields = {
+                "method": request.method,
+                "path": path,
+                "status": response.status,
+                "ms": round(request.elapsed_s * 1000, 3),
+                "model": request.model_name,
+                "caller": request.caller_name,
+            }
+            ACCESS.info("%s %r %d", request.method, path, response.status, extra={"fields": fields})
+
+    def reload_tokens(self) -> bool:
+        """Read the tokens file again; False where there is none that can be read."""
+        try:
+            if self.tokens is not None:
+                self.tokens.reload()
+            return self.tokens is not None
+        except ConfigError as error:
+            _logger.error("the old tokens stay: %s", error)
+            return False
+
+    def _address(self, request: Request) -> str:
+        forwarded = request.header(b"x-forwarded-for") if self._is_behind_haproxy else None
+        client = request.scope.get("client")
+        return forwarded or (client[0] if client else "")
+
+
+def _check(holder: Holder, request: Request) -> None:
+    scope = needed_scope(request)
+    if scope is not None:
+        holder.check(scope)
+
+
+def is_open(path: str) -> bool:
+    """Whether nobody needs a token there."""
+    path = path.rstrip("/")
+    return path in OPEN_PATHS or (path.startswith("/v2/models/") and path.endswith("/ready"))
+
+
+def needed_scope(request: Request) -> Scope | None:
+    """What a token must be good for; None where any will do. What writes and is not listed is for admins."""
+    if protocol_of(request) is not None:
+        return "predict"
+    is_reading = request.method in ("GET", "OPTIONS") or request.path.rstrip("/") == "/v2/repository/index"
+    return None if is_reading else "admin"
+
+
+def protocol_of(request: Request) -> RequestProtocol | None:
+    """How a request asks for a prediction; None where it does not."""
+    if request.method != "POST":
+        return None
+    last = request.path.rstrip("/").rpartition("/")[2]
+    if last == "infer":
+        return "v2_binary" if b"inference-header-content-length" in request.headers else "v2_json"
+    return "classify" if last == "classify" else None
+
+
+def trace_of(traceparent: str | None) -> str | None:
+    """The trace id of a W3C Trace Context header; None where there is none that is valid."""
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match is None or (traceparent or "").startswith("ff"):
+        return None
+    trace_id, parent_id = match[1], match[2]
+    return None if set(trace_id) == {"0"} or set(parent_id) == {"0"} else trace_id

@@ -1,0 +1,176 @@
+"""The doors of a real server: tokens, slow clients, request ids, log lines, and which ports listen where."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from fewshard_serve.auth import hash_of
+
+pytestmark = pytest.mark.server
+
+APP, OPS = "app-secret", "ops-secret"
+MAX_BODY_S = 2.0
+MODELS = [{"name": "dense", "path": "dense"}, {"name": "own", "path": "moe", "replicas": {"min": 2}}]
+
+
+def tokens_text(**scopes):
+    lines = [
+        f"  - {{name: {token[:3]}, sha256: {hash_of(token).hex()}, scopes: [{what}]}}"
+        for token, what in scopes.items()
+    ]
+    return "\n".join(["tokens:", *lines])
+
+
+@pytest.fixture(scope="module")
+def tokens_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("auth") / "tokens.yaml"
+    path.write_text(tokens_text(**{APP: "predict", OPS: "predict, admin"}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(start_server, tokens_file):
+    more = {
+        "auth": {"tokens_file": str(tokens_file)},
+        "limits": {"max_body_s": MAX_BODY_S},
+        "logging": {"format": "json", "requests": True},
+    }
+    return start_server(MODELS, **more).wait_until_ready()
+
+
+def ask(server, path, token=None, method="POST", **headers):
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    body = {"model": "dense", "inputs": "1"} if path == "/classify" else {"inputs": "1"}
+    return httpx.request(method, server.url + path, json=body, headers=headers, timeout=20)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/dense/classify", "/v2/models/own/classify", "/classify"])
+def test_every_door_asks_for_a_token(server, path):
+    refused = ask(server, path)
+    assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert ask(server, path, "wrong").status_code == 401
+    assert ask(server, path, APP).status_code == 200
+
+
+def test_health_is_open(server):
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/dense/ready", "/v2/models/own/ready"):
+        assert httpx.get(server.url + path).status_code == 200
+
+
+def test_an_admin_makes_every_replica_read_the_tokens_again(server, tokens_file):
+    assert ask(server, "/v2/tokens/reload", APP).status_code == 403
+    tokens_file.write_text(tokens_text(**{APP: "predict", OPS: "predict, admin", "new-secret": "predict"}))
+    answer = ask(server, "/v2/tokens/reload", OPS)
+    assert answer.json() == {"tokens": 3, "replicas": 4}
+    for _ in range(6):
+        assert ask(server, "/v2/models/own/classify", "new-secret").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v2/models/dense/classify", "/classify"])
+def test_a_request_id_comes_back_once_and_an_odd_one_never(server, path):
+    answer = ask(server, path, APP, **{"X-Request-Id": "mine-1"})
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    for odd in ("<b>", "a b", "x" * 200):
+        (given,) = ask(server, path, APP, **{"X-Request-Id": odd}).headers.get_list("x-request-id")
+        assert len(given) >= 32
+        assert given != odd
+
+
+def log_lines(server):
+    return [json.loads(line) for line in server.lines if line.startswith("{")]
+
+
+def test_requests_are_json_lines_with_their_ids_and_without_secrets(server):
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    traced = {"X-Request-Id": "find-me", "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    ask(server, "/v2/models/dense/classify", APP, **traced)
+    give_up_at = time.monotonic() + 10
+    while not (found := [line for line in log_lines(server) if line.get("request_id") == "find-me"]):
+        assert time.monotonic() < give_up_at, server.output
+        time.sleep(0.05)
+    (line,) = found
+    wanted = {"trace_id": trace_id, "status": 200, "model": "dense", "caller": "app", "method": "POST"}
+    assert line.items() >= wanted.items()
+    assert "secret" not in server.output
+
+
+def connect(server):
+    return socket.create_connection(("127.0.0.1", server.config["server"]["port"]), timeout=30)
+
+
+def read_all(connection):
+    received = b""
+    while chunk := connection.recv(65536):
+        received += chunk
+    return received
+
+
+def test_a_client_that_never_ends_its_headers_is_cut(server):
+    with connect(server) as slow:
+        slow.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        started_at = time.monotonic()
+        answer = read_all(slow)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert 5 < time.monotonic() - started_at < 20
+
+
+@pytest.mark.parametrize("path", ["/v2/models/dense/classify", "/classify"])
+def test_a_client_that_trickles_its_body_is_cut(server, path):
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {APP}\r\nContent-Length: 999\r\n\r\n"
+    with connect(server) as slow:
+        slow.sendall(head.encode())
+        slow.settimeout(0.2)
+        received, started_at = b"", time.monotonic()
+        while b"\r\n\r\n" not in received and time.monotonic() - started_at < 15:
+            slow.sendall(b" ")
+            try:
+                received += slow.recv(65536)
+            except TimeoutError:
+                continue
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert MAX_BODY_S - 0.5 < time.monotonic() - started_at < MAX_BODY_S + 5
+
+
+def listening(pids):
+    """(address, port) of every TCP socket on which one of the processes listens."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            target = os.readlink(link) if link.is_symlink() else ""
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for family, kind in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                address, _, port = fields[1].partition(":")
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                found.add((socket.inet_ntop(kind, b"".join(words)), int(port, 16)))
+    return found
+
+
+def is_loopback(address):
+    return address in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+
+
+def test_ports_are_for_this_machine_alone_or_ask_for_rays_token(server):
+    """What listens on every address is Serve's own between replicas; it refuses who lacks Ray's token."""
+    ports = listening(server.processes())
+    assert len(ports) > 5
+    outside = [port for address, port in ports if not is_loopback(address)]
+    assert len(outside) <= 4, "one for each replica"
+    for port in outside:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refusal:
+                call(b"", timeout=10)
+            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
