@@ -83,8 +83,10 @@ class BatchingConfig(_Section):
 class AdmissionConfig(_Section):
     """What each replica accepts before it answers 429, and how long a request may take."""
 
+    min_items: PositiveInt = 32
     max_items: PositiveInt = 2048
     max_tokens: PositiveInt = 262_144
+    queue_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 2500.0
     deadline_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
 
 
@@ -106,8 +108,10 @@ class ModelConfig(_Section):
             max_tokens=self.batching.max_tokens,
             max_items=self.batching.max_items,
             max_wait_ms=self.batching.max_wait_ms,
+            admission_min_items=self.admission.min_items,
             admission_max_items=self.admission.max_items,
             admission_max_tokens=self.admission.max_tokens,
+            queue_ms=self.admission.queue_ms,
             deadline_ms=self.admission.deadline_ms,
         )
 

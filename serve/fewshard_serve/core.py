@@ -14,6 +14,17 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as fairness goes: a token's name, or an address. `is_urgent`: may go before others."""
+
+    name: str = ""
+    is_urgent: bool = False
+
+
+ANYBODY = Caller()
+
+
+@dataclass(frozen=True, slots=True)
 class TextInput:
     """One text to classify, or one pair of texts."""
 

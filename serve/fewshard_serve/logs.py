@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 TEXT_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
-REQUEST: ContextVar[dict[str, str]] = ContextVar("fewshard_request")
+REQUEST: ContextVar[dict[str, str]] = ContextVar("request")
 """`request_id` and, where the client sent a trace, `trace_id` of the request that is being answered."""
 
 ACCESS = logging.getLogger("fewshard.access")

@@ -62,7 +62,7 @@ FAMILIES = (
     Family("fewshard_batch_tokens", "histogram", "Real tokens of one forward pass.", buckets=COUNTS[3:]),
     Family("fewshard_queue_items", "gauge", "Items that wait for a forward pass."),
     Family("fewshard_inflight_items", "gauge", "Items admitted and not answered yet."),
-    Family("fewshard_admission_limit_items", "gauge", "Items in flight beyond which requests are refused."),
+    Family("fewshard_admission_limit_items", "gauge", "Items in flight that may be now; adapts."),
     Family("fewshard_expert_tokens_total", "counter", "Rows each expert received.", EXPERT),
     Family("fewshard_shard_tokens_total", "counter", "Rows the experts of each shard received.", SHARD),
     Family("fewshard_expert_imbalance_ratio", "gauge", "Busiest expert over the mean, last minute.", LAYER),
@@ -83,7 +83,7 @@ class ModelSource:
     info: ModelInfo
     queue_items: Callable[[], int]
     inflight_items: Callable[[], int]
-    admission_limit_items: int
+    admission_limit_items: Callable[[], int]
     routing: Callable[[], Routing | None] = lambda: None
 
 
@@ -218,7 +218,7 @@ def _sample_source(samples: _Samples, source: ModelSource) -> None:
     info = source.info
     samples.add("fewshard_queue_items", [info.name], source.queue_items())
     samples.add("fewshard_inflight_items", [info.name], source.inflight_items())
-    samples.add("fewshard_admission_limit_items", [info.name], source.admission_limit_items)
+    samples.add("fewshard_admission_limit_items", [info.name], source.admission_limit_items())
     what = [info.name, info.version, info.task, info.kind, info.architecture, info.dtype, info.device]
     samples.add("fewshard_model_info", what, 1)
 

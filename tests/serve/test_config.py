@@ -25,7 +25,7 @@ models:
     dtype: bf16
     replicas: {min: 1, max: 4}
     batching: {max_tokens: 4096, max_items: 64, max_wait_ms: 2.5}
-    admission: {max_items: 128, max_tokens: 9000, deadline_ms: 500}
+    admission: {min_items: 8, max_items: 128, max_tokens: 9000, queue_ms: 100, deadline_ms: 500}
   - name: other
     path: hf:owner/name
 server: {host: 0.0.0.0, port: 9000}
@@ -51,7 +51,13 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert moe.replicas is not None
     assert (moe.replicas.min, moe.replicas.max) == (1, 4)
     assert moe.batching.model_dump() == {"max_tokens": 4096, "max_items": 64, "max_wait_ms": 2.5}
-    assert moe.admission.model_dump() == {"max_items": 128, "max_tokens": 9000, "deadline_ms": 500}
+    assert moe.admission.model_dump() == {
+        "min_items": 8,
+        "max_items": 128,
+        "max_tokens": 9000,
+        "queue_ms": 100,
+        "deadline_ms": 500,
+    }
     assert other.path == "hf:owner/name"
     assert (config.server.host, config.server.port) == ("0.0.0.0", 9000)
 
@@ -133,7 +139,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_its_line(tmp_path: Path)
         ),
         (
             "models: [{name: m, path: d, admission: {zzz: 1}}]",
-            "in models[0].admission; known keys: max_items, max_tokens, deadline_ms",
+            "in models[0].admission; known keys: min_items, max_items, max_tokens, queue_ms, deadline_ms",
         ),
         ("models: [{path: d}]", "models[0] lacks the key 'name'"),
         ("models: [{name: m}]", "models[0] lacks the key 'path'"),

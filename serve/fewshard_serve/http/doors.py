@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, field
 
 from fewshard_serve.auth import Holder, Scope, Tokens
-from fewshard_serve.errors import ConfigError
+from fewshard_serve.core import Caller
+from fewshard_serve.errors import ConfigError, MalformedRequest
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response
 from fewshard_serve.http.service import RequestProtocol
@@ -17,6 +18,7 @@ from fewshard_serve.logs import ACCESS, REQUEST, LogSettings
 from fewshard_serve.protocol.limits import Limits
 
 REQUEST_ID_HEADER = b"x-request-id"
+PRIORITY_HEADER = b"x-request-priority"
 REQUEST_ID_PATTERN = "[A-Za-z0-9._:+/=@-]{1,128}"
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
@@ -59,12 +61,13 @@ class Doors:
         REQUEST.set(ids if trace_id is None else {**ids, "trace_id": trace_id})
 
     def enter(self, request: Request) -> None:
-        """Say who asks. Raises `Unauthorized` or `Forbidden`."""
+        """Say who asks. Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an odd priority."""
+        is_urgent = _is_urgent(request.header(PRIORITY_HEADER))
         if self.tokens is None:
-            request.caller_name = self._address(request)
+            request.caller = Caller(self._address(request), is_urgent)
         elif not is_open(request.path):
             holder = self.tokens.holder_of(request.header(b"authorization"))
-            request.caller_name = holder.name
+            request.caller = Caller(holder.name, is_urgent)
             _check(holder, request)
 
     def note(self, request: Request, response: Response) -> None:
@@ -77,7 +80,7 @@ class Doors:
                 "status": response.status,
                 "ms": round(request.elapsed_s * 1000, 3),
                 "model": request.model_name,
-                "caller": request.caller_name,
+                "caller": request.caller.name,
             }
             ACCESS.info("%s %r %d", request.method, path, response.status, extra={"fields": fields})
 
@@ -101,6 +104,16 @@ def _check(holder: Holder, request: Request) -> None:
     scope = needed_scope(request)
     if scope is not None:
         holder.check(scope)
+    if request.caller.is_urgent:
+        holder.check("priority")
+
+
+def _is_urgent(priority: str | None) -> bool:
+    if priority in (None, "normal"):
+        return False
+    if priority != "high":
+        raise MalformedRequest("X-Request-Priority must be high or normal")
+    return True
 
 
 def is_open(path: str) -> bool:

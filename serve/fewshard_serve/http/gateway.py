@@ -111,7 +111,9 @@ class GatewayApp(App):
         info = await self._find(request, question.model)
         inputs = await off_loop(question.num_bytes, question.to_inputs, info, self._limits)
         job = jobs.classify_job(request, inputs, question.options, info)
-        work = self._service.classify(info.name, inputs, truncate=job.truncate, timeout_s=job.timeout_s)
+        work = self._service.classify(
+            info.name, inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
+        )
         return await jobs.encode(job, await while_connected(request, work))
 
     async def _read_question(self, request: Request) -> "Question":

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewshard_serve.core import ModelInfo
-from fewshard_serve.errors import NotFound, NotReady
+from fewshard_serve.errors import NotFound, NotReady, Overloaded
 from fewshard_serve.http import jobs
 from fewshard_serve.http.asgi import App, for_method, while_connected
+from fewshard_serve.http.body import LARGE_BYTES
 from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import PROMETHEUS, Response, error_response, json_response
@@ -96,8 +97,11 @@ class HostApp(App):
     async def _read_run_encode(self, request: Request, model: ServedModel, read: ReadJob) -> Response:
         if not model.ready:
             raise _not_ready(model)
+        refuse_early(request, model)
         job = await read(request, model.info, self._limits)
-        work = model.classify(job.inputs, truncate=job.truncate, timeout_s=job.timeout_s)
+        work = model.classify(
+            job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
+        )
         answer = await while_connected(request, work)
         answered_at = time.monotonic()
         response = await jobs.encode(job, answer)
@@ -139,6 +143,17 @@ class HostApp(App):
 def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
     """The body of `GET …/config`: what the model is, what it takes, how much of it, and its card."""
     return {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
+
+
+def refuse_early(request: Request, model: ServedModel) -> None:
+    """Raise `Overloaded` before the body is read where there is no room at all."""
+    try:
+        model.check_room(request.caller)
+    except Overloaded:
+        # A small body has come with the headers and costs nothing; a large one should not be sent to its end.
+        length = request.headers.get(b"content-length", b"")
+        request.is_body_abandoned = not length.isdigit() or int(length[:18]) > LARGE_BYTES
+        raise
 
 
 def _not_ready(model: ServedModel) -> NotReady:

@@ -49,6 +49,12 @@ _TIMEOUT = {
     "description": "answer 408 after so many milliseconds",
     "schema": {"type": "integer", "minimum": 1},
 }
+_PRIORITY = {
+    "name": "X-Request-Priority",
+    "in": "header",
+    "description": "high goes ahead of others; where tokens are asked for it needs the scope priority",
+    "schema": {"enum": ["high", "normal"]},
+}
 _IMAGE_QUERY = [
     {"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}},
     {"name": "raw_scores", "in": "query", "schema": {"type": "boolean"}},
@@ -181,7 +187,7 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
             if in_path
             else []
         ),
-        *([_TIMEOUT] if endpoint.predicts else []),
+        *([_TIMEOUT, _PRIORITY] if endpoint.predicts else []),
         *(_IMAGE_QUERY if endpoint.takes_image else []),
         *([_IMAGE_MODEL] if endpoint.takes_image and not in_path else []),
     ]

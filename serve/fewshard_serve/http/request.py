@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+from fewshard_serve.core import ANYBODY
 from fewshard_serve.errors import DeadlineExceeded, MalformedRequest
 
 Message = MutableMapping[str, Any]
@@ -19,12 +20,12 @@ UNKNOWN_MODEL = "unknown"
 class Request:
     """`model_name` stays "unknown" until a handler has found the model; metrics are labelled with it.
 
-    `id` and `caller_name`, a token's holder or an address, are set at the doors.
+    `id` and `caller`, a token's holder or an address, are set at the doors.
     `is_body_abandoned` is set where the body is refused unread: the connection cannot be used again.
     """
 
     __slots__ = (
-        "caller_name",
+        "caller",
         "headers",
         "id",
         "is_body_abandoned",
@@ -48,7 +49,7 @@ class Request:
         self.model_name = UNKNOWN_MODEL
         self.is_body_abandoned = False
         self.id = ""
-        self.caller_name = ""
+        self.caller = ANYBODY
 
     def header(self, name: bytes) -> str | None:
         """A header's value by its lower-case name; the last where it was sent twice."""

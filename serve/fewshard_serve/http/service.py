@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from fewshard_serve.core import Classified, Input, ModelInfo
+from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo
 from fewshard_serve.errors import UnknownModel
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
@@ -45,8 +45,11 @@ class ServedModel(Protocol):
     def stats(self) -> ModelStatistics:
         """The HTTP layer adds requests; whoever runs the batches adds those."""
 
+    def check_room(self, caller: Caller) -> None:
+        """Raise `Overloaded` where any request of the caller's would be refused; asked before it is read."""
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
         """Raises Overloaded, DeadlineExceeded, NotReady or UnusableItem; cancelled when the caller goes."""
 
@@ -90,7 +93,13 @@ class GatewayService(Protocol):
         """Whether every model can take requests."""
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified:
         """Ask a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from fewshard_serve.core import Classified, Input
+from fewshard_serve.core import ANYBODY, Caller, Classified, Input
 from fewshard_serve.errors import FewshardError, NotReady, UnknownModel
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics, merge_expositions
@@ -57,13 +57,19 @@ class Directory:
         return any(entry.state == "LOADING" for entry in self._entries.values())
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified:
         if self._is_draining:
             raise NotReady("the server is draining; come back soon")
         if model not in self._app_of:
             raise UnknownModel(model, sorted(self._app_of))
-        answer = await self._ask_host(model, list(inputs), truncate, timeout_s)
+        answer = await self._ask_host(model, list(inputs), truncate, timeout_s, caller)
         if isinstance(answer, FewshardError):
             raise answer
         return answer
@@ -97,13 +103,13 @@ class Directory:
         self._is_draining = True
 
     async def _ask_host(
-        self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None
+        self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None, caller: Caller
     ) -> Classified | FewshardError:
         app = self._app_of[model]
         for _ in range(NUM_TRIES):
             try:
                 answer: Classified | FewshardError = await self._calls.one(
-                    app, "classify_for_gateway", model, inputs, truncate, timeout_s
+                    app, "classify_for_gateway", model, inputs, truncate, timeout_s, caller
                 )
                 return answer
             except Exception:  # whatever Ray raises here, the replica did not answer

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import serve
 
-from fewshard_serve.core import Classified, Input
+from fewshard_serve.core import Caller, Classified, Input
 from fewshard_serve.engine.routing import Routing
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.doors import Doors
@@ -69,10 +69,12 @@ class Host:
         return self._hosting.entries()
 
     async def classify_for_gateway(
-        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None
+        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None, caller: Caller
     ) -> Classified | FewshardError:
         """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
-        return await self._hosting.classify(model, inputs, truncate=truncate, timeout_s=timeout_s)
+        return await self._hosting.classify(
+            model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
 
     async def reload_tokens(self) -> bool:
         """Read the tokens file again; False where it cannot be read and the old tokens stay."""

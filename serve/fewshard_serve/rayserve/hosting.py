@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import BatchStats, Classified, Input, ModelInfo
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, ModelInfo
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
 from fewshard_serve.errors import FewshardError, NotReady
@@ -38,11 +38,16 @@ class HostedModel:
     def ready(self) -> bool:
         return not self.not_ready_reason
 
+    def check_room(self, caller: Caller) -> None:
+        self._engine.check_room(self.info.name, caller)
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
         name = self.info.name
-        classified = await self._engine.classify(name, inputs, truncate=truncate, timeout_s=timeout_s)
+        classified = await self._engine.classify(
+            name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
         self._metrics.observe_timings(name, classified.timings)
         self._metrics.observe_predictions(name, activate(classified.logits, self.info.problem_type))
         return classified
@@ -61,8 +66,11 @@ class FailedModel:
         self.not_ready_reason = failure.reason
         self.ready = False
 
+    def check_room(self, caller: Caller) -> None:
+        pass
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
         raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
 
@@ -98,13 +106,19 @@ class Hosting:
         return [_entry(model) for model in self.models.values()]
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified | FewshardError:
         """For callers in another process, to whom an error is returned, not raised; counts the request."""
         started_at = time.monotonic()
         try:
             served = find_model(self.models, model)
-            classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s)
+            classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
         except FewshardError as error:
             if model in self.models:
                 self.models[model].stats.add_failure(time.monotonic() - started_at)
@@ -144,7 +158,7 @@ class Hosting:
             info=hosted.info,
             queue_items=lambda: served.num_queued_items,
             inflight_items=lambda: served.num_inflight_items,
-            admission_limit_items=served.admission.max_items,
+            admission_limit_items=lambda: served.admission.limit_items,
             routing=hosted.routing.read,
         )
 

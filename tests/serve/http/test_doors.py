@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from fewshard_serve.auth import hash_of
+from fewshard_serve.core import Caller
 from fewshard_serve.http.doors import Doors, DoorSettings, trace_of
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
@@ -258,7 +259,7 @@ def test_a_body_that_trickles_is_cut(text_model):
 def test_only_our_own_proxy_may_say_who_asks(text_model, is_behind_haproxy, caller):
     names = []
     doors = Doors(DoorSettings(is_behind_haproxy=is_behind_haproxy))
-    doors.note = lambda request, response: names.append(request.caller_name)
+    doors.note = lambda request, response: names.append(request.caller.name)
     app = HostApp(LocalService({"sst2": text_model}), doors=doors)
     forwarded = [(b"x-forwarded-for", b"10.0.0.1"), (b"x-forwarded-for", b"203.0.113.9")]
     scope = scope_of("/v2/models/sst2", method="GET", headers=forwarded, client=("198.51.100.1", 4321))
@@ -268,6 +269,53 @@ def test_only_our_own_proxy_may_say_who_asks(text_model, is_behind_haproxy, call
 
     asyncio.run(app(scope, nothing, nothing))
     assert names == [caller]
+
+
+def test_the_priority_is_for_those_with_the_right(doors, text_model, call, tmp_path):
+    (tmp_path / "tokens.yaml").write_text(
+        f"tokens: [{{name: vip, sha256: {hash_of(OPS).hex()}, scopes: [predict, priority]}},"
+        f" {{name: app, sha256: {hash_of(APP).hex()}, scopes: [predict]}}]"
+    )
+    doors.reload_tokens()
+    app = HostApp(LocalService({"sst2": text_model}), doors=doors)
+    method, path, body = PREDICT
+    statuses = [
+        call(app, method, path, headers={**bearer(token), "X-Request-Priority": priority}, **body).status_code
+        for token, priority in [(OPS, "high"), (APP, "high"), (APP, "normal"), (OPS, "soon")]
+    ]
+    assert statuses == [200, 403, 200, 400]
+    assert text_model.callers == [Caller("vip", True), Caller("app")]
+
+
+def test_without_tokens_callers_are_told_apart_by_address(gateway, text_model, call):
+    call(gateway, "POST", "/classify", json={"model": "sst2", "inputs": "a"})
+    call(
+        gateway,
+        "POST",
+        "/classify",
+        json={"model": "sst2", "inputs": "a"},
+        headers={"X-Request-Priority": "high"},
+    )
+    assert text_model.callers == [Caller("127.0.0.1"), Caller("127.0.0.1", True)]
+
+
+@pytest.mark.parametrize(("length", "is_closed"), [("12", False), ("70000", True), (None, True)])
+def test_a_refusal_comes_before_the_body_is_read(host, text_model, counted_requests, length, is_closed):
+    text_model.is_full = True
+    headers = [(b"content-length", length.encode())] if length else []
+    sent = []
+
+    async def receive():
+        raise AssertionError("nothing is read")
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(host(scope_of("/v2/models/sst2/classify", headers=headers), receive, send))
+    assert sent[0]["status"] == 429
+    assert (b"retry-after", b"4") in sent[0]["headers"]
+    assert ((b"connection", b"close") in sent[0]["headers"]) == is_closed
+    assert counted_requests == [("sst2", "classify", "overloaded")]
 
 
 def test_a_gateway_without_tokens_lets_everybody_in(gateway: GatewayApp, call):
