@@ -19,7 +19,19 @@ from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 PATH_WORDS = frozenset(
-    {"versions", "ready", "infer", "classify", "stats", "config", "experts", "placement", "metrics", "index"}
+    {
+        "versions",
+        "ready",
+        "infer",
+        "classify",
+        "predict",
+        "stats",
+        "config",
+        "experts",
+        "placement",
+        "metrics",
+        "index",
+    }
 )
 """Words that follow or could stand for a model's name in a URL; no model may be called so."""
 

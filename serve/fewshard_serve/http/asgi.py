@@ -15,7 +15,7 @@ from fewshard_serve.http.body import off_loop
 from fewshard_serve.http.doors import REQUEST_ID_HEADER, Doors, protocol_of
 from fewshard_serve.http.encoding import choose_coding, pack
 from fewshard_serve.http.request import Receive, Request, Scope, Send
-from fewshard_serve.http.responses import Response, error_response, internal_error
+from fewshard_serve.http.responses import Response, error_in_words_of, unforeseen
 from fewshard_serve.http.service import RequestHook, RequestProtocol
 
 ResultT = TypeVar("ResultT")
@@ -54,10 +54,10 @@ class App(ABC):
         try:
             return await _packed(request, await self._counted(request))
         except FewshardError as error:
-            return error_response(error)
+            return error_in_words_of(protocol_of(request), error)
         except Exception:
             _logger.exception("%s %r failed", request.method, request.path)
-            return internal_error()
+            return error_in_words_of(protocol_of(request), unforeseen())
 
     async def _counted(self, request: Request) -> Response:
         protocol = protocol_of(request)

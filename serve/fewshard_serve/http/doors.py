@@ -137,7 +137,11 @@ def protocol_of(request: Request) -> RequestProtocol | None:
     last = request.path.rstrip("/").rpartition("/")[2]
     if last == "infer":
         return "v2_binary" if b"inference-header-content-length" in request.headers else "v2_json"
-    return "classify" if last == "classify" else None
+    if last == "predict":
+        return "tei"
+    if last == "classify":
+        return "vllm" if request.path.rstrip("/") == "/v1/classify" else "classify"
+    return None
 
 
 def trace_of(traceparent: str | None) -> str | None:

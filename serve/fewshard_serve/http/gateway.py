@@ -1,14 +1,13 @@
 """The ASGI application at `/`: the server as a whole. The Ray shell mounts one beside the hosts."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 from fewshard_serve import __version__
-from fewshard_serve.core import Input, ModelInfo
+from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady, UnknownModel
-from fewshard_serve.http import jobs
+from fewshard_serve.http import jobs, questions
 from fewshard_serve.http.asgi import App, for_method, while_connected
-from fewshard_serve.http.body import off_loop, read_body
+from fewshard_serve.http.body import read_body
 from fewshard_serve.http.docs import docs_page
 from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.host import PREFIX, parse_target
@@ -23,7 +22,6 @@ from fewshard_serve.http.responses import (
     json_response,
 )
 from fewshard_serve.http.service import GatewayService, ModelEntry, RequestHook, ignore_request
-from fewshard_serve.protocol import classify
 from fewshard_serve.protocol.jsontext import read_json
 from fewshard_serve.protocol.limits import Limits
 
@@ -107,29 +105,27 @@ class GatewayApp(App):
         return html_response(self._docs)
 
     async def _classify(self, request: Request) -> Response:
-        question = await self._read_question(request)
+        return await self._answer_question(request, await questions.read_classify(request, self._limits))
+
+    async def _predict(self, request: Request) -> Response:
+        return await self._answer_question(request, await questions.read_predict(request, self._limits))
+
+    async def _vllm_classify(self, request: Request) -> Response:
+        return await self._answer_question(request, await questions.read_vllm(request, self._limits))
+
+    async def _answer_question(self, request: Request, question: questions.Question) -> Response:
         info = await self._find(request, question.model)
-        inputs = await off_loop(question.num_bytes, question.to_inputs, info, self._limits)
-        job = jobs.classify_job(request, inputs, question.options, info)
+        job = await question.job(request, info, self._limits)
         work = self._service.classify(
-            info.name, inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
+            info.name, job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
         )
         return await jobs.encode(job, await while_connected(request, work))
 
-    async def _read_question(self, request: Request) -> "Question":
-        body = await read_body(request, self._limits)
-        if not jobs.has_image_body(request):
-            parsed = await off_loop(len(body), classify.parse_gateway_classify, body, self._limits)
-            return Question(parsed.model, parsed, parsed, len(body))
-        query = request.query
-        if "model" not in query:
-            raise MalformedRequest(
-                "an image sent as the body needs its model in the query: /classify?model=<name>"
-            )
-        return Question(query.pop("model"), jobs.image_options(query), body, len(body))
-
-    async def _find(self, request: Request, model: str) -> ModelInfo:
+    async def _find(self, request: Request, model: str | None) -> ModelInfo:
+        """A model that takes requests; the only one of a server that has but one where none is named."""
         index = await self._service.model_index()
+        if model is None:
+            model = _only_one(index)
         for entry in index:
             if entry.name == model and entry.state == "READY" and entry.info is not None:
                 request.model_name = model
@@ -137,20 +133,11 @@ class GatewayApp(App):
         raise _refusal(model, index)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A classify request at the gateway, before the model's task is known."""
-
-    model: str
-    options: classify.ClassifyOptions
-    body: classify.ClassifyRequest | bytes
-    num_bytes: int
-
-    def to_inputs(self, info: ModelInfo, limits: Limits) -> list[Input]:
-        """The items, as the model's task reads them."""
-        if isinstance(self.body, bytes):
-            return classify.image_body(self.body, info, limits)
-        return classify.to_inputs(self.body, info, limits)
+def _only_one(index: Sequence[ModelEntry]) -> str:
+    if len(index) == 1:
+        return index[0].name
+    names = ", ".join(sorted(entry.name for entry in index)) or "none"
+    raise MalformedRequest(f"name a model: `model` in the body; there are: {names}")
 
 
 def _refusal(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
@@ -185,6 +172,8 @@ _ROUTES: dict[str, dict[str, Callable[[GatewayApp, Request], Awaitable[Response]
     "/v2/health/ready": {"GET": GatewayApp._ready},
     "/v2/repository/index": {"POST": GatewayApp._index},
     "/classify": {"POST": GatewayApp._classify},
+    "/predict": {"POST": GatewayApp._predict},
+    "/v1/classify": {"POST": GatewayApp._vllm_classify},
     "/v2/tokens/reload": {"POST": GatewayApp._reload_tokens},
     "/metrics": {"GET": GatewayApp._metrics},
     "/openapi.json": {"GET": GatewayApp._openapi_json},

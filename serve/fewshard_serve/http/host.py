@@ -8,7 +8,7 @@ from typing import Any
 
 from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import NotFound, NotReady, Overloaded
-from fewshard_serve.http import jobs
+from fewshard_serve.http import jobs, questions
 from fewshard_serve.http.asgi import App, for_method, while_connected
 from fewshard_serve.http.body import LARGE_BYTES
 from fewshard_serve.http.doors import Doors
@@ -160,7 +160,16 @@ def _not_ready(model: ServedModel) -> NotReady:
     return NotReady(f"{model.info.name} is not ready: {model.not_ready_reason or 'try again soon'}")
 
 
-_PREDICTIONS: dict[str, ReadJob] = {"infer": jobs.read_infer, "classify": jobs.read_classify}
+async def _read_predict(request: Request, info: ModelInfo, limits: Limits) -> jobs.Job:
+    question = await questions.read_predict(request, limits)
+    return await question.job(request, info, limits)
+
+
+_PREDICTIONS: dict[str, ReadJob] = {
+    "infer": jobs.read_infer,
+    "classify": jobs.read_classify,
+    "predict": _read_predict,
+}
 
 _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]]]] = {
     "": {"GET": HostApp._metadata},

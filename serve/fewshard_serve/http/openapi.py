@@ -10,7 +10,7 @@ from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.doors import is_open
 from fewshard_serve.http.status import HTTP_STATUS
-from fewshard_serve.protocol import classify, schemas
+from fewshard_serve.protocol import classify, schemas, tei, vllm
 from fewshard_serve.protocol.limits import Limits
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
@@ -36,6 +36,7 @@ class Endpoint:
     errors: tuple[int, ...] = ()
     content_type: str = "application/json"
     predicts: bool = False
+    refuses: type[BaseModel] = schemas.ErrorBody
 
     @property
     def takes_image(self) -> bool:
@@ -86,6 +87,36 @@ ENDPOINTS = (
         classify.ClassifyResponse,
         {"model": "{model}", "inputs": "a fine film"},
         predicts=True,
+    ),
+    Endpoint(
+        "post",
+        "/predict",
+        "The same as text-embeddings-inference has it; a server of one model needs no model named",
+        tei.PredictRequest,
+        tei.PredictResponse,
+        {"model": "{model}", "inputs": [["a fine film"], ["a question", "its answer"]]},
+        predicts=True,
+        refuses=tei.PredictErrorBody,
+    ),
+    Endpoint(
+        "post",
+        "/v2/models/{model}/predict",
+        "The same of one model: its clients take http://host:8000/v2/models/{model} as their server",
+        tei.PredictRequest,
+        tei.PredictResponse,
+        {"inputs": "a fine film", "raw_scores": True},
+        predicts=True,
+        refuses=tei.PredictErrorBody,
+    ),
+    Endpoint(
+        "post",
+        "/v1/classify",
+        "The same as vLLM has it",
+        vllm.VllmClassifyRequest,
+        vllm.VllmClassifyResponse,
+        {"model": "{model}", "input": ["a fine film", "two hours I want back"]},
+        predicts=True,
+        refuses=vllm.VllmErrorBody,
     ),
     Endpoint(
         "post",
@@ -218,7 +249,7 @@ def _answer(endpoint: Endpoint) -> dict[str, Any]:
 def _error_answers(endpoint: Endpoint) -> dict[str, Any]:
     statuses = _PREDICTION_ERRORS if endpoint.predicts else endpoint.errors
     statuses += () if is_open(endpoint.path) else (401, 403)
-    schema = {"$ref": _REF.format(model=schemas.ErrorBody.__name__)}
+    schema = {"$ref": _REF.format(model=endpoint.refuses.__name__)}
     return {
         str(status): {"description": _codes(status), "content": {"application/json": {"schema": schema}}}
         for status in (*sorted(statuses), 500)
@@ -240,7 +271,7 @@ def _schemas() -> dict[str, Any]:
     named: _Named = [
         *takes,
         *gives,
-        (schemas.ErrorBody, "serialization"),
+        *((endpoint.refuses, "serialization") for endpoint in ENDPOINTS),
         (schemas.IndexEntry, "serialization"),
     ]
     _, document = models_json_schema(list(dict.fromkeys(named)), ref_template=_REF)

@@ -11,7 +11,7 @@ from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo
 from fewshard_serve.errors import UnknownModel
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
-RequestProtocol = Literal["v2_json", "v2_binary", "classify"]
+RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm"]
 
 
 class RequestHook(Protocol):
