@@ -138,6 +138,13 @@ class ServerConfig(_Section):
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] = 8000
+    grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 8001
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "ServerConfig":
+        if self.port == self.grpc_port:
+            raise ValueError(f"port and grpc_port are both {self.port}; choose two")
+        return self
 
 
 class AuthConfig(_Section):
@@ -202,16 +209,23 @@ class FewshardConfig(_Section):
             raise ConfigError(f"no model is named; there are: {', '.join(by_name)}")
         return self.model_copy(update={"models": tuple(by_name[name] for name in dict.fromkeys(names))})
 
-    def with_server(self, host: str | None = None, port: int | None = None) -> "FewshardConfig":
+    def with_server(
+        self, host: str | None = None, port: int | None = None, grpc_port: int | None = None
+    ) -> "FewshardConfig":
         """The same with another address; None keeps what is configured. Raises `ConfigError`."""
-        given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+        asked = {"host": host, "port": port, "grpc_port": grpc_port}
+        given = {key: value for key, value in asked.items() if value is not None}
         try:
             server = ServerConfig(**{**self.server.model_dump(), **given})
         except ValidationError as error:
             raise ConfigError(
-                "; ".join(f"--{e['loc'][0]}: {e['msg'].lower()}" for e in error.errors())
+                "; ".join(f"{_option(e['loc'])}{e['msg'].lower()}" for e in error.errors())
             ) from None
         return self.model_copy(update={"server": server})
+
+
+def _option(at: Location) -> str:
+    return f"--{str(at[0]).replace('_', '-')}: " if at else ""
 
 
 def zoo_dir() -> Path:

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from fewshard_serve.auth import Holder, Scope, Tokens
+from fewshard_serve.auth import Scope, Tokens
 from fewshard_serve.core import Caller
 from fewshard_serve.errors import ConfigError, MalformedRequest
 from fewshard_serve.http.request import Request
@@ -54,35 +54,62 @@ class Doors:
 
     def name(self, request: Request) -> None:
         """Give the request its id and trace, for answers and log lines."""
-        given = request.header(REQUEST_ID_HEADER)
-        request.id = given if given and _SANE_ID.fullmatch(given) else os.urandom(16).hex()
-        trace_id = trace_of(request.header(b"traceparent"))
-        ids = {"request_id": request.id}
+        request.id = self.identify(request.header(REQUEST_ID_HEADER), request.header(b"traceparent"))
+
+    def identify(self, given: str | None, traceparent: str | None) -> str:
+        """The id of a request, the client's own where it is sane; from now on in its log lines."""
+        request_id = given if given and _SANE_ID.fullmatch(given) else os.urandom(16).hex()
+        trace_id = trace_of(traceparent)
+        ids = {"request_id": request_id}
         REQUEST.set(ids if trace_id is None else {**ids, "trace_id": trace_id})
+        return request_id
 
     def enter(self, request: Request) -> None:
-        """Say who asks. Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an odd priority."""
-        is_urgent = _is_urgent(request.header(PRIORITY_HEADER))
+        """Say who asks. Raises as `admit` does."""
+        if not is_open(request.path):
+            request.caller = self.admit(
+                request.header(b"authorization"),
+                request.header(PRIORITY_HEADER),
+                self._address(request),
+                needed_scope(request),
+            )
+
+    def admit(
+        self, authorization: str | None, priority: str | None, address: str, scope: Scope | None
+    ) -> Caller:
+        """Who asks. Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an odd priority."""
+        is_urgent = _is_urgent(priority)
         if self.tokens is None:
-            request.caller = Caller(self._address(request), is_urgent)
-        elif not is_open(request.path):
-            holder = self.tokens.holder_of(request.header(b"authorization"))
-            request.caller = Caller(holder.name, is_urgent)
-            _check(holder, request)
+            return Caller(address, is_urgent)
+        holder = self.tokens.holder_of(authorization)
+        for needed in (scope, "priority" if is_urgent else None):
+            if needed is not None:
+                holder.check(needed)
+        return Caller(holder.name, is_urgent)
 
     def note(self, request: Request, response: Response) -> None:
         """Write the request down, where that is configured."""
+        self.log(
+            request.method,
+            request.path,
+            response.status,
+            request.elapsed_s,
+            request.model_name,
+            request.caller.name,
+        )
+
+    def log(self, method: str, path: str, status: int | str, seconds: float, model: str, caller: str) -> None:
+        """The line of one request."""
         if self._logs_requests:
-            path = request.path[:_MAX_LOGGED_PATH]
             fields = {
-                "method": request.method,
-                "path": path,
-                "status": response.status,
-                "ms": round(request.elapsed_s * 1000, 3),
-                "model": request.model_name,
-                "caller": request.caller.name,
+                "method": method,
+                "path": path[:_MAX_LOGGED_PATH],
+                "status": status,
+                "ms": round(seconds * 1000, 3),
+                "model": model,
+                "caller": caller,
             }
-            ACCESS.info("%s %r %d", request.method, path, response.status, extra={"fields": fields})
+            ACCESS.info("%s %r %s", method, fields["path"], status, extra={"fields": fields})
 
     def reload_tokens(self) -> bool:
         """Read the tokens file again; False where there is none that can be read."""
@@ -98,14 +125,6 @@ class Doors:
         forwarded = request.header(b"x-forwarded-for") if self._is_behind_haproxy else None
         client = request.scope.get("client")
         return forwarded or (client[0] if client else "")
-
-
-def _check(holder: Holder, request: Request) -> None:
-    scope = needed_scope(request)
-    if scope is not None:
-        holder.check(scope)
-    if request.caller.is_urgent:
-        holder.check("priority")
 
 
 def _is_urgent(priority: str | None) -> bool:

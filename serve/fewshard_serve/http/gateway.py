@@ -21,12 +21,17 @@ from fewshard_serve.http.responses import (
     html_response,
     json_response,
 )
-from fewshard_serve.http.service import GatewayService, ModelEntry, RequestHook, ignore_request
+from fewshard_serve.http.service import (
+    EXTENSIONS,
+    GatewayService,
+    ModelEntry,
+    RequestHook,
+    find_ready,
+    ignore_request,
+    why_not,
+)
 from fewshard_serve.protocol.jsontext import read_json
 from fewshard_serve.protocol.limits import Limits
-
-EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
-"""What `GET /v2` advertises; the V2 protocol's own words."""
 
 
 class GatewayApp(App):
@@ -57,7 +62,7 @@ class GatewayApp(App):
 
     async def _why_no_host(self, path: str) -> NotReady | UnknownModel:
         """A path of a model comes here only when no host is mounted for it."""
-        return _refusal(parse_target(path).model, await self._service.model_index())
+        return why_not(parse_target(path).model, await self._service.model_index())
 
     async def _home(self, request: Request) -> Response:
         index = await self._service.model_index()
@@ -126,11 +131,9 @@ class GatewayApp(App):
         index = await self._service.model_index()
         if model is None:
             model = _only_one(index)
-        for entry in index:
-            if entry.name == model and entry.state == "READY" and entry.info is not None:
-                request.model_name = model
-                return entry.info
-        raise _refusal(model, index)
+        info = find_ready(index, model)
+        request.model_name = model
+        return info
 
 
 def _only_one(index: Sequence[ModelEntry]) -> str:
@@ -138,17 +141,6 @@ def _only_one(index: Sequence[ModelEntry]) -> str:
         return index[0].name
     names = ", ".join(sorted(entry.name for entry in index)) or "none"
     raise MalformedRequest(f"name a model: `model` in the body; there are: {names}")
-
-
-def _refusal(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
-    """Why a model takes no requests."""
-    for entry in index:
-        if entry.name == model:
-            reason = (
-                "no host answers for it" if entry.state == "READY" else entry.reason or entry.state.lower()
-            )
-            return NotReady(f"{model} is not ready: {reason}; try again soon")
-    return UnknownModel(model, sorted(entry.name for entry in index))
 
 
 def _index_line(entry: ModelEntry) -> dict[str, str]:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo
-from fewshard_serve.errors import UnknownModel
+from fewshard_serve.errors import NotReady, UnknownModel
 from fewshard_serve.protocol.stats import ModelStatistics, merge
+
+EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
+"""What server metadata advertises; the V2 protocol's own words."""
 
 RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm"]
 
@@ -143,3 +146,22 @@ def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
 def stats_answer(info: ModelInfo, parts: Sequence[ModelStatistics]) -> dict[str, Any]:
     """The body of `GET …/stats` from the statistics of every replica that spoke."""
     return {"model_stats": [merge(parts).as_dict(info.name, info.version)], "replicas": len(parts)}
+
+
+def find_ready(index: Sequence[ModelEntry], name: str) -> ModelInfo:
+    """A model that takes requests. Raises `NotReady` or `UnknownModel`."""
+    for entry in index:
+        if entry.name == name and entry.state == "READY" and entry.info is not None:
+            return entry.info
+    raise why_not(name, index)
+
+
+def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
+    """Why a model takes no requests."""
+    for entry in index:
+        if entry.name == model:
+            reason = (
+                "no host answers for it" if entry.state == "READY" else entry.reason or entry.state.lower()
+            )
+            return NotReady(f"{model} is not ready: {reason}; try again soon")
+    return UnknownModel(model, sorted(entry.name for entry in index))

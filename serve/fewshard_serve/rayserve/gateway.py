@@ -5,6 +5,7 @@ from typing import Any
 
 from ray import serve
 
+from fewshard_serve.config import ServerConfig
 from fewshard_serve.http.doors import Doors, DoorSettings
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.service import ModelEntry
@@ -15,6 +16,7 @@ from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
 from fewshard_serve.rayserve.specs import GATEWAY_CPUS, HostSpec
+from fewshard_serve.rpc.server import InferenceService, start
 
 
 class HandleCalls:
@@ -38,9 +40,13 @@ class HandleCalls:
 class Gateway:
     """The replica at `/`."""
 
-    def __init__(self, hosts: list[HostSpec], drain_timeout_s: float, doors: DoorSettings) -> None:
+    def __init__(
+        self, hosts: list[HostSpec], drain_timeout_s: float, doors: DoorSettings, server: ServerConfig
+    ) -> None:
         configure_logging(doors.logs)
         self._door_settings = doors
+        self._server = server
+        self._rpc: Any = None
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics()
@@ -51,13 +57,12 @@ class Gateway:
         """Called once by Ray Serve, on the loop that will serve."""
         self._refreshing = asyncio.create_task(self._directory.keep_fresh())
         # Ray Serve sends X-Request-Id back itself.
-        app = GatewayApp(
-            self._directory,
-            limits=self._door_settings.limits,
-            doors=Doors(self._door_settings, echoes_id=False),
-            on_request=self._metrics.observe_request,
-        )
-        self._app = CountedApp(app)
+        doors = Doors(self._door_settings, echoes_id=False)
+        limits, count = self._door_settings.limits, self._metrics.observe_request
+        self._app = CountedApp(GatewayApp(self._directory, limits=limits, doors=doors, on_request=count))
+        if self._server.grpc_port:
+            service = InferenceService(self._directory, limits, doors, count)
+            self._rpc = await start(service, self._server.host, self._server.grpc_port, limits.max_body_bytes)
         return self._app
 
     async def check_health(self) -> None:
@@ -74,10 +79,12 @@ class Gateway:
 
     async def finish_drain(self) -> bool:
         """Return once what is inside is answered; False if time ran out."""
+        if self._rpc is not None:
+            await self._rpc.stop(self._drain_timeout_s)
         return await self._app.idle(self._drain_timeout_s)
 
 
-def gateway_application(hosts: list[HostSpec], doors: DoorSettings) -> Any:
+def gateway_application(hosts: list[HostSpec], doors: DoorSettings, server: ServerConfig) -> Any:
     """The Serve application at `/`."""
     drain_timeout_s = max(host.drain_timeout_s for host in hosts)
     deployment = serve.deployment(
@@ -88,4 +95,4 @@ def gateway_application(hosts: list[HostSpec], doors: DoorSettings) -> Any:
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
     )
-    return deployment(serve.ingress()(Gateway)).bind(hosts, drain_timeout_s, doors)
+    return deployment(serve.ingress()(Gateway)).bind(hosts, drain_timeout_s, doors, server)

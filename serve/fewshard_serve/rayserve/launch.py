@@ -93,7 +93,7 @@ def _deployed(
     hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
     _start_serve(server, owns_ray)
     targets = [serve.RunTarget(host_application(host), host.app, host.route_prefix) for host in hosts]
-    targets.append(serve.RunTarget(gateway_application(hosts, doors), GATEWAY_APP, "/"))
+    targets.append(serve.RunTarget(gateway_application(hosts, doors, server), GATEWAY_APP, "/"))
     handles = serve.run_many(
         targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )

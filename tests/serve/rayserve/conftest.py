@@ -132,7 +132,8 @@ def start_server():
     servers = []
 
     def start(models, port=None, **more):
-        servers.append(Server({"models": models, "server": {"port": port or free_port()}, **more}))
+        ports = {"port": port or free_port(), "grpc_port": free_port()}
+        servers.append(Server({"models": models, "server": ports, **more}))
         return servers[-1]
 
     yield start

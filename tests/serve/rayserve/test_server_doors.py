@@ -8,7 +8,10 @@ from pathlib import Path
 
 import grpc
 import httpx
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from fewshard_serve.auth import hash_of
 
@@ -82,6 +85,19 @@ def test_a_request_id_comes_back_once_and_an_odd_one_never(server, path):
         (given,) = ask(server, path, APP, **{"X-Request-Id": odd}).headers.get_list("x-request-id")
         assert len(given) >= 32
         assert given != odd
+
+
+def test_tritonclient_speaks_grpc_with_a_token(server):
+    text = triton.InferInput("text", [2], "BYTES")
+    text.set_data_from_numpy(np.array([b"3", b"-1"], dtype=object))
+    headers = {"authorization": f"Bearer {APP}"}
+    with triton.InferenceServerClient(f"127.0.0.1:{server.config['server']['grpc_port']}") as client:
+        assert client.is_server_ready()
+        for model in ("dense", "own"):
+            result = client.infer(model, [text], headers=headers)
+            assert result.as_numpy("logits").tolist() == [[3, -3], [-1, 1]]
+        with pytest.raises(InferenceServerException, match="token"):
+            client.infer("dense", [text])
 
 
 def log_lines(server):
@@ -165,6 +181,7 @@ def is_loopback(address):
 def test_ports_are_for_this_machine_alone_or_ask_for_rays_token(server):
     """What listens on every address is Serve's own between replicas; it refuses who lacks Ray's token."""
     ports = listening(server.processes())
+    assert server.config["server"]["grpc_port"] in {port for _, port in ports}
     assert len(ports) > 5
     outside = [port for address, port in ports if not is_loopback(address)]
     assert len(outside) <= 4, "one for each replica"
