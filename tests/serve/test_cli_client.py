@@ -139,7 +139,7 @@ def test_the_servers_own_reason_is_shown(server: FakeServer, capsys: pytest.Capt
 
 def test_a_model_name_cannot_leave_its_place_in_the_url(server: FakeServer) -> None:
     server.answers["POST /v2/models/..%2Fx%3Fy/classify"] = (200, CLASSIFIED)
-    assert Client(server.url).classify("../x?y", ["a"]) == CLASSIFIED
+    assert Client(server.url).classify("../x?y", ["a"]).raw == CLASSIFIED
 
 
 def test_models_lists_what_is_served(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from fewshard_serve.auth import hash_of
+from fewshard_serve.client import Client, ClientError
 
 pytestmark = pytest.mark.server
 
@@ -98,6 +99,16 @@ def test_tritonclient_speaks_grpc_with_a_token(server):
             assert result.as_numpy("logits").tolist() == [[3, -3], [-1, 1]]
         with pytest.raises(InferenceServerException, match="token"):
             client.infer("dense", [text])
+
+
+def test_the_python_client_sends_its_token(server, monkeypatch):
+    with Client(server.url, token=APP) as client:
+        predictions = list(client.classify_all("own", ["3", "-1", "2"], batch_size=2))
+    assert [each.label for each in predictions] == ["no", "yes", "no"]
+    monkeypatch.setenv("FEWSHARD_TOKEN", "wrong-secret")
+    with Client(server.url) as client, pytest.raises(ClientError, match="401") as refusal:
+        client.classify("own", "3")
+    assert (refusal.value.status, refusal.value.server_code) == (401, "unauthorized")
 
 
 def log_lines(server):
