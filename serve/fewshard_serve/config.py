@@ -61,6 +61,7 @@ def _known_scheme(path: str) -> str:
 
 ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
+Confidence = Annotated[float, Field(strict=True, ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -133,6 +134,31 @@ class ModelConfig(_Section):
         return self.replicas is not None or self.device == "cuda"
 
 
+class CascadeConfig(_Section):
+    """Several models as one: each is asked only for items of which those before it were not sure."""
+
+    name: ModelName
+    stages: Annotated[tuple[ModelName, ...], Field(min_length=2)]
+    accept_above: Confidence | tuple[Confidence, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CascadeConfig":
+        if len(self.thresholds) != len(self.stages) - 1:
+            raise ValueError(
+                f"accept_above must be one number, or one for each stage but the last: {len(self.stages) - 1}"
+            )
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError("a model is a stage twice; name each once")
+        return self
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One for each stage but the last."""
+        if isinstance(self.accept_above, tuple):
+            return self.accept_above
+        return (self.accept_above,) * (len(self.stages) - 1)
+
+
 class ServerConfig(_Section):
     """Where the server listens."""
 
@@ -180,6 +206,7 @@ class FewshardConfig(_Section):
     """The whole of `fewshard.yaml`."""
 
     models: tuple[ModelConfig, ...]
+    cascades: tuple[CascadeConfig, ...] = ()
     server: ServerConfig = ServerConfig()
     auth: AuthConfig | None = None
     limits: LimitsConfig = LimitsConfig()
@@ -189,7 +216,7 @@ class FewshardConfig(_Section):
     def _names_differ(self) -> "FewshardConfig":
         if not self.models:
             raise ValueError("models is empty; name at least one model")
-        names = [model.name for model in self.models]
+        names = [*(model.name for model in self.models), *(cascade.name for cascade in self.cascades)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
@@ -197,17 +224,36 @@ class FewshardConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stages_are_models(self) -> "FewshardConfig":
+        names = [model.name for model in self.models]
+        for cascade in self.cascades:
+            for stage in cascade.stages:
+                if stage not in names:
+                    raise ValueError(
+                        f"the cascade {cascade.name!r} has the stage {stage!r}, which is no model; "
+                        f"there are: {', '.join(names)}"
+                    )
+        return self
+
     def only(self, names: list[str]) -> "FewshardConfig":
-        """The same with these models alone, in this order; raises `ConfigError` for an unknown name."""
+        """The same with these models alone, in this order, and the cascades that are made of them.
+
+        A cascade's name stands for its stages. Raises `ConfigError` for an unknown name.
+        """
         by_name = {model.name: model for model in self.models}
+        stages = {cascade.name: cascade.stages for cascade in self.cascades}
+        wanted: list[str] = []
         for name in names:
-            if name not in by_name:
-                raise ConfigError(
-                    f"no model named {name!r} in the configuration; there are: {', '.join(by_name)}"
-                )
+            if name not in by_name and name not in stages:
+                there = ", ".join([*by_name, *stages])
+                raise ConfigError(f"no model named {name!r} in the configuration; there are: {there}")
+            wanted += stages.get(name, (name,))
         if not names:
             raise ConfigError(f"no model is named; there are: {', '.join(by_name)}")
-        return self.model_copy(update={"models": tuple(by_name[name] for name in dict.fromkeys(names))})
+        cascades = tuple(each for each in self.cascades if set(each.stages) <= set(wanted))
+        models = tuple(by_name[name] for name in dict.fromkeys(wanted))
+        return self.model_copy(update={"models": models, "cascades": cascades})
 
     def with_server(
         self, host: str | None = None, port: int | None = None, grpc_port: int | None = None

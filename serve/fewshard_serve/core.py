@@ -92,11 +92,15 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """A request's answer before activation: fp32 logits [num_items, num_labels] in the caller's order."""
+    """A request's answer before activation: fp32 logits [num_items, num_labels] in the caller's order.
+
+    `stages` names the model that spoke for each item, where a cascade was asked.
+    """
 
     logits: NDArray[np.float32]
     num_tokens: int
     timings: Timings
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ REQUEST, STAGE, TOKENS = ("model", "protocol", "outcome"), ("model", "stage"), (
 LAYER, EXPERT, SHARD = ("model", "layer"), ("model", "layer", "expert"), ("model", "layer", "shard")
 WHAT = ("model", "version", "task", "kind", "architecture", "dtype", "device")
 LABEL = ("model", "label")
+CASCADE_MACS = ("model", "of")  # spent, or what the last stage alone would have taken
 
 FAMILIES = (
     Family("fewshard_requests_total", "counter", "Requests by outcome: ok, or the error's code.", REQUEST),
@@ -71,6 +72,8 @@ FAMILIES = (
     ),
     Family("fewshard_predictions_total", "counter", "Items by predicted label.", LABEL),
     Family("fewshard_confidence", "histogram", "Best score of each item.", buckets=CONFIDENCES),
+    Family("fewshard_cascade_items_total", "counter", "Items of a cascade by the stage that spoke.", STAGE),
+    Family("fewshard_cascade_macs_total", "counter", "MACs of a cascade by its models' cards.", CASCADE_MACS),
     Family("fewshard_model_info", "gauge", "1 for each model; its labels say what it is.", WHAT),
 )
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -127,6 +130,8 @@ class Metrics:
         self._tokens = self._counter("fewshard_tokens_total")
         self._batch_items = self._histogram("fewshard_batch_items")
         self._batch_tokens = self._histogram("fewshard_batch_tokens")
+        self._cascade_items = self._counter("fewshard_cascade_items_total")
+        self._cascade_macs = self._counter("fewshard_cascade_macs_total")
 
     def add_model(self, source: ModelSource) -> None:
         """Begin to report a model; its gauges are read when somebody scrapes."""
@@ -154,6 +159,14 @@ class Metrics:
     def observe_predictions(self, model: str, scores: NDArray[np.float32]) -> None:
         """The scores [num_items, num_labels], after activation, of one answered request."""
         self._scraped.tallies[model].add(scores)
+
+    def observe_cascade(self, model: str, items: Mapping[str, int], macs: float, macs_of_last: float) -> None:
+        """One answered request of a cascade: items by the stage that spoke, and MACs where they are known."""
+        for stage, num_items in items.items():
+            self._cascade_items.labels(model, stage).inc(num_items)
+        if macs_of_last:
+            self._cascade_macs.labels(model, "spent").inc(macs)
+            self._cascade_macs.labels(model, "last_stage_alone").inc(macs_of_last)
 
     def render(self, extra_labels: Mapping[str, str] | None = None) -> bytes:
         """The Prometheus text (version 0.0.4), with `extra_labels` on every sample."""

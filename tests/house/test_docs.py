@@ -10,6 +10,7 @@ from fewshard_serve.config import (
     AdmissionConfig,
     AuthConfig,
     BatchingConfig,
+    CascadeConfig,
     LimitsConfig,
     LoggingConfig,
     ModelConfig,
@@ -23,6 +24,7 @@ DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 SECTIONS = {
     "models": ModelConfig,
+    "cascades": CascadeConfig,
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
     "server": ServerConfig,

@@ -70,6 +70,47 @@ def test_defaults() -> None:
     assert (config.server.host, config.server.port) == ("127.0.0.1", 8000)
 
 
+CASCADE = "{name: auto, stages: [a, b], accept_above: 0.9}"
+
+
+def cascade_text(cascade: str) -> str:
+    return (
+        f"models: [{{name: a, path: x}}, {{name: b, path: x}}, {{name: c, path: x}}]\ncascades: [{cascade}]"
+    )
+
+
+def test_a_cascade_has_a_threshold_for_each_stage_but_the_last(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, cascade_text(CASCADE))).cascades[0].thresholds == (0.9,)
+    three = "{name: auto, stages: [a, b, c], accept_above: %s}"
+    assert load_config(write(tmp_path, cascade_text(three % "0.9"))).cascades[0].thresholds == (0.9, 0.9)
+    assert load_config(write(tmp_path, cascade_text(three % "[0.9, 1]"))).cascades[0].thresholds == (0.9, 1)
+
+
+@pytest.mark.parametrize(
+    ("cascade", "expected"),
+    [
+        ("{name: a, stages: [a, b], accept_above: 0.9}", "two models are named 'a'"),
+        ("{name: auto, stages: [a, z], accept_above: 0.9}", "the stage 'z', which is no model"),
+        ("{name: auto, stages: [a], accept_above: 0.9}", "stages"),
+        ("{name: auto, stages: [a, a], accept_above: 0.9}", "a stage twice"),
+        ("{name: auto, stages: [a, b], accept_above: 1.5}", "accept_above"),
+        ("{name: auto, stages: [a, b], accept_above: [0.5, 0.5]}", "one for each stage but the last"),
+        ("{name: classify, stages: [a, b], accept_above: 0.5}", "part of the server's URLs"),
+    ],
+)
+def test_mistakes_in_a_cascade(tmp_path: Path, cascade: str, expected: str) -> None:
+    message = complaint(tmp_path, cascade_text(cascade))
+    assert expected in message
+    assert "fewshard.yaml" in message
+
+
+def test_only_some_models_keep_the_cascades_made_of_them(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, cascade_text(CASCADE)))
+    assert [model.name for model in config.only(["auto"]).models] == ["a", "b"]
+    assert config.only(["b", "a"]).cascades == config.cascades
+    assert config.only(["a", "c"]).cascades == ()
+
+
 def test_limits_are_those_of_the_protocols_by_default() -> None:
     assert LimitsConfig().limits == Limits()
 

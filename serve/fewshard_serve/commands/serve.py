@@ -53,7 +53,8 @@ def greeting(config: FewshardConfig) -> str:
     """What is served where, and a call to paste."""
     base, count = base_url(config), len(config.models)
     lines = [f"\nFewshard serves {count} model{'' if count == 1 else 's'} at {base}", ""]
-    lines += [f"  {base}/v2/models/{model.name}" for model in config.models]
+    names = [*(model.name for model in config.models), *(cascade.name for cascade in config.cascades)]
+    lines += [f"  {base}/v2/models/{name}" for name in names]
     if config.server.grpc_port:
         lines += ["", f"  gRPC: {base.partition('//')[2].rpartition(':')[0]}:{config.server.grpc_port}"]
     lines += ["", f"Every endpoint is described at {base}/docs", ""]

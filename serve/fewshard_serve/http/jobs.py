@@ -123,4 +123,5 @@ def _infer(parsed: oip.InferRequest, info: ModelInfo, answer: Classified) -> Res
 def _cost(answer: Classified) -> dict[str, Any]:
     """What a V2 response tells as parameters and `ClassifyResponse` as `usage` and `timings_ms`."""
     stages = {f"{stage}_ms": spent for stage, spent in classify.timings_ms(answer).items()}
-    return {"tokens": answer.num_tokens, **stages}
+    spoke = {"stages": ",".join(answer.stages)} if answer.stages else {}
+    return {"tokens": answer.num_tokens, **stages, **spoke}

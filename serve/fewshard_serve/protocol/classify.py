@@ -85,6 +85,9 @@ class ClassifyResponse(BaseModel):
     predictions: list[list[LabelScore]]
     usage: Usage
     timings_ms: TimingsMs
+    stages: Annotated[
+        list[str] | None, Field(description="of a cascade: the model that spoke for each item")
+    ] = None
 
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -131,6 +134,7 @@ def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classifie
             "predictions": ranked_scores(answer.logits, info, options.raw_scores, options.top_k),
             "usage": {"items": len(answer.logits), "tokens": answer.num_tokens},
             "timings_ms": timings_ms(answer),
+            **({"stages": answer.stages} if answer.stages else {}),
         }
     )
 

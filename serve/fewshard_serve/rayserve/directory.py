@@ -9,7 +9,7 @@ from fewshard_serve.core import ANYBODY, Caller, Classified, Input
 from fewshard_serve.errors import FewshardError, NotReady, UnknownModel
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics, merge_expositions
-from fewshard_serve.rayserve.specs import HostSpec
+from fewshard_serve.rayserve.specs import AppSpec
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Directory:
     """The `GatewayService`: an index kept in memory by `keep_fresh`, and calls to the hosts it lists."""
 
     def __init__(
-        self, hosts: Sequence[HostSpec], calls: HostCalls, metrics: Metrics, labels: Mapping[str, str]
+        self, hosts: Sequence[AppSpec], calls: HostCalls, metrics: Metrics, labels: Mapping[str, str]
     ) -> None:
         self._app_of = {model.name: host.app for host in hosts for model in host.models}
         self._apps = [host.app for host in hosts]

@@ -11,37 +11,19 @@ from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.directory import Directory
-from fewshard_serve.rayserve.handles import ask_all, ask_one
+from fewshard_serve.rayserve.handles import HandleCalls
 from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
-from fewshard_serve.rayserve.specs import GATEWAY_CPUS, HostSpec
+from fewshard_serve.rayserve.specs import GATEWAY_CPUS, AppSpec
 from fewshard_serve.rpc.server import InferenceService, start
-
-
-class HandleCalls:
-    """Reaches hosts by Serve's handles, one kept for each application."""
-
-    def __init__(self) -> None:
-        self._handles: dict[str, Any] = {}
-
-    async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        return await ask_all(self._handle(app), method, *args, timeout_s=timeout_s)
-
-    async def one(self, app: str, method: str, *args: Any) -> Any:
-        return await ask_one(self._handle(app), method, *args)
-
-    def _handle(self, app: str) -> Any:
-        if app not in self._handles:
-            self._handles[app] = serve.get_deployment_handle(DEPLOYMENT, app)
-        return self._handles[app]
 
 
 class Gateway:
     """The replica at `/`."""
 
     def __init__(
-        self, hosts: list[HostSpec], drain_timeout_s: float, doors: DoorSettings, server: ServerConfig
+        self, hosts: list[AppSpec], drain_timeout_s: float, doors: DoorSettings, server: ServerConfig
     ) -> None:
         configure_logging(doors.logs)
         self._door_settings = doors
@@ -50,7 +32,7 @@ class Gateway:
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics()
-        self._directory = Directory(hosts, HandleCalls(), self._metrics, labels)
+        self._directory = Directory(hosts, HandleCalls(DEPLOYMENT), self._metrics, labels)
         self._drain_timeout_s = drain_timeout_s
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
@@ -84,7 +66,7 @@ class Gateway:
         return await self._app.idle(self._drain_timeout_s)
 
 
-def gateway_application(hosts: list[HostSpec], doors: DoorSettings, server: ServerConfig) -> Any:
+def gateway_application(hosts: list[AppSpec], doors: DoorSettings, server: ServerConfig) -> Any:
     """The Serve application at `/`."""
     drain_timeout_s = max(host.drain_timeout_s for host in hosts)
     deployment = serve.deployment(

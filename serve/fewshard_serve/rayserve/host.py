@@ -13,12 +13,13 @@ from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.protocol.stats import ModelStatistics
-from fewshard_serve.rayserve.handles import ask_all
+from fewshard_serve.rayserve.cascading import Cascading
+from fewshard_serve.rayserve.handles import HandleCalls, ask_all
 from fewshard_serve.rayserve.hosting import Hosting
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
 from fewshard_serve.rayserve.peers import MergedService
-from fewshard_serve.rayserve.specs import HOST_CPUS, HostSpec
+from fewshard_serve.rayserve.specs import AppSpec, CascadeSpec
 
 DEPLOYMENT = "host"
 MAX_ONGOING_REQUESTS = 100_000
@@ -31,7 +32,7 @@ PEER_TIMEOUT_S = 2.0
 class Host:
     """One replica. Its methods run on the replica's own event loop, which nothing here may block."""
 
-    def __init__(self, spec: HostSpec) -> None:
+    def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
         configure_logging(spec.doors.logs)
         context = serve.get_replica_context()
@@ -39,7 +40,7 @@ class Host:
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Called once by Ray Serve, which takes the replica for ready when this returns."""
-        self._hosting = await Hosting.open(self._spec)
+        self._hosting = await _open(self._spec)
         service = MergedService(self._hosting, self._labels, self._ask_peers)
         # Ray Serve sends X-Request-Id back itself.
         self._doors = Doors(self._spec.doors, echoes_id=False)
@@ -97,21 +98,27 @@ class Host:
         return await ask_all(handle, method, *args, timeout_s=PEER_TIMEOUT_S)
 
 
-def host_application(spec: HostSpec) -> Any:
-    """The Serve application of one host, to be run under the spec's name and route prefix."""
+async def _open(spec: AppSpec) -> Hosting | Cascading:
+    if isinstance(spec, CascadeSpec):
+        return await Cascading.open(spec, HandleCalls(DEPLOYMENT))
+    return await Hosting.open(spec)
+
+
+def host_application(spec: AppSpec) -> Any:
+    """The Serve application of a host or cascade, to be run under the spec's name and route prefix."""
     deployment = serve.deployment(
         name=DEPLOYMENT,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=spec.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=RAY_LOGGING,
-        ray_actor_options={"num_cpus": HOST_CPUS, "num_gpus": spec.num_gpus},
+        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
         **_scale(spec),
     )
     return deployment(serve.ingress()(Host)).bind(spec)
 
 
-def _scale(spec: HostSpec) -> dict[str, Any]:
+def _scale(spec: AppSpec) -> dict[str, Any]:
     if spec.min_replicas == spec.max_replicas:
         return {"num_replicas": spec.min_replicas}
     return {

@@ -114,17 +114,10 @@ class Hosting:
         timeout_s: float | None,
         caller: Caller = ANYBODY,
     ) -> Classified | FewshardError:
-        """For callers in another process, to whom an error is returned, not raised; counts the request."""
-        started_at = time.monotonic()
-        try:
-            served = find_model(self.models, model)
-            classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
-        except FewshardError as error:
-            if model in self.models:
-                self.models[model].stats.add_failure(time.monotonic() - started_at)
-            return error
-        served.stats.add_request(time.monotonic() - started_at, classified.timings, 0.0)
-        return classified
+        """For callers in another process, to whom an error is returned, not raised."""
+        return await answer_or_error(
+            self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
 
     def statistics(self, model: str) -> ModelStatistics:
         """A copy, since the runner's thread goes on counting while the answer is pickled."""
@@ -170,3 +163,25 @@ def _entry(model: ServedModel) -> ModelEntry:
     return ModelEntry(
         info.name, "READY" if model.ready else "UNAVAILABLE", info.version, model.not_ready_reason, info
     )
+
+
+async def answer_or_error(
+    models: Mapping[str, ServedModel],
+    model: str,
+    inputs: Sequence[Input],
+    *,
+    truncate: bool,
+    timeout_s: float | None,
+    caller: Caller,
+) -> Classified | FewshardError:
+    """Ask a model and count the request in its statistics."""
+    started_at = time.monotonic()
+    try:
+        served = find_model(models, model)
+        classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
+    except FewshardError as error:
+        if model in models:
+            models[model].stats.add_failure(time.monotonic() - started_at)
+        return error
+    served.stats.add_request(time.monotonic() - started_at, classified.timings, 0.0)
+    return classified

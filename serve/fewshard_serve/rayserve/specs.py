@@ -1,9 +1,10 @@
 """What runs where: the plan of hosts drawn from a configuration, as plain values that travel to replicas."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import StartError
 from fewshard_serve.http.doors import DoorSettings
@@ -41,6 +42,7 @@ class HostSpec:
     min_replicas: int = 1
     max_replicas: int = 1
     num_gpus: float = 0.0
+    num_cpus: float = HOST_CPUS
     loader: str = DEFAULT_LOADER
     doors: DoorSettings = field(default_factory=DoorSettings)
 
@@ -59,6 +61,55 @@ class HostSpec:
     @property
     def needs_gpu(self) -> bool:
         return any(model.device == "cuda" for model in self.models)
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeSpec:
+    """The Serve application of one cascade, with the hosts of its stages."""
+
+    name: str
+    stages: tuple[str, ...]
+    accept_above: tuple[float, ...]
+    hosts: tuple[HostSpec, ...]
+    doors: DoorSettings = field(default_factory=DoorSettings)
+    min_replicas: int = 1
+    max_replicas: int = 1
+    num_gpus: float = 0.0
+    num_cpus: float = GATEWAY_CPUS
+
+    @property
+    def app(self) -> str:
+        return f"cascade-{self.name}"
+
+    @property
+    def route_prefix(self) -> str:
+        return f"{MODELS_PREFIX}/{self.name}"
+
+    @property
+    def models(self) -> tuple["CascadeSpec", ...]:
+        """What it serves, by name: itself."""
+        return (self,)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        return max(host.drain_timeout_s for host in self.hosts)
+
+
+AppSpec = HostSpec | CascadeSpec
+"""Whatever serves models under a route prefix."""
+
+
+def plan_cascades(config: FewshardConfig, hosts: list[HostSpec]) -> list[CascadeSpec]:
+    """One application for each cascade of the configuration."""
+    return [_cascade_spec(cascade, hosts) for cascade in config.cascades]
+
+
+def _cascade_spec(cascade: CascadeConfig, hosts: list[HostSpec]) -> CascadeSpec:
+    def serves_a_stage(host: HostSpec) -> bool:
+        return any(model.name in cascade.stages for model in host.models)
+
+    own = tuple(host for host in hosts if serves_a_stage(host))
+    return CascadeSpec(cascade.name, cascade.stages, cascade.thresholds, own, hosts[0].doors)
 
 
 def plan_hosts(
@@ -103,9 +154,9 @@ def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
     return [replace(host, num_gpus=share) if host.may_use_gpu else host for host in hosts]
 
 
-def num_cpus_wanted(hosts: list[HostSpec]) -> int:
+def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
     """CPUs, in Ray's counting, without which some replica would never be placed."""
-    return math.ceil(GATEWAY_CPUS + HOST_CPUS * sum(host.max_replicas for host in hosts))
+    return math.ceil(GATEWAY_CPUS + sum(app.num_cpus * app.max_replicas for app in apps))
 
 
 def _own_host(model: ModelConfig, loader: str) -> HostSpec:

@@ -44,6 +44,7 @@ def server(start_server, tokens_file):
         "auth": {"tokens_file": str(tokens_file)},
         "limits": {"max_body_s": MAX_BODY_S},
         "logging": {"format": "json", "requests": True},
+        "cascades": [{"name": "auto", "stages": ["dense", "own"], "accept_above": 0.9}],
     }
     return start_server(MODELS, **more).wait_until_ready()
 
@@ -73,7 +74,7 @@ def test_an_admin_makes_every_replica_read_the_tokens_again(server, tokens_file)
     assert ask(server, "/v2/tokens/reload", APP).status_code == 403
     tokens_file.write_text(tokens_text(**{APP: "predict", OPS: "predict, admin", "new-secret": "predict"}))
     answer = ask(server, "/v2/tokens/reload", OPS)
-    assert answer.json() == {"tokens": 3, "replicas": 4}
+    assert answer.json() == {"tokens": 3, "replicas": 5}
     for _ in range(6):
         assert ask(server, "/v2/models/own/classify", "new-secret").status_code == 200
 
@@ -109,6 +110,24 @@ def test_the_python_client_sends_its_token(server, monkeypatch):
     with Client(server.url) as client, pytest.raises(ClientError, match="401") as refusal:
         client.classify("own", "3")
     assert (refusal.value.status, refusal.value.server_code) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("path", ["/v2/models/auto/classify", "/classify"])
+def test_a_cascade_is_a_model_too(server, path):
+    body = {"inputs": ["3", "0.1", "-3"]} | ({"model": "auto"} if path == "/classify" else {})
+    headers = {"Authorization": f"Bearer {APP}"}
+    answer = httpx.post(server.url + path, json=body, headers=headers, timeout=20).json()
+    assert answer["stages"] == ["dense", "own", "dense"]
+    assert [each[0]["label"] for each in answer["predictions"]] == ["no", "no", "yes"]
+    metrics = httpx.get(f"{server.url}/metrics", headers=headers, timeout=20).text
+    (line,) = [
+        each
+        for each in metrics.splitlines()
+        if each.startswith("fewshard_cascade_items_total") and "own" in each
+    ]
+    assert float(line.rpartition(" ")[2]) >= 1
+    index = httpx.post(f"{server.url}/v2/repository/index", headers=headers).json()
+    assert {entry["name"]: entry["state"] for entry in index}["auto"] == "READY"
 
 
 def log_lines(server):
@@ -195,7 +214,7 @@ def test_ports_are_for_this_machine_alone_or_ask_for_rays_token(server):
     assert server.config["server"]["grpc_port"] in {port for _, port in ports}
     assert len(ports) > 5
     outside = [port for address, port in ports if not is_loopback(address)]
-    assert len(outside) <= 4, "one for each replica"
+    assert len(outside) <= 5, "one for each replica"
     for port in outside:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
