@@ -8,6 +8,8 @@ GPU_BENCH ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?=
+# How many requests `make fuzz` makes up for each test.
+EXAMPLES ?= 1000
 
 # Some tests and recipes read datasets from FEWSHARD_DATA; without it those tests skip and say so.
 ifneq ($(wildcard ../shared/data),)
@@ -15,7 +17,7 @@ export FEWSHARD_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check check-all bench gpu-check clean
+.PHONY: help setup serve test check check-all bench fuzz gpu-check clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -40,6 +42,9 @@ check-all: check ## check, then every test, the slow ones included
 
 bench: $(VENV)/.installed ## measure the server beside an application that does nothing
 	$(BIN)/python benchmarks/server.py
+
+fuzz: $(VENV)/.installed ## made-up requests for every parser and endpoint, EXAMPLES=1000 each, on this machine alone
+	FEWSHARD_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m '' -rP tests/serve/fuzz
 
 gpu-check: ## on a GPU, with GPU_PYTHON's torch: test kernels and models, then measure into GPU_RESULTS
 	$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'

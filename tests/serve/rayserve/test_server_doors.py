@@ -185,6 +185,51 @@ def test_a_client_that_trickles_its_body_is_cut(server, path):
     assert MAX_BODY_S - 0.5 < time.monotonic() - started_at < MAX_BODY_S + 5
 
 
+HEAD = f"POST /classify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {APP}\r\n".encode()
+BODY = b'{"model":"dense","inputs":"1"}'
+NEXT = b"GET /v2/tokens/reload HTTP/1.1\r\nHost: x\r\n\r\n"
+RAW = {
+    "two lengths that differ": HEAD + b"Content-Length: 5\r\nContent-Length: 30\r\n\r\n" + BODY,
+    "a length beside chunks": HEAD
+    + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n1e\r\n"
+    + BODY
+    + b"\r\n0\r\n\r\n"
+    + NEXT,
+    "chunks under another name": HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + NEXT,
+    "chunked twice": HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + NEXT,
+    "a chunk of 2^64 bytes": HEAD + b"Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\nabc",
+    "a chunk that lies": HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcdef\r\n0\r\n\r\n",
+    "a negative length": HEAD + b"Content-Length: -1\r\n\r\n" + BODY,
+    "a length with a sign": HEAD + b"Content-Length: +30\r\n\r\n" + BODY,
+    "a length of ages": HEAD + b"Content-Length: " + b"9" * 40 + b"\r\n\r\n" + BODY,
+    "less than the length, then the end": HEAD + b"Content-Length: 300\r\n\r\n" + BODY,
+    "more than the length": HEAD + b"Content-Length: 3\r\n\r\n" + BODY,
+    "a space before the colon": HEAD + b"Content-Length : 30\r\n\r\n" + BODY,
+    "a folded header": HEAD + b"X-Folded: a\r\n b\r\nContent-Length: 30\r\n\r\n" + BODY,
+    "a zero byte in a header": HEAD + b"X-Zero: a\0b\r\nContent-Length: 30\r\n\r\n" + BODY,
+    "headers without end": HEAD + b"X-Long: " + b"a" * 200_000,
+    "many headers": HEAD + b"".join(b"X-%d: 1\r\n" % n for n in range(3000)) + b"\r\n",
+    "another protocol": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 500,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_what_is_nearly_http_does_no_harm(server, name):
+    """Each answer is whole and no 5xx but `not implemented`, no request hides in another, and the next is served."""
+    with connect(server) as client:
+        try:
+            client.sendall(RAW[name])
+            client.shutdown(socket.SHUT_WR)
+            answers = read_all(client)
+        except (BrokenPipeError, ConnectionResetError):
+            answers = b""
+    statuses = [int(part[:3]) for part in answers.split(b"HTTP/1.1 ")[1:]]
+    assert all(200 <= status < 500 or status == 501 for status in statuses), answers
+    assert ask(server, "/classify", APP).status_code == 200
+
+
 def listening(pids):
     """(address, port) of every TCP socket on which one of the processes listens."""
     inodes = set()
