@@ -217,7 +217,7 @@ RAW = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_what_is_nearly_http_does_no_harm(server, name):
-    """Each answer is whole and no 5xx but `not implemented`, no request hides in another, and the next is served."""
+    """No answer is a 5xx but `not implemented`, and the next request is served."""
     with connect(server) as client:
         try:
             client.sendall(RAW[name])
