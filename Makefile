@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 CONFIG ?=
 # How many requests `make fuzz` makes up for each test.
 EXAMPLES ?= 1000
+# Options of `make chaos`, for instance --shards 3 --seconds 20.
+CHAOS ?=
 
 # Some tests and recipes read datasets from FEWSHARD_DATA; without it those tests skip and say so.
 ifneq ($(wildcard ../shared/data),)
@@ -17,7 +19,7 @@ export FEWSHARD_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check check-all bench fuzz gpu-check clean
+.PHONY: help setup serve test check check-all bench chaos fuzz gpu-check clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -45,6 +47,9 @@ bench: $(VENV)/.installed ## measure the server beside an application that does 
 
 fuzz: $(VENV)/.installed ## made-up requests for every parser and endpoint, EXAMPLES=1000 each, on this machine alone
 	FEWSHARD_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m '' -rP tests/serve/fuzz
+
+chaos: $(VENV)/.installed ## kill, stop and rebalance the shards of a model under load; prints a table
+	$(BIN)/python benchmarks/chaos.py $(CHAOS)
 
 gpu-check: ## on a GPU, with GPU_PYTHON's torch: test kernels and models, then measure into GPU_RESULTS
 	$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'

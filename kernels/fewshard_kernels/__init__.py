@@ -15,7 +15,9 @@ from fewshard_kernels.moe_ffn import (
     explain,
     force_path,
     moe_ffn,
+    onednn_multiplies,
     pack_experts,
+    rounded,
     route_groups,
 )
 
@@ -31,6 +33,8 @@ __all__ = [
     "explain",
     "force_path",
     "moe_ffn",
+    "onednn_multiplies",
     "pack_experts",
+    "rounded",
     "route_groups",
 ]

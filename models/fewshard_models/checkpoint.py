@@ -123,7 +123,7 @@ def _hub_directory(name: str) -> Path:
 
 
 def _require_safetensors(directory: Path) -> None:
-    if _weight_files(directory):
+    if weight_files(directory):
         return
     if any(any(directory.glob(pattern)) for pattern in _PICKLES):
         raise CheckpointError(
@@ -133,7 +133,7 @@ def _require_safetensors(directory: Path) -> None:
     raise CheckpointError(f"{directory} has no model.safetensors")
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     """The safetensors files, all shards present. Raises CheckpointError where one is missing."""
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
@@ -147,11 +147,11 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     weights: dict[str, Tensor] = {}
-    for file in _weight_files(directory):
+    for file in weight_files(directory):
         weights.update(_read(file))
     model = FewshardTextForSequenceClassification(convert_config(config))
     found = model.load_state_dict(convert_weights(weights, config), strict=False)
-    _require_complete(directory, found.missing_keys)
+    require_complete(directory, found.missing_keys)
     return _cast(model, dtype)
 
 
@@ -174,11 +174,11 @@ def _load_with_transformers(
     except Exception as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
     # transformers fills what is missing with random weights; a server must not.
-    _require_complete(directory, sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])))
+    require_complete(directory, sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])))
     return model
 
 
-def _require_complete(directory: Path, missing: list[str]) -> None:
+def require_complete(directory: Path, missing: list[str]) -> None:
     if missing:
         raise CheckpointError(
             f"{directory} lacks weights of the right shape for {', '.join(missing[:5])}"

@@ -50,3 +50,13 @@ def _choose_on_gpu() -> Choice:
 def training_device() -> torch.device:
     """Where recipes train: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpu_use() -> dict[str, float]:
+    """`gpu_share` (0 to 1, of the last moments) and `gpu_watts`; empty without a GPU or its counters."""
+    if not torch.cuda.is_available():
+        return {}
+    try:
+        return {"gpu_share": torch.cuda.utilization() / 100, "gpu_watts": torch.cuda.power_draw() / 1000}
+    except (ModuleNotFoundError, RuntimeError):
+        return {}

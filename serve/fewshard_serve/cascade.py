@@ -122,6 +122,7 @@ class _Run:
         self._stage_of: list[str] = [""] * num_items
         self._asked = {info.name: 0 for info in infos}
         self._num_tokens = 0
+        self._is_degraded = False
         self._timings = Timings(0.0, 0.0, 0.0)
         self.left = np.arange(num_items)
 
@@ -136,11 +137,13 @@ class _Run:
             self._stage_of[index] = info.name
         self._asked[info.name] += len(self.left)
         self._num_tokens += answer.num_tokens
+        self._is_degraded |= answer.is_degraded
         self._timings = _added(self._timings, answer.timings)
         self.left = self.left[~sure]
 
     def classified(self) -> Classified:
-        return Classified(self._logits, self._num_tokens, self._timings, tuple(self._stage_of))
+        stages = tuple(self._stage_of)
+        return Classified(self._logits, self._num_tokens, self._timings, self._is_degraded, stages)
 
     def spent(self) -> Spent:
         items = {info.name: self._stage_of.count(info.name) for info in self._infos}

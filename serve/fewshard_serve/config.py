@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
 
@@ -34,6 +35,9 @@ PATH_WORDS = frozenset(
     }
 )
 """Words that follow or could stand for a model's name in a URL; no model may be called so."""
+
+
+PLACEMENTS = ("balanced", "contiguous", "round_robin")
 
 
 class _Section(BaseModel):
@@ -57,6 +61,12 @@ def _known_scheme(path: str) -> str:
     if scheme == "hf" and colon and rest.count("/") != 1:
         raise ValueError(f"{path!r} is not of the form hf:<owner>/<name>")
     return path
+
+
+def _known_placement(placement: str) -> str:
+    if placement not in PLACEMENTS and not placement.endswith(".json"):
+        raise ValueError(f"{placement!r} is none of {', '.join(PLACEMENTS)} and a placement file (….json)")
+    return placement
 
 
 ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
@@ -103,6 +113,40 @@ class AdmissionConfig(_Section):
     deadline_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
 
 
+class ExpertsConfig(_Section):
+    """How the experts of one MoE model are spread over several processes or GPUs."""
+
+    shards: PositiveInt
+    slots_per_shard: PositiveInt | Literal["auto"] = "auto"
+    max_slots_per_shard: PositiveInt | Literal["auto"] = "auto"
+    placement: Annotated[str, AfterValidator(_known_placement)] = "balanced"
+    strategy: Literal["pack", "spread"] = "pack"
+    rebalance_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 60.0
+    exchange_timeout_ms: Annotated[float, Field(strict=True, ge=100, le=30_000, allow_inf_nan=False)] = 3000.0
+    degraded: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _slots_ordered(self) -> "ExpertsConfig":
+        least, most = self.slots_per_shard, self.max_slots_per_shard
+        if least != "auto" and most != "auto" and most < least:
+            raise ValueError(f"max_slots_per_shard ({most}) is below slots_per_shard ({least})")
+        return self
+
+    @property
+    def settings(self) -> ExpertsSettings:
+        """The same in the form a group takes."""
+        return ExpertsSettings(
+            num_shards=self.shards,
+            slots_per_shard=None if self.slots_per_shard == "auto" else self.slots_per_shard,
+            max_slots_per_shard=None if self.max_slots_per_shard == "auto" else self.max_slots_per_shard,
+            placement=self.placement,
+            strategy=self.strategy,
+            rebalance_s=self.rebalance_s,
+            allows_degraded=self.degraded,
+            timeout_s=self.exchange_timeout_ms / 1000,
+        )
+
+
 class ModelConfig(_Section):
     """One model to serve."""
 
@@ -113,6 +157,7 @@ class ModelConfig(_Section):
     replicas: ReplicasConfig | None = None
     batching: BatchingConfig = BatchingConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    experts: ExpertsConfig | None = None
 
     @property
     def engine_settings(self) -> EngineSettings:
@@ -131,7 +176,7 @@ class ModelConfig(_Section):
     @property
     def has_own_host(self) -> bool:
         """Whether the model asks for processes of its own instead of a place in the shared host."""
-        return self.replicas is not None or self.device == "cuda"
+        return self.replicas is not None or self.experts is not None or self.device == "cuda"
 
 
 class CascadeConfig(_Section):
@@ -335,7 +380,18 @@ def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelCon
     if scheme == "zoo" and name not in zoo_names():
         there = ", ".join(zoo_names()) or "none"
         raise ConfigError(file.message((*at, "path"), f"no bundled model {name!r}; the zoo holds: {there}"))
+    model = model.model_copy(update={"experts": _resolve_experts(model.experts, file)})
     if colon:
         return model
-    directory = (file.path.parent / Path(model.path).expanduser()).resolve()
-    return model.model_copy(update={"path": str(directory)})
+    return model.model_copy(update={"path": _beside(file, model.path)})
+
+
+def _resolve_experts(experts: ExpertsConfig | None, file: YamlFile) -> ExpertsConfig | None:
+    if experts is None or experts.placement in PLACEMENTS:
+        return experts
+    return experts.model_copy(update={"placement": _beside(file, experts.placement)})
+
+
+def _beside(file: YamlFile, path: str) -> str:
+    """A relative path is taken from the file's own folder."""
+    return str((file.path.parent / Path(path).expanduser()).resolve())

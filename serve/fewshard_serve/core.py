@@ -63,10 +63,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """What one forward pass returns: fp32 logits [num_items, num_labels], in the order of the items."""
+    """What one forward pass returns: fp32 logits [num_items, num_labels], in the order of the items.
+
+    `is_degraded`: some experts were missing.
+    """
 
     logits: NDArray[np.float32]
     num_padding_tokens: int = 0
+    is_degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +99,13 @@ class Classified:
     """A request's answer before activation: fp32 logits [num_items, num_labels] in the caller's order.
 
     `stages` names the model that spoke for each item, where a cascade was asked.
+    `is_degraded`: some experts were missing when at least one of the items ran.
     """
 
     logits: NDArray[np.float32]
     num_tokens: int
     timings: Timings
+    is_degraded: bool = False
     stages: tuple[str, ...] = ()
 
 
@@ -127,7 +133,9 @@ class ExpertCounts:
     `tokens`: int64 [num_layers, num_experts], rows each expert received;
     `probability`: float64 [num_layers, num_experts], summed router probability of every expert;
     `entropy`: float64 [num_layers], summed entropy of the router's distribution, in nats;
-    `rows`: int64 [num_layers], routed tokens (before top-k).
+    `rows`: int64 [num_layers], routed tokens (before top-k);
+    `shard_tokens`: int64 [num_layers, num_shards], rows the experts of each shard multiplied; None where
+    there is one shard, which multiplies them all.
     """
 
     tokens: NDArray[np.int64]
@@ -135,3 +143,26 @@ class ExpertCounts:
     entropy: NDArray[np.float64]
     rows: NDArray[np.int64]
     top_k: int
+    shard_tokens: NDArray[np.int64] | None = None
+
+    @property
+    def by_shard(self) -> NDArray[np.int64]:
+        """int64 [num_layers, num_shards]"""
+        return self.tokens.sum(axis=1, keepdims=True) if self.shard_tokens is None else self.shard_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """The shards that hold one model together.
+
+    `size` of `num_shards` are at work; `placement`: experts by layer and shard; `num_reforms`: how often the
+    shards at work have changed, `num_moves`: experts that were loaded by some shard since the start.
+    """
+
+    num_shards: int
+    size: int
+    generation: int
+    num_reforms: int
+    num_moves: int
+    is_degraded: bool
+    placement: tuple[tuple[tuple[int, ...], ...], ...]

@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from fewshard_serve.core import BatchStats, ModelInfo, Timings
+from fewshard_serve.core import BatchStats, GroupState, ModelInfo, Timings
 from fewshard_serve.engine.routing import Routing, entropy_ratio, imbalance_ratio
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,9 @@ FAMILIES = (
     Family(
         "fewshard_router_entropy_ratio", "gauge", "Router's entropy over its maximum, last minute.", LAYER
     ),
+    Family("fewshard_group_size", "gauge", "Shards at work of those that hold the model together."),
+    Family("fewshard_group_reforms_total", "counter", "How often the shards at work have changed."),
+    Family("fewshard_placement_moves_total", "counter", "Experts that a shard has loaded since the start."),
     Family("fewshard_predictions_total", "counter", "Items by predicted label.", LABEL),
     Family("fewshard_confidence", "histogram", "Best score of each item.", buckets=CONFIDENCES),
     Family("fewshard_cascade_items_total", "counter", "Items of a cascade by the stage that spoke.", STAGE),
@@ -88,6 +91,7 @@ class ModelSource:
     inflight_items: Callable[[], int]
     admission_limit_items: Callable[[], int]
     routing: Callable[[], Routing | None] = lambda: None
+    group: Callable[[], GroupState | None] = lambda: None
 
 
 class Tally:
@@ -207,6 +211,7 @@ class _Scraped(Collector):
             _sample_source(samples, source)
             _sample_tally(samples, self.tallies[name])
             _sample_routing(samples, source)
+            _sample_group(samples, source)
         return iter(samples.metrics.values())
 
     def describe(self) -> list[Metric]:
@@ -253,14 +258,23 @@ def _sample_routing(samples: _Samples, source: ModelSource) -> None:
         return
     for (layer, expert), count in np.ndenumerate(routing.total.tokens):
         samples.add("fewshard_expert_tokens_total", [model, layer, expert], int(count))
-    for layer, count in enumerate(routing.total.tokens.sum(axis=1).tolist()):
-        samples.add("fewshard_shard_tokens_total", [model, layer, 0], count)
+    for (layer, shard), count in np.ndenumerate(routing.total.by_shard):
+        samples.add("fewshard_shard_tokens_total", [model, layer, shard], int(count))
     for name, ratios in (
         ("fewshard_expert_imbalance_ratio", imbalance_ratio(routing.window)),
         ("fewshard_router_entropy_ratio", entropy_ratio(routing.window)),
     ):
         for layer in np.flatnonzero(~np.isnan(ratios)).tolist():
             samples.add(name, [model, layer], float(ratios[layer]))
+
+
+def _sample_group(samples: _Samples, source: ModelSource) -> None:
+    group = source.group()
+    if group is None:
+        return
+    samples.add("fewshard_group_size", [source.info.name], group.size)
+    samples.add("fewshard_group_reforms_total", [source.info.name], group.num_reforms)
+    samples.add("fewshard_placement_moves_total", [source.info.name], group.num_moves)
 
 
 def _routing_of(source: ModelSource) -> Routing | None:

@@ -231,6 +231,31 @@ def test_a_shape_is_timed_once(monkeypatch):
     assert calls == [16, 3]
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_packing_without_copies_takes_no_memory(dtype):
+    weights = make(4, 64, 48, dtype)
+    packed = pack_experts(*weights, copies=False)
+    assert packed.num_bytes == 0
+    router = torch.randn(4, 64)
+    for tokens in (1, 9, 70):
+        assert_as_plain(torch.randn(tokens, 64).to(dtype), router, weights, packed, top_k=2)
+
+
+def test_without_copies_a_shape_is_timed_once_for_any_number_of_experts(monkeypatch):
+    timed = []
+    monkeypatch.setattr(measure, "_remembered", {})
+    monkeypatch.setattr(measure, "_time", lambda candidates, *_: timed.append(1) or even(candidates))
+    for experts in (1, 2, 5):
+        pack_experts(*make(experts, 32, 16), copies=False)
+    assert len(timed) == 1
+    pack_experts(*make(2, 32, 24), copies=False)
+    assert len(timed) == 2
+
+
+def even(candidates):
+    return {layout.name: [1.0] * len(measure._ROWS) for layout in candidates}
+
+
 def test_interruptions_do_not_count(monkeypatch):
     interrupted = iter(itertools.cycle([True, False, False, False]))
     few = [(8, "few"), (math.inf, "many")]

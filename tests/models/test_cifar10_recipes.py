@@ -10,6 +10,7 @@ from fewshard_models.card import load_card
 from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.recipes import cifar10, registry
+from fewshard_models.recipes.curve import CURVE_FILE, load_curve
 from fewshard_models.recipes.image_tiers import TIERS, TINY
 from fewshard_models.recipes.images import ImageBatches, hide, image_distillation_loss
 from fewshard_models.recipes.workspace import Workspace
@@ -44,6 +45,8 @@ def test_dynamic_is_cut_from_its_masked_twin_and_narrow_costs_the_same(work, tmp
     assert card is not None
     assert card.kind == "dynamic"
     assert card.sparsity > 0.5
+    curve = load_curve(work.run_dir / "cifar10-dst" / CURVE_FILE)
+    assert [line["epoch"] for line in curve if "accuracy" in line] == list(range(1, SMALLER.epochs + 1))
     cifar10.train_narrow(SMALLER, work, tmp_path / "narrow", tmp_path / "dst")
     narrow = load_checkpoint(tmp_path / "narrow").model
     assert narrow.config.sparsity_kind is None

@@ -57,3 +57,12 @@ def test_damaged_lines_are_named(tmp_path):
         stream.write('{"step": 40}\n')
     with pytest.raises(DataError, match=r"curve\.jsonl, line 2"):
         load_curve(tmp_path / CURVE_FILE)
+
+
+def test_a_gpu_that_tells_is_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.utilization", lambda: 80)
+    monkeypatch.setattr("torch.cuda.power_draw", lambda: 350_000)
+    add(Curve(tmp_path, 0), 1, 20)
+    line = load_curve(tmp_path / CURVE_FILE)[0]
+    assert (line["gpu_share"], line["gpu_watts"]) == (0.8, 350.0)

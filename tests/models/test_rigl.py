@@ -217,3 +217,17 @@ def test_grown_weights_start_from_zero_and_the_smallest_go():
     ]
     places = torch.tensor([False, True, True, True, False])
     assert moved_mask(weight, gradient, mask, places, 3, 0.5).tolist() == [False, True, True, True, False]
+
+
+def test_a_group_dies_little_by_little():
+    torch.manual_seed(0)
+    model = make_model()
+    settings = RiglSettings(0.5, macs_share=0.3, cut_from=0.0, cut_until=0.02, round_to=1)
+    hook = Rigl(model, settings, 100)
+    widths = {name: int(alive.sum()) for name, alive in hook.channels.alive.items()}
+    for _ in range(12):
+        hook.channels.let_die(99)
+        now = {name: int(alive.sum()) for name, alive in hook.channels.alive.items()}
+        assert all(now[name] >= min(width - 1, 0.875 * width) for name, width in widths.items())
+        widths = now
+    assert hook.channels.within_budget()

@@ -206,3 +206,50 @@ def test_a_slow_server_is_given_up() -> None:
 
     with pytest.raises(ClientError, match="did not answer within 2 s"):
         Client("http://a", timeout_s=2, transport=httpx.MockTransport(too_late)).index()
+
+
+PLAN = ["plan", "uniform", "--shards", "2", "--layers", "1", "--experts", "4", "--model", "m", "--apply"]
+
+
+def test_plan_apply_asks_what_it_costs_before_it_has_it(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = {"moves": 3, "bytes": 5_000_000, "replicas": 2}
+    answers = iter([{**change, "applied": False}, {**change, "applied": True}])
+    monkeypatch.setattr(Client, "place", lambda self, *asked: server.seen.append(asked) or next(answers))
+    assert cli.main([*PLAN, "--url", server.url]) == 0
+    (model, planned), (_, applied) = server.seen
+    assert model == "m"
+    assert planned["model"] == "m"
+    assert sorted(planned["slots"][0][0] + planned["slots"][0][1]) == [0, 1, 2, 3]
+    assert applied == {**planned, "apply": True}
+    said = capsys.readouterr().out
+    assert "3 experts to load (5.0 MB) on 2 replicas" in said
+    assert said.rstrip().endswith("in force")
+
+
+def test_plan_apply_with_nothing_to_do_changes_nothing(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = {"moves": 0, "bytes": 0, "replicas": 1, "applied": False}
+    server.answers["POST /v2/models/m/placement"] = (200, same)
+    assert cli.main([*PLAN, "--json", "--url", server.url]) == 0
+    assert len(server.seen) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["model"] == "m"
+    assert "nothing to do" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((200, {"moves": 1, "bytes": 1, "replicas": 1, "applied": False}), "not put the placement in force"),
+        ((404, {"error": "m is not sharded"}), "m is not sharded"),
+    ],
+)
+def test_plan_apply_says_why_not(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], answer: tuple[int, Any], message: str
+) -> None:
+    server.answers["POST /v2/models/m/placement"] = answer
+    assert cli.main([*PLAN, "--url", server.url]) == 1
+    assert message in capsys.readouterr().err

@@ -15,6 +15,7 @@ from fewshard_serve.config import (
     load_config,
 )
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.protocol.limits import Limits
 
 FULL = """
@@ -275,3 +276,41 @@ def test_the_json_schema_knows_every_key() -> None:
     schema = json.loads(json_schema())
     assert set(schema["properties"]) == set(FewshardConfig.model_fields)
     assert set(schema["$defs"]["ModelConfig"]["properties"]) == set(ModelConfig.model_fields)
+
+
+EXPERTS = "models: [{{name: m, path: zoo:sst2-moe, experts: {{{0}}}}}]"
+
+
+def test_experts_arrive_as_a_group_takes_them(tmp_path: Path) -> None:
+    text = EXPERTS.format("shards: 4, slots_per_shard: 2, max_slots_per_shard: 3, placement: round_robin, "
+        "strategy: spread, rebalance_s: 5, exchange_timeout_ms: 250, degraded: true")  # fmt: skip
+    model = load_config(write(tmp_path, text)).models[0]
+    assert model.has_own_host
+    assert model.experts is not None
+    assert model.experts.settings == ExpertsSettings(4, 2, 3, "round_robin", "spread", 5.0, True, 0.25)
+    plain = load_config(write(tmp_path, EXPERTS.format("shards: 2"))).models[0].experts
+    assert plain is not None
+    assert plain.settings == ExpertsSettings(2)
+
+
+def test_a_placement_file_is_taken_from_the_files_folder(tmp_path: Path) -> None:
+    text = EXPERTS.format("shards: 2, placement: plans/mine.json")
+    experts = load_config(write(tmp_path, text)).models[0].experts
+    assert experts is not None
+    assert experts.placement == str(tmp_path / "plans/mine.json")
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        ("slots_per_shard: 2", "shards"),
+        ("shards: 0", "shards"),
+        ("shards: 2, slots: 3", "slots_per_shard"),
+        ("shards: 2, slots_per_shard: many", "slots_per_shard"),
+        ("shards: 2, placement: best", "'best' is none of balanced, contiguous, round_robin"),
+        ("shards: 2, exchange_timeout_ms: 0", "exchange_timeout_ms"),
+        ("shards: 2, slots_per_shard: 4, max_slots_per_shard: 2", "below slots_per_shard"),
+    ],
+)
+def test_mistakes_in_experts_are_explained(tmp_path: Path, experts: str, message: str) -> None:
+    assert message in complaint(tmp_path, EXPERTS.format(experts))

@@ -3,13 +3,14 @@
 import os
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fewshard_serve.core import BatchStats, ExpertCounts, ModelInfo, Timings
+from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
 from fewshard_serve.engine.routing import RoutingWindow
 from fewshard_serve.metrics import FAMILIES, SECONDS, Metrics, ModelSource, merge_expositions
 
@@ -37,6 +38,11 @@ def info(name="m", problem_type="single_label_classification", labels=("no", "ye
 def source(model_info, routing=lambda: None, **reads):
     values = {"queue_items": lambda: 3, "inflight_items": lambda: 5, **reads}
     return ModelSource(info=model_info, admission_limit_items=lambda: 2048, routing=routing, **values)
+
+
+def two_of_three():
+    """One shard of three is missing; the others hold two experts and one, in both layers."""
+    return GroupState(3, 2, 5, 1, 4, False, (((0, 1), (), (2,)),) * 2)
 
 
 def two_layers():
@@ -170,6 +176,18 @@ def test_experts_are_copied_only_when_scraped():
     assert value(text, "fewshard_router_entropy_ratio", model="m", layer="1") == pytest.approx(1.0)
 
 
+def test_a_group_is_counted_by_shard():
+    counts = replace(two_layers(), shard_tokens=np.array([[5, 0, 3], [1, 0, 2]]))
+    metrics = Metrics()
+    metrics.add_model(source(info(), RoutingWindow(lambda: counts).read, group=two_of_three))
+    text = metrics.render()
+    assert value(text, "fewshard_shard_tokens_total", model="m", layer="0", shard="2") == 3
+    assert value(text, "fewshard_shard_tokens_total", model="m", layer="1", shard="1") == 0
+    assert value(text, "fewshard_group_size", model="m") == 2
+    assert value(text, "fewshard_group_reforms_total", model="m") == 1
+    assert value(text, "fewshard_placement_moves_total", model="m") == 4
+
+
 def test_a_failing_device_hides_nothing_else(caplog):
     def fail():
         raise RuntimeError("device lost")
@@ -183,7 +201,7 @@ def test_a_failing_device_hides_nothing_else(caplog):
 def busy_metrics(name="m"):
     """Every family with at least one sample."""
     metrics = Metrics()
-    metrics.add_model(source(info(name), RoutingWindow(two_layers).read))
+    metrics.add_model(source(info(name), RoutingWindow(two_layers).read, group=two_of_three))
     metrics.observe_request(name, "classify", "ok", 0.01)
     metrics.observe_timings(name, Timings(0.1, 0.1, 0.1))
     metrics.observe_batch(BatchStats(name, 2, 30, 4, 0.1, (0.0, 0.0)))

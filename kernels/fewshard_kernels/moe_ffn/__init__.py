@@ -14,10 +14,12 @@ from torch import Tensor
 
 from fewshard_kernels.moe_ffn.check import check_options, check_router, check_rows, check_weights
 from fewshard_kernels.moe_ffn.cpu import moe_ffn_cpu
+from fewshard_kernels.moe_ffn.layouts import onednn_multiplies
 from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.packed import PackedCache, PackedExperts, moe_ffn_packed, pack_experts
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
 from fewshard_kernels.moe_ffn.routing import MoeStats, route_groups
+from fewshard_kernels.moe_ffn.segments import rounded
 
 __all__ = [
     "ExpertWeights",
@@ -31,7 +33,9 @@ __all__ = [
     "explain",
     "force_path",
     "moe_ffn",
+    "onednn_multiplies",
     "pack_experts",
+    "rounded",
     "route_groups",
 ]
 

@@ -56,14 +56,18 @@ class _Timed(NamedTuple):
     together: Cost | None
 
 
-def choose(candidates: Sequence[Layout], num_experts: int, hidden: int, width: int) -> Choice:
+def choose(
+    candidates: Sequence[Layout], num_experts: int, hidden: int, width: int, *, for_any_number: bool = False
+) -> Choice:
     """The fastest of `candidates` for each number of rows, neighbours that agree made one; and a batched one,
     if it is among them, for experts together where that is faster.
 
     What wins at the most rows that are timed stays ahead beyond them. Remembered for the shape, the
-    candidates and the number of threads, so that equal layers choose alike.
+    candidates and the number of threads, so that equal layers choose alike; with `for_any_number` for every
+    number of experts, where there is no time for measuring again.
     """
-    key = (tuple(layout.name for layout in candidates), num_experts, hidden, width, torch.get_num_threads())
+    number = None if for_any_number else num_experts
+    key = (tuple(layout.name for layout in candidates), number, hidden, width, torch.get_num_threads())
     batched = next((layout for layout in candidates if isinstance(layout, BatchedLayout)), None)
     if key not in _remembered:
         _remembered[key] = _measure(candidates, batched, min(num_experts, _MAX_EXPERTS), hidden)

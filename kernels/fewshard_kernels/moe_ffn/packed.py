@@ -63,15 +63,17 @@ def pack_experts(
     *,
     gated: bool = False,
     compute_dtype: torch.dtype | None = None,
+    copies: bool = True,
 ) -> PackedExperts:
     """Pack one layer's experts for `moe_ffn` on a CPU; shapes and dtypes as there. For inference alone.
 
     `compute_dtype` None: float32 weights are computed in float32; bfloat16 ones in bfloat16 or float32 and
     float16 ones in float16 or float32, whichever a measurement of some milliseconds finds faster here for the
     number of rows an expert gets. The result of the layer keeps the dtype of its rows whatever this is.
-    Takes no copy of the weights where the plain ones are fastest, seldom more than two copies. Raises
-    ValueError for weights that do not fit each other or are not on a CPU, or a `compute_dtype` that oneDNN
-    cannot use here.
+    Takes no copy of the weights where the plain ones are fastest, seldom more than two copies, and none at
+    all with `copies` False, where the fastest of the layouts that need none is used; these are timed once for
+    any number of experts. Raises ValueError for weights that do not fit each other or are not on a CPU, or a
+    `compute_dtype` that oneDNN cannot use here.
     """
     _check(ExpertWeights(w1, b1, w2, b2), gated, compute_dtype)
     weights = ExpertWeights(w1.detach(), _detach(b1), w2.detach(), _detach(b2))
@@ -79,7 +81,9 @@ def pack_experts(
         only = Tier(float("inf"), OneDnnLayout(weights, gated, compute_dtype))
         return PackedExperts(weights, gated, Choice((only,), Cost((1, 2), (1.0, 1.0)), None, None))
     with torch.inference_mode():
-        return PackedExperts(weights, gated, choose(_candidates(weights, gated), *w2.shape))
+        candidates = _candidates(weights, gated) if copies else _without_copies(weights, gated)
+        choice = choose(candidates, *w2.shape, for_any_number=not copies)
+        return PackedExperts(weights, gated, choice)
 
 
 def _candidates(weights: ExpertWeights, gated: bool) -> list[Layout]:
@@ -89,6 +93,15 @@ def _candidates(weights: ExpertWeights, gated: bool) -> list[Layout]:
         candidates.append(PlainLayout(weights, gated))
     elif onednn_multiplies(dtype):
         candidates.append(OneDnnLayout(weights, gated, dtype))
+        candidates.append(BatchedLayout(weights, gated))
+    return candidates
+
+
+def _without_copies(weights: ExpertWeights, gated: bool) -> list[Layout]:
+    candidates: list[Layout] = [PlainLayout(weights, gated)]
+    if weights.w1.dtype == torch.float32:
+        candidates.append(TransposedLayout(weights, gated))
+    elif onednn_multiplies(weights.w1.dtype):
         candidates.append(BatchedLayout(weights, gated))
     return candidates
 

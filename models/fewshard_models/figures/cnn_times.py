@@ -68,6 +68,7 @@ def _pair(width: float, device: str, dtype: str) -> tuple[Cnn, Cnn]:
     served = [model.to(device, DTYPES[dtype], memory_format=torch.channels_last) for model in (dense, sparse)]
     for model in served:
         model.classifier.float()
+        model.prepare_for_inference()
     return served[0], served[1]
 
 

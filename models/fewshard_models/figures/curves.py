@@ -11,7 +11,8 @@ from typing import Any
 from fewshard_models.figures.style import COLOURS, figure, save
 
 WATTS_PER_CORE = 10.0
-"""Energy is modelled, not measured: processor time times these watts. Virtual machines hide the counters."""
+"""The processor's energy is modelled, not measured: its time times these watts. Virtual machines hide the
+counters. A GPU's is measured."""
 Lines = Sequence[dict[str, Any]]
 
 
@@ -27,10 +28,13 @@ def draw_curves(runs: Mapping[str, Lines], folder: Path, name: str = "curves") -
             percents = [100 * line["accuracy"] for line in judged]
             accuracy.plot([line["epoch"] for line in judged], percents, marker="o", markersize=4, **style)
             use.plot(minutes, [100 * line["cpu_share"] for line in lines], **style)
-            energy.plot(minutes, modelled_kilojoules(lines), **style)
+            if any("gpu_share" in line for line in lines):
+                shares = [100 * line.get("gpu_share", 0.0) for line in lines]
+                use.plot(minutes, shares, linewidth=0.8, **style)
+            energy.plot(minutes, kilojoules(lines), **style)
         _label(loss, "Training loss", "step", "mean loss")
         _label(accuracy, "Accuracy", "epoch", "accuracy, %")
-        _label(use, "Processor use", "minutes of training", "% of all cores")
+        _label(use, "Processor use (thin: GPU)", "minutes of training", "% of all cores")
         _label(energy, f"Energy, modelled at {WATTS_PER_CORE:g} W a busy core", "minutes of training", "kJ")
         _say_what_is_missing(accuracy)
         use.set_ylim(0, 105)
@@ -38,9 +42,14 @@ def draw_curves(runs: Mapping[str, Lines], folder: Path, name: str = "curves") -
         return save(drawn, folder, name)
 
 
-def modelled_kilojoules(lines: Lines) -> list[float]:
-    """Energy up to each line, from processor seconds."""
-    return list(accumulate(WATTS_PER_CORE * line["cpu_seconds"] / 1e3 for line in lines))
+def kilojoules(lines: Lines) -> list[float]:
+    """Energy up to each line: the processor's modelled, and a GPU's measured watts times the time."""
+    joules, before_s = [], 0.0
+    for line in lines:
+        gpu_joules = line.get("gpu_watts", 0.0) * (line["seconds"] - before_s)
+        joules.append(WATTS_PER_CORE * line["cpu_seconds"] + gpu_joules)
+        before_s = line["seconds"]
+    return list(accumulate(joule / 1e3 for joule in joules))
 
 
 def _label(axes: Any, title: str, x: str, y: str) -> None:

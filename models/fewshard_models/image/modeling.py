@@ -8,12 +8,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from fewshard_models.fused import Fusable
 from fewshard_models.image.configuration import FewshardImageConfig
 from fewshard_models.image.convolution import Conv3x3
+from fewshard_models.image.fused import FusedConv, can_fuse, padded_batch
 from fewshard_models.losses import classification_loss
 
 
-class ConvNorm(nn.Module):
+class Stem(nn.Conv2d, Fusable[FusedConv]):
+    """2x2 convolution and GELU: [N, C, S, S] to [N, O, S - 1, S - 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (fused := self.usable) is not None:
+            return fused(x)
+        return F.gelu(super().forward(x))
+
+    def fuse(self, size: int) -> None:
+        if can_fuse(self):
+            self.fused = FusedConv(self, None, pool=False, size=size)
+
+
+class ConvNorm(Fusable[FusedConv]):
     """3x3 convolution, optional 2x2 max-pooling, batch norm, GELU."""
 
     def __init__(self, config: FewshardImageConfig, channels_in: int, channels_out: int, pool: bool) -> None:
@@ -23,10 +38,17 @@ class ConvNorm(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
+        if (fused := self.usable) is not None:
+            return fused(x)
         x = self.conv(x)
         if self.pool:
             x = F.max_pool2d(x, 2)
         return F.gelu(self.norm(x))
+
+    def fuse(self, size: int) -> None:
+        """For maps of `size`. A norm that turns a channel's sign cannot move to the other side of pooling."""
+        if can_fuse(self.conv) and not (self.pool and bool((self.norm.weight < 0).any())):
+            self.fused = FusedConv(self.conv, self.norm, self.pool, size)
 
 
 class Stage(nn.Module):
@@ -44,6 +66,14 @@ class Stage(nn.Module):
         out: Tensor = x + self.block(x)
         return out
 
+    def fuse(self, size: int) -> int:
+        """For maps of `size`; returns the size of its output."""
+        self.down.fuse(size)
+        for layer in self.block:
+            assert isinstance(layer, ConvNorm)
+            layer.fuse(size // 2)
+        return size // 2
+
 
 class FewshardImageForImageClassification(PreTrainedModel):
     """Classifies normalised images [N, 3, S, S]."""
@@ -55,7 +85,7 @@ class FewshardImageForImageClassification(PreTrainedModel):
 
     def __init__(self, config: FewshardImageConfig) -> None:
         super().__init__(config)
-        self.stem = nn.Conv2d(config.num_channels, config.stem_channels, 2)
+        self.stem = Stem(config.num_channels, config.stem_channels, 2)
         widths = [config.stem_channels, *config.stage_channels]
         self.stages = nn.Sequential(
             *(
@@ -70,9 +100,24 @@ class FewshardImageForImageClassification(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
         """Returns fp32 logits [N, num_labels] and, given int64 `labels` [N], the mean cross-entropy."""
-        hidden = self.stages(F.gelu(self.stem(pixel_values)))
+        num_images = len(pixel_values)
+        if self.stem.usable is not None:
+            pixel_values = F.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, padded_batch(num_images) - num_images))
+        hidden = self.stages(self.stem(pixel_values))[:num_images]
         pooled = hidden.amax(dim=(2, 3)).float()
         with torch.autocast(pooled.device.type, enabled=False):
             logits = self.classifier(pooled) * self.config.logit_scale
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def prepare_for_inference(self) -> None:
+        """Switch to eval mode and, on a CPU, fuse each convolution with its norm and GELU.
+
+        Call it when the model is loaded, cast and moved.
+        """
+        self.eval()
+        self.stem.fuse(self.config.image_size)
+        size = self.config.image_size - 1
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            size = stage.fuse(size)

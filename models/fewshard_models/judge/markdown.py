@@ -173,7 +173,7 @@ def _routing(rows: Sequence[Row]) -> list[str]:
 def _routing_table(result: Result) -> str:
     """A line for each layer of each slice."""
     num_experts = len(result.routing["all"][0])
-    header = ["slice", "layer", *(f"expert {number}" for number in range(num_experts))]
+    header = ["slice", "expert layer", *(f"expert {number}" for number in range(num_experts))]
     cells = [
         [name, str(layer), *(f"{100 * share:.0f} %" for share in shares)]
         for name, layers in result.routing.items()

@@ -33,7 +33,7 @@ def most_unlike(shares: Mapping[str, Shares], whole: Shares) -> tuple[str, float
 def _shares(model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]) -> Shares:
     device = next(model.parameters()).device
     order = sorted(token_ids, key=len)
-    rows = torch.zeros(model.config.num_hidden_layers, model.config.num_experts, dtype=torch.float64)
+    rows = torch.zeros(len(model.config.expert_layers), model.config.num_experts, dtype=torch.float64)
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
             out = model.forward_packed(pack(order[start : start + _BATCH], None, device))

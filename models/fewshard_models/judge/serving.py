@@ -5,16 +5,18 @@ from pathlib import Path
 from fewshard_models.checkpoint import load_checkpoint
 from fewshard_models.classifier import Classifier, classifier
 from fewshard_models.devices import DTYPES, choose_device, choose_dtype
+from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.text import FewshardTextForSequenceClassification
 
 
 def load_for_serving(directory: Path, device: str = "auto", dtype: str = "auto") -> Classifier:
-    """In the dtype `auto` means on this device, experts packed. Raises CheckpointError."""
+    """In the dtype `auto` means here; experts packed, convolutions fused. Raises CheckpointError."""
     chosen = choose_device(device).name
     checkpoint = load_checkpoint(directory, DTYPES[choose_dtype(dtype, chosen).name], chosen)
-    if isinstance(checkpoint.model, FewshardTextForSequenceClassification):
-        checkpoint.model.prepare_for_inference()
-    return classifier(checkpoint)
+    found = classifier(checkpoint)
+    if isinstance(found.model, FewshardTextForSequenceClassification | FewshardImageForImageClassification):
+        found.model.prepare_for_inference()
+    return found
 
 
 def dtype_name(device: str = "auto") -> str:

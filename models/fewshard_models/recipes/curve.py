@@ -1,8 +1,9 @@
 """`curve.jsonl`: how a training run went, a line every few steps; `fit` writes it, `figures` draws it.
 
 Fields: `step`, `epoch` (from 1), `loss` (mean since the line before), `lr`, `seconds` (of training, over
-resumed runs together), `cpu_seconds` and `cpu_share` (of all cores, since the line before); a line at an
-epoch's end has `accuracy` too where the recipe measures it.
+resumed runs together), `cpu_seconds` and `cpu_share` (of all cores, since the line before); where there is a
+GPU that tells, `gpu_share` and `gpu_watts`; a line at an epoch's end has `accuracy` too where the recipe
+measures it.
 """
 
 import json
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fewshard_models.devices import gpu_use
 from fewshard_models.errors import DataError
 
 EVERY_STEPS = 20
@@ -55,7 +57,12 @@ class Curve:
         self._at, self._cpu = now, cpu
         share = cpu_s / max(wall_s, 1e-9) / (os.cpu_count() or 1)
         seconds = self._earlier_s + now - self._started
-        return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_s, 2), "cpu_share": round(share, 3)}
+        return {
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu_s, 2),
+            "cpu_share": round(share, 3),
+            **gpu_use(),
+        }
 
 
 def load_curve(file: Path) -> list[dict[str, Any]]:

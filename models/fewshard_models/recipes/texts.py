@@ -96,20 +96,32 @@ def over_all(
     model: FewshardTextForSequenceClassification,
     token_ids: Sequence[Sequence[int]],
     of_batch: Callable[[PackedTokens, PackedOutput], Tensor],
-    batch_size: int = 256,
     autocast: bool = False,
 ) -> Tensor:
-    """`of_batch` of every text [N, ...] in the given order; the model runs over length-sorted batches, with
-    `autocast` in bf16."""
-    order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
+    """`of_batch` of every text [N, ...] in the given order; with `autocast` the model runs in bf16."""
     device = next(model.parameters()).device
+
+    def answer(packed: PackedTokens) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            out = model.forward_packed(packed)
+        return of_batch(packed, out)
+
+    return over_batches(token_ids, answer, device)
+
+
+def over_batches(
+    token_ids: Sequence[Sequence[int]],
+    answer: Callable[[PackedTokens], Tensor],
+    device: torch.device,
+    batch_size: int = 256,
+) -> Tensor:
+    """`answer` [n, ...] of length-sorted batches, put together [N, ...] in the given order, on the CPU."""
+    order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     parts = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
-            packed = pack([token_ids[row] for row in order[start : start + batch_size]], None, device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-                out = model.forward_packed(packed)
-            parts.append(of_batch(packed, out).cpu())
+            rows = order[start : start + batch_size]
+            parts.append(answer(pack([token_ids[row] for row in rows], None, device)).cpu())
     results = torch.cat(parts)
     inverse = torch.empty(len(order), dtype=torch.int64)
     inverse[torch.tensor(order)] = torch.arange(len(order))

@@ -17,12 +17,13 @@ Row = TypeVar("Row")
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """`run_dir` holds one folder a phase, each resumable; `init` is a directory with pretrained encoder
-    weights; `limit` keeps the first rows of each training set, for a short trial; `epochs` overrides the
-    recipe's."""
+    weights, `teacher` one of a larger encoder to learn from; `limit` keeps the first rows of each training
+    set, for a short trial; `epochs` overrides the recipe's."""
 
     run_dir: Path
     seed: int = 0
     init: Path | None = None
+    teacher: Path | None = None
     limit: int | None = None
     epochs: int | None = None
 

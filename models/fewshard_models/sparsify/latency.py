@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from fewshard_models.image.modeling import ConvNorm
 from fewshard_models.sparsify.allocation import multiples
 from fewshard_models.sparsify.channels import Cnn, widths_of
 from fewshard_models.text import FewshardTextForSequenceClassification, pack
@@ -40,8 +41,8 @@ class LatencyTable:
 
 
 def measure_cnn(model: Cnn, dtype: torch.dtype, batch: int, round_to: int, rounds: int = 5) -> LatencyTable:
-    """Each convolution with its norm, pooling and GELU, at every pair of input and output widths that are
-    multiples of `round_to`; the stem and the head hardly depend on the widths and are left out."""
+    """Each convolution with its norm, pooling and GELU, as it is served, at every pair of input and output
+    widths that are multiples of `round_to`; the stem and the head hardly depend on them and are left out."""
     config, full = model.config, widths_of(model.config)
     device = next(model.parameters()).device
     size = config.image_size - 1
@@ -57,7 +58,7 @@ def measure_cnn(model: Cnn, dtype: torch.dtype, batch: int, round_to: int, round
             parts[part] = (reads, writes)
             for wide_in in _candidates(full, reads, round_to):
                 for wide_out in _candidates(full, writes, round_to):
-                    layer = _conv_norm(config, wide_in, wide_out, pool).to(device, dtype)
+                    layer = ConvNorm(config, wide_in, wide_out, pool).eval().to(device, dtype)
                     pixels = torch.randn(batch, wide_in, extent, extent, device=device, dtype=dtype)
                     calls[part, (wide_in, wide_out)] = _call(layer, pixels)
         before = stage
@@ -95,14 +96,9 @@ def _candidates(full: Mapping[str, int], group: str, round_to: int) -> list[int]
     return [full[group]] if group == "stem" else multiples(full[group], round_to)
 
 
-def _conv_norm(config: object, wide_in: int, wide_out: int, pool: bool) -> nn.Module:
-    from fewshard_models.image.modeling import ConvNorm
-
-    return ConvNorm(config, wide_in, wide_out, pool).eval()  # type: ignore[arg-type]
-
-
-def _call(layer: nn.Module, pixels: Tensor) -> Callable[[], object]:
+def _call(layer: ConvNorm, pixels: Tensor) -> Callable[[], object]:
     layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer.fuse(pixels.shape[-1])
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return lambda: layer(pixels)
 

@@ -1,6 +1,7 @@
 """RigL, training with masks that move, and a form that lets channels die: a hook of `recipes/fit.py`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ from fewshard_models.sparsify.channels import (
     widths_of,
 )
 from fewshard_models.sparsify.masks import Masks, prunable, top_mask
+
+MAX_DEATHS = 1 / 8
+"""The share of a group's living channels that may die in one update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +205,19 @@ class DyingChannels:
         return macs_of(self.config, {**self.widths, **living}) <= self.budget(self.total_steps)
 
     def let_die(self, step: int) -> dict[str, Tensor]:
-        """Bury the channels that are due; returns where weights may still be."""
+        """Bury the channels that are due; returns where weights may still be.
+
+        At once no group loses more than an eighth of those that live, or the least step: the filters that
+        read them would have to begin again from nothing, all together.
+        """
         salience = {name: self.salience[name][living].tolist() for name, living in self.alive.items()}
-        widths = choose_widths(
-            salience,
-            {name: multiples(len(living), self.settings.round_to) for name, living in self.alive.items()},
-            lambda widths: macs_of(self.config, {**self.widths, **widths}),
-            self.budget(step),
-            relative=True,
-        )
+        candidates = {name: self._candidates(int(living.sum())) for name, living in self.alive.items()}
+
+        def macs(widths: Mapping[str, int]) -> int:
+            return macs_of(self.config, {**self.widths, **widths})
+
+        lowest = macs({name: widths[0] for name, widths in candidates.items()})
+        widths = choose_widths(salience, candidates, macs, max(lowest, self.budget(step)), relative=True)
         for name, living in self.alive.items():
             scores = torch.where(living, self.salience[name], -1.0)
             self.alive[name] = top_mask(scores, widths[name])
@@ -217,6 +225,11 @@ class DyingChannels:
         places = room(self.model, self.groups, self.alive)
         self.norm_masks = self._norm_masks(places)
         return places
+
+    def _candidates(self, width: int) -> list[int]:
+        """The widths a group of `width` living channels may have after one update, ascending."""
+        least = min(width - self.settings.round_to, math.ceil(width * (1 - MAX_DEATHS)))
+        return [each for each in multiples(width, self.settings.round_to) if each >= least]
 
     def state_dict(self) -> dict[str, Any]:
         return {"alive": self.alive, "salience": self.salience}

@@ -15,15 +15,16 @@ from fewshard_kernels import (
     MoeStats,
     PackedCache,
     PackedExperts,
-    Routing,
     moe_ffn,
-    route_groups,
+    rounded,
 )
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.dropout import Dropout
-from fewshard_models.text.packing import PackedTokens, mean_of_items, pack_padded
+from fewshard_models.text.linear import Linear
+from fewshard_models.text.packing import PackedTokens, mean_of_items, pack_padded, with_rows
+from fewshard_models.text.routing import choose_experts
 
 
 class PackedOutput(NamedTuple):
@@ -43,7 +44,7 @@ class Embeddings(nn.Module):
         self.word_projection = (
             None
             if embedding_size == config.hidden_size
-            else nn.Linear(embedding_size, config.hidden_size, bias=False)
+            else Linear(embedding_size, config.hidden_size, bias=False)
         )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = (
@@ -52,41 +53,58 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, packed: PackedTokens) -> Tensor:
-        words = self.word_embeddings(packed.input_ids)
+    def forward(self, packed: PackedTokens, num_rows: int) -> Tensor:
+        """[num_rows, H], the tokens' first."""
+        words = with_rows(self.word_embeddings(packed.input_ids), num_rows)
         if self.word_projection is not None:
             words = self.word_projection(words)
+        words = words[: packed.num_tokens]
         embedded = words + self.position_embeddings(packed.position_ids())
         if self.token_type_embeddings is not None:
             types = packed.token_type_ids
             embedded = embedded + self.token_type_embeddings(
                 torch.zeros_like(packed.input_ids) if types is None else types
             )
-        out: Tensor = self.dropout(self.norm(embedded))
-        return out
+        return with_rows(self.dropout(self.norm(embedded)), num_rows)
+
+    def prepare_for_inference(self) -> None:
+        if self.word_projection is not None:
+            self.word_projection.pack()
 
 
 class Attention(nn.Module):
     def __init__(self, config: FewshardTextConfig) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.attention_size)
-        self.output = nn.Linear(config.attention_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.attention_size)
+        self.output = Linear(config.attention_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, runs: list[tuple[int, int]]) -> Tensor:
         out: Tensor = self.output(packed_attention(self.qkv(hidden), runs, self.num_heads))
         return out
 
+    def prepare_for_inference(self) -> None:
+        self.qkv.pack()
+        self.output.pack()
+
 
 class DenseFeedForward(nn.Module):
     def __init__(self, config: FewshardTextConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
+        self.hidden_act, self.activation = config.hidden_act, ACT2FN[config.hidden_act]
+        self.activates_inside = False
 
     def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, None]:
-        return self.down(self.activation(self.up(hidden))), None
+        hidden = self.up(hidden)
+        if not (self.activates_inside and self.up.usable):
+            hidden = self.activation(hidden)
+        return self.down(hidden), None
+
+    def prepare_for_inference(self) -> None:
+        self.activates_inside = self.up.pack(self.hidden_act)
+        self.down.pack()
 
 
 class MoeFeedForward(nn.Module):
@@ -125,8 +143,15 @@ class MoeFeedForward(nn.Module):
         return self
 
     def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
+        """`hidden` may have rows beyond the tokens; they go to no expert."""
+        out, stats = self._tokens(hidden[: packed.num_tokens], packed)
+        return with_rows(out, len(hidden)), stats
+
+    def _tokens(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
         router, item_stats = (
-            self._route_items(hidden, packed) if self.config.routing == "request" else (self.router, None)
+            choose_experts(hidden, packed, self.router, self.config)
+            if self.config.routing == "request"
+            else (self.router, None)
         )
         out, stats = moe_ffn(
             hidden.to(self.w1.dtype),
@@ -138,16 +163,6 @@ class MoeFeedForward(nn.Module):
             dropout=self.config.expert_dropout_prob if self.training else 0.0,
         )
         return out, item_stats or stats
-
-    def _route_items(self, hidden: Tensor, packed: PackedTokens) -> tuple[Routing, MoeStats]:
-        """One choice an item, by the mean of its tokens: a batch of one reads `top_k` experts."""
-        return route_groups(
-            mean_of_items(hidden, packed),
-            packed.lengths_tensor,
-            self.router,
-            top_k=self.config.num_experts_per_tok,
-            normalize=self.config.norm_topk_prob,
-        )
 
     def _experts_or_packed(self) -> ExpertWeights | tuple[PackedExperts]:
         uses_packed = self.packs and not self.training and not torch.is_grad_enabled()
@@ -220,25 +235,32 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
 
     def forward_packed(self, packed: PackedTokens) -> PackedOutput:
         """One pass over a packed batch; logits in the order of `packed.lengths`."""
-        hidden = self.embeddings(packed)
+        hidden = self.embeddings(packed, self._num_rows(packed))
         runs = packed.runs
-        hidden_states, moe_stats = [hidden], []
+        hidden_states, moe_stats = [hidden[: packed.num_tokens]], []
         for layer in self.layers:
             hidden, stats = layer(hidden, packed, runs)
-            hidden_states.append(hidden)
+            hidden_states.append(hidden[: packed.num_tokens])
             if stats is not None:
                 moe_stats.append(stats)
-        return PackedOutput(self._head(self._pool(hidden, packed)), hidden_states, moe_stats)
+        return PackedOutput(self._head(self._pool(hidden_states[-1], packed)), hidden_states, moe_stats)
+
+    def _num_rows(self, packed: PackedTokens) -> int:
+        """The tokens, rounded up where linear layers are packed: oneDNN compiles each product anew for a
+        number of rows that it has not met lately, which can take as long as the whole batch (docs/log.md)."""
+        layer = next(iter(self.layers), None)
+        uses_packed = isinstance(layer, EncoderLayer) and layer.attention.qkv.usable is not None
+        return rounded(packed.num_tokens) if uses_packed else packed.num_tokens
 
     def prepare_for_inference(self) -> None:
-        """Switch to eval mode and, on a CPU, pack the experts for its fastest products.
+        """Switch to eval mode and, on a CPU, pack linear layers and experts for its fastest products.
 
-        Call it when the model is loaded, cast and moved. Packed copies take up to three times the experts'
-        memory, none where the plain weights are fastest.
+        Call it when the model is loaded, cast and moved. Packed copies take once the linear layers' memory
+        and up to three times the experts', none where the plain weights are fastest.
         """
         self.eval()
         for module in self.modules():
-            if isinstance(module, MoeFeedForward):
+            if isinstance(module, Embeddings | Attention | DenseFeedForward | MoeFeedForward):
                 module.prepare_for_inference()
 
     def router_loss(self, moe_stats: list[MoeStats]) -> Tensor | float:

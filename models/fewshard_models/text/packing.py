@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,13 +22,17 @@ class PackedTokens:
     token_type_ids: Tensor | None = None
 
     @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
     def runs(self) -> list[tuple[int, int]]:
         """(number of items, length) of each run of equal neighbours."""
         return [(len(list(group)), length) for length, group in groupby(self.lengths)]
 
     @property
     def lengths_tensor(self) -> Tensor:
-        return torch.tensor(self.lengths, device=self.input_ids.device)
+        return torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids.device)
 
     def owners(self) -> Tensor:
         """int64 [T]: which item each token belongs to."""
@@ -64,6 +69,11 @@ def pack_padded(
         lengths=tuple(real.sum(dim=1).tolist()),
         token_type_ids=None if token_type_ids is None else token_type_ids[real],
     )
+
+
+def with_rows(hidden: Tensor, num_rows: int) -> Tensor:
+    """[T, H] to [num_rows, H]: rows of zeros below."""
+    return hidden if num_rows == len(hidden) else F.pad(hidden, (0, 0, 0, num_rows - len(hidden)))
 
 
 def mean_of_items(hidden: Tensor, packed: PackedTokens) -> Tensor:

@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
-from fewshard_serve.core import ExpertCounts, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.errors import NotFound
 
 
 class Model(ABC):
@@ -26,6 +28,23 @@ class Model(ABC):
     def expert_counts(self) -> ExpertCounts | None:
         """Routing counts since the model was loaded; None where there are no experts."""
         return None
+
+    def problem(self) -> str:
+        """Why it cannot answer at present; "" where it can. Asked often, from any thread."""
+        return ""
+
+    def group(self) -> GroupState | None:
+        """The shards that hold it together; None where it is whole."""
+        return None
+
+    def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Plan another placement of its experts, or apply one; may take a minute. Raises `NotFound` where
+        the model is not sharded, `MalformedRequest` for what cannot be placed."""
+        raise NotFound(f"{self.info.name} is not sharded; give it experts.shards in the configuration")
+
+    def close(self) -> None:
+        """Give back what outlives the object: processes, connections."""
+        return
 
     def self_check(self) -> None:
         """Run the checkpoint's golden inputs; raises `NotReady` where an answer is off."""

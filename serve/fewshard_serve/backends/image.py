@@ -29,6 +29,8 @@ class ImageModel(Model):
         own = isinstance(checkpoint.model, FewshardImageForImageClassification)
         # Channels last is how oneDNN and cuDNN run convolutions fastest.
         self._network = checkpoint.model.to(memory_format=torch.channels_last)
+        if isinstance(self._network, FewshardImageForImageClassification):
+            self._network.prepare_for_inference()
         parameter = next(checkpoint.model.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._preprocess = (

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import cast, get_args
 
 import torch
+from transformers import PreTrainedConfig
 
 from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint, resolve
@@ -27,7 +28,19 @@ def load_model(name: str, path: str, device: str = "auto", dtype: str = "auto") 
         chosen_device = choose_device(device).name
         chosen_dtype = choose_dtype(dtype, chosen_device).name
         checkpoint = load_checkpoint(resolve(path), DTYPES[chosen_dtype], chosen_device)
-        return _wrap(checkpoint, _describe(name, checkpoint, chosen_device, chosen_dtype))
+        network = checkpoint.model
+        return _wrap(
+            checkpoint,
+            describe(
+                name,
+                checkpoint.task,
+                network.config,
+                checkpoint.card,
+                type(network).__name__,
+                chosen_device,
+                chosen_dtype,
+            ),
+        )
     except (ModelsError, ValueError) as error:
         raise NotReady(f"model {name!r} cannot be loaded: {error}") from error
 
@@ -40,19 +53,28 @@ def _wrap(checkpoint: Checkpoint, info: ModelInfo) -> Model:
     return ImageModel(checkpoint, info)
 
 
-def _describe(name: str, checkpoint: Checkpoint, device: str, dtype: str) -> ModelInfo:
-    config, card = checkpoint.model.config, _card_fields(checkpoint.card)
+def describe(
+    name: str,
+    task: str,
+    config: PreTrainedConfig,
+    card: Card | None,
+    architecture: str,
+    device: str,
+    dtype: str,
+) -> ModelInfo:
+    """What a model is, from its checkpoint and what was chosen for it here."""
+    fields = _card_fields(card)
     return ModelInfo(
         name=name,
-        task=cast(Task, checkpoint.task),
-        kind=str(card.get("kind", "moe" if _has_experts(checkpoint) else "dense")),
+        task=cast(Task, task),
+        kind=str(fields.get("kind", "moe" if _has_experts(config) else "dense")),
         labels=tuple(config.id2label[index] for index in sorted(config.id2label)),
-        problem_type=_problem_type(checkpoint),
-        architecture=type(checkpoint.model).__name__,
+        problem_type=_problem_type(config),
+        architecture=architecture,
         dtype=dtype,
         device=_device_name(device),
-        max_tokens=getattr(config, "max_position_embeddings", 0) if checkpoint.task == "text" else 0,
-        card={key: value for key, value in card.items() if key != "golden"},
+        max_tokens=getattr(config, "max_position_embeddings", 0) if task == "text" else 0,
+        card={key: value for key, value in fields.items() if key != "golden"},
     )
 
 
@@ -60,13 +82,12 @@ def _card_fields(card: Card | None) -> dict[str, object]:
     return {} if card is None else asdict(card)
 
 
-def _problem_type(checkpoint: Checkpoint) -> ProblemType:
-    stated = checkpoint.model.config.problem_type
+def _problem_type(config: PreTrainedConfig) -> ProblemType:
+    stated = config.problem_type
     return stated if stated in get_args(ProblemType) else "single_label_classification"
 
 
-def _has_experts(checkpoint: Checkpoint) -> bool:
-    config = checkpoint.model.config
+def _has_experts(config: PreTrainedConfig) -> bool:
     return any(
         getattr(config, field, 0) for field in ("num_experts", "num_local_experts", "n_routed_experts")
     )

@@ -63,6 +63,10 @@ class AsyncClient:
         """As `Client.config`."""
         return wire.read_object(self._url, await self._send(wire.config_call(model)))
 
+    async def place(self, model: str, placement: dict[str, Any]) -> dict[str, Any]:
+        """As `Client.place`."""
+        return wire.read_object(self._url, await self._send(wire.place_call(model, placement)))
+
     async def index(self) -> list[dict[str, Any]]:
         """As `Client.index`."""
         return wire.read_index(self._url, await self._send(wire.INDEX_CALL))

@@ -52,6 +52,10 @@ class Client:
         """What the model is and how it is served, with its card."""
         return wire.read_object(self._url, self._send(wire.config_call(model)))
 
+    def place(self, model: str, placement: dict[str, Any]) -> dict[str, Any]:
+        """What a placement of a sharded model's experts costs; with `apply` in it, have it."""
+        return wire.read_object(self._url, self._send(wire.place_call(model, placement)))
+
     def index(self) -> list[dict[str, Any]]:
         """One entry a model: `name`, `state` and, where it is not ready, `reason`."""
         return wire.read_index(self._url, self._send(wire.INDEX_CALL))

@@ -56,6 +56,10 @@ def config_call(model: str) -> Call:
     return Call("GET", f"{_model_path(model)}/config")
 
 
+def place_call(model: str, placement: dict[str, Any]) -> Call:
+    return Call("POST", f"{_model_path(model)}/placement", placement)
+
+
 INDEX_CALL = Call("POST", "/v2/repository/index", {})
 
 

@@ -126,7 +126,8 @@ class Engine:
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
         ticket.note_wait(prepared_at - started_at + answer.queue_s)
         timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s)
-        return Classified(answer.logits, sum(item.num_tokens for item in items), timings)
+        num_tokens = sum(item.num_tokens for item in items)
+        return Classified(answer.logits, num_tokens, timings, answer.is_degraded)
 
     async def _answer(
         self, served: Served, items: Sequence[Item], enqueued_at: float, deadline_at: float, caller: Caller
@@ -145,7 +146,8 @@ class Engine:
 def _settle(resolutions: list[Resolution]) -> None:
     for resolution in resolutions:
         entry = resolution.entry
-        entry.caller.settle(entry.index, resolution.outcome, resolution.queue_s, resolution.infer_s)
+        times = resolution.queue_s, resolution.infer_s
+        entry.caller.settle(entry.index, resolution.outcome, *times, resolution.is_degraded)
 
 
 def _served(model: Model, settings: Mapping[str, EngineSettings]) -> Served:

@@ -16,10 +16,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """Outcomes in the order of the items; padding over all passes that succeeded."""
+    """Outcomes in the order of the items; padding over all passes that succeeded; whether one of these was
+    degraded."""
 
     outcomes: list[Outcome]
     num_padding_tokens: int = 0
+    is_degraded: bool = False
 
 
 def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None) -> Executed:
@@ -51,7 +53,11 @@ def _run(model: Model, items: Sequence[Item]) -> ModelOutput | FewshardError:
 def _halved(model: Model, items: Sequence[Item], on_pass: Callable[[], None]) -> Executed:
     middle = len(items) // 2
     first, second = (execute(model, half, on_pass) for half in (items[:middle], items[middle:]))
-    return Executed(first.outcomes + second.outcomes, first.num_padding_tokens + second.num_padding_tokens)
+    return Executed(
+        first.outcomes + second.outcomes,
+        first.num_padding_tokens + second.num_padding_tokens,
+        first.is_degraded or second.is_degraded,
+    )
 
 
 def _checked(output: ModelOutput, num_items: int) -> ModelOutput:
@@ -68,7 +74,7 @@ def _finite(
     outcomes: list[Outcome] = list(output.logits)
     for index in np.flatnonzero(~np.isfinite(output.logits).all(axis=1)).tolist():
         outcomes[index] = _alone(model, items[index], len(items), on_pass)
-    return Executed(outcomes, output.num_padding_tokens)
+    return Executed(outcomes, output.num_padding_tokens, output.is_degraded)
 
 
 def _alone(model: Model, item: Item, num_items: int, on_pass: Callable[[], None]) -> Outcome:

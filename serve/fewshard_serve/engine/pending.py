@@ -12,11 +12,13 @@ from fewshard_serve.errors import FewshardError, UnusableItem
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """fp32 logits [num_items, num_labels]; the longest times of the request's items."""
+    """fp32 logits [num_items, num_labels]; the longest times of the request's items; whether one of them ran
+    without some experts."""
 
     logits: NDArray[np.float32]
     queue_s: float
     infer_s: float
+    is_degraded: bool = False
 
 
 class Pending:
@@ -28,17 +30,21 @@ class Pending:
         self._num_left = num_items
         self._queue_s = 0.0
         self._infer_s = 0.0
+        self._is_degraded = False
 
     @property
     def is_gone(self) -> bool:
         # A future that is done was cancelled, timed out or failed: its other items need not run.
         return self.answer.done()
 
-    def settle(self, index: int, outcome: Outcome, queue_s: float, infer_s: float) -> None:
+    def settle(
+        self, index: int, outcome: Outcome, queue_s: float, infer_s: float, is_degraded: bool = False
+    ) -> None:
         if self.answer.done():
             return
         self._queue_s = max(self._queue_s, queue_s)
         self._infer_s = max(self._infer_s, infer_s)
+        self._is_degraded |= is_degraded
         if isinstance(outcome, FewshardError):
             self.answer.set_exception(_of_item(index, outcome))
         else:
@@ -50,7 +56,8 @@ class Pending:
         self._num_left -= 1
         if self._num_left == 0:
             rows = [row for row in self._rows if row is not None]
-            self.answer.set_result(Answer(np.stack(rows), self._queue_s, self._infer_s))
+            answer = Answer(np.stack(rows), self._queue_s, self._infer_s, self._is_degraded)
+            self.answer.set_result(answer)
 
 
 def _of_item(index: int, error: FewshardError) -> FewshardError:

@@ -24,7 +24,9 @@ class Caller(Protocol):
         """True once nobody waits for the answer; read from the runner's thread."""
         ...
 
-    def settle(self, index: int, outcome: Outcome, queue_s: float, infer_s: float) -> None:
+    def settle(
+        self, index: int, outcome: Outcome, queue_s: float, infer_s: float, is_degraded: bool = False
+    ) -> None:
         """Take the answer for the item at `index`."""
         ...
 

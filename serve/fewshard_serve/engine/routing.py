@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ExpertCounts
+from fewshard_serve.core import ExpertCounts, GroupState
 
 WINDOW_S = 60.0
 NUM_MARKS = 12
@@ -91,8 +91,8 @@ def merge_routing(parts: Sequence[Routing]) -> Routing:
     )
 
 
-def describe_routing(routing: Routing) -> dict[str, Any]:
-    """The body of `GET …/experts`. Experts are listed by number; all of them live on shard 0 here."""
+def describe_routing(routing: Routing, group: GroupState | None = None) -> dict[str, Any]:
+    """The body of `GET …/experts`: experts and shards are listed by number."""
     counts = routing.window
     num_layers, num_experts = counts.tokens.shape
     imbalances, entropies = imbalance_ratio(counts), entropy_ratio(counts)
@@ -101,20 +101,42 @@ def describe_routing(routing: Routing) -> dict[str, Any]:
         "num_layers": num_layers,
         "num_experts": num_experts,
         "top_k": counts.top_k,
-        "placement": [list(range(num_experts))],
+        "group": _describe_group(group),
         "layers": [
             {
                 "layer": layer,
                 "rows": int(counts.rows[layer]),
                 "tokens": counts.tokens[layer].tolist(),
                 "tokens_total": routing.total.tokens[layer].tolist(),
-                "shard_tokens": [int(counts.tokens[layer].sum())],
+                "placement": _placement(group, layer, num_experts),
+                "shard_tokens": counts.by_shard[layer].tolist(),
+                "shard_tokens_total": routing.total.by_shard[layer].tolist(),
                 "imbalance_ratio": _number(imbalances[layer]),
                 "router_entropy_ratio": _number(entropies[layer]),
                 "dead_experts": _dead(counts, layer),
             }
             for layer in range(num_layers)
         ],
+    }
+
+
+def _placement(group: GroupState | None, layer: int, num_experts: int) -> list[list[int]]:
+    """The experts of each shard; one shard has them all."""
+    if group is None:
+        return [list(range(num_experts))]
+    return [list(experts) for experts in group.placement[layer]]
+
+
+def _describe_group(group: GroupState | None) -> dict[str, Any] | None:
+    if group is None:
+        return None
+    return {
+        "shards": group.num_shards,
+        "size": group.size,
+        "generation": group.generation,
+        "reforms_total": group.num_reforms,
+        "placement_moves_total": group.num_moves,
+        "degraded": group.is_degraded,
     }
 
 
@@ -142,4 +164,5 @@ def _combined(first: ExpertCounts, second: ExpertCounts, combine: np.ufunc) -> E
         entropy=combine(first.entropy, second.entropy),
         rows=combine(first.rows, second.rows),
         top_k=first.top_k,
+        shard_tokens=combine(first.by_shard, second.by_shard),
     )

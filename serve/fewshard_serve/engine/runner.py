@@ -28,6 +28,7 @@ class Resolution:
     outcome: Outcome
     queue_s: float
     infer_s: float
+    is_degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class Runner:
 
 def _resolutions(scheduled: Scheduled, ran: Ran) -> list[Resolution]:
     answered = [
-        Resolution(entry, outcome, scheduled.queue_s(entry), ran.infer_s)
+        Resolution(entry, outcome, scheduled.queue_s(entry), ran.infer_s, ran.executed.is_degraded)
         for entry, outcome in zip(scheduled.cut.batch, ran.executed.outcomes, strict=True)
     ]
     expired = [

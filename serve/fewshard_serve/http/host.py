@@ -10,7 +10,7 @@ from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import NotFound, NotReady, Overloaded
 from fewshard_serve.http import jobs, questions
 from fewshard_serve.http.asgi import App, for_method, while_connected
-from fewshard_serve.http.body import LARGE_BYTES
+from fewshard_serve.http.body import LARGE_BYTES, off_loop, read_body
 from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import PROMETHEUS, Response, error_response, json_response
@@ -23,6 +23,7 @@ from fewshard_serve.http.service import (
 )
 from fewshard_serve.protocol import model_tensors
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.placement import parse_placement
 
 PREFIX = "/v2/models"
 
@@ -74,6 +75,9 @@ class HostApp(App):
         if target.action in _PREDICTIONS:
             read = for_method({"POST": _PREDICTIONS[target.action]}, request)
             return await self._predict(request, target, read)
+        if target.action in _ORDERS:
+            order = for_method(_ORDERS[target.action], request)
+            return await order(self, request, self._find(request, target))
         if target.action not in _PAGES:
             raise NotFound(f"a model has no {target.action!r}; it has {', '.join(sorted(_KNOWN_ACTIONS))}")
         page = for_method(_PAGES[target.action], request)
@@ -129,6 +133,12 @@ class HostApp(App):
             raise NotFound(f"{model.info.name} has no experts; its kind is {model.info.kind}")
         return json_response(experts)
 
+    async def _placement(self, request: Request, model: ServedModel) -> Response:
+        body = await read_body(request, self._limits)
+        wanted = await off_loop(len(body), parse_placement, body, self._limits)
+        fields = wanted.model_dump(exclude_none=True)
+        return json_response(await self._service.place(model.info.name, fields))
+
     async def _all_stats(self) -> Response:
         answers = await asyncio.gather(*map(self._service.merged_stats, self._service.models()))
         entries = [entry for answer in answers for entry in answer["model_stats"]]
@@ -180,9 +190,14 @@ _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]
     "metrics": {"GET": HostApp._metrics},
 }
 
+# What only an administrator may ask for (`doors.needed_scope`).
+_ORDERS: dict[str, dict[str, Callable[[HostApp, Request, ServedModel], Awaitable[Response]]]] = {
+    "placement": {"POST": HostApp._placement},
+}
+
 _HOST_PAGES: dict[str, dict[str, Callable[[HostApp], Awaitable[Response]]]] = {
     "stats": {"GET": HostApp._all_stats},
     "metrics": {"GET": HostApp._metrics},
 }
 
-_KNOWN_ACTIONS = {*_PREDICTIONS, *_PAGES} - {""}
+_KNOWN_ACTIONS = {*_PREDICTIONS, *_PAGES, *_ORDERS} - {""}

@@ -124,4 +124,4 @@ def _cost(answer: Classified) -> dict[str, Any]:
     """What a V2 response tells as parameters and `ClassifyResponse` as `usage` and `timings_ms`."""
     stages = {f"{stage}_ms": spent for stage, spent in classify.timings_ms(answer).items()}
     spoke = {"stages": ",".join(answer.stages)} if answer.stages else {}
-    return {"tokens": answer.num_tokens, **stages, **spoke}
+    return {"tokens": answer.num_tokens, **stages, **spoke, **classify.degraded(answer)}

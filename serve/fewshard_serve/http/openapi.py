@@ -10,7 +10,7 @@ from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.doors import is_open
 from fewshard_serve.http.status import HTTP_STATUS
-from fewshard_serve.protocol import classify, schemas, tei, vllm
+from fewshard_serve.protocol import classify, placement, schemas, tei, vllm
 from fewshard_serve.protocol.limits import Limits
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
@@ -157,6 +157,16 @@ ENDPOINTS = (
         "/v2/models/{model}/experts",
         "Routing of a mixture of experts: tokens by layer and expert",
         errors=(404,),
+    ),
+    Endpoint(
+        "post",
+        "/v2/models/{model}/placement",
+        "What another placement of a sharded model's experts would cost; with apply true, have it",
+        takes=placement.PlacementRequest,
+        gives=placement.PlacementChange,
+        example={"placement": "round_robin", "apply": False},
+        answer={"moves": 12, "bytes": 3939840, "applied": False, "replicas": 1},
+        errors=(400, 404, 503),
     ),
     Endpoint(
         "get",

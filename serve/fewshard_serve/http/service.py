@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo
-from fewshard_serve.errors import NotReady, UnknownModel
+from fewshard_serve.errors import NotFound, NotReady, UnknownModel
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
@@ -74,6 +74,13 @@ class HostService(Protocol):
     async def merged_experts(self, model: str) -> dict[str, Any] | None:
         """Routing over all replicas, with `replicas`: how many spoke; None where there are no experts."""
 
+    async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Plan another placement of the experts on every replica, or apply it.
+
+        `wanted` holds the fields of a `PlacementRequest`, the answer those of a `PlacementChange`. Raises
+        `NotFound` where the model is not sharded, `MalformedRequest` for what cannot be placed.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
@@ -133,6 +140,10 @@ class LocalService:
     async def merged_experts(self, model: str) -> dict[str, Any] | None:
         experts = find_model(self.served, model).experts()
         return None if experts is None else {**experts, "replicas": 1}
+
+    async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        find_model(self.served, model)
+        raise NotFound(f"{model} is not sharded")
 
 
 def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:

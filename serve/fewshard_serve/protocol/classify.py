@@ -88,6 +88,7 @@ class ClassifyResponse(BaseModel):
     stages: Annotated[
         list[str] | None, Field(description="of a cascade: the model that spoke for each item")
     ] = None
+    degraded: Annotated[bool, Field(description="true, and there, where some experts were missing")] = False
 
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -135,8 +136,14 @@ def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classifie
             "usage": {"items": len(answer.logits), "tokens": answer.num_tokens},
             "timings_ms": timings_ms(answer),
             **({"stages": answer.stages} if answer.stages else {}),
+            **degraded(answer),
         }
     )
+
+
+def degraded(answer: Classified) -> dict[str, bool]:
+    """The key that only answers without some experts have."""
+    return {"degraded": True} if answer.is_degraded else {}
 
 
 def timings_ms(answer: Classified) -> dict[str, float]:

@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fewshard_serve.cascade import Cascade, Spent
 from fewshard_serve.core import ANYBODY, Caller, Classified, Input
 from fewshard_serve.engine.routing import Routing
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import FewshardError, NotFound
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.directory import STARTING_REFRESH_S, STEADY_REFRESH_S, Directory, HostCalls
-from fewshard_serve.rayserve.hosting import DRAINING, answer_or_error
+from fewshard_serve.rayserve.hosting import DRAINING, HostedModel, answer_or_error
 from fewshard_serve.rayserve.specs import CascadeSpec
 
 DRAIN_POLL_S = 0.02
@@ -39,6 +40,11 @@ class Cascading:
         self = cls(spec, calls)
         self._following = asyncio.create_task(self._follow())
         return self
+
+    @property
+    def hosted(self) -> Mapping[str, HostedModel]:
+        """It holds no model itself."""
+        return {}
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -82,6 +88,10 @@ class Cascading:
     async def routing(self, model: str) -> Routing | None:
         """A cascade has no experts of its own."""
         return None
+
+    async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A cascade has nothing to place."""
+        raise NotFound(f"{model} is a cascade; place the experts of its stages")
 
     def check(self) -> None:
         """Raise where the replica should be replaced."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fewshard_serve.core import ANYBODY, Caller, Classified, Input
@@ -32,11 +33,21 @@ class HostCalls(Protocol):
 
 
 class Directory:
-    """The `GatewayService`: an index kept in memory by `keep_fresh`, and calls to the hosts it lists."""
+    """The `GatewayService`: an index kept in memory by `keep_fresh`, and calls to the hosts it lists.
+
+    `why_waiting` is asked of a host that has not answered yet: what the cluster lacks for it, or "".
+    """
 
     def __init__(
-        self, hosts: Sequence[AppSpec], calls: HostCalls, metrics: Metrics, labels: Mapping[str, str]
+        self,
+        hosts: Sequence[AppSpec],
+        calls: HostCalls,
+        metrics: Metrics,
+        labels: Mapping[str, str],
+        why_waiting: Callable[[AppSpec], str] = lambda host: "",
     ) -> None:
+        self._hosts = {host.app: host for host in hosts}
+        self._why_waiting = why_waiting
         self._app_of = {model.name: host.app for host in hosts for model in host.models}
         self._apps = [host.app for host in hosts]
         self._calls = calls
@@ -125,7 +136,7 @@ class Directory:
     def _unanswered(self, name: str) -> ModelEntry:
         known = self._entries[name]
         if known.state == "LOADING":
-            return known
+            return replace(known, reason=self._why_waiting(self._hosts[self._app_of[name]]) or "loading")
         return ModelEntry(name, "UNAVAILABLE", known.version, "no replica answers", known.info)
 
 

@@ -1,4 +1,4 @@
-"""The environment variables Ray needs, set before it is imported; called by `launch` alone.
+"""The environment variables Ray and its workers need, set before it is imported; called by `launch` alone.
 
 What the user has set already wins: every value here is a default.
 """
@@ -37,6 +37,10 @@ ALWAYS = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
 }
+FOR_WORKERS = {
+    # oneDNN keeps the products it has compiled, by size; several models need more than its usual 1,024.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
+}
 FREE_PORTS = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_HAPROXY_STATS_PORT",
@@ -65,7 +69,7 @@ def prepare_environment(work_dir: str | None = None) -> bool:
     `work_dir` holds HAProxy's files of a Ray started here; None when joining.
     """
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
-    _set_defaults(ALWAYS)
+    _set_defaults(ALWAYS | FOR_WORKERS)
     _set_defaults({"RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy()))})
     if work_dir is not None:
         _set_defaults(LOOPBACK_ONLY)

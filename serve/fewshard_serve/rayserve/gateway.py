@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import ray
 from ray import serve
 
 from fewshard_serve.config import ServerConfig
@@ -15,7 +16,7 @@ from fewshard_serve.rayserve.handles import HandleCalls
 from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
-from fewshard_serve.rayserve.specs import GATEWAY_CPUS, AppSpec
+from fewshard_serve.rayserve.specs import GATEWAY_CPUS, AppSpec, what_is_missing
 from fewshard_serve.rpc.server import InferenceService, start
 
 
@@ -32,7 +33,7 @@ class Gateway:
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics()
-        self._directory = Directory(hosts, HandleCalls(DEPLOYMENT), self._metrics, labels)
+        self._directory = Directory(hosts, HandleCalls(DEPLOYMENT), self._metrics, labels, _why_waiting)
         self._drain_timeout_s = drain_timeout_s
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
@@ -64,6 +65,10 @@ class Gateway:
         if self._rpc is not None:
             await self._rpc.stop(self._drain_timeout_s)
         return await self._app.idle(self._drain_timeout_s)
+
+
+def _why_waiting(app: AppSpec) -> str:
+    return what_is_missing(app, ray.cluster_resources())
 
 
 def gateway_application(hosts: list[AppSpec], doors: DoorSettings, server: ServerConfig) -> Any:

@@ -27,6 +27,8 @@ MAX_ONGOING_REQUESTS = 100_000
 TARGET_ONGOING_REQUESTS = 64
 """Requests in flight that one replica should have; more make autoscaling add another."""
 PEER_TIMEOUT_S = 2.0
+PLACING_TIMEOUT_S = 90.0
+"""Weights are loaded before a placement is in force."""
 
 
 class Host:
@@ -66,6 +68,13 @@ class Host:
     async def routing_part(self, model: str) -> Routing | None:
         return await self._hosting.routing(model)
 
+    async def place_part(self, model: str, wanted: dict[str, Any]) -> dict[str, Any] | FewshardError:
+        """This replica's part of a placement; an error is returned, not raised."""
+        try:
+            return await self._hosting.place(model, dict(wanted))
+        except FewshardError as error:
+            return error
+
     async def model_states(self) -> list[ModelEntry]:
         return self._hosting.entries()
 
@@ -91,11 +100,12 @@ class Host:
         return await self._hosting.finish_drain(self._spec.drain_timeout_s) and is_idle
 
     async def _ask_peers(self, method: str, *args: Any) -> list[Any]:
+        timeout_s = PLACING_TIMEOUT_S if method == "place_part" else PEER_TIMEOUT_S
         if self._spec.max_replicas == 1:
             return [await getattr(self, method)(*args)]
         context = serve.get_replica_context()
         handle = serve.get_deployment_handle(context.deployment, context.app_name)
-        return await ask_all(handle, method, *args, timeout_s=PEER_TIMEOUT_S)
+        return await ask_all(handle, method, *args, timeout_s=timeout_s)
 
 
 async def _open(spec: AppSpec) -> Hosting | Cascading:
@@ -114,8 +124,20 @@ def host_application(spec: AppSpec) -> Any:
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
         **_scale(spec),
+        **_shards(spec),
     )
     return deployment(serve.ingress()(Host)).bind(spec)
+
+
+def _shards(spec: AppSpec) -> dict[str, Any]:
+    """A bundle for each shard; the replica, which leads them, is in the first."""
+    if spec.experts is None:
+        return {}
+    bundle = {"CPU": spec.num_cpus} | ({"GPU": spec.num_gpus} if spec.num_gpus else {})
+    return {
+        "placement_group_bundles": [bundle] * spec.num_shards,
+        "placement_group_strategy": spec.experts.strategy.upper(),
+    }
 
 
 def _scale(spec: AppSpec) -> dict[str, Any]:

@@ -29,10 +29,17 @@ class HostedModel:
     def __init__(self, model: Model, engine: Engine, metrics: Metrics) -> None:
         self.info = model.info
         self.stats = ModelStatistics()
-        self.not_ready_reason = ""
         self.routing = RoutingWindow(model.expert_counts)
+        self.group = model.group
+        self.place = model.place
+        self.is_draining = False
+        self._problem = model.problem
         self._engine = engine
         self._metrics = metrics
+
+    @property
+    def not_ready_reason(self) -> str:
+        return DRAINING if self.is_draining else self._problem()
 
     @property
     def ready(self) -> bool:
@@ -54,7 +61,7 @@ class HostedModel:
 
     def experts(self) -> dict[str, Any] | None:
         routing = self.routing.read()
-        return None if routing is None else describe_routing(routing)
+        return None if routing is None else describe_routing(routing, self.group())
 
 
 class FailedModel:
@@ -83,6 +90,7 @@ class Hosting:
 
     def __init__(self, spec: HostSpec, loaded: Sequence[Model | LoadFailure]) -> None:
         models = [one for one in loaded if not isinstance(one, LoadFailure)]
+        self._loaded = models
         self.metrics = Metrics()
         settings = {model.name: model.settings for model in spec.models}
         self._engine = Engine(models, settings, self._observe_batch)
@@ -123,6 +131,14 @@ class Hosting:
         """A copy, since the runner's thread goes on counting while the answer is pickled."""
         return merge([find_model(self.models, model).stats])
 
+    async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Plan or apply a placement, off the event loop. Raises as `Model.place` does, `NotReady` where the
+        model failed to load."""
+        served = find_model(self.models, model)
+        if not isinstance(served, HostedModel):
+            raise NotReady(f"{model} is not ready: {served.not_ready_reason}")
+        return await asyncio.to_thread(served.place, wanted)
+
     async def routing(self, model: str) -> Routing | None:
         """Read off the event loop, since it may wait for a device; None where there are no experts."""
         hosted = self.hosted.get(model)
@@ -135,11 +151,14 @@ class Hosting:
     def begin_drain(self) -> None:
         """From now on every model answers that it is not ready; requests inside go on."""
         for hosted in self.hosted.values():
-            hosted.not_ready_reason = DRAINING
+            hosted.is_draining = True
 
     async def finish_drain(self, timeout_s: float) -> bool:
         """Answer what was admitted and end the threads; False if time ran out."""
-        return await self._engine.drain(timeout_s)
+        has_ended = await self._engine.drain(timeout_s)
+        for model in self._loaded:
+            await asyncio.to_thread(model.close)
+        return has_ended
 
     def _observe_batch(self, stats: BatchStats) -> None:
         self.metrics.observe_batch(stats)
@@ -153,6 +172,7 @@ class Hosting:
             inflight_items=lambda: served.num_inflight_items,
             admission_limit_items=lambda: served.admission.limit_items,
             routing=hosted.routing.read,
+            group=hosted.group,
         )
 
 

@@ -3,10 +3,12 @@
 import asyncio
 import http.client
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fewshard_serve.config import FewshardConfig, ServerConfig
@@ -101,6 +103,7 @@ def _deployed(
     from fewshard_serve.rayserve.host import host_application
 
     hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
+    hosts = [replace(host, is_on_one_machine=owns_ray) for host in hosts]
     _start_serve(server, owns_ray)
     apps: list[AppSpec] = [*hosts, *cascades]
     targets = [serve.RunTarget(host_application(app), app.app, app.route_prefix) for app in apps]
@@ -147,17 +150,28 @@ class Running:
         self._handles = handles
         self._calls = calls
         self._server = server
+        self._told: dict[str, str] = {}
 
     def wait_until_ready(self, stop: StopRequest) -> bool:
-        """Wait until every model answers; False if a stop was asked for. Raises `StartError`."""
+        """Wait until every model answers; False if a stop was asked for. Raises `StartError`.
+
+        A model whose host waits for CPUs or GPUs that the cluster lacks is waited for, and said so.
+        """
         look_again_at = 0.0
         while not (self._are_models_loaded() and self._is_reachable()):
             if time.monotonic() >= look_again_at:
                 _raise_if_deploying_failed()
+                self._tell_what_is_missing()
                 look_again_at = time.monotonic() + STATUS_S
             if stop.wait(POLL_S):
                 return False
         return True
+
+    def _tell_what_is_missing(self) -> None:
+        for entry in self._index():
+            if entry.state == "LOADING" and entry.reason not in ("loading", self._told.get(entry.name)):
+                self._told[entry.name] = entry.reason
+                print(f"fewshard: {entry.name}: {entry.reason}", file=sys.stderr, flush=True)
 
     def drain(self) -> None:
         """Refuse new requests everywhere, then answer what was accepted.

@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -44,7 +46,7 @@ class LoadFailure:
 def load_models(spec: HostSpec) -> list[Model | LoadFailure]:
     """Every model of the host in order, checked by its golden inputs; a failure stays with its model."""
     load = find_loader(spec.loader)
-    return [_load_one(load, model) for model in spec.models]
+    return [_load_one(partial(_load, load, spec, model), model) for model in spec.models]
 
 
 def find_loader(path: str) -> Loader:
@@ -53,10 +55,18 @@ def find_loader(path: str) -> Loader:
     return cast(Loader, getattr(import_module(module), name))
 
 
-def _load_one(load: Loader, spec: ModelSpec) -> Model | LoadFailure:
+def _load(load: Loader, host: HostSpec, spec: ModelSpec) -> Model:
+    if spec.experts is None:
+        return load(spec.name, spec.path, spec.device, spec.dtype)
+    from fewshard_serve.rayserve.shards import load_with_shards
+
+    return load_with_shards(spec, host.num_gpus, host.is_on_one_machine)
+
+
+def _load_one(load: Callable[[], Model], spec: ModelSpec) -> Model | LoadFailure:
     started_at = time.monotonic()
     try:
-        model = load(spec.name, spec.path, spec.device, spec.dtype)
+        model = load()
         model.self_check()
     except FewshardError as error:
         logger.error("%s: %s", spec.name, error)

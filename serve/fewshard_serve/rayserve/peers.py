@@ -1,9 +1,10 @@
 """Speaks for all replicas of a host, whichever was asked; the `HostService` of the HTTP layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from fewshard_serve.engine.routing import describe_routing, merge_routing
+from fewshard_serve.errors import FewshardError, NotReady
 from fewshard_serve.http.service import ServedModel, find_model, stats_answer
 from fewshard_serve.rayserve.cascading import Cascading
 from fewshard_serve.rayserve.hosting import Hosting
@@ -39,4 +40,23 @@ class MergedService:
         routings = [part for part in parts if part is not None]
         if not routings:
             return None
-        return {**describe_routing(merge_routing(routings)), "replicas": len(routings)}
+        hosted = self._hosting.hosted.get(model)
+        group = None if hosted is None else hosted.group()
+        return {**describe_routing(merge_routing(routings), group), "replicas": len(routings)}
+
+    async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        find_model(self.models(), model)
+        parts = await self._ask_peers("place_part", model, wanted)
+        answers = [part for part in parts if not isinstance(part, FewshardError)]
+        if not answers:
+            raise next(iter(parts), NotReady(f"no replica of {model} answers; come back soon"))
+        return {**merged_change(answers), "replicas": len(answers)}
+
+
+def merged_change(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Moves and bytes of all replicas; applied where all have applied it."""
+    return {
+        "moves": sum(answer["moves"] for answer in answers),
+        "bytes": sum(answer["bytes"] for answer in answers),
+        "applied": all(answer["applied"] for answer in answers),
+    }

@@ -1,12 +1,13 @@
 """What runs where: the plan of hosts drawn from a configuration, as plain values that travel to replicas."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import StartError
+from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.logs import LogSettings
 
@@ -30,11 +31,16 @@ class ModelSpec:
     device: str
     dtype: str
     settings: EngineSettings
+    experts: ExpertsSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
-    """One Serve application. `loader` is `module:function`, called with name, path, device and dtype."""
+    """One Serve application. `loader` is `module:function`, called with name, path, device and dtype.
+
+    `num_gpus`: of each replica, or of each shard where these are several. `is_on_one_machine`: nothing of it
+    can be elsewhere, so that its processes need not be reached from outside.
+    """
 
     app: str
     route_prefix: str
@@ -45,6 +51,7 @@ class HostSpec:
     num_cpus: float = HOST_CPUS
     loader: str = DEFAULT_LOADER
     doors: DoorSettings = field(default_factory=DoorSettings)
+    is_on_one_machine: bool = False
 
     @property
     def deadline_s(self) -> float:
@@ -53,6 +60,16 @@ class HostSpec:
     @property
     def drain_timeout_s(self) -> float:
         return self.deadline_s + DRAIN_MARGIN_S
+
+    @property
+    def experts(self) -> ExpertsSettings | None:
+        """How a replica is spread over shards; None where it is one process."""
+        return self.models[0].experts
+
+    @property
+    def num_shards(self) -> int:
+        """Processes of one replica."""
+        return 1 if self.experts is None else self.experts.num_shards
 
     @property
     def may_use_gpu(self) -> bool:
@@ -76,6 +93,8 @@ class CascadeSpec:
     max_replicas: int = 1
     num_gpus: float = 0.0
     num_cpus: float = GATEWAY_CPUS
+    num_shards: int = 1
+    experts: None = None
 
     @property
     def app(self) -> str:
@@ -141,22 +160,46 @@ def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
     """Give every replica that may use a GPU its share of those there are.
 
     Raises `StartError` where a model asks for `cuda` and there is none. Fewer GPUs than replicas are shared
-    in equal parts, so that nothing waits for a GPU that never comes.
+    in equal parts, so that nothing waits for a GPU that never comes. Not by shards: each gets a GPU of its
+    own, and waits for it.
     """
     if num_gpus == 0:
         for host in hosts:
-            if host.needs_gpu:
+            if host.needs_gpu and host.num_shards == 1:
                 names = ", ".join(model.name for model in host.models)
                 raise StartError(f"{names} asks for device cuda, but Ray sees no GPU; use device: auto")
-        return hosts
-    wanting = sum(host.max_replicas for host in hosts if host.may_use_gpu)
-    share = min(1.0, math.floor(100 * num_gpus / max(wanting, 1)) / 100)
-    return [replace(host, num_gpus=share) if host.may_use_gpu else host for host in hosts]
+        return [replace(host, num_gpus=1.0) if host.needs_gpu else host for host in hosts]
+    whole = sum(host.max_replicas * host.num_shards for host in hosts if _wants_whole_gpus(host))
+    wanting = sum(host.max_replicas for host in hosts if host.may_use_gpu and not _wants_whole_gpus(host))
+    share = min(1.0, math.floor(100 * max(num_gpus - whole, 0) / max(wanting, 1)) / 100)
+    return [replace(host, num_gpus=_gpus_of(host, share)) for host in hosts]
+
+
+def what_is_missing(host: AppSpec, resources: Mapping[str, float]) -> str:
+    """What a cluster of these `resources` ("CPU", "GPU") lacks for this host; "" where it has enough."""
+    num_processes = host.min_replicas * host.num_shards
+    wanted = {"GPU": host.num_gpus * num_processes, "CPU": host.num_cpus * num_processes}
+    lacking = [
+        f"{count:g} {what}s, and the cluster has {resources.get(what, 0):g}"
+        for what, count in wanted.items()
+        if count > resources.get(what, 0)
+    ]
+    return f"waiting: it needs {' and '.join(lacking)}; add nodes or ask for fewer shards" if lacking else ""
+
+
+def _wants_whole_gpus(host: HostSpec) -> bool:
+    return host.may_use_gpu and host.num_shards > 1
+
+
+def _gpus_of(host: HostSpec, share: float) -> float:
+    if not host.may_use_gpu:
+        return host.num_gpus
+    return 1.0 if _wants_whole_gpus(host) else share
 
 
 def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
     """CPUs, in Ray's counting, without which some replica would never be placed."""
-    return math.ceil(GATEWAY_CPUS + sum(app.num_cpus * app.max_replicas for app in apps))
+    return math.ceil(GATEWAY_CPUS + sum(app.num_cpus * app.max_replicas * app.num_shards for app in apps))
 
 
 def _own_host(model: ModelConfig, loader: str) -> HostSpec:
@@ -166,4 +209,5 @@ def _own_host(model: ModelConfig, loader: str) -> HostSpec:
 
 
 def _model_spec(model: ModelConfig) -> ModelSpec:
-    return ModelSpec(model.name, model.path, model.device, model.dtype, model.engine_settings)
+    experts = None if model.experts is None else model.experts.settings
+    return ModelSpec(model.name, model.path, model.device, model.dtype, model.engine_settings, experts)

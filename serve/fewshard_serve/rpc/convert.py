@@ -59,6 +59,8 @@ def to_response(request: oip.InferRequest, info: ModelInfo, answer: Classified) 
     response.parameters["tokens"].int64_param = answer.num_tokens
     for stage, spent_ms in timings_ms(answer).items():
         response.parameters[f"{stage}_ms"].double_param = spent_ms
+    if answer.is_degraded:
+        response.parameters["degraded"].bool_param = True
     if answer.stages:
         response.parameters["stages"].string_param = ",".join(answer.stages)
     if request.is_binary_default:

@@ -8,7 +8,7 @@ import torch
 from fewshard_models.bench.timing import Budget
 from fewshard_models.errors import DataError
 from fewshard_models.figures.cnn_times import CnnTime, measure_cnns, read_times, write_times
-from fewshard_models.figures.curves import modelled_kilojoules
+from fewshard_models.figures.curves import kilojoules
 from fewshard_models.figures.patterns import is_masked, kept_shares
 from fewshard_models.figures.sweep import Sweep, run
 from fewshard_models.figures.tradeoff import Point, read_points, write_points
@@ -92,7 +92,10 @@ def test_shares_of_kept_weights():
 
 
 def test_energy_is_processor_time_times_watts():
-    assert modelled_kilojoules(lines()) == pytest.approx([0.2, 0.4, 0.6])
+    assert kilojoules(lines()) == pytest.approx([0.2, 0.4, 0.6])
+    on_gpu = [{**line, "gpu_watts": 100.0} for line in lines()]
+    seconds = [line["seconds"] for line in on_gpu]
+    assert kilojoules(on_gpu) == pytest.approx([0.2 * (i + 1) + 0.1 * s for i, s in enumerate(seconds)])
 
 
 @pytest.mark.parametrize(("read", "key"), [(read_points, "points"), (read_times, "times")])

@@ -34,13 +34,13 @@ class Hosts:
         return answer
 
 
-def directory(hosts):
+def directory(hosts, why_waiting=lambda host: ""):
     def spec(app, *names):
         models = tuple(ModelSpec(name, "x", "cpu", "fp32", None) for name in names)
         return HostSpec(app, "/v2/models", models)
 
     specs = [spec("shared", "a", "b"), spec("own", "c")]
-    return Directory(specs, hosts, Metrics(), {"application": "gateway", "replica": "g"})
+    return Directory(specs, hosts, Metrics(), {"application": "gateway", "replica": "g"}, why_waiting)
 
 
 def ready(name):
@@ -173,3 +173,17 @@ def test_keep_fresh_goes_on_until_cancelled():
             await task
 
     asyncio.run(asyncio.wait_for(work(), 5))
+
+
+def test_a_host_that_is_waited_for_says_why_until_it_answers():
+    waiting = {"shared": "", "own": "waiting: it needs 4 GPUs, and the cluster has 1"}
+    hosts = Hosts()
+    of = directory(hosts, lambda host: waiting[host.app])
+    asyncio.run(of.refresh())
+    reasons = {entry.name: (entry.state, entry.reason) for entry in asyncio.run(of.model_index())}
+    assert reasons["a"] == ("LOADING", "loading")
+    assert reasons["c"] == ("LOADING", waiting["own"])
+    assert not asyncio.run(of.ready())
+    waiting["own"] = ""
+    asyncio.run(of.refresh())
+    assert {entry.reason for entry in asyncio.run(of.model_index())} == {"loading"}

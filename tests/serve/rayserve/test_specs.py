@@ -4,7 +4,7 @@ import pytest
 
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import StartError
-from fewshard_serve.rayserve.specs import num_cpus_wanted, plan_hosts, share_gpus
+from fewshard_serve.rayserve.specs import num_cpus_wanted, plan_hosts, share_gpus, what_is_missing
 
 
 def plan(*models):
@@ -71,3 +71,31 @@ def test_no_gpu_is_an_error_only_for_those_who_insist():
         share_gpus(plan({"name": "a", "path": "x", "device": "cuda"}), 0)
     (host,) = share_gpus(plan({"name": "a", "path": "x"}), 0)
     assert host.num_gpus == 0
+
+
+SHARDED = {"name": "s", "path": "x", "experts": {"shards": 4}}
+
+
+def test_shards_make_a_host_of_their_own_with_a_cpu_each():
+    shared, sharded = plan({"name": "a", "path": "x"}, SHARDED)
+    assert (shared.num_shards, sharded.num_shards, sharded.app) == (1, 4, "model-s")
+    assert sharded.experts.num_shards == 4
+    assert num_cpus_wanted([sharded]) - num_cpus_wanted([shared]) >= 1
+
+
+def test_each_shard_has_a_gpu_of_its_own_and_the_others_share_the_rest():
+    hosts = plan({"name": "a", "path": "x"}, {"name": "b", "path": "x", "replicas": {"min": 1}}, SHARDED)
+    shares = {host.app: host.num_gpus for host in share_gpus(hosts, 5)}
+    assert shares == {"models": 0.5, "model-b": 0.5, "model-s": 1.0}
+    assert {host.num_gpus for host in share_gpus(plan(SHARDED), 0)} == {0.0}
+
+
+def test_a_cluster_without_enough_gpus_is_waited_for():
+    (host,) = share_gpus(plan({**SHARDED, "device": "cuda", "replicas": {"min": 2}}), 3)
+    assert what_is_missing(host, {"CPU": 64, "GPU": 3}) == (
+        "waiting: it needs 8 GPUs, and the cluster has 3; add nodes or ask for fewer shards"
+    )
+    assert what_is_missing(host, {"CPU": 64, "GPU": 8}) == ""
+    assert "4 CPUs, and the cluster has 2" in what_is_missing(host, {"CPU": 2, "GPU": 8})
+    (none_yet,) = share_gpus(plan({**SHARDED, "device": "cuda"}), 0)
+    assert "4 GPUs, and the cluster has 0" in what_is_missing(none_yet, {"CPU": 64})

@@ -1,0 +1,218 @@
+"""How the shards of a group exchange rows: all-gather and reduce-scatter behind one small interface.
+
+Called by the expert layers of a shard. Every call has a time-out; after one that fails the
+exchange is of no use.
+"""
+
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from fewshard_models.errors import ExchangeError
+
+# torch declares only a part of what it exports there.
+c10d: Any = torch.distributed
+Store = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where and as whom a shard meets the others: `rank` of `size`, and the name of this meeting, which no
+    other may have had. `address` is where this shard can be reached; `backend` is "gloo" or "nccl"."""
+
+    name: str
+    rank: int
+    size: int
+    address: str = "127.0.0.1"
+    timeout_s: float = 3.0
+    backend: str = "gloo"
+
+
+class Exchange(ABC):
+    """One meeting of `size` shards. Every shard makes the same calls, with equal shapes, in one order."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+    @abstractmethod
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """Everyone's `rows` [T, …], in the order of ranks: [size * T, …]. Raises ExchangeError."""
+
+    @abstractmethod
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
+        """The sum over the shards of their `rows` [size * T, H], of which this one gets its part [T, H].
+
+        Summed in fp32 in the order of ranks, and rounded once. Raises ExchangeError.
+        """
+
+    def abort(self) -> None:
+        """Leave the meeting, so that whoever waits for this shard learns of it at once."""
+        return
+
+    def check(self) -> None:
+        """Raise ExchangeError where what a call has returned is of no worth; asked when results were read."""
+        return
+
+
+class LocalExchange(Exchange):
+    """A group of one: nobody to exchange with."""
+
+    def __init__(self) -> None:
+        super().__init__(rank=0, size=1)
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class GlooExchange(Exchange):
+    """Over TCP between processes. Tensors of a GPU travel through pinned host memory.
+
+    The sum is made here, of what an all-to-all brings: Gloo's own reduce-scatter sends as many bytes and took
+    twice as long, and it adds 16-bit numbers in 16 bits (docs/log.md).
+    """
+
+    def __init__(self, store: Store, meeting: Meeting) -> None:
+        super().__init__(meeting.rank, meeting.size)
+        options = c10d.ProcessGroupGloo._Options()
+        options._timeout = timedelta(seconds=meeting.timeout_s)
+        options._devices = [c10d.ProcessGroupGloo.create_device(hostname=meeting.address)]
+        own_store = c10d.PrefixStore(meeting.name, store)
+        self._group: Any = _guarded(
+            lambda: c10d.ProcessGroupGloo(own_store, meeting.rank, meeting.size, options)
+        )
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        sent = _to_host(rows)
+        found = _host_like(rows, (self.size * rows.shape[0], *rows.shape[1:]))
+        self._wait(lambda: self._joined._allgather_base(found, sent))
+        return _to_device(found, rows)
+
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
+        sent = _to_host(rows)
+        found = _host_like(rows, tuple(rows.shape))
+        self._wait(lambda: self._joined.alltoall_base(found, sent, [], []))
+        parts = found.view(self.size, -1, *rows.shape[1:])
+        return _to_device(parts.sum(dim=0, dtype=torch.float32).to(rows.dtype), rows)
+
+    def abort(self) -> None:
+        # Gloo's own abort lets waiting calls wait on; the last reference closes the connections.
+        self._group = None
+
+    @property
+    def _joined(self) -> Any:
+        if self._group is None:
+            raise ExchangeError("the exchange was aborted")
+        return self._group
+
+    def _wait(self, call: Any) -> None:
+        # No variable here holds the group: the traceback of an error would keep it, and with it the
+        # connections whose end tells the others.
+        _guarded(lambda: call().wait())
+
+
+class NcclExchange(Exchange):
+    """Between GPUs. The host never waits for a collective: a watcher aborts what outlasts the time-out, and
+    the next call says so, or `check`."""
+
+    def __init__(self, store: Store, meeting: Meeting) -> None:
+        super().__init__(meeting.rank, meeting.size)
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=meeting.timeout_s)
+        own_store = c10d.PrefixStore(meeting.name, store)
+        self._group = _guarded(lambda: c10d.ProcessGroupNCCL(own_store, meeting.rank, meeting.size, options))
+        self._timeout_s = meeting.timeout_s
+        self._newest: tuple[Any, float] | None = None
+        self._is_aborted = False
+        threading.Thread(target=self._watch, name="nccl-watcher", daemon=True).start()
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        found = rows.new_empty(self.size * rows.shape[0], *rows.shape[1:])
+        self._enqueue(lambda: self._group._allgather_base(found, rows.contiguous()))
+        return found
+
+    def reduce_scatter(self, rows: Tensor) -> Tensor:
+        found = torch.empty_like(rows)
+        self._enqueue(lambda: self._group.alltoall_base(found, rows.contiguous(), [], []))
+        parts = found.view(self.size, -1, *rows.shape[1:])
+        return parts.sum(dim=0, dtype=torch.float32).to(rows.dtype)
+
+    def abort(self) -> None:
+        if not self._is_aborted:
+            self._is_aborted = True
+            self._group.abort()
+
+    def check(self) -> None:
+        if self._is_aborted:
+            raise ExchangeError("a collective was aborted: a shard has died or is too slow")
+
+    def _enqueue(self, call: Any) -> None:
+        self.check()
+        work = _guarded(call)
+        _guarded(work.wait)  # has the stream wait, not the host
+        self._newest = (work, time.monotonic() + self._timeout_s)
+
+    def _watch(self) -> None:
+        while not self._is_aborted:
+            time.sleep(self._timeout_s / 10)
+            newest = self._newest
+            if newest is not None and time.monotonic() > newest[1] and not newest[0].is_completed():
+                self.abort()
+
+
+def serve_store(address: str) -> Store:
+    """The store at which shards meet, listening on `address` alone; its port is in `.port`."""
+    family = socket.getaddrinfo(address, None)[0][0]
+    listener = socket.socket(family)
+    listener.bind((address, 0))
+    listener.listen(1024)
+    port = listener.getsockname()[1]
+    # torch's own listener would accept on every interface.
+    options = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
+    return c10d.TCPStore(address, port, **options)
+
+
+def join_store(address: str, port: int, timeout_s: float) -> Store:
+    """The store that another process serves. Raises ExchangeError where it cannot be reached."""
+    options = {"is_master": False, "wait_for_workers": False, "timeout": timedelta(seconds=timeout_s)}
+    return _guarded(lambda: c10d.TCPStore(address, port, **options))
+
+
+def meet(store: Store, meeting: Meeting) -> Exchange:
+    """Wait for the others of a meeting. Raises ExchangeError where they do not all come in time.
+
+    NCCL needs a GPU for every shard; Gloo serves all others, shards that share a GPU too.
+    """
+    if meeting.size == 1:
+        return LocalExchange()
+    return (NcclExchange if meeting.backend == "nccl" else GlooExchange)(store, meeting)
+
+
+def _guarded(call: Any) -> Any:
+    try:
+        return call()
+    except RuntimeError as error:  # c10d's errors are all of this kind
+        raise ExchangeError(str(error).partition("\n")[0]) from error
+
+
+def _host_like(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+
+
+def _to_host(rows: Tensor) -> Tensor:
+    return _host_like(rows, tuple(rows.shape)).copy_(rows) if rows.is_cuda else rows.contiguous()
+
+
+def _to_device(found: Tensor, like: Tensor) -> Tensor:
+    return found.to(like.device, non_blocking=True) if like.is_cuda else found

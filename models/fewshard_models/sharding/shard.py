@@ -1,0 +1,150 @@
+"""One shard of a group: the network without experts, and the experts it was given; no processes, no sockets.
+
+Driven by `fewshard_serve.group`, in the leader and in every worker alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from fewshard_kernels import ExpertWeights, MoeStats, PackedExperts, pack_experts
+from fewshard_models.errors import NoRoomError
+from fewshard_models.sharding.exchange import Exchange, LocalExchange
+from fewshard_models.sharding.experts import Duties, ExpertLayer, ShardedFeedForward
+from fewshard_models.sharding.room import available_bytes
+from fewshard_models.sharding.weights import load_shardable_config, load_without_experts, read_experts
+from fewshard_models.text import PackedTokens
+
+Experts = tuple[tuple[int, ...], ...]
+"""The experts of one shard, layer by layer, in the order of their slots."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerExperts:
+    """One layer's experts in memory, in the order of their slots; `weights` is None where there are none."""
+
+    experts: tuple[int, ...]
+    weights: ExpertWeights | PackedExperts | None
+
+    @property
+    def plain(self) -> ExpertWeights | None:
+        return self.weights.plain if isinstance(self.weights, PackedExperts) else self.weights
+
+
+class ShardOutput(NamedTuple):
+    """`logits` fp32 [num_items, num_labels], on the host, of this shard's items, `moe_stats` of their tokens,
+    and `num_computed` int64 [num_expert_layers]: the choices this shard's experts multiplied for all."""
+
+    logits: Tensor
+    moe_stats: list[MoeStats]
+    num_computed: Tensor
+
+
+class Shard:
+    """`stage` what a placement asks for beside what runs, then `activate` it between two passes.
+
+    `stage` may run in a thread beside `run`; `activate` and `run` belong to one thread.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = load_shardable_config(directory)
+        self.device = device
+        self._directory = directory
+        self._dtype = dtype
+        self._network = load_without_experts(directory, self.config, dtype, device)
+        self._held = tuple(LayerExperts((), None) for _ in self.config.expert_layers)
+        self._exchange: Exchange = LocalExchange()
+
+    def stage(self, experts: Experts) -> tuple[LayerExperts, ...]:
+        """These experts in memory; a layer that stays as it is, is shared with what runs.
+
+        Raises NoRoomError where they do not fit beside what runs, CheckpointError for damaged files.
+        """
+        held = self._held
+        changed = [now for now, then in zip(experts, held, strict=True) if now != then.experts]
+        self._require_room(sum(map(len, changed)))
+        try:
+            return tuple(
+                then if now == then.experts else self._load(layer, now, then)
+                for layer, now, then in zip(self.config.expert_layers, experts, held, strict=True)
+            )
+        except torch.OutOfMemoryError as error:
+            raise NoRoomError(f"experts do not fit on {self.device}: {error}") from error
+
+    def activate(
+        self, staged: Sequence[LayerExperts], everyone: Sequence[Experts], exchange: Exchange
+    ) -> None:
+        """Run with these experts from now on; `everyone`: the experts of each rank of the exchange."""
+        self._held = tuple(staged)
+        self._exchange = exchange
+        for number, (feed_forward, mine) in enumerate(zip(self._feed_forwards, staged, strict=True)):
+            by_rank = [experts[number] for experts in everyone]
+            duties = Duties.of(exchange.rank, by_rank, self.config.num_experts, self.device)
+            feed_forward.layer = ExpertLayer(exchange, duties, mine.weights, self.config.hidden_act)
+
+    def run(self, packed: PackedTokens, num_rows: int) -> ShardOutput:
+        """One pass over this shard's own items, none perhaps, in which it serves all others' tokens too.
+
+        `num_rows`: the largest number of tokens that any shard has in this pass. Raises ExchangeError.
+        """
+        for feed_forward in self._feed_forwards:
+            feed_forward.num_rows = num_rows
+        with torch.inference_mode():
+            out = self._network.forward_packed(packed)
+            computed = torch.stack([each.num_computed.cpu() for each in self._feed_forwards])
+            logits = out.logits.cpu()
+        self._exchange.check()
+        return ShardOutput(logits, out.moe_stats, computed)
+
+    @property
+    def num_bytes_an_expert(self) -> int:
+        """Weights of one expert of one layer."""
+        width, hidden = self.config.expert_size, self.config.hidden_size
+        return self._dtype.itemsize * (2 * width * hidden + width + hidden)
+
+    @property
+    def _feed_forwards(self) -> list[ShardedFeedForward]:
+        layers = [self._network.get_submodule(f"layers.{i}.ffn") for i in self.config.expert_layers]
+        return cast(list[ShardedFeedForward], layers)
+
+    def _require_room(self, num_experts: int) -> None:
+        needed, there = num_experts * self.num_bytes_an_expert, available_bytes(self.device)
+        if needed > there:
+            raise NoRoomError(
+                f"{num_experts} experts need {needed / 1e9:.2f} GB on {self.device}, "
+                f"of which {there / 1e9:.2f} GB are left"
+            )
+
+    def _load(self, layer: int, experts: tuple[int, ...], held: LayerExperts) -> LayerExperts:
+        if not experts:
+            return LayerExperts((), None)
+        weights = self._empty(len(experts))
+        kept = [(place, held.experts.index(e)) for place, e in enumerate(experts) if e in held.experts]
+        if held.plain is not None and kept:
+            _copy(held.plain, weights, kept)
+        read = [place for place, expert in enumerate(experts) if expert not in held.experts]
+        read_experts(self._directory, layer, [experts[place] for place in read], weights, read)
+        return LayerExperts(experts, self._packed(weights))
+
+    def _empty(self, num_experts: int) -> ExpertWeights:
+        width, hidden = self.config.expert_size, self.config.hidden_size
+        shapes = ((width, hidden), (width,), (hidden, width), (hidden,))
+        return ExpertWeights(
+            *(torch.empty(num_experts, *shape, dtype=self._dtype, device=self.device) for shape in shapes)
+        )
+
+    def _packed(self, weights: ExpertWeights) -> ExpertWeights | PackedExperts:
+        """For a CPU, in the fastest layout that takes no copy: memory is why the experts are sharded."""
+        return pack_experts(*weights, copies=False) if self.device.type == "cpu" else weights
+
+
+def _copy(source: ExpertWeights, target: ExpertWeights, places: list[tuple[int, int]]) -> None:
+    """`places`: pairs of a place in `target` and the one in `source` that goes there."""
+    for to, of in zip(target, source, strict=True):
+        if to is not None and of is not None:
+            for place, origin in places:
+                to[place].copy_(of[origin])

@@ -1,0 +1,131 @@
+"""A shard's part of a checkpoint: everything but the experts whole, and the experts it is asked for.
+
+Called by `shard`. Single experts are read out of the memory-mapped safetensors files, which are closed again
+at once: what is mapped would count as the shard's memory.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fewshard_kernels import ExpertWeights
+from fewshard_models.checkpoint import load_config, require_complete, weight_files
+from fewshard_models.errors import CheckpointError
+from fewshard_models.sharding.experts import ShardedFeedForward
+from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
+
+_EXPERT_TENSOR = re.compile(r"layers\.\d+\.ffn\.(w1|b1|w2|b2)$")
+
+
+def load_shardable_config(directory: Path) -> FewshardTextConfig:
+    """The configuration of a checkpoint that can be sharded. Raises CheckpointError for others."""
+    config = load_config(directory)
+    if not isinstance(config, FewshardTextConfig):
+        raise CheckpointError(
+            f"{directory} is a {config.model_type} model; only fewshard_text ones can be sharded: "
+            "leave experts out of its configuration"
+        )
+    if not config.num_experts:
+        raise CheckpointError(
+            f"{directory} is a dense model and has no experts to shard; leave experts out of its "
+            "configuration, and give it replicas instead"
+        )
+    return config
+
+
+def fingerprint(directory: Path) -> str:
+    """Tells checkpoints apart by configuration, names, shapes and sizes; the weights themselves are not read.
+
+    Raises CheckpointError where there is none.
+    """
+    digest = hashlib.sha256((_existing(directory) / "config.json").read_bytes())
+    for file in weight_files(directory):
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            digest.update(opened.read(min(length, file.stat().st_size)))
+        digest.update(str(file.stat().st_size).encode())
+    return digest.hexdigest()[:16]
+
+
+def _existing(directory: Path) -> Path:
+    if not (directory / "config.json").is_file() or not weight_files(directory):
+        raise CheckpointError(f"there is no checkpoint at {directory}; copy it there")
+    return directory
+
+
+def load_without_experts(
+    directory: Path, config: FewshardTextConfig, dtype: torch.dtype, device: torch.device
+) -> FewshardTextForSequenceClassification:
+    """The network in evaluation mode, each expert layer a `ShardedFeedForward` that still lacks its experts.
+
+    Raises CheckpointError where weights are missing or damaged.
+    """
+    with torch.device("meta"):
+        network = FewshardTextForSequenceClassification(config)
+        for index in config.expert_layers:
+            network.layers[index].ffn = ShardedFeedForward(config)
+    kept = set(network._keep_in_fp32_modules_strict)
+    weights = {
+        name: tensor.to(device, torch.float32 if kept & set(name.split(".")) else dtype, copy=True)
+        for name, tensor in _tensors(directory)
+    }
+    _require_fit(directory, network, weights)
+    network.load_state_dict(weights, assign=True)
+    network.prepare_for_inference()
+    return network
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """Everything but the experts; views of files that are open only meanwhile."""
+    for file in weight_files(directory):
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118  it is no mapping
+                if not _EXPERT_TENSOR.search(name):
+                    yield name, opened.get_tensor(name)
+
+
+def _require_fit(
+    directory: Path, network: FewshardTextForSequenceClassification, weights: dict[str, Tensor]
+) -> None:
+    """Everything the network has is there in its shape; what it has not is dropped."""
+    wanted = network.state_dict()
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    require_complete(directory, [name for name, like in wanted.items() if found.get(name) != like.shape])
+    for name in found.keys() - wanted.keys():
+        del weights[name]
+
+
+def read_experts(
+    directory: Path, layer: int, experts: Sequence[int], into: ExpertWeights, places: Sequence[int]
+) -> None:
+    """Fill the `places` of `into` [S, …] with these experts of the encoder's layer number `layer`, cast to
+    its dtype. Raises CheckpointError where the files are damaged."""
+    missing = set(into._fields)
+    for file in weight_files(directory):
+        with _opened(file) as opened:
+            here = set(opened.keys())
+            for field in sorted(missing):
+                name = f"layers.{layer}.ffn.{field}"
+                if name in here:
+                    found, target = opened.get_slice(name), getattr(into, field)
+                    if found.get_shape()[1:] == list(target.shape[1:]):
+                        missing.discard(field)
+                        for expert, place in zip(experts, places, strict=True):
+                            target[place].copy_(found[expert])
+    require_complete(directory, [f"layers.{layer}.ffn.{field}" for field in sorted(missing)])
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error

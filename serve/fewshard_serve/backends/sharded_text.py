@@ -1,0 +1,186 @@
+"""Serves our own MoE text encoder from several shards; the engine and the API see a model like any other."""
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewshard_models.card import load_card
+from fewshard_models.checkpoint import resolve
+from fewshard_models.devices import choose_device, choose_dtype
+from fewshard_models.errors import ModelsError
+from fewshard_models.sharding import Placement
+from fewshard_models.sharding.weights import load_shardable_config
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.golden import golden_problem
+from fewshard_serve.backends.load import describe
+from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
+from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.errors import NotReady
+from fewshard_serve.group.launcher import Launcher
+from fewshard_serve.group.leader import Group, Run
+from fewshard_serve.group.placing import describe_change, first_placement, wanted_placement
+from fewshard_serve.group.settings import ExpertsSettings, GroupSettings
+from fewshard_serve.group.steps import StepOutput
+
+APPLY_TIMEOUT_S = 60.0
+
+
+class ShardedTextModel(Model):
+    """Made by `load_sharded_model`, which opens the group. `last_overhead_s`: what the last batch took beyond
+    the slowest shard's pass."""
+
+    def __init__(self, info: ModelInfo, tokenizing: Tokenizing, group: Group, top_k: int) -> None:
+        self.info = info
+        self._tokenizing = tokenizing
+        self._group = group
+        self._totals = _Totals(top_k)
+        self.last_overhead_s = 0.0
+
+    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
+        return self._tokenizing.estimate(inputs)
+
+    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
+        return self._tokenizing.items(inputs, truncate)
+
+    def run(self, items: Sequence[Item]) -> ModelOutput:
+        out = self._group.run([item.features for item in items])
+        self._totals.add(out)
+        self.last_overhead_s = out.overhead_s
+        return ModelOutput(out.logits, is_degraded=out.is_degraded)
+
+    def expert_counts(self) -> ExpertCounts | None:
+        return self._totals.copy(self._group)
+
+    def problem(self) -> str:
+        return self._group.status.problem
+
+    def group(self) -> GroupState:
+        status = self._group.status
+        placement = status.placement
+        by_shard = [placement.experts_on(shard) for shard in range(status.num_shards)]
+        return GroupState(
+            status.num_shards,
+            status.size,
+            status.generation,
+            status.num_reforms,
+            status.num_moves,
+            status.is_degraded,
+            tuple(zip(*by_shard, strict=True)),
+        )
+
+    def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """`apply` true in the body has it done; else it is a plan."""
+        current = self._group.status.placement
+        placement = wanted_placement(wanted, current, self._group.max_slots, self.info.name)
+        change = describe_change(current, placement, self._group.num_bytes_an_expert)
+        is_applied = bool(wanted.get("apply")) and self.apply(placement)
+        return {**change, "applied": is_applied}
+
+    def apply(self, placement: Placement) -> bool:
+        """Have the experts placed so; False if that is not in force within a minute."""
+        return self._group.place(placement, APPLY_TIMEOUT_S)
+
+    def close(self) -> None:
+        self._group.close()
+
+
+class _Totals:
+    """Sums over batches; read from other threads."""
+
+    def __init__(self, top_k: int) -> None:
+        self._top_k = top_k
+        self._lock = threading.Lock()
+        self._sums: tuple[Any, ...] | None = None
+
+    def add(self, out: StepOutput) -> None:
+        added = (out.tokens, out.probability.astype(np.float64), out.entropy.astype(np.float64), out.computed)
+        with self._lock:
+            sums = self._sums
+            self._sums = added if sums is None else tuple(map(np.add, sums, added))
+
+    def copy(self, group: Group) -> ExpertCounts:
+        with self._lock:
+            sums = self._sums
+        if sums is None:
+            layers, shards, experts = group.shape
+            zeros = np.zeros((layers, experts), np.int64)
+            sums = (zeros, zeros * 0.0, np.zeros(layers), np.zeros((layers, shards), np.int64))
+        tokens, probability, entropy, computed = sums
+        rows = tokens.sum(axis=1) // self._top_k
+        return ExpertCounts(tokens, probability, entropy, rows, self._top_k, computed)
+
+
+def load_sharded_model(
+    name: str,
+    path: str,
+    device: str,
+    dtype: str,
+    experts: ExpertsSettings,
+    launcher: Launcher,
+    address: str = "127.0.0.1",
+) -> ShardedTextModel:
+    """Open a group for the checkpoint at `path`, whose leader listens on `address`; returns when it stands.
+
+    Raises NotReady saying what is wrong with the checkpoint, its placement or a worker, and what to do.
+    """
+    try:
+        return _load(name, path, device, dtype, experts, launcher, address)
+    except (ModelsError, ValueError) as error:
+        raise NotReady(f"model {name!r} cannot be loaded: {error}") from error
+
+
+def _load(
+    name: str,
+    path: str,
+    device: str,
+    dtype: str,
+    experts: ExpertsSettings,
+    launcher: Launcher,
+    address: str,
+) -> ShardedTextModel:
+    directory = resolve(path).absolute()
+    config, card = load_shardable_config(directory), load_card(directory)
+    target = first_placement(experts, config, name)
+    chosen = choose_device(device).name
+    settings = _settings(path, choose_dtype(dtype, chosen).name, chosen, experts, config.num_experts, address)
+    architecture = "FewshardTextForSequenceClassification"
+    info = describe(name, "text", config, card, architecture, settings.device, settings.dtype)
+    tokenizing = Tokenizing(directory, info.max_tokens)
+
+    def check(run: Run) -> str:
+        return golden_problem(info, card, lambda inputs: run(_ids(tokenizing, inputs)))
+
+    if chosen == "cpu":
+        torch.set_num_threads(settings.num_threads)
+    group = Group(settings, target, launcher, check)
+    group.open()
+    return ShardedTextModel(info, tokenizing, group, config.num_experts_per_tok)
+
+
+def _settings(
+    path: str, dtype: str, device: str, experts: ExpertsSettings, num_experts: int, address: str
+) -> GroupSettings:
+    """What the configuration leaves open is settled here."""
+    is_name = path.startswith(("zoo:", "hf:"))
+    follows_loads = experts.placement == "balanced" and experts.num_shards > 1
+    return GroupSettings(
+        # Workers elsewhere look names up for themselves; a directory must be at the same place there.
+        path=path if is_name else str(resolve(path).absolute()),
+        dtype=dtype,
+        device=device,
+        num_shards=experts.num_shards,
+        max_slots_per_shard=experts.max_slots_per_shard or num_experts,
+        allows_degraded=experts.allows_degraded,
+        timeout_s=experts.timeout_s,
+        address=address,
+        num_threads=max(1, (os.cpu_count() or 1) // experts.num_shards),
+        rebalance_s=experts.rebalance_s if follows_loads else 0.0,
+    )
+
+
+def _ids(tokenizing: Tokenizing, inputs: Sequence[Input]) -> list[TokenIds]:
+    return [item.features for item in tokenizing.items(inputs, truncate=True)]

@@ -1,0 +1,93 @@
+"""Who starts workers: the interface, and the launcher that starts them as child processes on this machine."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Protocol
+
+from fewshard_serve.group.worker import Invitation
+
+START_PAUSE_S = 0.5
+"""Between two starts of one worker: long enough for a crash at import not to eat a core."""
+STOP_TIMEOUT_S = 5.0
+
+
+class Launcher(Protocol):
+    """Starts one worker for each invitation, and another wherever one has ended."""
+
+    def start(self, invitations: Sequence[Invitation]) -> None: ...
+
+    def tend(self) -> None:
+        """Start again what has ended; called several times a second."""
+
+    def kill(self, shard: int, host: str, pid: int) -> None:
+        """End a worker that no longer answers; it may be stopped, or unreachable."""
+
+    def stop(self) -> None:
+        """End all workers, and start none any more."""
+
+
+class ProcessLauncher:
+    """Workers as children of this process."""
+
+    def __init__(self) -> None:
+        self._invitations: dict[int, Invitation] = {}
+        self._children: dict[int, subprocess.Popen[str]] = {}
+        self._started_at: dict[int, float] = {}
+
+    def start(self, invitations: Sequence[Invitation]) -> None:
+        self._invitations = {invitation.shard: invitation for invitation in invitations}
+        self.tend()
+
+    def tend(self) -> None:
+        for shard, invitation in self._invitations.items():
+            child = self._children.get(shard)
+            has_ended = child is None or child.poll() is not None
+            if has_ended and time.monotonic() - self._started_at.get(shard, -math.inf) > START_PAUSE_S:
+                self._children[shard] = _spawn(invitation)
+                self._started_at[shard] = time.monotonic()
+
+    def kill(self, shard: int, host: str, pid: int) -> None:
+        child = self._children.get(shard)
+        if child is not None and child.pid == pid:
+            child.kill()
+
+    def stop(self) -> None:
+        self._invitations = {}
+        for child in self._children.values():
+            with suppress(OSError):
+                child.send_signal(signal.SIGTERM)
+        for child in self._children.values():
+            try:
+                child.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The process of each shard that was started."""
+        return {shard: child.pid for shard, child in self._children.items()}
+
+
+def _spawn(invitation: Invitation) -> subprocess.Popen[str]:
+    threads = str(invitation.num_threads)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fewshard_serve.group.worker"],
+        stdin=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdin is not None
+    # Not an argument: the secret would be seen by everybody on this machine.
+    with suppress(BrokenPipeError):
+        child.stdin.write(json.dumps(asdict(invitation)) + "\n")
+        child.stdin.close()
+    return child

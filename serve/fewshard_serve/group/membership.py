@@ -1,0 +1,278 @@
+"""Lets workers in, hears when they go, and has formations prepared as `assembly` decides; called by `leader`.
+
+Everything here happens on one control thread; what comes from other threads is posted to it.
+"""
+
+import logging
+import queue
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewshard_models.checkpoint import resolve
+from fewshard_models.sharding import Placement
+from fewshard_models.sharding.weights import fingerprint
+from fewshard_serve.group.assembly import LEADER, Assembly, Rules
+from fewshard_serve.group.door import Door, Hello, Wanted
+from fewshard_serve.group.formation import Formation
+from fewshard_serve.group.launcher import Launcher
+from fewshard_serve.group.link import Link
+from fewshard_serve.group.peers import Heartbeat, Peer
+from fewshard_serve.group.seat import Prepared, Seat
+from fewshard_serve.group.settings import GroupSettings
+from fewshard_serve.group.wire import Frame, WireError
+from fewshard_serve.group.worker import Invitation, device_id, device_name
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.1
+BACKOFF_S = (1.0, 60.0)
+"""How long a worker that was sent away stays away: the first time, doubled each time, and at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A published formation with the links of its workers; `newcomers` have answered nothing yet."""
+
+    formation: Formation
+    newcomers: Collection[int]
+    peers: Mapping[int, Peer]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """What `/experts` and the metrics tell of a group; `problem` is "" while it can answer, and with
+    `is_hopeless` waiting changes nothing. `placement`: as it runs, or as it shall."""
+
+    num_shards: int
+    size: int
+    generation: int
+    num_reforms: int
+    num_moves: int
+    is_degraded: bool
+    problem: str
+    is_hopeless: bool
+    placement: Placement
+
+
+class Stage(Protocol):
+    """Where formations are used. Both are called from the control thread."""
+
+    def publish(self, view: View) -> None:
+        """Use this one from the next batch on."""
+
+    def halt(self, generation: int) -> None:
+        """Use this one no more; another will come, or the status tells why not."""
+
+    def tick(self) -> None:
+        """Something may have changed, or some time has passed."""
+
+
+class Membership:
+    """The `Orders` of an `Assembly`, carried out. `loads` is read before every formation."""
+
+    def __init__(
+        self,
+        settings: GroupSettings,
+        target: Placement,
+        seat: Seat,
+        launcher: Launcher,
+        stage: Stage,
+        loads: Callable[[], NDArray[np.int64]],
+    ) -> None:
+        self._settings = settings
+        self._seat = seat
+        self._launcher = launcher
+        self._stage = stage
+        self._loads = loads
+        rules = Rules(settings.num_shards, settings.max_slots_per_shard, settings.allows_degraded)
+        self._assembly = Assembly(rules, target, self)
+        self._peers: dict[int, Peer] = {}
+        self._backoff_s: dict[int, float] = {}
+        self._posted: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.status = self._read_status()
+
+    def start(self, store_port: int) -> None:
+        """Open the door and start the workers."""
+        settings, secret = self._settings, secrets.token_hex(16)
+        device, there = device_name(torch.device(settings.device)), fingerprint(resolve(settings.path))
+        wanted = Wanted(settings.num_shards, secret, device, there, socket.gethostname())
+        self._door = Door(settings.address, wanted, self._greet, settings.timeout_s)
+        self._heartbeat = Heartbeat(lambda: list(self._peers.values()), self._on_silence, settings.timeout_s)
+        threading.Thread(target=self._control, name="group-control", daemon=True).start()
+        first = self._invitation(1, store_port, secret)
+        self._launcher.start([replace(first, shard=shard) for shard in range(1, settings.num_shards)])
+        # With one shard nobody else will come to set things going.
+        self.post(lambda: self._assembly.joined(LEADER))
+
+    def _invitation(self, shard: int, store_port: int, secret: str) -> Invitation:
+        settings = self._settings
+        return Invitation(
+            shard=shard,
+            host=settings.address,
+            port=self._door.port,
+            store_port=store_port,
+            secret=secret,
+            path=settings.path,
+            dtype=settings.dtype,
+            device=settings.device,
+            timeout_s=settings.timeout_s,
+            num_threads=settings.num_threads,
+        )
+
+    def close(self) -> None:
+        self._heartbeat.stop()
+        self._door.close()
+        self._posted.put(None)
+        for peer in list(self._peers.values()):
+            peer.link.close()
+        self._launcher.stop()
+
+    def post(self, event: Callable[[], None]) -> None:
+        """Have it done on the control thread."""
+        self._posted.put(event)
+
+    def activated(self, generation: int) -> None:
+        self.post(partial(self._assembly.activated, generation))
+
+    def failed(self, generation: int) -> None:
+        self.post(partial(self._assembly.failed, generation))
+
+    def answered_wrongly(self, view: View, problem: str) -> None:
+        self.post(
+            partial(self._assembly.answered_wrongly, view.formation.generation, view.newcomers, problem)
+        )
+
+    def retarget(self, target: Placement) -> None:
+        self.post(partial(self._assembly.retarget, target))
+
+    def remove(self, peer: Peer, reason: str) -> None:
+        """Give up a worker that does not answer."""
+        self.post(partial(self._remove, peer, reason))
+
+    # What the assembly orders.
+
+    def stage(self, shard: int, formation: Formation) -> None:
+        if shard == LEADER:
+            self._seat.stage(formation, self._on_own_report)
+        else:
+            self._peers[shard].send(Frame("stage", formation.to_fields()))
+
+    def connect(self, shard: int, generation: int) -> None:
+        if shard == LEADER:
+            self._seat.connect(generation, self._on_own_report)
+        else:
+            self._peers[shard].send(Frame("connect", {"generation": generation}))
+
+    def publish(self, formation: Formation, newcomers: Collection[int]) -> None:
+        peers = {shard: self._peers[shard] for shard in formation.live if shard != LEADER}
+        self._stage.publish(View(formation, newcomers, peers))
+
+    def halt(self, generation: int) -> None:
+        self._stage.halt(generation)
+
+    def expel(self, shard: int, reason: str) -> None:
+        first_s, longest_s = BACKOFF_S
+        wait_s = min(2 * self._backoff_s.get(shard, first_s / 2), longest_s)
+        self._backoff_s[shard] = wait_s
+        logger.error("shard %d is sent away for %.0f s: %s", shard, wait_s, reason)
+        peer = self._peers.pop(shard)
+        _send_away(peer.link, reason, wait_s)
+
+    # The control thread.
+
+    def _control(self) -> None:
+        while True:
+            try:
+                event = self._posted.get(timeout=TICK_S)
+            except queue.Empty:
+                self._launcher.tend()
+            else:
+                if event is None:
+                    return
+                self._assembly.loads = self._loads()
+                event()
+            self.status = self._read_status()
+            self._stage.tick()
+
+    def _read_status(self) -> GroupStatus:
+        assembly, active = self._assembly, self._assembly.active
+        return GroupStatus(
+            num_shards=self._settings.num_shards,
+            size=0 if active is None else len(active.live),
+            generation=0 if active is None else active.generation,
+            num_reforms=assembly.tally.num_reforms,
+            num_moves=assembly.tally.num_moves,
+            is_degraded=active is not None and not active.is_complete,
+            problem=assembly.problem,
+            is_hopeless=assembly.is_hopeless,
+            placement=assembly.target if active is None else active.placement,
+        )
+
+    def _welcome(self, hello: Hello, link: Link, objection: str) -> None:
+        shard = hello.shard
+        if objection:
+            self._assembly.objected(objection)
+            _send_away(link, objection, BACKOFF_S[1] / 2)
+            return
+        if shard in self._peers:
+            self._remove(self._peers[shard], "another worker came in its place")
+        peer = self._peers[shard] = Peer(hello, link)
+        link.start(partial(self._on_frame, shard, peer), partial(self._on_end, shard, peer), f"shard-{shard}")
+        self._assembly.backend = self._backend()
+        self._assembly.joined(shard)
+
+    def _backend(self) -> str:
+        """NCCL wants a GPU for each shard."""
+        ids = [device_id(torch.device(self._settings.device))]
+        ids += [peer.hello.device_id for peer in self._peers.values()]
+        return "nccl" if all(ids) and len(set(ids)) == len(ids) else "gloo"
+
+    def _remove(self, peer: Peer, reason: str) -> None:
+        hello = peer.hello
+        if self._peers.get(hello.shard) is not peer:
+            return  # it has gone by itself
+        peer.link.close()
+        self._launcher.kill(hello.shard, hello.host, hello.pid)
+        self._left(hello.shard, peer, reason)
+
+    def _left(self, shard: int, peer: Peer, reason: str) -> None:
+        if self._peers.get(shard) is peer:
+            del self._peers[shard]
+            self._assembly.left(shard, reason)
+
+    # Other threads.
+
+    def _greet(self, hello: Hello, link: Link, objection: str) -> None:
+        self.post(partial(self._welcome, hello, link, objection))
+
+    def _on_frame(self, shard: int, peer: Peer, frame: Frame) -> None:
+        if frame.kind == "prepared":
+            self.post(partial(self._assembly.prepared, shard, Prepared(**frame.fields)))
+        else:
+            peer.replies.put(frame)
+
+    def _on_end(self, shard: int, peer: Peer, reason: str) -> None:
+        self.post(partial(self._left, shard, peer, reason))
+        peer.replies.put(None)
+
+    def _on_own_report(self, report: Prepared) -> None:
+        self.post(partial(self._assembly.prepared, LEADER, report))
+
+    def _on_silence(self, peer: Peer) -> None:
+        self.remove(peer, f"silent for {self._settings.timeout_s:g} s")
+
+
+def _send_away(link: Link, reason: str, wait_s: float) -> None:
+    with suppress(WireError):  # it has gone by itself
+        link.send(Frame("leave", {"reason": reason, "wait_s": wait_s}))
+    link.close()

@@ -1,0 +1,105 @@
+"""Loads of experts for a plan: from a file, or made up."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_models.errors import DataError, PlacementError
+from fewshard_serve.placement.balanced import usable_loads
+
+Loads = NDArray[np.float64]
+
+
+def uniform(num_layers: int, num_experts: int) -> Loads:
+    """[num_layers, num_experts]: every expert has the same load; a layer's sum is 1."""
+    return np.full((num_layers, num_experts), 1 / num_experts)
+
+
+def zipf(num_layers: int, num_experts: int, exponent: float, seed: int) -> Loads:
+    """[num_layers, num_experts]: the r-th hottest has r^-exponent, in another order each layer; sum 1."""
+    random = np.random.default_rng(seed)
+    ranked = np.arange(1, num_experts + 1, dtype=np.float64) ** -exponent
+    return np.stack([random.permutation(ranked / ranked.sum()) for _ in range(num_layers)])
+
+
+def drifting(start: Loads, steps: int, drift: float, seed: int) -> Iterator[Loads]:
+    """`steps` loads: each logarithm walks by `drift` times a normal number a step; layers keep their sum."""
+    random = np.random.default_rng(seed)
+    now = start
+    for _ in range(steps):
+        yield now
+        moved = now * np.exp(drift * random.standard_normal(now.shape))
+        now = moved * (start.sum(axis=1, keepdims=True) / moved.sum(axis=1, keepdims=True))
+
+
+def read_loads(file: Path) -> Loads:
+    """[num_layers, num_experts] of a JSON or CSV file; a list of matrices is no single load.
+
+    JSON: the body of `GET /v2/models/<m>/experts` (the window's tokens, or all since the start where the
+    window is empty), a matrix, or `{"loads": matrix}`. CSV: a line for each layer. Raises DataError.
+    """
+    return _checked(file, _matrix(file, _content(file)))
+
+
+def read_trace(file: Path) -> list[Loads]:
+    """The loads of a JSON list, one for each step, each as `read_loads` takes them; or of one load alone."""
+    content = _content(file)
+    steps = content if isinstance(content, list) and content and _is_step(content[0]) else [content]
+    trace = [_checked(file, _matrix(file, step)) for step in steps]
+    if len({step.shape for step in trace}) > 1:
+        raise DataError(f"{file}: the steps differ in layers or experts")
+    return trace
+
+
+def _is_step(value: Any) -> bool:
+    """A body or a matrix, not a row of numbers."""
+    return isinstance(value, dict) or (bool(value) and isinstance(value, list) and isinstance(value[0], list))
+
+
+def _content(file: Path) -> Any:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix.lower() == ".csv":
+            return [[float(cell) for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file}, line {error.lineno}: {error.msg}; give JSON, or a file named .csv"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} holds no loads: {error}") from error
+
+
+def _matrix(file: Path, content: Any) -> Any:
+    if isinstance(content, dict) and "layers" in content:
+        return _routed(file, content["layers"])
+    return content.get("loads") if isinstance(content, dict) else content
+
+
+def _routed(file: Path, layers: Any) -> Any:
+    """The window's tokens of each layer, or the totals."""
+    try:
+        window = [layer["tokens"] for layer in layers]
+        return window if np.any(np.array(window)) else [layer["tokens_total"] for layer in layers]
+    except (TypeError, KeyError, ValueError) as error:
+        raise DataError(f"{file}: its layers are not those of GET /v2/models/<m>/experts") from error
+
+
+def _checked(file: Path, matrix: Any) -> Loads:
+    try:
+        array = np.array(matrix)
+    except ValueError as error:
+        raise DataError(f"{file}: every layer has as many experts; these lists differ in length") from error
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{file} holds no matrix of numbers, a row for each layer")
+    try:
+        usable_loads(array)
+    except PlacementError as error:
+        raise DataError(f"{file}: {error}") from error
+    return array.astype(np.float64)
