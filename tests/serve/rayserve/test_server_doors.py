@@ -223,7 +223,7 @@ def test_what_is_nearly_http_does_no_harm(server, name):
             client.sendall(RAW[name])
             client.shutdown(socket.SHUT_WR)
             answers = read_all(client)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:  # it has hung up
             answers = b""
     statuses = [int(part[:3]) for part in answers.split(b"HTTP/1.1 ")[1:]]
     assert all(200 <= status < 500 or status == 501 for status in statuses), answers
