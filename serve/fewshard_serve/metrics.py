@@ -84,12 +84,16 @@ BY_NAME = {family.name: family for family in FAMILIES}
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a scrape reads what is not counted request by request; called from the scraping thread."""
+    """Where a scrape reads what is not counted request by request; called from the scraping thread.
+
+    `has_queue` is false of a model that only asks others, as a cascade does: it admits and queues nothing.
+    """
 
     info: ModelInfo
     queue_items: Callable[[], int]
     inflight_items: Callable[[], int]
     admission_limit_items: Callable[[], int]
+    has_queue: bool = True
     routing: Callable[[], Routing | None] = lambda: None
     group: Callable[[], GroupState | None] = lambda: None
 
@@ -234,9 +238,10 @@ class _Samples:
 
 def _sample_source(samples: _Samples, source: ModelSource) -> None:
     info = source.info
-    samples.add("fewshard_queue_items", [info.name], source.queue_items())
-    samples.add("fewshard_inflight_items", [info.name], source.inflight_items())
-    samples.add("fewshard_admission_limit_items", [info.name], source.admission_limit_items())
+    if source.has_queue:
+        samples.add("fewshard_queue_items", [info.name], source.queue_items())
+        samples.add("fewshard_inflight_items", [info.name], source.inflight_items())
+        samples.add("fewshard_admission_limit_items", [info.name], source.admission_limit_items())
     what = [info.name, info.version, info.task, info.kind, info.architecture, info.dtype, info.device]
     samples.add("fewshard_model_info", what, 1)
 

@@ -55,14 +55,9 @@ class Cascading:
         cascade = self._cascade
         if cascade.ready:
             return [ModelEntry(cascade.info.name, "READY", cascade.info.version, info=cascade.info)]
-        is_loading = not self._is_counted and not self._is_draining
-        return [
-            ModelEntry(
-                cascade.info.name,
-                "LOADING" if is_loading else "UNAVAILABLE",
-                reason=cascade.not_ready_reason,
-            )
-        ]
+        if not self._is_counted and not self._is_draining:
+            return [ModelEntry(cascade.info.name, "LOADING", reason="loading")]
+        return [ModelEntry(cascade.info.name, "UNAVAILABLE", reason=cascade.not_ready_reason)]
 
     async def classify(
         self,
@@ -138,6 +133,7 @@ class Cascading:
         return ModelSource(
             info=self._cascade.info,
             queue_items=lambda: 0,
-            inflight_items=lambda: self._num_inside,
+            inflight_items=lambda: 0,
             admission_limit_items=lambda: 0,
+            has_queue=False,
         )

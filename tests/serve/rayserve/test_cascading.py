@@ -94,7 +94,7 @@ def test_it_is_ready_once_its_stages_are(cascading, hosts):
     hosts.down.add("dear")
     run(cascading.refresh())
     (entry,) = cascading.entries()
-    assert (entry.state, entry.reason) == ("LOADING", "no answer from dear")
+    assert (entry.state, entry.reason) == ("LOADING", "loading")
     hosts.down.clear()
     run(cascading.refresh())
     (entry,) = cascading.entries()
@@ -122,6 +122,7 @@ def test_metrics_tell_the_share_that_went_on_and_the_cost(cascading):
     for _ in range(3):
         run(classify(cascading, "50", "3"))
     text = cascading.metrics.render().decode()
+    assert "fewshard_queue_items" not in text, "it queues nothing"
     for line in (
         'fewshard_cascade_items_total{model="auto",stage="cheap"} 3.0',
         'fewshard_cascade_items_total{model="auto",stage="dear"} 3.0',
