@@ -1,18 +1,13 @@
 """What a server benchmark found, as JSON and as Markdown; `server.py` fills it."""
 
 import json
-import os
-import platform
-import subprocess
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench_process import Memory
-
 from fewshard_loadtest import Result
+from fewshard_loadtest.peers.machine import machine, markdown_table
+from fewshard_loadtest.proctree import Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +48,6 @@ NOTES = (
 )
 
 
-def machine() -> dict[str, str]:
-    """Where and when, and with which versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit or "unknown",
-        "cpu": _cpu_name(),
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("ray", "torch", "locust")},
-    }
-
-
-def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def _runs_table(all_runs: dict[str, list[Result]]) -> str:
     header = (
         "server",
@@ -107,9 +81,3 @@ def _memory_table(all_memory: dict[str, list[Memory]]) -> str:
         rows += [(server, each.name, f"{each.rss_mib:.0f}", f"{each.pss_mib:.0f}") for each in entries]
         rows.append((server, "**together**", "", f"{sum(each.pss_mib for each in entries):.0f}"))
     return markdown_table(("server", "process", "resident MiB", "proportional MiB"), rows)
-
-
-def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A GitHub table."""
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

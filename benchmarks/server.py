@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-from bench_process import Memory, memory_of, serving
 from bench_report import Report
 
 from fewshard_loadtest import Plan, Result, run_headless
-
-HERE = Path(__file__).parent
-ECHO = "echo"
+from fewshard_loadtest.peers.catalogue import ECHO, echo_command
+from fewshard_loadtest.peers.processes import serving
+from fewshard_loadtest.proctree import Memory, memory_of
 
 
 def main() -> int:
@@ -27,7 +26,7 @@ def main() -> int:
     fewshard = [str(Path(sys.executable).parent / "fewshard"), "serve", "--port", str(options.port)]
     if options.config:
         fewshard.append(options.config)
-    echo = [sys.executable, str(HERE / "echo.py"), "--port", str(options.port)]
+    echo = echo_command(sys.executable, options.port)
     measured = {"fewshard": measure(fewshard, options, "fewshard"), ECHO: measure(echo, options, ECHO)}
     report = Report(
         command=shlex.join(["python", *sys.argv]),
@@ -44,7 +43,7 @@ def measure(
 ) -> tuple[list[Result], list[Memory]]:
     """All runs against one server, and its memory after them."""
     url = f"http://127.0.0.1:{options.port}"
-    with serving(command, url, options.out / f"{name}.log") as server:
+    with serving(command, f"{url}/v2/health/ready", options.out / f"{name}.log") as server:
         models = {ECHO: "text"} if name == ECHO else served_models(url, options.models)
         plans = [
             Plan(

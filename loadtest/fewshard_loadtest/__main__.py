@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
+from fewshard_loadtest.dialects import DIALECTS
 from fewshard_loadtest.measure import SCENARIOS, Plan
 
 
@@ -28,6 +29,10 @@ def parse(arguments: Sequence[str] | None = None) -> Plan:
         "--items", dest="num_items", type=int, default=default.num_items, help="items a request"
     )
     parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--dialect", choices=DIALECTS, default=default.dialect, help="the server's kind")
+    parser.add_argument(
+        "--server-pid", type=int, default=default.server_pid, help="read the CPU time of this process's tree"
+    )
     options = parser.parse_args(arguments)
     return Plan(**{field.name: getattr(options, field.name) for field in fields(Plan)})
 

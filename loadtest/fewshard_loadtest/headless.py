@@ -10,22 +10,24 @@ import gevent
 from locust.env import Environment
 
 from fewshard_loadtest.measure import Plan, Result, Sample, summarise
+from fewshard_loadtest.proctree import cpu_seconds
 from fewshard_loadtest.users import NETWORK_TIMEOUT_S, prepare
 
 
 def run_here(plan: Plan) -> Result:
     """Start all users at once, run for the warm-up and the duration, and wait for the last answers."""
-    user = prepare(plan.scenario, plan.model, plan.num_items, plan.seed, plan.rate / plan.num_users)
+    user = prepare(plan)
     environment = Environment(user_classes=[user], host=plan.host, stop_timeout=NETWORK_TIMEOUT_S + 5)
     samples = _record(environment)
     runner = environment.create_local_runner()
     runner.start(plan.num_users, spawn_rate=plan.num_users)
     gevent.sleep(plan.warmup_s)
-    begun_at, cpu_s = time.time(), time.process_time()
-    gevent.sleep(plan.duration_s)
+    begun_at, cpu_s, server_s = time.time(), time.process_time(), cpu_seconds(plan.server_pid)
+    gevent.sleep(max(begun_at + plan.duration_s - time.time(), 0.0))
     generator_cpu = (time.process_time() - cpu_s) / plan.duration_s
+    server_cpu_s = cpu_seconds(plan.server_pid) - server_s if plan.server_pid else None
     runner.quit()
-    return summarise(plan, samples, begun_at, generator_cpu)
+    return summarise(plan, samples, begun_at, generator_cpu, server_cpu_s)
 
 
 def _record(environment: Environment) -> list[Sample]:

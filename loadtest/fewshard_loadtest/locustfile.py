@@ -4,7 +4,7 @@ from typing import Any
 
 from locust import events
 
-from fewshard_loadtest.measure import SCENARIOS
+from fewshard_loadtest.measure import SCENARIOS, Plan
 from fewshard_loadtest.users import ClassifyUser, ImageUser, InferUser, PoissonUser, prepare
 
 __all__ = ["ClassifyUser", "ImageUser", "InferUser", "PoissonUser"]
@@ -31,6 +31,5 @@ def add_options(parser: Any) -> None:
 def choose_users(environment: Any, **_: Any) -> None:
     """Keep the scenario's user class alone."""
     options = environment.parsed_options
-    environment.user_classes = [
-        prepare(options.scenario, options.model, options.items, options.seed, options.rate)
-    ]
+    plan = Plan("", options.model, options.scenario, num_items=options.items, seed=options.seed)
+    environment.user_classes = [prepare(plan, options.rate)]

@@ -15,6 +15,7 @@ class Plan:
     """One run. `rate` is the requests per second of all users together, for the open-loop scenario alone.
 
     What is sent in the first `warmup_s` is answered but not counted. `num_items` texts or images a request.
+    `dialect` names the server (`dialects`); `server_pid`, where not 0, is the process whose CPU time is read.
     """
 
     host: str
@@ -26,6 +27,8 @@ class Plan:
     warmup_s: float = 1.0
     num_items: int = 1
     seed: int = 0
+    dialect: str = "fewshard"
+    server_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +44,25 @@ class Sample:
 class Result:
     """The requests sent within the measured time. Latencies are of good answers; None where there was none.
 
-    `generator_cpu` is the share of one core that the generator itself used: near 1, it was the bottleneck.
+    `rps` counts good answers to what was sent within that time; `answered_rps` those that came within it,
+    which a server that falls behind sustains. `generator_cpu` is the share of one core that the generator
+    itself used: near 1, it was the bottleneck. `server_cpu_s` is the CPU time of the server's processes,
+    where the plan names one.
     """
 
     plan: Plan
     num_requests: int
     num_failures: int
     rps: float
+    answered_rps: float
     mean_ms: float | None
     p50_ms: float | None
     p90_ms: float | None
+    p95_ms: float | None
     p99_ms: float | None
     max_ms: float | None
     generator_cpu: float
+    server_cpu_s: float | None
     errors: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,9 +75,18 @@ class Result:
         return cls(**{**fields, "plan": Plan(**fields["plan"])})
 
 
-def summarise(plan: Plan, samples: Sequence[Sample], begun_at: float, generator_cpu: float) -> Result:
+def summarise(
+    plan: Plan,
+    samples: Sequence[Sample],
+    begun_at: float,
+    generator_cpu: float,
+    server_cpu_s: float | None = None,
+) -> Result:
     """Count what was sent from `begun_at` (epoch seconds, warm-up over) on, for `duration_s`."""
-    counted = [s for s in samples if begun_at <= s.sent_at < begun_at + plan.duration_s]
+    ended_at = begun_at + plan.duration_s
+    counted = [s for s in samples if begun_at <= s.sent_at < ended_at]
+    good = [s for s in samples if s.error is None]
+    num_answered = sum(begun_at <= s.sent_at + s.latency_ms / 1000 < ended_at for s in good)
     latencies = sorted(sample.latency_ms for sample in counted if sample.error is None)
     errors = Counter(sample.error for sample in counted if sample.error is not None)
     return Result(
@@ -76,12 +94,15 @@ def summarise(plan: Plan, samples: Sequence[Sample], begun_at: float, generator_
         num_requests=len(counted),
         num_failures=errors.total(),
         rps=round(len(latencies) / plan.duration_s, 3),
+        answered_rps=round(num_answered / plan.duration_s, 3),
         mean_ms=_rounded(sum(latencies) / len(latencies)) if latencies else None,
         p50_ms=percentile(latencies, 0.50),
         p90_ms=percentile(latencies, 0.90),
+        p95_ms=percentile(latencies, 0.95),
         p99_ms=percentile(latencies, 0.99),
         max_ms=percentile(latencies, 1.0),
         generator_cpu=round(generator_cpu, 3),
+        server_cpu_s=None if server_cpu_s is None else round(server_cpu_s, 3),
         errors=dict(errors),
     )
 

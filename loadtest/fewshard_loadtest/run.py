@@ -25,6 +25,5 @@ def run_headless(plan: Plan) -> Result:
 
 
 def _options(plan: Plan) -> list[str]:
-    return [
-        f"--{_OPTION_OF.get(field.name, field.name)}={getattr(plan, field.name)}" for field in fields(plan)
-    ]
+    names = {field.name: _OPTION_OF.get(field.name, field.name).replace("_", "-") for field in fields(plan)}
+    return [f"--{option}={getattr(plan, name)}" for name, option in names.items()]

@@ -15,14 +15,9 @@ from gevent.pool import Pool
 from locust import FastHttpUser, task
 
 from fewshard_loadtest.arrivals import poisson_arrivals
-from fewshard_loadtest.measure import Scenario
-from fewshard_loadtest.payloads import (
-    Request,
-    classify_request,
-    image_requests,
-    infer_request,
-    text_requests,
-)
+from fewshard_loadtest.dialects import DIALECTS
+from fewshard_loadtest.measure import Plan, Scenario
+from fewshard_loadtest.payloads import Request, image_requests, infer_request, text_requests
 
 NETWORK_TIMEOUT_S = 30.0
 MAX_IN_FLIGHT = 4096
@@ -135,20 +130,21 @@ USERS: dict[Scenario, type[ModelUser]] = {
 }
 
 
-def prepare(
-    scenario: Scenario, model: str, num_items: int, seed: int, rate_per_user: float
-) -> type[ModelUser]:
-    """The user class of a scenario, with its requests made. Reads SST-2 where FEWSHARD_DATA is set."""
-    user = USERS[scenario]
-    user.requests = tuple(_requests(scenario, model, num_items, seed))
-    user.seed = seed
-    user.rate_per_user = rate_per_user
+def prepare(plan: Plan, rate_per_user: float | None = None) -> type[ModelUser]:
+    """The user class of a plan's scenario, with its requests made. Reads SST-2 where FEWSHARD_DATA is set.
+
+    `rate_per_user` None: the plan's rate, shared by its users.
+    """
+    user = USERS[plan.scenario]
+    user.requests = tuple(_requests(plan))
+    user.seed = plan.seed
+    user.rate_per_user = plan.rate / plan.num_users if rate_per_user is None else rate_per_user
     return user
 
 
-def _requests(scenario: Scenario, model: str, num_items: int, seed: int) -> list[Request]:
-    if scenario == "image":
-        return image_requests(model, num_items, seed)
-    make = infer_request if scenario == "infer" else classify_request
+def _requests(plan: Plan) -> list[Request]:
+    if plan.scenario == "image":
+        return image_requests(plan.model, plan.num_items, plan.seed)
+    make = infer_request if plan.scenario == "infer" else DIALECTS[plan.dialect].request
     data = os.environ.get("FEWSHARD_DATA")
-    return text_requests(make, model, num_items, seed, Path(data) if data else None)
+    return text_requests(make, plan.model, plan.num_items, plan.seed, Path(data) if data else None)

@@ -1,6 +1,7 @@
 """`fewshard bench`: measured tables against named peers, in one run, as JSON and Markdown."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +26,21 @@ def register(subparsers: Any) -> None:
         help="first time every tile of the GPU kernels, and use the fastest; writes tiles.json into OUT",
     )
     kernels.set_defaults(run=run)
+    _add_server(subjects)
+
+
+def _add_server(subjects: Any) -> None:
+    """The load generator, which this room does not import, reads the options: they are handed on."""
+    server = subjects.add_parser(
+        "server", help="one checkpoint here and on other servers", add_help=False, prefix_chars="\0"
+    )
+    server.add_argument("options", nargs="*")
+    server.set_defaults(run=run_server)
+
+
+def run_server(args: argparse.Namespace) -> int:
+    """Become the load generator's process; it does not return."""
+    os.execv(sys.executable, [sys.executable, "-m", "fewshard_loadtest.peers", *args.options])
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

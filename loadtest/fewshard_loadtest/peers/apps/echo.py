@@ -1,4 +1,4 @@
-"""An application that does nothing, deployed as a Fewshard host is; `server.py` measures it for comparison.
+"""An application that does nothing, deployed as a Fewshard host is; benchmarks measure it for comparison.
 
 It reads each body and gives one fixed answer: what remains is what Ray Serve and HAProxy cost.
 """

@@ -1,0 +1,1 @@
+"""Fewshard beside other servers, the same checkpoint on the same machine: `fewshard bench server`."""

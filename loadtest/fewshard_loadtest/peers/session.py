@@ -1,0 +1,162 @@
+"""One server from its start to its end: checked, loaded, weighed; `rounds` strings sessions together."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from fewshard_loadtest.dialects import DIALECTS
+from fewshard_loadtest.measure import Plan, Result
+from fewshard_loadtest.peers.catalogue import ECHO, MODEL, OURS, Launch, Server
+from fewshard_loadtest.peers.checkpoint import Expected, check_labels
+from fewshard_loadtest.peers.errors import BenchmarkError
+from fewshard_loadtest.peers.processes import serving
+from fewshard_loadtest.peers.settings import Setting
+from fewshard_loadtest.proctree import Memory, memory_of
+from fewshard_loadtest.run import run_headless
+
+_ANSWER_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What every server is put under: users of the closed loop, then shares of the capacity seen there."""
+
+    users: tuple[int, ...]
+    shares: tuple[float, ...]
+    duration_s: float
+    warmup_s: float
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A server with a setting: a row of the report."""
+
+    server: Server
+    setting: Setting
+
+    def __str__(self) -> str:
+        return f"{self.server.title} {self.setting.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one start of a subject gave. `open_loop` is by share of the capacity, `mean_batches` by users.
+
+    `agreeing` is the share of labels as the checkpoint's own in fp32; None of the echo.
+    """
+
+    command: str
+    closed_loop: list[Result] = field(default_factory=list)
+    open_loop: dict[float, Result] = field(default_factory=dict)
+    memory: list[Memory] = field(default_factory=list)
+    agreeing: float | None = None
+    dtype: str | None = None
+    mean_batches: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where servers run: each environment's programs, the checkpoint, its labels, a port."""
+
+    bins: dict[str, Path]
+    model: Path
+    expected: Sequence[Expected]
+    port: int
+    work: Path
+
+    def launch(self, subject: Subject) -> Launch:
+        """What to start for a subject."""
+        bin_ = self.bins.get(subject.server.name, Path(sys.executable).parent)
+        return Launch(bin_, self.model, self.port, self.work, subject.setting)
+
+
+def measure(subject: Subject, place: Place, load: Load) -> Session:
+    """Start it, check its answers, run the load and stop it. Raises BenchmarkError if it is no use."""
+    launch, url = place.launch(subject), f"http://127.0.0.1:{place.port}"
+    command, environment = subject.server.command(launch), subject.server.environment(launch)
+    log = place.work / f"{subject.server.name}.log"
+    with serving(command, url + subject.server.ready, log, environment, place.work) as process:
+        agreeing = check_answers(subject, url, place.expected)
+        session = Session(shlex.join(command), agreeing=agreeing, dtype=_dtype(subject, url))
+        for num_users in load.users:
+            before = _batches(subject, url)
+            session.closed_loop.append(_run(subject, _plan(subject, url, load, process.pid, num_users)))
+            session.mean_batches.update(_mean_batch(num_users, before, _batches(subject, url)))
+        session.memory.extend(memory_of(process.pid))
+        capacity = max(run.answered_rps for run in session.closed_loop)
+        for share in load.shares if capacity and subject.server.name != ECHO else ():
+            plan = _plan(subject, url, load, process.pid, 1, rate=share * capacity)
+            session.open_loop[share] = _run(subject, plan)
+    return session
+
+
+def check_answers(subject: Subject, url: str, expected: Sequence[Expected]) -> float | None:
+    """Ask for every text's label, one request each. Raises BenchmarkError where answers are not right."""
+    if subject.server.name == ECHO:
+        return None
+    try:
+        with httpx.Client(base_url=url, timeout=_ANSWER_TIMEOUT_S) as client:
+            labels = [_label(subject, client, one.text) for one in expected]
+    except (httpx.HTTPError, ValueError) as error:
+        raise BenchmarkError(f"does not answer as it should: {error}") from error
+    return check_labels(expected, labels, is_exact=subject.setting.dtype == "fp32")
+
+
+def _label(subject: Subject, client: httpx.Client, text: str) -> str:
+    dialect = DIALECTS[subject.server.dialect]
+    request = dialect.request(MODEL, [text])
+    answer = client.post(request.path, content=request.body, headers=request.headers)
+    return dialect.label_in(answer.raise_for_status().content)
+
+
+def _plan(
+    subject: Subject, url: str, load: Load, pid: int, num_users: int, rate: float | None = None
+) -> Plan:
+    return Plan(
+        host=url,
+        model=MODEL,
+        scenario="classify" if rate is None else "open-loop",
+        num_users=num_users,
+        rate=1.0 if rate is None else round(rate, 3),
+        duration_s=load.duration_s,
+        warmup_s=load.warmup_s,
+        seed=load.seed,
+        dialect=subject.server.dialect,
+        server_pid=pid,
+    )
+
+
+def _run(subject: Subject, plan: Plan) -> Result:
+    load = f"{plan.num_users} users" if plan.scenario == "classify" else f"{plan.rate:.1f} requests/s"
+    result = run_headless(plan)
+    found = f"{result.answered_rps:.1f}/s, p50 {result.p50_ms} ms, {result.num_failures} failures"
+    print(f"{subject}, {load}: {found}", file=sys.stderr, flush=True)
+    return result
+
+
+def _dtype(subject: Subject, url: str) -> str | None:
+    """What the setting says or, where it says nothing, our server; None of the echo."""
+    if subject.setting.dtype is not None or subject.server.name != OURS:
+        return subject.setting.dtype
+    return str(httpx.get(f"{url}/v2/models/{MODEL}/config").raise_for_status().json()["dtype"])
+
+
+def _batches(subject: Subject, url: str) -> tuple[int, int] | None:
+    """Items and batches so far, which our server tells."""
+    if subject.server.name != OURS:
+        return None
+    (stats,) = httpx.get(f"{url}/v2/models/{MODEL}/stats").raise_for_status().json()["model_stats"]
+    return int(stats["inference_count"]), int(stats["execution_count"])
+
+
+def _mean_batch(
+    num_users: int, before: tuple[int, int] | None, after: tuple[int, int] | None
+) -> dict[int, float]:
+    if before is None or after is None or after[1] == before[1]:
+        return {}
+    return {num_users: (after[0] - before[0]) / (after[1] - before[1])}

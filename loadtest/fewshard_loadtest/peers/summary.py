@@ -1,0 +1,191 @@
+"""What the rounds come to: medians, where our CPU time goes, and how far we are from the best peer."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from fewshard_loadtest.measure import Result
+from fewshard_loadtest.peers.catalogue import ECHO
+from fewshard_loadtest.peers.rounds import Found, is_ours
+from fewshard_loadtest.peers.session import Session, Subject
+from fewshard_loadtest.peers.settings import SHIPPED, TUNED
+
+_REFUSAL = re.compile(r"\b(429|503)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One subject under one load; medians over the rounds, requests and errors added up.
+
+    `rate` is what was sent a second in the open loop, None in the closed one. `refused` counts 429 and 503,
+    `failed` every other error. `cpu_ms` is the CPU time of the server's processes for a good answer.
+    """
+
+    subject: Subject
+    load: float
+    num_rounds: int
+    rate: float | None
+    answered_rps: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    num_requests: int
+    refused: int
+    failed: int
+    cpu_ms: float | None
+    generator_cpu: float
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSplit:
+    """Where the CPU milliseconds of one of our answers go; `rest_ms` is what the others do not explain."""
+
+    num_users: int
+    mean_batch: float
+    total_ms: float
+    model_ms: float
+    echo_ms: float
+
+    @property
+    def rest_ms(self) -> float:
+        return self.total_ms - self.model_ms - self.echo_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Ours over the best peer's, or for a latency the other way round: above 1, ours is better."""
+
+    what: str
+    ours: float
+    best: float
+    peer: str
+    ratio: float
+    wanted: float
+
+
+def closed_loop(found: Found) -> list[Row]:
+    """A row for each number of users and subject, by users."""
+    rows = [_row(subject, load, runs) for subject, load, runs in _by_load(found, _closed_runs)]
+    return sorted(rows, key=lambda row: row.load)
+
+
+def open_loop(found: Found) -> list[Row]:
+    """A row for each share of the capacity and subject, by shares."""
+    rows = [_row(subject, load, runs) for subject, load, runs in _by_load(found, _open_runs)]
+    return sorted(rows, key=lambda row: row.load)
+
+
+def memory_mib(sessions: Sequence[Session]) -> float:
+    """Proportional memory of all processes of a server, the median over its sessions."""
+    return median(sum(entry.pss_mib for entry in session.memory) for session in sessions)
+
+
+def batch_sizes(found: Found) -> dict[int, float]:
+    """The mean batch that our server formed, by users."""
+    ours = [
+        session for subject, sessions in found.sessions.items() if is_ours(subject) for session in sessions
+    ]
+    users = sorted({users for session in ours for users in session.mean_batches})
+    return {users: median(s.mean_batches[users] for s in ours if users in s.mean_batches) for users in users}
+
+
+def cpu_splits(found: Found, model_ms: Mapping[int, float]) -> list[CpuSplit]:
+    """For each number of users whose batches were costed: `model_ms` is by batch size."""
+    rows = closed_loop(found)
+    ours = {int(row.load): row.cpu_ms for row in rows if is_ours(row.subject)}
+    echo = {int(row.load): row.cpu_ms for row in rows if row.subject.server.name == ECHO}
+    splits = []
+    for users, batch in batch_sizes(found).items():
+        total, base, cost = ours.get(users), echo.get(users), model_ms.get(round(batch))
+        if total is not None and base is not None and cost is not None:
+            splits.append(CpuSplit(users, batch, total, cost, base))
+    return splits
+
+
+def ratios(found: Found) -> list[Ratio]:
+    """What the project asks of itself, for the loads that were run."""
+    rows = closed_loop(found)
+    at = {users: [row for row in rows if row.load == users] for users in (1, 64)}
+    asked = [
+        _best("requests/s at 64 users, peers as shipped", at[64], SHIPPED, _rps, 5.0),
+        _best("requests/s at 64 users, peers tuned", at[64], TUNED, _rps, 2.5),
+        _best("p99 at 64 users", at[64], None, _faster(lambda row: row.p99_ms), 1.0),
+        _best("p50 at 1 user", at[1], None, _faster(lambda row: row.p50_ms), 2.0),
+    ]
+    return [ratio for ratio in asked if ratio is not None]
+
+
+def _rps(row: Row) -> float:
+    return row.answered_rps
+
+
+def _faster(latency: Callable[[Row], float | None]) -> Callable[[Row], float]:
+    """Negative, so that the greatest is the fastest; no answer is slower than any."""
+    return lambda row: -(latency(row) or float("inf"))
+
+
+def _best(
+    what: str, rows: Sequence[Row], setting: str | None, score: Callable[[Row], float], wanted: float
+) -> Ratio | None:
+    """None where ours or every peer is missing."""
+    ours = [row for row in rows if is_ours(row.subject)]
+    peers = [
+        row for row in rows if row.subject.server.is_peer and setting in (None, row.subject.setting.name)
+    ]
+    if not ours or not peers:
+        return None
+    best = max(peers, key=score)
+    mine, theirs = score(ours[0]), score(best)
+    ratio = theirs / mine if theirs < 0 else mine / theirs if theirs else float("inf")
+    return Ratio(what, abs(mine), abs(theirs), str(best.subject), ratio, wanted)
+
+
+def _closed_runs(session: Session) -> Iterable[tuple[float, Result]]:
+    return ((float(run.plan.num_users), run) for run in session.closed_loop)
+
+
+def _open_runs(session: Session) -> Iterable[tuple[float, Result]]:
+    return session.open_loop.items()
+
+
+def _by_load(
+    found: Found, runs_of: Callable[[Session], Iterable[tuple[float, Result]]]
+) -> list[tuple[Subject, float, list[Result]]]:
+    together: dict[tuple[Subject, float], list[Result]] = {}
+    for subject, sessions in found.sessions.items():
+        for session in sessions:
+            for load, run in runs_of(session):
+                together.setdefault((subject, load), []).append(run)
+    return [(subject, load, runs) for (subject, load), runs in together.items()]
+
+
+def _row(subject: Subject, load: float, runs: Sequence[Result]) -> Row:
+    refused = sum(n for run in runs for error, n in run.errors.items() if _REFUSAL.search(error))
+    is_open = runs[0].plan.scenario == "open-loop"
+    return Row(
+        subject=subject,
+        load=load,
+        num_rounds=len(runs),
+        rate=median(run.plan.rate for run in runs) if is_open else None,
+        answered_rps=median(run.answered_rps for run in runs),
+        p50_ms=_median(run.p50_ms for run in runs),
+        p95_ms=_median(run.p95_ms for run in runs),
+        p99_ms=_median(run.p99_ms for run in runs),
+        num_requests=sum(run.num_requests for run in runs),
+        refused=refused,
+        failed=sum(run.num_failures for run in runs) - refused,
+        cpu_ms=_median(_cpu_ms(run) for run in runs),
+        generator_cpu=median(run.generator_cpu for run in runs),
+    )
+
+
+def _cpu_ms(run: Result) -> float | None:
+    """For an answer that came within the measured time."""
+    num_answered = run.answered_rps * run.plan.duration_s
+    return None if run.server_cpu_s is None or not num_answered else 1000 * run.server_cpu_s / num_answered
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return median(there) if there else None
