@@ -20,7 +20,7 @@ MIN_RETRY_AFTER_S = 0.1
 MAX_RETRY_AFTER_S = 30.0
 UNMEASURED_RETRY_AFTER_S = 1.0
 FAIR_ALPHA = 8
-START_ITEMS = 256
+START_ITEMS = 512
 """The limit until waits are known: a slow device must not fill up with work it cannot do in time."""
 
 
