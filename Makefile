@@ -8,6 +8,8 @@ GPU_BENCH ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?=
+# How many requests `make fuzz` makes up for each test.
+EXAMPLES ?= 1000
 # Options of `make chaos`, for instance --shards 3 --seconds 20.
 CHAOS ?=
 
@@ -17,7 +19,7 @@ export FEWSHARD_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check check-all bench chaos gpu-check clean
+.PHONY: help setup serve test check check-all bench chaos fuzz gpu-check clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -42,6 +44,9 @@ check-all: check ## check, then every test, the slow ones included
 
 bench: $(VENV)/.installed ## measure the server beside an application that does nothing
 	$(BIN)/python benchmarks/server.py
+
+fuzz: $(VENV)/.installed ## made-up requests for every parser and endpoint, EXAMPLES=1000 each, on this machine alone
+	FEWSHARD_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m '' -rP tests/serve/fuzz
 
 chaos: $(VENV)/.installed ## kill, stop and rebalance the shards of a model under load; prints a table
 	$(BIN)/python benchmarks/chaos.py $(CHAOS)

@@ -11,14 +11,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 PATH_WORDS = frozenset(
-    {"versions", "ready", "infer", "classify", "stats", "config", "experts", "placement", "metrics", "index"}
+    {
+        "versions",
+        "ready",
+        "infer",
+        "classify",
+        "predict",
+        "stats",
+        "config",
+        "experts",
+        "placement",
+        "metrics",
+        "index",
+    }
 )
 """Words that follow or could stand for a model's name in a URL; no model may be called so."""
 
@@ -57,6 +71,7 @@ def _known_placement(placement: str) -> str:
 
 ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
+Confidence = Annotated[float, Field(strict=True, ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -91,8 +106,10 @@ class BatchingConfig(_Section):
 class AdmissionConfig(_Section):
     """What each replica accepts before it answers 429, and how long a request may take."""
 
+    min_items: PositiveInt = 32
     max_items: PositiveInt = 2048
     max_tokens: PositiveInt = 262_144
+    queue_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 2500.0
     deadline_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
 
 
@@ -149,8 +166,10 @@ class ModelConfig(_Section):
             max_tokens=self.batching.max_tokens,
             max_items=self.batching.max_items,
             max_wait_ms=self.batching.max_wait_ms,
+            admission_min_items=self.admission.min_items,
             admission_max_items=self.admission.max_items,
             admission_max_tokens=self.admission.max_tokens,
+            queue_ms=self.admission.queue_ms,
             deadline_ms=self.admission.deadline_ms,
         )
 
@@ -160,24 +179,89 @@ class ModelConfig(_Section):
         return self.replicas is not None or self.experts is not None or self.device == "cuda"
 
 
+class CascadeConfig(_Section):
+    """Several models as one: each is asked only for items of which those before it were not sure."""
+
+    name: ModelName
+    stages: Annotated[tuple[ModelName, ...], Field(min_length=2)]
+    accept_above: Confidence | tuple[Confidence, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CascadeConfig":
+        if len(self.thresholds) != len(self.stages) - 1:
+            raise ValueError(
+                f"accept_above must be one number, or one for each stage but the last: {len(self.stages) - 1}"
+            )
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError("a model is a stage twice; name each once")
+        return self
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One for each stage but the last."""
+        if isinstance(self.accept_above, tuple):
+            return self.accept_above
+        return (self.accept_above,) * (len(self.stages) - 1)
+
+
 class ServerConfig(_Section):
     """Where the server listens."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] = 8000
+    grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 8001
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "ServerConfig":
+        if self.port == self.grpc_port:
+            raise ValueError(f"port and grpc_port are both {self.port}; choose two")
+        return self
+
+
+class AuthConfig(_Section):
+    """Who may come in."""
+
+    tokens_file: Annotated[str, Field(min_length=1)]
+
+
+class LimitsConfig(_Section):
+    """How much one request may hold, and how long it may take to arrive."""
+
+    max_body_bytes: PositiveInt = 32 * 2**20
+    max_items: PositiveInt = 4096
+    max_text_bytes: PositiveInt = 1_000_000
+    max_json_depth: Annotated[int, Field(strict=True, ge=4, le=200)] = 32
+    max_image_pixels: PositiveInt = 25_000_000
+    max_body_s: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 30.0
+
+    @property
+    def limits(self) -> Limits:
+        """The same in the form that the protocols take."""
+        return Limits(**self.model_dump())
+
+
+class LoggingConfig(_Section):
+    """What is written down, and how."""
+
+    format: Literal["text", "json"] = "text"
+    requests: bool = False
 
 
 class FewshardConfig(_Section):
     """The whole of `fewshard.yaml`."""
 
     models: tuple[ModelConfig, ...]
+    cascades: tuple[CascadeConfig, ...] = ()
     server: ServerConfig = ServerConfig()
+    auth: AuthConfig | None = None
+    limits: LimitsConfig = LimitsConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _names_differ(self) -> "FewshardConfig":
         if not self.models:
             raise ValueError("models is empty; name at least one model")
-        names = [model.name for model in self.models]
+        names = [*(model.name for model in self.models), *(cascade.name for cascade in self.cascades)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
@@ -185,28 +269,54 @@ class FewshardConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stages_are_models(self) -> "FewshardConfig":
+        names = [model.name for model in self.models]
+        for cascade in self.cascades:
+            for stage in cascade.stages:
+                if stage not in names:
+                    raise ValueError(
+                        f"the cascade {cascade.name!r} has the stage {stage!r}, which is no model; "
+                        f"there are: {', '.join(names)}"
+                    )
+        return self
+
     def only(self, names: list[str]) -> "FewshardConfig":
-        """The same with these models alone, in this order; raises `ConfigError` for an unknown name."""
+        """The same with these models alone, in this order, and the cascades that are made of them.
+
+        A cascade's name stands for its stages. Raises `ConfigError` for an unknown name.
+        """
         by_name = {model.name: model for model in self.models}
+        stages = {cascade.name: cascade.stages for cascade in self.cascades}
+        wanted: list[str] = []
         for name in names:
-            if name not in by_name:
-                raise ConfigError(
-                    f"no model named {name!r} in the configuration; there are: {', '.join(by_name)}"
-                )
+            if name not in by_name and name not in stages:
+                there = ", ".join([*by_name, *stages])
+                raise ConfigError(f"no model named {name!r} in the configuration; there are: {there}")
+            wanted += stages.get(name, (name,))
         if not names:
             raise ConfigError(f"no model is named; there are: {', '.join(by_name)}")
-        return self.model_copy(update={"models": tuple(by_name[name] for name in dict.fromkeys(names))})
+        cascades = tuple(each for each in self.cascades if set(each.stages) <= set(wanted))
+        models = tuple(by_name[name] for name in dict.fromkeys(wanted))
+        return self.model_copy(update={"models": models, "cascades": cascades})
 
-    def with_server(self, host: str | None = None, port: int | None = None) -> "FewshardConfig":
+    def with_server(
+        self, host: str | None = None, port: int | None = None, grpc_port: int | None = None
+    ) -> "FewshardConfig":
         """The same with another address; None keeps what is configured. Raises `ConfigError`."""
-        given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+        asked = {"host": host, "port": port, "grpc_port": grpc_port}
+        given = {key: value for key, value in asked.items() if value is not None}
         try:
             server = ServerConfig(**{**self.server.model_dump(), **given})
         except ValidationError as error:
             raise ConfigError(
-                "; ".join(f"--{e['loc'][0]}: {e['msg'].lower()}" for e in error.errors())
+                "; ".join(f"{_option(e['loc'])}{e['msg'].lower()}" for e in error.errors())
             ) from None
         return self.model_copy(update={"server": server})
+
+
+def _option(at: Location) -> str:
+    return f"--{str(at[0]).replace('_', '-')}: " if at else ""
 
 
 def zoo_dir() -> Path:
@@ -253,7 +363,16 @@ def json_schema() -> str:
 
 def _resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
     models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
-    return config.model_copy(update={"models": models})
+    return config.model_copy(update={"models": models, "auth": _resolve_auth(config.auth, file)})
+
+
+def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:
+    """With the path in full, of a file that was read once: a server that lets nobody in is of no use."""
+    if auth is None:
+        return None
+    path = (file.path.parent / Path(auth.tokens_file).expanduser()).resolve()
+    read_tokens(path)
+    return AuthConfig(tokens_file=str(path))
 
 
 def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelConfig:

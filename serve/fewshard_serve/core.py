@@ -14,6 +14,17 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as fairness goes: a token's name, or an address. `is_urgent`: may go before others."""
+
+    name: str = ""
+    is_urgent: bool = False
+
+
+ANYBODY = Caller()
+
+
+@dataclass(frozen=True, slots=True)
 class TextInput:
     """One text to classify, or one pair of texts."""
 
@@ -23,9 +34,10 @@ class TextInput:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP)."""
+    """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP), with the most pixels it may have."""
 
     data: bytes
+    max_pixels: int = 25_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,7 @@ class BatchStats:
 class Classified:
     """A request's answer before activation: fp32 logits [num_items, num_labels] in the caller's order.
 
+    `stages` names the model that spoke for each item, where a cascade was asked.
     `is_degraded`: some experts were missing when at least one of the items ran.
     """
 
@@ -93,6 +106,7 @@ class Classified:
     num_tokens: int
     timings: Timings
     is_degraded: bool = False
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ REQUEST, STAGE, TOKENS = ("model", "protocol", "outcome"), ("model", "stage"), (
 LAYER, EXPERT, SHARD = ("model", "layer"), ("model", "layer", "expert"), ("model", "layer", "shard")
 WHAT = ("model", "version", "task", "kind", "architecture", "dtype", "device")
 LABEL = ("model", "label")
+CASCADE_MACS = ("model", "of")  # spent, or what the last stage alone would have taken
 
 FAMILIES = (
     Family("fewshard_requests_total", "counter", "Requests by outcome: ok, or the error's code.", REQUEST),
@@ -62,7 +63,7 @@ FAMILIES = (
     Family("fewshard_batch_tokens", "histogram", "Real tokens of one forward pass.", buckets=COUNTS[3:]),
     Family("fewshard_queue_items", "gauge", "Items that wait for a forward pass."),
     Family("fewshard_inflight_items", "gauge", "Items admitted and not answered yet."),
-    Family("fewshard_admission_limit_items", "gauge", "Items in flight beyond which requests are refused."),
+    Family("fewshard_admission_limit_items", "gauge", "Items in flight that may be now; adapts."),
     Family("fewshard_expert_tokens_total", "counter", "Rows each expert received.", EXPERT),
     Family("fewshard_shard_tokens_total", "counter", "Rows the experts of each shard received.", SHARD),
     Family("fewshard_expert_imbalance_ratio", "gauge", "Busiest expert over the mean, last minute.", LAYER),
@@ -74,6 +75,8 @@ FAMILIES = (
     Family("fewshard_placement_moves_total", "counter", "Experts that a shard has loaded since the start."),
     Family("fewshard_predictions_total", "counter", "Items by predicted label.", LABEL),
     Family("fewshard_confidence", "histogram", "Best score of each item.", buckets=CONFIDENCES),
+    Family("fewshard_cascade_items_total", "counter", "Items of a cascade by the stage that spoke.", STAGE),
+    Family("fewshard_cascade_macs_total", "counter", "MACs of a cascade by its models' cards.", CASCADE_MACS),
     Family("fewshard_model_info", "gauge", "1 for each model; its labels say what it is.", WHAT),
 )
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -81,12 +84,16 @@ BY_NAME = {family.name: family for family in FAMILIES}
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a scrape reads what is not counted request by request; called from the scraping thread."""
+    """Where a scrape reads what is not counted request by request; called from the scraping thread.
+
+    `has_queue` is false of a model that only asks others, as a cascade does: it admits and queues nothing.
+    """
 
     info: ModelInfo
     queue_items: Callable[[], int]
     inflight_items: Callable[[], int]
-    admission_limit_items: int
+    admission_limit_items: Callable[[], int]
+    has_queue: bool = True
     routing: Callable[[], Routing | None] = lambda: None
     group: Callable[[], GroupState | None] = lambda: None
 
@@ -131,6 +138,8 @@ class Metrics:
         self._tokens = self._counter("fewshard_tokens_total")
         self._batch_items = self._histogram("fewshard_batch_items")
         self._batch_tokens = self._histogram("fewshard_batch_tokens")
+        self._cascade_items = self._counter("fewshard_cascade_items_total")
+        self._cascade_macs = self._counter("fewshard_cascade_macs_total")
 
     def add_model(self, source: ModelSource) -> None:
         """Begin to report a model; its gauges are read when somebody scrapes."""
@@ -158,6 +167,14 @@ class Metrics:
     def observe_predictions(self, model: str, scores: NDArray[np.float32]) -> None:
         """The scores [num_items, num_labels], after activation, of one answered request."""
         self._scraped.tallies[model].add(scores)
+
+    def observe_cascade(self, model: str, items: Mapping[str, int], macs: float, macs_of_last: float) -> None:
+        """One answered request of a cascade: items by the stage that spoke, and MACs where they are known."""
+        for stage, num_items in items.items():
+            self._cascade_items.labels(model, stage).inc(num_items)
+        if macs_of_last:
+            self._cascade_macs.labels(model, "spent").inc(macs)
+            self._cascade_macs.labels(model, "last_stage_alone").inc(macs_of_last)
 
     def render(self, extra_labels: Mapping[str, str] | None = None) -> bytes:
         """The Prometheus text (version 0.0.4), with `extra_labels` on every sample."""
@@ -221,9 +238,10 @@ class _Samples:
 
 def _sample_source(samples: _Samples, source: ModelSource) -> None:
     info = source.info
-    samples.add("fewshard_queue_items", [info.name], source.queue_items())
-    samples.add("fewshard_inflight_items", [info.name], source.inflight_items())
-    samples.add("fewshard_admission_limit_items", [info.name], source.admission_limit_items)
+    if source.has_queue:
+        samples.add("fewshard_queue_items", [info.name], source.queue_items())
+        samples.add("fewshard_inflight_items", [info.name], source.inflight_items())
+        samples.add("fewshard_admission_limit_items", [info.name], source.admission_limit_items())
     what = [info.name, info.version, info.task, info.kind, info.architecture, info.dtype, info.device]
     samples.add("fewshard_model_info", what, 1)
 

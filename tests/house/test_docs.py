@@ -8,8 +8,12 @@ import pytest
 
 from fewshard_serve.config import (
     AdmissionConfig,
+    AuthConfig,
     BatchingConfig,
+    CascadeConfig,
     ExpertsConfig,
+    LimitsConfig,
+    LoggingConfig,
     ModelConfig,
     ServerConfig,
     load_config,
@@ -21,10 +25,14 @@ DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 SECTIONS = {
     "models": ModelConfig,
+    "cascades": CascadeConfig,
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
     "experts": ExpertsConfig,
     "server": ServerConfig,
+    "auth": AuthConfig,
+    "limits": LimitsConfig,
+    "logging": LoggingConfig,
 }
 
 

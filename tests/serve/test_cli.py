@@ -202,7 +202,7 @@ def test_config_and_engine_agree_on_the_defaults() -> None:
 
 
 def test_engine_settings_carry_every_limit() -> None:
-    admission = AdmissionConfig(max_items=7, max_tokens=8, deadline_ms=9)
+    admission = AdmissionConfig(min_items=3, max_items=7, max_tokens=8, queue_ms=2, deadline_ms=9)
     settings = ModelConfig.model_validate(
         {
             "name": "m",
@@ -211,7 +211,7 @@ def test_engine_settings_carry_every_limit() -> None:
             "admission": admission,
         }
     ).engine_settings
-    assert settings == EngineSettings(4, 5, 6, 7, 8, 9)
+    assert settings == EngineSettings(4, 5, 6, 3, 7, 8, 2, 9)
 
 
 def test_doctor_reads_the_features_of_the_first_processor(tmp_path: Path) -> None:

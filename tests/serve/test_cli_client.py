@@ -139,7 +139,7 @@ def test_the_servers_own_reason_is_shown(server: FakeServer, capsys: pytest.Capt
 
 def test_a_model_name_cannot_leave_its_place_in_the_url(server: FakeServer) -> None:
     server.answers["POST /v2/models/..%2Fx%3Fy/classify"] = (200, CLASSIFIED)
-    assert Client(server.url).classify("../x?y", ["a"]) == CLASSIFIED
+    assert Client(server.url).classify("../x?y", ["a"]).raw == CLASSIFIED
 
 
 def test_models_lists_what_is_served(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,12 +216,10 @@ def test_plan_apply_asks_what_it_costs_before_it_has_it(
 ) -> None:
     change = {"moves": 3, "bytes": 5_000_000, "replicas": 2}
     answers = iter([{**change, "applied": False}, {**change, "applied": True}])
-    monkeypatch.setattr(
-        Client, "_call", lambda self, method, path, body: server.seen.append((path, body)) or next(answers)
-    )
+    monkeypatch.setattr(Client, "place", lambda self, *asked: server.seen.append(asked) or next(answers))
     assert cli.main([*PLAN, "--url", server.url]) == 0
-    (path, planned), (_, applied) = server.seen
-    assert path == "/v2/models/m/placement"
+    (model, planned), (_, applied) = server.seen
+    assert model == "m"
     assert planned["model"] == "m"
     assert sorted(planned["slots"][0][0] + planned["slots"][0][1]) == [0, 1, 2, 3]
     assert applied == {**planned, "apply": True}

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 
 from fewshard_serve import config as config_module
-from fewshard_serve.config import FewshardConfig, ModelConfig, bundled_config, json_schema, load_config
+from fewshard_serve.config import (
+    FewshardConfig,
+    LimitsConfig,
+    ModelConfig,
+    bundled_config,
+    json_schema,
+    load_config,
+)
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.protocol.limits import Limits
 
 FULL = """
 models:
@@ -18,7 +26,7 @@ models:
     dtype: bf16
     replicas: {min: 1, max: 4}
     batching: {max_tokens: 4096, max_items: 64, max_wait_ms: 2.5}
-    admission: {max_items: 128, max_tokens: 9000, deadline_ms: 500}
+    admission: {min_items: 8, max_items: 128, max_tokens: 9000, queue_ms: 100, deadline_ms: 500}
   - name: other
     path: hf:owner/name
 server: {host: 0.0.0.0, port: 9000}
@@ -44,7 +52,13 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert moe.replicas is not None
     assert (moe.replicas.min, moe.replicas.max) == (1, 4)
     assert moe.batching.model_dump() == {"max_tokens": 4096, "max_items": 64, "max_wait_ms": 2.5}
-    assert moe.admission.model_dump() == {"max_items": 128, "max_tokens": 9000, "deadline_ms": 500}
+    assert moe.admission.model_dump() == {
+        "min_items": 8,
+        "max_items": 128,
+        "max_tokens": 9000,
+        "queue_ms": 100,
+        "deadline_ms": 500,
+    }
     assert other.path == "hf:owner/name"
     assert (config.server.host, config.server.port) == ("0.0.0.0", 9000)
 
@@ -55,6 +69,61 @@ def test_defaults() -> None:
     assert model.batching.max_wait_ms == 0
     config = FewshardConfig(models=(model,))
     assert (config.server.host, config.server.port) == ("127.0.0.1", 8000)
+
+
+CASCADE = "{name: auto, stages: [a, b], accept_above: 0.9}"
+
+
+def cascade_text(cascade: str) -> str:
+    return (
+        f"models: [{{name: a, path: x}}, {{name: b, path: x}}, {{name: c, path: x}}]\ncascades: [{cascade}]"
+    )
+
+
+def test_a_cascade_has_a_threshold_for_each_stage_but_the_last(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, cascade_text(CASCADE))).cascades[0].thresholds == (0.9,)
+    three = "{name: auto, stages: [a, b, c], accept_above: %s}"
+    assert load_config(write(tmp_path, cascade_text(three % "0.9"))).cascades[0].thresholds == (0.9, 0.9)
+    assert load_config(write(tmp_path, cascade_text(three % "[0.9, 1]"))).cascades[0].thresholds == (0.9, 1)
+
+
+@pytest.mark.parametrize(
+    ("cascade", "expected"),
+    [
+        ("{name: a, stages: [a, b], accept_above: 0.9}", "two models are named 'a'"),
+        ("{name: auto, stages: [a, z], accept_above: 0.9}", "the stage 'z', which is no model"),
+        ("{name: auto, stages: [a], accept_above: 0.9}", "stages"),
+        ("{name: auto, stages: [a, a], accept_above: 0.9}", "a stage twice"),
+        ("{name: auto, stages: [a, b], accept_above: 1.5}", "accept_above"),
+        ("{name: auto, stages: [a, b], accept_above: [0.5, 0.5]}", "one for each stage but the last"),
+        ("{name: classify, stages: [a, b], accept_above: 0.5}", "part of the server's URLs"),
+    ],
+)
+def test_mistakes_in_a_cascade(tmp_path: Path, cascade: str, expected: str) -> None:
+    message = complaint(tmp_path, cascade_text(cascade))
+    assert expected in message
+    assert "fewshard.yaml" in message
+
+
+def test_only_some_models_keep_the_cascades_made_of_them(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, cascade_text(CASCADE)))
+    assert [model.name for model in config.only(["auto"]).models] == ["a", "b"]
+    assert config.only(["b", "a"]).cascades == config.cascades
+    assert config.only(["a", "c"]).cascades == ()
+
+
+def test_limits_are_those_of_the_protocols_by_default() -> None:
+    assert LimitsConfig().limits == Limits()
+
+
+def test_a_tokens_file_is_taken_from_the_files_folder_and_read(tmp_path: Path) -> None:
+    text = "models: [{name: m, path: x}]\nauth: {tokens_file: sub/tokens.yaml}"
+    assert "tokens.yaml: no such file" in complaint(tmp_path, text)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/tokens.yaml").write_text("tokens: []")
+    config = load_config(write(tmp_path, text))
+    assert config.auth is not None
+    assert config.auth.tokens_file == str(tmp_path / "sub/tokens.yaml")
 
 
 def test_a_relative_directory_is_taken_from_the_files_folder(tmp_path: Path) -> None:
@@ -112,7 +181,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_its_line(tmp_path: Path)
         ),
         (
             "models: [{name: m, path: d, admission: {zzz: 1}}]",
-            "in models[0].admission; known keys: max_items, max_tokens, deadline_ms",
+            "in models[0].admission; known keys: min_items, max_items, max_tokens, queue_ms, deadline_ms",
         ),
         ("models: [{path: d}]", "models[0] lacks the key 'name'"),
         ("models: [{name: m}]", "models[0] lacks the key 'path'"),

@@ -37,7 +37,7 @@ def info(name="m", problem_type="single_label_classification", labels=("no", "ye
 
 def source(model_info, routing=lambda: None, **reads):
     values = {"queue_items": lambda: 3, "inflight_items": lambda: 5, **reads}
-    return ModelSource(info=model_info, admission_limit_items=2048, routing=routing, **values)
+    return ModelSource(info=model_info, admission_limit_items=lambda: 2048, routing=routing, **values)
 
 
 def two_of_three():

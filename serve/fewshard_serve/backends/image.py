@@ -59,7 +59,7 @@ class ImageModel(Model):
             raise UnusableItem(index, "this model classifies images; send an image")
         if isinstance(item, EncodedImage):
             try:
-                return self._preprocess(decode_image(item.data))
+                return self._preprocess(decode_image(item.data, item.max_pixels))
             except ImageError as error:
                 raise UnusableItem(index, str(error)) from error
         if item.pixels.dtype == np.uint8:

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from fewshard_serve.client import DEFAULT_URL, Client
+from fewshard_serve.client import DEFAULT_URL, Client, Retry
 from fewshard_serve.commands import show
 
 HEADER = ("model", "state", "task", "kind", "parameters", "active", "MACs", "accuracy", "dtype", "device")
@@ -24,8 +24,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask for the index, then each ready model's configuration; returns 0."""
-    client = Client(args.url)
-    entries = [_with_config(client, entry) for entry in client.index()]
+    with Client(args.url, retry=Retry(on_connect=False)) as client:
+        entries = [_with_config(client, entry) for entry in client.index()]
     if args.json:
         print(json.dumps(entries, indent=2, ensure_ascii=False))
     else:

@@ -1,14 +1,13 @@
 """`fewshard predict`: one call to a running server, shown as a table or as the server's own JSON."""
 
 import argparse
-import base64
 import json
-import mimetypes
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from fewshard_serve.client import DEFAULT_URL, Client
+from fewshard_serve.client import DEFAULT_URL, TOKEN_VARIABLE, Client, Input, Retry
 from fewshard_serve.commands import show
 from fewshard_serve.errors import ConfigError
 
@@ -35,6 +34,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--top-k", type=_positive, default=3, help="best labels to show (default: %(default)s)"
     )
+    parser.epilog = f"A token, where the server asks for one, is taken from the variable {TOKEN_VARIABLE}."
     parser.add_argument("--json", action="store_true", help="print the server's answer as it is")
     parser.set_defaults(run=run)
 
@@ -42,7 +42,9 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Send all inputs in one request and print the answer; returns 0."""
     shown = _given_inputs(args.inputs)
-    answer = Client(args.url).classify(args.model, [_as_sent(value) for value in shown], args.top_k)
+    given = [_as_input(value) for value in shown]
+    with Client(args.url, retry=Retry(on_connect=False)) as client:
+        answer = client.classify(args.model, given, top_k=args.top_k).raw
     print(json.dumps(answer, indent=2, ensure_ascii=False) if args.json else as_table(shown, answer))
     return 0
 
@@ -74,18 +76,15 @@ def _given_inputs(arguments: list[str]) -> list[str]:
     return given
 
 
-def _as_sent(value: str) -> str:
-    """An image file as a data URL, anything else as the text it is ("I love my cat.png" is a text)."""
+def _as_input(value: str) -> Input:
+    """An image file, or else the text it is ("I love my cat.png" is a text)."""
     path = Path(value)
     has_suffix = path.suffix.lower() in IMAGE_SUFFIXES
     if not has_suffix or (" " in value and not path.is_file()):
         return value
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"the image {value} cannot be read: {error.strerror}") from None
-    kind = mimetypes.guess_type(value)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    if not os.access(path, os.R_OK):
+        raise ConfigError(f"the image {value} cannot be read; is it there?")
+    return path
 
 
 def _positive(text: str) -> int:

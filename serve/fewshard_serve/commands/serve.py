@@ -22,6 +22,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("config", metavar="fewshard.yaml", nargs="?", help="default: every bundled model")
     parser.add_argument("--host", help="listen on this address instead of the configured one")
     parser.add_argument("--port", type=int, help="listen on this port instead of the configured one")
+    parser.add_argument("--grpc-port", type=int, help="listen for gRPC on this port; 0 for not at all")
     parser.add_argument("--models", metavar="A,B", help="serve only these models of the configuration")
     parser.add_argument(
         "--address", help="join the Ray cluster there (`auto`, host:port) instead of starting one"
@@ -45,14 +46,17 @@ def configured(args: argparse.Namespace) -> FewshardConfig:
     config = load_config(args.config) if args.config else bundled_config()
     if args.models is not None:
         config = config.only([name.strip() for name in args.models.split(",") if name.strip()])
-    return config.with_server(host=args.host, port=args.port)
+    return config.with_server(host=args.host, port=args.port, grpc_port=args.grpc_port)
 
 
 def greeting(config: FewshardConfig) -> str:
     """What is served where, and a call to paste."""
     base, count = base_url(config), len(config.models)
     lines = [f"\nFewshard serves {count} model{'' if count == 1 else 's'} at {base}", ""]
-    lines += [f"  {base}/v2/models/{model.name}" for model in config.models]
+    names = [*(model.name for model in config.models), *(cascade.name for cascade in config.cascades)]
+    lines += [f"  {base}/v2/models/{name}" for name in names]
+    if config.server.grpc_port:
+        lines += ["", f"  gRPC: {base.partition('//')[2].rpartition(':')[0]}:{config.server.grpc_port}"]
     lines += ["", f"Every endpoint is described at {base}/docs", ""]
     return "\n".join([*lines, "Try it:", f"  {sample_curl(base, config.models)}", ""])
 

@@ -1,15 +1,27 @@
-"""Room for requests, counted in items and estimated tokens; the engine asks before it tokenises."""
+"""Room for requests, counted in items and estimated tokens; the engine asks before it tokenises.
+
+Room is shared by a dynamic threshold (Choudhury, Hahne: "Dynamic queue length thresholds for shared-memory
+packet switches", IEEE/ACM Transactions on Networking 6(2), 1998): a caller may hold up to `FAIR_ALPHA` times
+what is free. One caller alone gets nearly all, many get equal parts, and there is always some room for a
+caller that comes new.
+"""
 
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
+from fewshard_serve.core import ANYBODY, Caller
+from fewshard_serve.engine.adaptive import AdaptiveShare
 from fewshard_serve.errors import Overloaded, TooLarge
 
 MIN_RETRY_AFTER_S = 0.1
 MAX_RETRY_AFTER_S = 30.0
 UNMEASURED_RETRY_AFTER_S = 1.0
+FAIR_ALPHA = 8
+START_ITEMS = 512
+"""The limit until waits are known: a slow device must not fill up with work it cannot do in time."""
 
 
 class RecentRate:
@@ -40,20 +52,41 @@ class RecentRate:
             self._slices.popleft()
 
 
+@dataclass(slots=True)
+class _Room:
+    """An amount in both units."""
+
+    items: int = 0
+    tokens: int = 0
+
+    def add(self, items: int, tokens: int) -> None:
+        self.items += items
+        self.tokens += tokens
+
+
 class Ticket:
     """Room taken by one request. Use it as a context manager; leaving without an error counts as served."""
 
-    def __init__(self, admission: "Admission", num_items: int, num_tokens: int) -> None:
+    def __init__(
+        self, admission: "Admission", caller: Caller, num_items: int, num_tokens: int, admitted_at: float
+    ) -> None:
+        self.caller = caller
+        self.num_items = num_items
+        self.num_tokens = num_tokens
+        self.admitted_at = admitted_at
+        self.load = admission.load
         self._admission = admission
-        self._num_items = num_items
-        self._num_tokens = num_tokens
         self._is_released = False
+
+    def note_wait(self, wait_s: float) -> None:
+        """The request has left the queue after so long; the limit learns from it."""
+        self._admission._observe(self, wait_s)
 
     def release(self, served: bool = True) -> None:
         """Give the room back; a second call does nothing."""
         if not self._is_released:
             self._is_released = True
-            self._admission._release(self._num_items, self._num_tokens, served)
+            self._admission._release(self, served)
 
     def __enter__(self) -> "Ticket":
         return self
@@ -65,39 +98,92 @@ class Ticket:
 
 
 class Admission:
-    """One model's room. Used from the event loop's thread alone, so it needs no lock."""
+    """One model's room. Used from the event loop's thread alone, so it needs no lock.
+
+    `max_items` and `max_tokens` are the most there may ever be; `limit_items` and `limit_tokens` what there
+    may be now, so that nothing waits longer than `target_wait_s`, but never below `min_items`.
+    """
 
     def __init__(
-        self, model: str, max_items: int, max_tokens: int, clock: Callable[[], float] = time.monotonic
+        self,
+        model: str,
+        max_items: int,
+        max_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        min_items: int = 1,
+        target_wait_s: float = 2.5,
     ) -> None:
         self.max_items = max_items
         self.max_tokens = max_tokens
-        self.num_items = 0
-        self.num_tokens = 0
+        self._used = _Room()
+        self._held: dict[Caller, _Room] = {}
         self._model = model
         self._clock = clock
         self._served = RecentRate()
+        floor, start = min_items / max_items, START_ITEMS / max_items
+        self._adaptive = AdaptiveShare(min(floor, 1.0), start, target_wait_s, clock)
 
-    def admit(self, num_items: int, num_tokens: int) -> Ticket:
+    @property
+    def num_items(self) -> int:
+        return self._used.items
+
+    @property
+    def num_tokens(self) -> int:
+        return self._used.tokens
+
+    @property
+    def limit_items(self) -> int:
+        return max(1, round(self.max_items * self._adaptive.share))
+
+    @property
+    def limit_tokens(self) -> int:
+        return max(1, round(self.max_tokens * self._adaptive.share))
+
+    @property
+    def load(self) -> float:
+        """What is in flight as a share of the most there may be, in the unit that is scarcer."""
+        return max(self._used.items / self.max_items, self._used.tokens / self.max_tokens)
+
+    def check(self, caller: Caller = ANYBODY) -> None:
+        """Raise `Overloaded` where not even one item has room: the cheapest refusal there is."""
+        if not self._has_room(caller, 1, 0):
+            raise self._overloaded()
+
+    def admit(self, num_items: int, num_tokens: int, caller: Caller = ANYBODY) -> Ticket:
         """Take room, or raise `TooLarge` (could never fit) or `Overloaded` (come back later)."""
         self._check_size("items", num_items, self.max_items)
         self._check_size("tokens", num_tokens, self.max_tokens)
-        if not self._has_room(num_items, num_tokens):
+        if not self._has_room(caller, num_items, num_tokens):
             raise self._overloaded()
-        self.num_items += num_items
-        self.num_tokens += num_tokens
-        return Ticket(self, num_items, num_tokens)
+        self._used.add(num_items, num_tokens)
+        self._held.setdefault(caller, _Room()).add(num_items, num_tokens)
+        return Ticket(self, caller, num_items, num_tokens, self._clock())
 
-    def _release(self, num_items: int, num_tokens: int, served: bool) -> None:
-        self.num_items -= num_items
-        self.num_tokens -= num_tokens
-        assert self.num_items >= 0, "more items released than admitted. This is a bug."
+    def _release(self, ticket: Ticket, served: bool) -> None:
+        held = self._held[ticket.caller]
+        for room in (self._used, held):
+            room.add(-ticket.num_items, -ticket.num_tokens)
+        assert held.items >= 0, "more items released than admitted. This is a bug."
+        if held.items == 0:
+            del self._held[ticket.caller]
         if served:
-            self._served.add(num_items, self._clock())
+            self._served.add(ticket.num_items, self._clock())
 
-    def _has_room(self, num_items: int, num_tokens: int) -> bool:
-        fits_items = self.num_items + num_items <= self.max_items
-        return fits_items and self.num_tokens + num_tokens <= self.max_tokens
+    def _observe(self, ticket: Ticket, wait_s: float) -> None:
+        self._adaptive.observe(wait_s, ticket.load)
+
+    def _has_room(self, caller: Caller, num_items: int, num_tokens: int) -> bool:
+        if self._used.items == 0:
+            return True  # else a request above the present limit would wait for ever
+        free_items = self.limit_items - self._used.items
+        free_tokens = self.limit_tokens - self._used.tokens
+        if num_items > free_items or num_tokens > free_tokens:
+            return False
+        held = self._held.get(caller)
+        if held is None or caller.is_urgent:
+            return True
+        return held.items < FAIR_ALPHA * free_items and held.tokens < FAIR_ALPHA * max(free_tokens, 1)
 
     def _check_size(self, unit: str, asked: int, limit: int) -> None:
         if asked > limit:
@@ -107,10 +193,11 @@ class Admission:
             )
 
     def _overloaded(self) -> Overloaded:
+        self._adaptive.note_refusal()
         wait_s = self.retry_after_s()
         return Overloaded(
-            f"{self._model!r} has {self.num_items} of {self.max_items} items and {self.num_tokens} of "
-            f"{self.max_tokens} tokens in flight; retry in {wait_s:.1f} s",
+            f"{self._model!r} has {self.num_items} of {self.limit_items} items and {self.num_tokens} of "
+            f"{self.limit_tokens} tokens in flight; retry in {wait_s:.1f} s",
             wait_s,
         )
 

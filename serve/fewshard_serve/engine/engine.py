@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import BatchStats, Classified, Input, Item, Timings
-from fewshard_serve.engine.admission import Admission
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, Item, Timings
+from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.pending import Answer, Pending
 from fewshard_serve.engine.preparer import Preparer
 from fewshard_serve.engine.queue import Entry
@@ -55,7 +55,13 @@ class Engine:
         self._runner.start()
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool = True, timeout_s: float | None = None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool = True,
+        timeout_s: float | None = None,
+        caller: Caller = ANYBODY,
     ) -> Classified:
         """Logits of the inputs, in their order; a cancelled caller's items leave the queue.
 
@@ -68,9 +74,17 @@ class Engine:
         deadline_s = served.lane.settings.deadline_s
         deadline_at = time.monotonic() + (deadline_s if timeout_s is None else min(timeout_s, deadline_s))
         num_tokens = served.lane.model.estimate_tokens(inputs)
-        with served.admission.admit(len(inputs), num_tokens):
-            async with _until(deadline_at):
-                return await self._classify_admitted(served, inputs, truncate, deadline_at)
+        with served.admission.admit(len(inputs), num_tokens, caller) as ticket:
+            try:
+                async with _until(deadline_at):
+                    return await self._classify_admitted(served, inputs, truncate, deadline_at, ticket)
+            except DeadlineExceeded:
+                ticket.note_wait(time.monotonic() - ticket.admitted_at)
+                raise
+
+    def check_room(self, model: str, caller: Caller) -> None:
+        """Raise `Overloaded` where a request of whatever size would be refused."""
+        self._accepting(model).admission.check(caller)
 
     def check(self, max_stuck_s: float) -> None:
         """Raise `InternalError` where the runner has died or one forward pass has lasted too long."""
@@ -104,21 +118,24 @@ class Engine:
             raise UnknownModel(model, sorted(self.served)) from None
 
     async def _classify_admitted(
-        self, served: Served, inputs: Sequence[Input], truncate: bool, deadline_at: float
+        self, served: Served, inputs: Sequence[Input], truncate: bool, deadline_at: float, ticket: Ticket
     ) -> Classified:
         started_at = time.monotonic()
-        items = await self._preparer.prepare(served.lane.model, inputs, truncate)
+        items = await self._preparer.prepare(served.lane.model, inputs, truncate, ticket.caller)
         prepared_at = time.monotonic()
-        answer = await self._answer(served, items, prepared_at, deadline_at)
+        answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
+        ticket.note_wait(prepared_at - started_at + answer.queue_s)
         timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s)
         num_tokens = sum(item.num_tokens for item in items)
         return Classified(answer.logits, num_tokens, timings, answer.is_degraded)
 
     async def _answer(
-        self, served: Served, items: Sequence[Item], enqueued_at: float, deadline_at: float
+        self, served: Served, items: Sequence[Item], enqueued_at: float, deadline_at: float, caller: Caller
     ) -> Answer:
         pending = Pending(len(items))
-        entries = [Entry(item, pending, index, enqueued_at, deadline_at) for index, item in enumerate(items)]
+        entries = [
+            Entry(item, pending, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
+        ]
         self._runner.submit(served.lane, entries)
         return await pending.answer
 
@@ -136,7 +153,13 @@ def _settle(resolutions: list[Resolution]) -> None:
 def _served(model: Model, settings: Mapping[str, EngineSettings]) -> Served:
     name = model.info.name
     limits = settings.get(name, EngineSettings())
-    admission = Admission(name, limits.admission_max_items, limits.admission_max_tokens)
+    admission = Admission(
+        name,
+        limits.admission_max_items,
+        limits.admission_max_tokens,
+        min_items=limits.admission_min_items,
+        target_wait_s=limits.target_wait_s,
+    )
     return Served(Lane(model, limits), admission)
 
 

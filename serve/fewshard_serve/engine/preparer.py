@@ -3,11 +3,14 @@
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import Input, Item
+from fewshard_serve.core import ANYBODY, Caller, Input, Item
+from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import FewshardError, InternalError
 
 logger = logging.getLogger(__name__)
@@ -15,20 +18,51 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    model: Model
+    inputs: Sequence[Input]
+    truncate: bool
+    items: Future[list[Item]]
+
+
 class Preparer:
-    """A small thread pool: tokenizers and image decoders release the GIL, so a few threads are enough."""
+    """A small thread pool: tokenizers and image decoders release the GIL, so a few threads are enough.
+
+    Its queue is as fair between callers as that of the model is.
+    """
 
     def __init__(self, num_threads: int | None = None) -> None:
         num_threads = num_threads or min(MAX_THREADS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fewshard-prepare")
+        self._jobs: FairQueue[_Job] = FairQueue()
+        self._lock = threading.Lock()
 
-    async def prepare(self, model: Model, inputs: Sequence[Input], truncate: bool) -> list[Item]:
+    async def prepare(
+        self, model: Model, inputs: Sequence[Input], truncate: bool, caller: Caller = ANYBODY
+    ) -> list[Item]:
         """One item an input, in order. Raises `UnusableItem`, or `InternalError` where the model breaks."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, _prepare, model, inputs, truncate)
+        job = _Job(model, inputs, truncate, Future())
+        with self._lock:
+            self._jobs.push(caller, job, len(inputs))
+        self._pool.submit(self._do_next)
+        return await asyncio.wrap_future(job.items)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        while self._jobs:
+            self._jobs.pop().items.cancel()
+
+    def _do_next(self) -> None:
+        """There is one call of this for each job, though not each job's own."""
+        with self._lock:
+            job = self._jobs.pop()
+        if not job.items.set_running_or_notify_cancel():
+            return  # its caller has gone, or its time is up
+        try:
+            job.items.set_result(_prepare(job.model, job.inputs, job.truncate))
+        except Exception as error:  # noqa: BLE001  it is raised where the job is awaited
+            job.items.set_exception(error)
 
 
 def _prepare(model: Model, inputs: Sequence[Input], truncate: bool) -> list[Item]:

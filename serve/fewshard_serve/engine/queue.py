@@ -1,6 +1,5 @@
 """The queue of one model: a plain data structure that the runner locks, and to which time is passed in."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -8,7 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import Item
+from fewshard_serve.core import ANYBODY, Item
+from fewshard_serve.core import Caller as Asker
+from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import FewshardError
 
 Outcome = NDArray[np.float32] | FewshardError
@@ -39,6 +40,7 @@ class Entry:
     index: int
     enqueued_at: float
     deadline_at: float
+    asker: Asker = ANYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,12 @@ class Cut:
 
 
 class Queue:
-    """First in, first out. The totals include entries whose callers have gone, until a cut meets them."""
+    """Fair between callers, first in first out for each. The totals include entries whose callers have gone,
+    until a cut meets them.
+    """
 
     def __init__(self) -> None:
-        self._entries: deque[Entry] = deque()
+        self._entries: FairQueue[Entry] = FairQueue()
         self.num_tokens = 0
 
     def __len__(self) -> int:
@@ -62,22 +66,24 @@ class Queue:
 
     @property
     def head_enqueued_at(self) -> float:
-        """When the oldest entry came; the queue must not be empty."""
-        return self._entries[0].enqueued_at
+        """When the entry came whose turn it is; the queue must not be empty."""
+        return self._entries.peek().enqueued_at
 
     def extend(self, entries: Sequence[Entry]) -> None:
-        self._entries.extend(entries)
-        self.num_tokens += sum(entry.item.num_tokens for entry in entries)
+        for entry in entries:
+            num_tokens = entry.item.num_tokens
+            self._entries.push(entry.asker, entry, max(1, num_tokens))
+            self.num_tokens += num_tokens
 
     def cut(self, max_tokens: int, max_items: int, now: float) -> Cut:
-        """Take the next batch in order of arrival, within both limits.
+        """Take the next batch in order, within both limits.
 
         An item that alone passes `max_tokens` goes alone. Order is never traded for a fuller batch.
         """
         cut = Cut()
         room = max_tokens
         while self._entries and len(cut.batch) < max_items:
-            entry = self._entries[0]
+            entry = self._entries.peek()
             if (dropped := _dropped(entry, cut, now)) is None:
                 if cut.batch and entry.item.num_tokens > room:
                     break
@@ -85,11 +91,9 @@ class Queue:
                 cut.batch.append(entry)
             else:
                 dropped.append(entry)
-            self._pop_head()
+            self._entries.pop(is_served=dropped is None)
+            self.num_tokens -= entry.item.num_tokens
         return cut
-
-    def _pop_head(self) -> None:
-        self.num_tokens -= self._entries.popleft().item.num_tokens
 
 
 def _dropped(entry: Entry, cut: Cut, now: float) -> list[Entry] | None:

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """`max_tokens` and `max_items` bound one batch, `admission_max_*` all that is in flight for the model."""
+    """`max_tokens` and `max_items` bound one batch, `admission_*` all that is in flight for the model.
+
+    `queue_ms` is how long an item should wait at the most while more is asked for than can be done.
+    """
 
     max_tokens: int = 16384
     max_items: int = 512
     max_wait_ms: float = 0
+    admission_min_items: int = 32
     admission_max_items: int = 2048
     admission_max_tokens: int = 262144
+    queue_ms: float = 2500
     deadline_ms: float = 10000
 
     @property
@@ -21,3 +26,8 @@ class EngineSettings:
     @property
     def deadline_s(self) -> float:
         return self.deadline_ms / 1000
+
+    @property
+    def target_wait_s(self) -> float:
+        """Well below the deadline, however that is set."""
+        return min(self.queue_ms, self.deadline_ms / 2) / 1000

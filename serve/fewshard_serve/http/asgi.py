@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from fewshard_serve.errors import CallerGone, FewshardError, MethodNotAllowed
 from fewshard_serve.http.body import off_loop
+from fewshard_serve.http.doors import REQUEST_ID_HEADER, Doors, protocol_of
 from fewshard_serve.http.encoding import choose_coding, pack
 from fewshard_serve.http.request import Receive, Request, Scope, Send
-from fewshard_serve.http.responses import Response, error_response, internal_error
+from fewshard_serve.http.responses import Response, error_in_words_of, unforeseen
 from fewshard_serve.http.service import RequestHook, RequestProtocol
 
 ResultT = TypeVar("ResultT")
@@ -24,7 +25,14 @@ _logger = logging.getLogger("fewshard.http")
 
 
 class App(ABC):
-    """An ASGI application that answers every request with one complete response."""
+    """An ASGI application that answers every request with one complete response.
+
+    `on_request` is called once for each prediction that is asked for.
+    """
+
+    def __init__(self, doors: Doors | None, on_request: RequestHook) -> None:
+        self._doors = doors or Doors()
+        self._on_request = on_request
 
     @abstractmethod
     async def respond(self, request: Request) -> Response:
@@ -33,7 +41,10 @@ class App(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             request = Request(scope, receive)
-            await _send_response(request, await self._answer(request), send)
+            self._doors.name(request)
+            response = await self._answer(request)
+            await _send_response(request, response, send, self._doors.echoes_id)
+            self._doors.note(request, response)
         elif scope["type"] == "lifespan":
             await _live(receive, send)
         else:
@@ -41,12 +52,22 @@ class App(ABC):
 
     async def _answer(self, request: Request) -> Response:
         try:
-            return await _packed(request, await self.respond(request))
+            return await _packed(request, await self._counted(request))
         except FewshardError as error:
-            return error_response(error)
+            return error_in_words_of(protocol_of(request), error)
         except Exception:
-            _logger.exception("%s %s failed", request.method, request.path)
-            return internal_error()
+            _logger.exception("%s %r failed", request.method, request.path)
+            return error_in_words_of(protocol_of(request), unforeseen())
+
+    async def _counted(self, request: Request) -> Response:
+        protocol = protocol_of(request)
+        if protocol is None:
+            return await self._respond_inside(request)
+        return await counted(self._on_request, protocol, request, self._respond_inside(request))
+
+    async def _respond_inside(self, request: Request) -> Response:
+        self._doors.enter(request)
+        return await self.respond(request)
 
 
 def for_method(handlers: Mapping[str, HandlerT], request: Request) -> HandlerT:
@@ -108,12 +129,14 @@ async def _packed(request: Request, response: Response) -> Response:
     return replace(response, body=body, headers=response.headers + added)
 
 
-async def _send_response(request: Request, response: Response, send: Send) -> None:
+async def _send_response(request: Request, response: Response, send: Send, echoes_id: bool) -> None:
     headers = [
         (b"content-type", response.content_type),
         (b"content-length", b"%d" % len(response.body)),
         *response.headers,
     ]
+    if echoes_id:
+        headers.append((REQUEST_ID_HEADER, request.id.encode()))
     if request.is_body_abandoned:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})

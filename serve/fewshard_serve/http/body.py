@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from fewshard_serve.errors import CallerGone, MalformedRequest, TooLarge
+from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest, TooLarge
 from fewshard_serve.http.encoding import unpack
 from fewshard_serve.http.request import Request
+from fewshard_serve.protocol.limits import Limits
 
 LARGE_BYTES = 64 * 1024
 """From here on, unpacking or parsing a body could hold up the event loop for a millisecond or more."""
@@ -15,14 +16,22 @@ ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, limits: Limits) -> bytes:
     """The whole body, without its Content-Encoding.
 
-    Raises `TooLarge` before reading where Content-Length says so, while reading otherwise; `CallerGone`,
-    `UnsupportedMedia` or `MalformedRequest`.
+    Raises `TooLarge` before reading where Content-Length says so, while reading otherwise; `DeadlineExceeded`
+    for a body that is sent too slowly, `CallerGone`, `UnsupportedMedia` or `MalformedRequest`.
     """
+    max_bytes = limits.max_body_bytes
     _check_length(request, max_bytes)
-    body = await _receive_all(request, max_bytes)
+    try:
+        async with asyncio.timeout(limits.max_body_s):
+            body = await _receive_all(request, max_bytes)
+    except TimeoutError:
+        request.is_body_abandoned = True
+        raise DeadlineExceeded(
+            f"the body did not arrive within {limits.max_body_s:g} s (max_body_s); send it faster"
+        ) from None
     coding = request.header(b"content-encoding")
     if coding is None:
         return body

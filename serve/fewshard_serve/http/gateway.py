@@ -1,15 +1,15 @@
 """The ASGI application at `/`: the server as a whole. The Ray shell mounts one beside the hosts."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 from fewshard_serve import __version__
-from fewshard_serve.core import Input, ModelInfo
-from fewshard_serve.errors import MalformedRequest, NotFound, NotReady, UnknownModel
-from fewshard_serve.http import jobs
-from fewshard_serve.http.asgi import App, counted, for_method, while_connected
-from fewshard_serve.http.body import off_loop, read_body
+from fewshard_serve.core import ModelInfo
+from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady, UnknownModel
+from fewshard_serve.http import jobs, questions
+from fewshard_serve.http.asgi import App, for_method, while_connected
+from fewshard_serve.http.body import read_body
 from fewshard_serve.http.docs import docs_page
+from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.host import PREFIX, parse_target
 from fewshard_serve.http.landing import landing_page
 from fewshard_serve.http.openapi import openapi_document
@@ -21,28 +21,33 @@ from fewshard_serve.http.responses import (
     html_response,
     json_response,
 )
-from fewshard_serve.http.service import GatewayService, ModelEntry, RequestHook, ignore_request
-from fewshard_serve.protocol import classify
+from fewshard_serve.http.service import (
+    EXTENSIONS,
+    GatewayService,
+    ModelEntry,
+    RequestHook,
+    find_ready,
+    ignore_request,
+    why_not,
+)
 from fewshard_serve.protocol.jsontext import read_json
 from fewshard_serve.protocol.limits import Limits
 
-EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
-"""What `GET /v2` advertises; the V2 protocol's own words."""
-
 
 class GatewayApp(App):
-    """Answers for all hosts. `on_request` is called once for each classify request that comes here."""
+    """Answers for all hosts."""
 
     def __init__(
         self,
         service: GatewayService,
         *,
         limits: Limits = Limits(),  # noqa: B008  it is frozen
+        doors: Doors | None = None,
         on_request: RequestHook = ignore_request,
     ) -> None:
+        super().__init__(doors, on_request)
         self._service = service
         self._limits = limits
-        self._on_request = on_request
         self._openapi = openapi_document(limits)
         self._docs = docs_page(self._openapi)
 
@@ -57,7 +62,7 @@ class GatewayApp(App):
 
     async def _why_no_host(self, path: str) -> NotReady | UnknownModel:
         """A path of a model comes here only when no host is mounted for it."""
-        return _refusal(parse_target(path).model, await self._service.model_index())
+        return why_not(parse_target(path).model, await self._service.model_index())
 
     async def _home(self, request: Request) -> Response:
         index = await self._service.model_index()
@@ -81,12 +86,22 @@ class GatewayApp(App):
         return error_response(NotReady(f"not ready yet: {waiting}; try again soon"), ready=False)
 
     async def _index(self, request: Request) -> Response:
-        only_ready = _wants_only_ready(await read_body(request, self._limits.max_body_bytes), self._limits)
+        only_ready = _wants_only_ready(await read_body(request, self._limits), self._limits)
         index = await self._service.model_index()
         return json_response([_index_line(e) for e in index if e.state == "READY" or not only_ready])
 
     async def _metrics(self, _: Request) -> Response:
         return Response(await self._service.metrics(), PROMETHEUS)
+
+    async def _reload_tokens(self, _: Request) -> Response:
+        own = self._doors.tokens
+        if own is None:
+            raise NotFound("this server asks for no tokens; its configuration has no auth.tokens_file")
+        try:
+            num_tokens = own.reload()
+        except ConfigError as error:
+            raise MalformedRequest(f"the old tokens stay: {error}") from None
+        return json_response({"tokens": num_tokens, "replicas": 1 + await self._service.reload_tokens()})
 
     async def _openapi_json(self, _: Request) -> Response:
         return json_response(self._openapi)
@@ -95,62 +110,37 @@ class GatewayApp(App):
         return html_response(self._docs)
 
     async def _classify(self, request: Request) -> Response:
-        return await counted(self._on_request, "classify", request, self._classify_uncounted(request))
+        return await self._answer_question(request, await questions.read_classify(request, self._limits))
 
-    async def _classify_uncounted(self, request: Request) -> Response:
-        question = await self._read_question(request)
+    async def _predict(self, request: Request) -> Response:
+        return await self._answer_question(request, await questions.read_predict(request, self._limits))
+
+    async def _vllm_classify(self, request: Request) -> Response:
+        return await self._answer_question(request, await questions.read_vllm(request, self._limits))
+
+    async def _answer_question(self, request: Request, question: questions.Question) -> Response:
         info = await self._find(request, question.model)
-        inputs = await off_loop(question.num_bytes, question.to_inputs, info, self._limits)
-        job = jobs.classify_job(request, inputs, question.options, info)
-        work = self._service.classify(info.name, inputs, truncate=job.truncate, timeout_s=job.timeout_s)
+        job = await question.job(request, info, self._limits)
+        work = self._service.classify(
+            info.name, job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
+        )
         return await jobs.encode(job, await while_connected(request, work))
 
-    async def _read_question(self, request: Request) -> "Question":
-        body = await read_body(request, self._limits.max_body_bytes)
-        if not jobs.has_image_body(request):
-            parsed = await off_loop(len(body), classify.parse_gateway_classify, body, self._limits)
-            return Question(parsed.model, parsed, parsed, len(body))
-        query = request.query
-        if "model" not in query:
-            raise MalformedRequest(
-                "an image sent as the body needs its model in the query: /classify?model=<name>"
-            )
-        return Question(query.pop("model"), jobs.image_options(query), body, len(body))
-
-    async def _find(self, request: Request, model: str) -> ModelInfo:
+    async def _find(self, request: Request, model: str | None) -> ModelInfo:
+        """A model that takes requests; the only one of a server that has but one where none is named."""
         index = await self._service.model_index()
-        for entry in index:
-            if entry.name == model and entry.state == "READY" and entry.info is not None:
-                request.model_name = model
-                return entry.info
-        raise _refusal(model, index)
+        if model is None:
+            model = _only_one(index)
+        info = find_ready(index, model)
+        request.model_name = model
+        return info
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A classify request at the gateway, before the model's task is known."""
-
-    model: str
-    options: classify.ClassifyOptions
-    body: classify.ClassifyRequest | bytes
-    num_bytes: int
-
-    def to_inputs(self, info: ModelInfo, limits: Limits) -> list[Input]:
-        """The items, as the model's task reads them."""
-        if isinstance(self.body, bytes):
-            return classify.image_body(self.body, info)
-        return classify.to_inputs(self.body, info, limits)
-
-
-def _refusal(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
-    """Why a model takes no requests."""
-    for entry in index:
-        if entry.name == model:
-            reason = (
-                "no host answers for it" if entry.state == "READY" else entry.reason or entry.state.lower()
-            )
-            return NotReady(f"{model} is not ready: {reason}; try again soon")
-    return UnknownModel(model, sorted(entry.name for entry in index))
+def _only_one(index: Sequence[ModelEntry]) -> str:
+    if len(index) == 1:
+        return index[0].name
+    names = ", ".join(sorted(entry.name for entry in index)) or "none"
+    raise MalformedRequest(f"name a model: `model` in the body; there are: {names}")
 
 
 def _index_line(entry: ModelEntry) -> dict[str, str]:
@@ -174,6 +164,9 @@ _ROUTES: dict[str, dict[str, Callable[[GatewayApp, Request], Awaitable[Response]
     "/v2/health/ready": {"GET": GatewayApp._ready},
     "/v2/repository/index": {"POST": GatewayApp._index},
     "/classify": {"POST": GatewayApp._classify},
+    "/predict": {"POST": GatewayApp._predict},
+    "/v1/classify": {"POST": GatewayApp._vllm_classify},
+    "/v2/tokens/reload": {"POST": GatewayApp._reload_tokens},
     "/metrics": {"GET": GatewayApp._metrics},
     "/openapi.json": {"GET": GatewayApp._openapi_json},
     "/docs": {"GET": GatewayApp._docs_html},

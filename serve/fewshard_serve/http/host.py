@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewshard_serve.core import ModelInfo
-from fewshard_serve.errors import NotFound, NotReady
-from fewshard_serve.http import jobs
-from fewshard_serve.http.asgi import App, counted, for_method, while_connected
-from fewshard_serve.http.body import off_loop, read_body
+from fewshard_serve.errors import NotFound, NotReady, Overloaded
+from fewshard_serve.http import jobs, questions
+from fewshard_serve.http.asgi import App, for_method, while_connected
+from fewshard_serve.http.body import LARGE_BYTES, off_loop, read_body
+from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import PROMETHEUS, Response, error_response, json_response
 from fewshard_serve.http.service import (
     HostService,
     RequestHook,
-    RequestProtocol,
     ServedModel,
     find_model,
     ignore_request,
@@ -54,18 +54,19 @@ def parse_target(path: str) -> Target:
 
 
 class HostApp(App):
-    """Serves the models of one replica. `on_request` is called once for each infer or classify request."""
+    """Serves the models of one replica."""
 
     def __init__(
         self,
         service: HostService,
         *,
         limits: Limits = Limits(),  # noqa: B008  it is frozen
+        doors: Doors | None = None,
         on_request: RequestHook = ignore_request,
     ) -> None:
+        super().__init__(doors, on_request)
         self._service = service
         self._limits = limits
-        self._on_request = on_request
 
     async def respond(self, request: Request) -> Response:
         target = parse_target(request.path)
@@ -73,9 +74,7 @@ class HostApp(App):
             return await for_method(_HOST_PAGES[target.model], request)(self)
         if target.action in _PREDICTIONS:
             read = for_method({"POST": _PREDICTIONS[target.action]}, request)
-            return await counted(
-                self._on_request, _protocol(request, target), request, self._predict(request, target, read)
-            )
+            return await self._predict(request, target, read)
         if target.action in _ORDERS:
             order = for_method(_ORDERS[target.action], request)
             return await order(self, request, self._find(request, target))
@@ -102,8 +101,11 @@ class HostApp(App):
     async def _read_run_encode(self, request: Request, model: ServedModel, read: ReadJob) -> Response:
         if not model.ready:
             raise _not_ready(model)
+        refuse_early(request, model)
         job = await read(request, model.info, self._limits)
-        work = model.classify(job.inputs, truncate=job.truncate, timeout_s=job.timeout_s)
+        work = model.classify(
+            job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
+        )
         answer = await while_connected(request, work)
         answered_at = time.monotonic()
         response = await jobs.encode(job, answer)
@@ -132,7 +134,7 @@ class HostApp(App):
         return json_response(experts)
 
     async def _placement(self, request: Request, model: ServedModel) -> Response:
-        body = await read_body(request, self._limits.max_body_bytes)
+        body = await read_body(request, self._limits)
         wanted = await off_loop(len(body), parse_placement, body, self._limits)
         fields = wanted.model_dump(exclude_none=True)
         return json_response(await self._service.place(model.info.name, fields))
@@ -153,17 +155,31 @@ def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
     return {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
 
 
-def _protocol(request: Request, target: Target) -> RequestProtocol:
-    if target.action == "classify":
-        return "classify"
-    return "v2_binary" if jobs.JSON_SIZE_HEADER in request.headers else "v2_json"
+def refuse_early(request: Request, model: ServedModel) -> None:
+    """Raise `Overloaded` before the body is read where there is no room at all."""
+    try:
+        model.check_room(request.caller)
+    except Overloaded:
+        # A small body has come with the headers and costs nothing; a large one should not be sent to its end.
+        length = request.headers.get(b"content-length", b"")
+        request.is_body_abandoned = not length.isdigit() or int(length[:18]) > LARGE_BYTES
+        raise
 
 
 def _not_ready(model: ServedModel) -> NotReady:
     return NotReady(f"{model.info.name} is not ready: {model.not_ready_reason or 'try again soon'}")
 
 
-_PREDICTIONS: dict[str, ReadJob] = {"infer": jobs.read_infer, "classify": jobs.read_classify}
+async def _read_predict(request: Request, info: ModelInfo, limits: Limits) -> jobs.Job:
+    question = await questions.read_predict(request, limits)
+    return await question.job(request, info, limits)
+
+
+_PREDICTIONS: dict[str, ReadJob] = {
+    "infer": jobs.read_infer,
+    "classify": jobs.read_classify,
+    "predict": _read_predict,
+}
 
 _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]]]] = {
     "": {"GET": HostApp._metadata},
@@ -174,7 +190,7 @@ _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]
     "metrics": {"GET": HostApp._metrics},
 }
 
-# What only an administrator may ask for; whoever checks tokens finds all of it here.
+# What only an administrator may ask for (`doors.needed_scope`).
 _ORDERS: dict[str, dict[str, Callable[[HostApp, Request, ServedModel], Awaitable[Response]]]] = {
     "placement": {"POST": HostApp._placement},
 }

@@ -35,7 +35,7 @@ class Job:
 
 async def read_infer(request: Request, info: ModelInfo, limits: Limits) -> Job:
     """A V2 inference request, JSON or binary."""
-    body = await read_body(request, limits.max_body_bytes)
+    body = await read_body(request, limits)
     json_size = request.header(JSON_SIZE_HEADER)
     parsed, inputs = await off_loop(len(body), _parse_infer, body, json_size, info, limits)
     return Job(
@@ -48,9 +48,11 @@ async def read_infer(request: Request, info: ModelInfo, limits: Limits) -> Job:
 
 async def read_classify(request: Request, info: ModelInfo, limits: Limits) -> Job:
     """A classify request: JSON, or the bytes of one image."""
-    body = await read_body(request, limits.max_body_bytes)
+    body = await read_body(request, limits)
     if has_image_body(request):
-        return classify_job(request, classify.image_body(body, info), image_options(request.query), info)
+        return classify_job(
+            request, classify.image_body(body, info, limits), image_options(request.query), info
+        )
     options, inputs = await off_loop(len(body), _parse_classify, body, info, limits)
     return classify_job(request, inputs, options, info)
 
@@ -121,4 +123,5 @@ def _infer(parsed: oip.InferRequest, info: ModelInfo, answer: Classified) -> Res
 def _cost(answer: Classified) -> dict[str, Any]:
     """What a V2 response tells as parameters and `ClassifyResponse` as `usage` and `timings_ms`."""
     stages = {f"{stage}_ms": spent for stage, spent in classify.timings_ms(answer).items()}
-    return {"tokens": answer.num_tokens, **stages, **classify.degraded(answer)}
+    spoke = {"stages": ",".join(answer.stages)} if answer.stages else {}
+    return {"tokens": answer.num_tokens, **stages, **spoke, **classify.degraded(answer)}

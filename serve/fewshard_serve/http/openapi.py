@@ -8,8 +8,9 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
+from fewshard_serve.http.doors import is_open
 from fewshard_serve.http.status import HTTP_STATUS
-from fewshard_serve.protocol import classify, placement, schemas
+from fewshard_serve.protocol import classify, placement, schemas, tei, vllm
 from fewshard_serve.protocol.limits import Limits
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
@@ -35,6 +36,7 @@ class Endpoint:
     errors: tuple[int, ...] = ()
     content_type: str = "application/json"
     predicts: bool = False
+    refuses: type[BaseModel] = schemas.ErrorBody
 
     @property
     def takes_image(self) -> bool:
@@ -47,6 +49,12 @@ _TIMEOUT = {
     "in": "header",
     "description": "answer 408 after so many milliseconds",
     "schema": {"type": "integer", "minimum": 1},
+}
+_PRIORITY = {
+    "name": "X-Request-Priority",
+    "in": "header",
+    "description": "high goes ahead of others; where tokens are asked for it needs the scope priority",
+    "schema": {"enum": ["high", "normal"]},
 }
 _IMAGE_QUERY = [
     {"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}},
@@ -79,6 +87,36 @@ ENDPOINTS = (
         classify.ClassifyResponse,
         {"model": "{model}", "inputs": "a fine film"},
         predicts=True,
+    ),
+    Endpoint(
+        "post",
+        "/predict",
+        "The same as text-embeddings-inference has it; a server of one model needs no model named",
+        tei.PredictRequest,
+        tei.PredictResponse,
+        {"model": "{model}", "inputs": [["a fine film"], ["a question", "its answer"]]},
+        predicts=True,
+        refuses=tei.PredictErrorBody,
+    ),
+    Endpoint(
+        "post",
+        "/v2/models/{model}/predict",
+        "The same of one model: its clients take http://host:8000/v2/models/{model} as their server",
+        tei.PredictRequest,
+        tei.PredictResponse,
+        {"inputs": "a fine film", "raw_scores": True},
+        predicts=True,
+        refuses=tei.PredictErrorBody,
+    ),
+    Endpoint(
+        "post",
+        "/v1/classify",
+        "The same as vLLM has it",
+        vllm.VllmClassifyRequest,
+        vllm.VllmClassifyResponse,
+        {"model": "{model}", "input": ["a fine film", "two hours I want back"]},
+        predicts=True,
+        refuses=vllm.VllmErrorBody,
     ),
     Endpoint(
         "post",
@@ -142,6 +180,7 @@ ENDPOINTS = (
     Endpoint("get", "/v2/health/ready", "Whether every model takes requests", errors=(503,)),
     Endpoint("post", "/v2/repository/index", "All models and their state", errors=(400,), example={}),
     Endpoint("get", "/metrics", "Prometheus metrics of every replica", content_type="text/plain"),
+    Endpoint("post", "/v2/tokens/reload", "Read the file of tokens again", errors=(400, 404), example={}),
 )
 
 
@@ -154,13 +193,18 @@ def openapi_document(limits: Limits) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Fewshard", "version": __version__, "description": _description(limits)},
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}, {}],
     }
 
 
 def _description(limits: Limits) -> str:
     return (
         "Serves classifiers, dense and sparse. Each answer but 200 is {error, code}. "
+        "Every answer carries X-Request-Id, the client's own where it sent one. "
         "X-Request-Timeout-Ms sets a deadline; Content-Encoding and Accept-Encoding may be gzip or deflate. "
         f"One request may have {limits.max_items:,} items, {limits.max_body_bytes >> 20} MiB, "
         f"{limits.max_text_bytes:,} bytes a text and {limits.max_image_pixels:,} pixels an image."
@@ -184,7 +228,7 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
             if in_path
             else []
         ),
-        *([_TIMEOUT] if endpoint.predicts else []),
+        *([_TIMEOUT, _PRIORITY] if endpoint.predicts else []),
         *(_IMAGE_QUERY if endpoint.takes_image else []),
         *([_IMAGE_MODEL] if endpoint.takes_image and not in_path else []),
     ]
@@ -214,10 +258,11 @@ def _answer(endpoint: Endpoint) -> dict[str, Any]:
 
 def _error_answers(endpoint: Endpoint) -> dict[str, Any]:
     statuses = _PREDICTION_ERRORS if endpoint.predicts else endpoint.errors
-    schema = {"$ref": _REF.format(model=schemas.ErrorBody.__name__)}
+    statuses += () if is_open(endpoint.path) else (401, 403)
+    schema = {"$ref": _REF.format(model=endpoint.refuses.__name__)}
     return {
         str(status): {"description": _codes(status), "content": {"application/json": {"schema": schema}}}
-        for status in (*statuses, 500)
+        for status in (*sorted(statuses), 500)
     }
 
 
@@ -236,7 +281,7 @@ def _schemas() -> dict[str, Any]:
     named: _Named = [
         *takes,
         *gives,
-        (schemas.ErrorBody, "serialization"),
+        *((endpoint.refuses, "serialization") for endpoint in ENDPOINTS),
         (schemas.IndexEntry, "serialization"),
     ]
     _, document = models_json_schema(list(dict.fromkeys(named)), ref_template=_REF)

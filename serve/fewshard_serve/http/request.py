@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+from fewshard_serve.core import ANYBODY
 from fewshard_serve.errors import DeadlineExceeded, MalformedRequest
 
 Message = MutableMapping[str, Any]
@@ -19,11 +20,14 @@ UNKNOWN_MODEL = "unknown"
 class Request:
     """`model_name` stays "unknown" until a handler has found the model; metrics are labelled with it.
 
+    `id` and `caller`, a token's holder or an address, are set at the doors.
     `is_body_abandoned` is set where the body is refused unread: the connection cannot be used again.
     """
 
     __slots__ = (
+        "caller",
         "headers",
+        "id",
         "is_body_abandoned",
         "is_head",
         "method",
@@ -44,6 +48,8 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.model_name = UNKNOWN_MODEL
         self.is_body_abandoned = False
+        self.id = ""
+        self.caller = ANYBODY
 
     def header(self, name: bytes) -> str | None:
         """A header's value by its lower-case name; the last where it was sent twice."""

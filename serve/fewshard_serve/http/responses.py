@@ -7,7 +7,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from fewshard_serve.errors import FewshardError, InternalError, MethodNotAllowed, Overloaded, Unauthorized
+from fewshard_serve.http.service import RequestProtocol
 from fewshard_serve.http.status import status_of
+from fewshard_serve.protocol import tei, vllm
 
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
@@ -48,16 +50,30 @@ def html_response(page: str) -> Response:
 
 def error_response(error: FewshardError, **details: Any) -> Response:
     """`{"error", "code"}` and what else is told, with the status of the error's class."""
-    message = str(error)
-    if len(message) > MAX_MESSAGE:
-        message = f"{message[: MAX_MESSAGE - 1]}…"
-    body = to_json({"error": message, "code": error.code, **details})
+    body = to_json({"error": message_of(error), "code": error.code, **details})
     return Response(body, JSON, status_of(error), _error_headers(error))
 
 
-def internal_error() -> Response:
+def error_in_words_of(protocol: RequestProtocol | None, error: FewshardError) -> Response:
+    """The same, in the shape that the clients of a protocol read."""
+    if protocol == "tei":
+        return error_response(error, error_type=tei.error_type(error))
+    if protocol == "vllm":
+        status = status_of(error)
+        body = vllm.error_body(message_of(error), error.code, status)
+        return Response(body, JSON, status, _error_headers(error))
+    return error_response(error)
+
+
+def unforeseen() -> InternalError:
     """The answer to an exception nobody foresaw: the log has the traceback, the client does not."""
-    return error_response(InternalError("the server failed; its log has the reason"))
+    return InternalError("the server failed; its log has the reason")
+
+
+def message_of(error: FewshardError) -> str:
+    """What a client is told, shortened."""
+    message = str(error)
+    return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
 
 
 def _error_headers(error: FewshardError) -> Headers:

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from fewshard_serve.core import Classified, Input, ModelInfo
-from fewshard_serve.errors import NotFound, UnknownModel
+from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo
+from fewshard_serve.errors import NotFound, NotReady, UnknownModel
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
-RequestProtocol = Literal["v2_json", "v2_binary", "classify"]
+EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
+"""What server metadata advertises; the V2 protocol's own words."""
+
+RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm"]
 
 
 class RequestHook(Protocol):
@@ -45,8 +48,11 @@ class ServedModel(Protocol):
     def stats(self) -> ModelStatistics:
         """The HTTP layer adds requests; whoever runs the batches adds those."""
 
+    def check_room(self, caller: Caller) -> None:
+        """Raise `Overloaded` where any request of the caller's would be refused; asked before it is read."""
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
         """Raises Overloaded, DeadlineExceeded, NotReady or UnusableItem; cancelled when the caller goes."""
 
@@ -97,9 +103,18 @@ class GatewayService(Protocol):
         """Whether every model can take requests."""
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified:
         """Ask a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
+
+    async def reload_tokens(self) -> int:
+        """Have every replica of every host read its tokens again; how many have."""
 
     async def metrics(self) -> bytes:
         """The union of every replica's Prometheus text."""
@@ -142,3 +157,22 @@ def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
 def stats_answer(info: ModelInfo, parts: Sequence[ModelStatistics]) -> dict[str, Any]:
     """The body of `GET …/stats` from the statistics of every replica that spoke."""
     return {"model_stats": [merge(parts).as_dict(info.name, info.version)], "replicas": len(parts)}
+
+
+def find_ready(index: Sequence[ModelEntry], name: str) -> ModelInfo:
+    """A model that takes requests. Raises `NotReady` or `UnknownModel`."""
+    for entry in index:
+        if entry.name == name and entry.state == "READY" and entry.info is not None:
+            return entry.info
+    raise why_not(name, index)
+
+
+def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
+    """Why a model takes no requests."""
+    for entry in index:
+        if entry.name == model:
+            reason = (
+                "no host answers for it" if entry.state == "READY" else entry.reason or entry.state.lower()
+            )
+            return NotReady(f"{model} is not ready: {reason}; try again soon")
+    return UnknownModel(model, sorted(entry.name for entry in index))

@@ -85,20 +85,23 @@ class ClassifyResponse(BaseModel):
     predictions: list[list[LabelScore]]
     usage: Usage
     timings_ms: TimingsMs
+    stages: Annotated[
+        list[str] | None, Field(description="of a cascade: the model that spoke for each item")
+    ] = None
     degraded: Annotated[bool, Field(description="true, and there, where some experts were missing")] = False
 
 
-RequestT = TypeVar("RequestT", bound=ClassifyRequest)
+RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
 def parse_classify(body: bytes, limits: Limits) -> ClassifyRequest:
     """Raises `MalformedRequest`, which names the nearest key where one is unknown, or `TooLarge`."""
-    return _parse(ClassifyRequest, body, limits)
+    return parse_body(ClassifyRequest, body, limits)
 
 
 def parse_gateway_classify(body: bytes, limits: Limits) -> GatewayClassifyRequest:
     """The same with the model's name in the body."""
-    return _parse(GatewayClassifyRequest, body, limits)
+    return parse_body(GatewayClassifyRequest, body, limits)
 
 
 def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list[Input]:
@@ -109,22 +112,30 @@ def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list
     return [item_to_input(index, item, limits) for index, item in enumerate(items)]
 
 
-def image_body(body: bytes, info: ModelInfo) -> list[Input]:
+def image_body(body: bytes, info: ModelInfo, limits: Limits) -> list[Input]:
     """The one item of a request whose body is an image file."""
     if info.task != "image":
         raise UnsupportedMedia(f'{info.name} classifies text; send JSON: {{"inputs": "a text"}}')
-    return [EncodedImage(body)]
+    return [EncodedImage(body, limits.max_image_pixels)]
+
+
+def ranked_scores(
+    logits: NDArray[np.float32], info: ModelInfo, raw_scores: bool, top_k: int | None = None
+) -> list[list[dict[str, Any]]]:
+    """Labels with their scores for each item, the best first."""
+    scores = logits if raw_scores else activate(logits, info.problem_type)
+    return _ranked(scores, info.labels, top_k)
 
 
 def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classified) -> bytes:
     """The JSON of a `ClassifyResponse`."""
-    scores = answer.logits if options.raw_scores else activate(answer.logits, info.problem_type)
     return to_json(
         {
             "model": info.name,
-            "predictions": _ranked(scores, info.labels, options.top_k),
-            "usage": {"items": len(scores), "tokens": answer.num_tokens},
+            "predictions": ranked_scores(answer.logits, info, options.raw_scores, options.top_k),
+            "usage": {"items": len(answer.logits), "tokens": answer.num_tokens},
             "timings_ms": timings_ms(answer),
+            **({"stages": answer.stages} if answer.stages else {}),
             **degraded(answer),
         }
     )
@@ -162,10 +173,11 @@ def _text_item(index: int, item: str | Pair, limits: Limits) -> Input:
 def _image_item(index: int, item: str | Pair, limits: Limits) -> Input:
     if isinstance(item, Pair):
         raise MalformedRequest(f"item {index}: an image model takes base64 strings or data URLs, not texts")
-    return image_from_base64(index, item)
+    return image_from_base64(index, item, limits)
 
 
-def _parse(kind: type[RequestT], body: bytes, limits: Limits) -> RequestT:
+def parse_body(kind: type[RequestT], body: bytes, limits: Limits) -> RequestT:
+    """A JSON body as a `kind`. Raises `MalformedRequest`, or `TooLarge` before a hostile body is parsed."""
     check_structure(body, limits.max_json_depth, max_values=limits.max_items * _MAX_VALUES_PER_ITEM)
     try:
         return kind.model_validate_json(body)

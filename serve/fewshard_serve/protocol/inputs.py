@@ -24,7 +24,7 @@ def text_input(index: int, text: str | bytes, pair: str | bytes | None, limits: 
     return TextInput(_checked_text(index, text, limits), second)
 
 
-def image_from_base64(index: int, text: str) -> EncodedImage:
+def image_from_base64(index: int, text: str, limits: Limits) -> EncodedImage:
     """Item `index` from base64 or a `data:` URL. Raises `UnusableItem` where it is neither."""
     payload = text
     if text.startswith("data:"):
@@ -32,9 +32,10 @@ def image_from_base64(index: int, text: str) -> EncodedImage:
         if not head.endswith(";base64"):
             raise UnusableItem(index, "the data URL is not base64; send data:image/<kind>;base64,<data>")
     try:
-        return EncodedImage(base64.b64decode("".join(payload.split()), validate=True))
+        data = base64.b64decode("".join(payload.split()), validate=True)
     except (binascii.Error, ValueError):
         raise UnusableItem(index, "the image is not valid base64; send base64 or a data URL") from None
+    return EncodedImage(data, limits.max_image_pixels)
 
 
 def _checked_text(index: int, text: str | bytes, limits: Limits) -> str:

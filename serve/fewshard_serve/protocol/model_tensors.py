@@ -98,7 +98,7 @@ def input_tensors(info: ModelInfo) -> list[dict[str, Any]]:
 def _raw_item(raw: bytes, info: ModelInfo, limits: Limits) -> Input:
     if info.task == "text":
         return text_input(0, raw, None, limits)
-    return EncodedImage(raw)
+    return EncodedImage(raw, limits.max_image_pixels)
 
 
 def _texts(inputs: Mapping[str, Tensor], limits: Limits) -> list[TextInput]:
@@ -134,12 +134,14 @@ def _images(inputs: Mapping[str, Tensor], limits: Limits) -> list[Input]:
     if tensor.datatype == "UINT8":
         return [*_pixel_arrays(tensor, "HW3", limits)]
     if tensor.datatype == "BYTES":
-        return [_encoded_image(index, data) for index, data in enumerate(_elements(tensor, limits))]
+        return [_encoded_image(index, data, limits) for index, data in enumerate(_elements(tensor, limits))]
     raise MalformedRequest(f"image must be UINT8 pixels or BYTES of image files, not {tensor.datatype}")
 
 
-def _encoded_image(index: int, data: str | bytes) -> EncodedImage:
-    return EncodedImage(data) if isinstance(data, bytes) else image_from_base64(index, data)
+def _encoded_image(index: int, data: str | bytes, limits: Limits) -> EncodedImage:
+    if isinstance(data, str):
+        return image_from_base64(index, data, limits)
+    return EncodedImage(data, limits.max_image_pixels)
 
 
 def _normalised_images(tensor: Tensor, limits: Limits) -> list[Input]:

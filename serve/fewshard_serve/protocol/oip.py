@@ -81,13 +81,13 @@ def parse_infer(body: bytes, json_size: str | None, limits: Limits) -> InferRequ
         raise MalformedRequest("the request must be a JSON object with `inputs`")
     tail = None if size is None else memoryview(body)[size:]
     parameters = _parameters(document, "the request")
-    is_binary_default = _flag(parameters, "binary_data_output", False)
+    is_binary_default = flag(parameters, "binary_data_output", False)
     return InferRequest(
         inputs=_inputs(document, tail),
         outputs=_outputs(document, is_binary_default),
         id=_text(document.get("id", ""), "id"),
-        timeout_s=_timeout_s(parameters),
-        truncate=_flag(parameters, "truncate", True),
+        timeout_s=timeout_s(parameters),
+        truncate=flag(parameters, "truncate", True),
         is_binary_default=is_binary_default,
     )
 
@@ -142,7 +142,7 @@ def _inputs(document: dict[str, Any], tail: memoryview | None) -> dict[str, Tens
 def _input(entry: dict[str, Any], tail: memoryview | None) -> tuple[Tensor, memoryview | None]:
     name = _text(entry.get("name"), "the name of an input")
     datatype = check_datatype(name, entry.get("datatype"))
-    shape = _shape(name, entry.get("shape"))
+    shape = checked_shape(name, entry.get("shape"))
     parameters = _parameters(entry, f"input {quoted(name)}")
     if "shared_memory_region" in parameters:
         raise MalformedRequest(
@@ -168,7 +168,8 @@ def _cut(name: str, size: object, tail: memoryview | None) -> tuple[memoryview, 
     return tail[:size], tail[size:]
 
 
-def _shape(name: str, shape: object) -> tuple[int, ...]:
+def checked_shape(name: str, shape: object) -> tuple[int, ...]:
+    """Raises `MalformedRequest` for what is no shape of a tensor."""
     if not isinstance(shape, list) or not all(type(dim) is int and 0 <= dim < 2**63 for dim in shape):
         raise MalformedRequest(f"input {quoted(name)}: shape must be a list of whole numbers, none negative")
     if len(shape) > MAX_RANK:
@@ -189,11 +190,15 @@ def _outputs(document: dict[str, Any], is_binary_default: bool) -> tuple[Request
 
 def _output(entry: dict[str, Any], is_binary_default: bool) -> RequestedOutput:
     name = _text(entry.get("name"), "the name of an output")
-    parameters = _parameters(entry, f"output {quoted(name)}")
+    return requested_output(name, _parameters(entry, f"output {quoted(name)}"), is_binary_default)
+
+
+def requested_output(name: str, parameters: dict[str, Any], is_binary_default: bool) -> RequestedOutput:
+    """An output with its parameters. Raises `MalformedRequest`."""
     num_classes = parameters.get("classification", 0)
     if type(num_classes) is not int or num_classes < 0:
         raise MalformedRequest(f"output {quoted(name)}: classification must be a whole number of classes")
-    return RequestedOutput(name, _flag(parameters, "binary_data", is_binary_default), num_classes)
+    return RequestedOutput(name, flag(parameters, "binary_data", is_binary_default), num_classes)
 
 
 def _entries(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -210,7 +215,8 @@ def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
     return parameters
 
 
-def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
+def flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
+    """A parameter that is true or false. Raises `MalformedRequest`."""
     value = parameters.get(key, default)
     if not isinstance(value, bool):
         raise MalformedRequest(f"parameter {key} must be true or false")
@@ -223,8 +229,8 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _timeout_s(parameters: dict[str, Any]) -> float | None:
-    """Microseconds on the wire, where 0 means no time-out as in Triton."""
+def timeout_s(parameters: dict[str, Any]) -> float | None:
+    """Microseconds on the wire, where 0 means no time-out as in Triton. Raises `MalformedRequest`."""
     value = parameters.get("timeout", 0)
     if type(value) is not int or not 0 <= value < 2**63:
         raise MalformedRequest("parameter timeout must be a whole number of microseconds")

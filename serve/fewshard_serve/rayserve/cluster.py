@@ -16,21 +16,27 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 def check_port(server: ServerConfig) -> None:
     """Raise `StartError` where nobody could listen there; HAProxy would share a taken port in silence."""
+    for port, option in ((server.port, "--port"), (server.grpc_port, "--grpc-port")):
+        if port:
+            _check_one(server.host, port, option)
+
+
+def _check_one(host: str, port: int, option: str) -> None:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise StartError(_why_no_port(server, error)) from error
+        raise StartError(_why_no_port(host, port, option, error)) from error
 
 
-def _why_no_port(server: ServerConfig, error: OSError) -> str:
+def _why_no_port(host: str, port: int, option: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {server.port} is in use; stop what listens there, or choose another with --port"
+        return f"port {port} is in use; stop what listens there, or choose another with {option}"
     if error.errno == errno.EACCES:
-        return f"port {server.port} needs privileges; choose one from 1024 up with --port"
-    return f"cannot listen on {server.host}:{server.port} ({error.strerror}); choose another with --host"
+        return f"port {port} needs privileges; choose one from 1024 up with {option}"
+    return f"cannot listen on {host}:{port} ({error.strerror}); choose another with --host"
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from fewshard_serve.core import Classified, Input
+from fewshard_serve.core import ANYBODY, Caller, Classified, Input
 from fewshard_serve.errors import FewshardError, NotReady, UnknownModel
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics, merge_expositions
-from fewshard_serve.rayserve.specs import HostSpec
+from fewshard_serve.rayserve.specs import AppSpec
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class Directory:
 
     def __init__(
         self,
-        hosts: Sequence[HostSpec],
+        hosts: Sequence[AppSpec],
         calls: HostCalls,
         metrics: Metrics,
         labels: Mapping[str, str],
-        why_waiting: Callable[[HostSpec], str] = lambda host: "",
+        why_waiting: Callable[[AppSpec], str] = lambda host: "",
     ) -> None:
         self._hosts = {host.app: host for host in hosts}
         self._why_waiting = why_waiting
@@ -68,13 +68,19 @@ class Directory:
         return any(entry.state == "LOADING" for entry in self._entries.values())
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified:
         if self._is_draining:
             raise NotReady("the server is draining; come back soon")
         if model not in self._app_of:
             raise UnknownModel(model, sorted(self._app_of))
-        answer = await self._ask_host(model, list(inputs), truncate, timeout_s)
+        answer = await self._ask_host(model, list(inputs), truncate, timeout_s, caller)
         if isinstance(answer, FewshardError):
             raise answer
         return answer
@@ -86,6 +92,12 @@ class Directory:
         # Every replica has put its own labels on already.
         texts = [text for replicas in answers for text in replicas] + [self._metrics.render(self._labels)]
         return await asyncio.to_thread(merge_expositions, [({}, text) for text in texts])
+
+    async def reload_tokens(self) -> int:
+        answers = await asyncio.gather(
+            *(self._calls.all(app, "reload_tokens", timeout_s=STATES_TIMEOUT_S) for app in self._apps)
+        )
+        return sum(has_reloaded for replicas in answers for has_reloaded in replicas)
 
     async def refresh(self) -> None:
         """Ask every host once for the state of its models."""
@@ -102,13 +114,13 @@ class Directory:
         self._is_draining = True
 
     async def _ask_host(
-        self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None
+        self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None, caller: Caller
     ) -> Classified | FewshardError:
         app = self._app_of[model]
         for _ in range(NUM_TRIES):
             try:
                 answer: Classified | FewshardError = await self._calls.one(
-                    app, "classify_for_gateway", model, inputs, truncate, timeout_s
+                    app, "classify_for_gateway", model, inputs, truncate, timeout_s, caller
                 )
                 return answer
             except Exception:  # whatever Ray raises here, the replica did not answer

@@ -25,6 +25,8 @@ ALWAYS = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A client from which nothing comes where something should is cut after so long, instead of an hour.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # Ray runs its workers at nice 15: whatever else the machine does would come before every request.
     "RAY_worker_niceness": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
@@ -45,6 +47,13 @@ FREE_PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+LOOPBACK_ONLY = {
+    # Ray's own servers (GCS, raylet, workers, agents) then listen on 127.0.0.1 instead of every address. The
+    # name is that of the systems on which it is the default.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A token is what Ray chooses by itself; naming the mode keeps it from announcing that.
+    "RAY_AUTH_MODE": "token",
+}
 HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -54,15 +63,20 @@ HAPROXY_FILES = {
 }
 
 
-def prepare_environment(work_dir: str | None = None) -> None:
-    """Set what is not set yet. `work_dir` holds HAProxy's files of a Ray started here; None when joining."""
+def prepare_environment(work_dir: str | None = None) -> bool:
+    """Set what is not set yet; whether an HAProxy with our changes will stand in front.
+
+    `work_dir` holds HAProxy's files of a Ray started here; None when joining.
+    """
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
     _set_defaults(ALWAYS | FOR_WORKERS)
     _set_defaults({"RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy()))})
     if work_dir is not None:
-        # Naming the mode keeps Ray from announcing it; a token is what it chooses by itself.
-        _set_defaults({"RAY_AUTH_MODE": "token"})
-        _set_defaults(_own_haproxy(work_dir) if has_haproxy() else {})
+        _set_defaults(LOOPBACK_ONLY)
+        own_haproxy = _own_haproxy(work_dir) if has_haproxy() else {}
+        _set_defaults(own_haproxy)
+        return BINARY in own_haproxy and os.environ[BINARY] == own_haproxy[BINARY]
+    return False
 
 
 def _own_haproxy(work_dir: str) -> dict[str, str]:

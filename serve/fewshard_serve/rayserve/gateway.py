@@ -6,50 +6,46 @@ from typing import Any
 import ray
 from ray import serve
 
+from fewshard_serve.config import ServerConfig
+from fewshard_serve.http.doors import Doors, DoorSettings
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.directory import Directory
-from fewshard_serve.rayserve.handles import ask_all, ask_one
+from fewshard_serve.rayserve.handles import HandleCalls
 from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
-from fewshard_serve.rayserve.specs import GATEWAY_CPUS, HostSpec, what_is_missing
-
-
-class HandleCalls:
-    """Reaches hosts by Serve's handles, one kept for each application."""
-
-    def __init__(self) -> None:
-        self._handles: dict[str, Any] = {}
-
-    async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        return await ask_all(self._handle(app), method, *args, timeout_s=timeout_s)
-
-    async def one(self, app: str, method: str, *args: Any) -> Any:
-        return await ask_one(self._handle(app), method, *args)
-
-    def _handle(self, app: str) -> Any:
-        if app not in self._handles:
-            self._handles[app] = serve.get_deployment_handle(DEPLOYMENT, app)
-        return self._handles[app]
+from fewshard_serve.rayserve.specs import GATEWAY_CPUS, AppSpec, what_is_missing
+from fewshard_serve.rpc.server import InferenceService, start
 
 
 class Gateway:
     """The replica at `/`."""
 
-    def __init__(self, hosts: list[HostSpec], drain_timeout_s: float) -> None:
-        configure_logging()
+    def __init__(
+        self, hosts: list[AppSpec], drain_timeout_s: float, doors: DoorSettings, server: ServerConfig
+    ) -> None:
+        configure_logging(doors.logs)
+        self._door_settings = doors
+        self._server = server
+        self._rpc: Any = None
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics()
-        self._directory = Directory(hosts, HandleCalls(), self._metrics, labels, _why_waiting)
+        self._directory = Directory(hosts, HandleCalls(DEPLOYMENT), self._metrics, labels, _why_waiting)
         self._drain_timeout_s = drain_timeout_s
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Called once by Ray Serve, on the loop that will serve."""
         self._refreshing = asyncio.create_task(self._directory.keep_fresh())
-        self._app = CountedApp(GatewayApp(self._directory, on_request=self._metrics.observe_request))
+        # Ray Serve sends X-Request-Id back itself.
+        doors = Doors(self._door_settings, echoes_id=False)
+        limits, count = self._door_settings.limits, self._metrics.observe_request
+        self._app = CountedApp(GatewayApp(self._directory, limits=limits, doors=doors, on_request=count))
+        if self._server.grpc_port:
+            service = InferenceService(self._directory, limits, doors, count)
+            self._rpc = await start(service, self._server.host, self._server.grpc_port, limits.max_body_bytes)
         return self._app
 
     async def check_health(self) -> None:
@@ -66,14 +62,16 @@ class Gateway:
 
     async def finish_drain(self) -> bool:
         """Return once what is inside is answered; False if time ran out."""
+        if self._rpc is not None:
+            await self._rpc.stop(self._drain_timeout_s)
         return await self._app.idle(self._drain_timeout_s)
 
 
-def _why_waiting(host: HostSpec) -> str:
-    return what_is_missing(host, ray.cluster_resources())
+def _why_waiting(app: AppSpec) -> str:
+    return what_is_missing(app, ray.cluster_resources())
 
 
-def gateway_application(hosts: list[HostSpec]) -> Any:
+def gateway_application(hosts: list[AppSpec], doors: DoorSettings, server: ServerConfig) -> Any:
     """The Serve application at `/`."""
     drain_timeout_s = max(host.drain_timeout_s for host in hosts)
     deployment = serve.deployment(
@@ -84,4 +82,4 @@ def gateway_application(hosts: list[HostSpec]) -> Any:
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
     )
-    return deployment(serve.ingress()(Gateway)).bind(hosts, drain_timeout_s)
+    return deployment(serve.ingress()(Gateway)).bind(hosts, drain_timeout_s, doors, server)

@@ -35,3 +35,24 @@ async def ask_one(handle: Any, method: str, *args: Any) -> Any:
     except asyncio.CancelledError:
         response.cancel()
         raise
+
+
+class HandleCalls:
+    """Reaches hosts by Serve's handles, one kept for each application."""
+
+    def __init__(self, deployment: str) -> None:
+        self._deployment = deployment
+        self._handles: dict[str, Any] = {}
+
+    async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        return await ask_all(self._handle(app), method, *args, timeout_s=timeout_s)
+
+    async def one(self, app: str, method: str, *args: Any) -> Any:
+        return await ask_one(self._handle(app), method, *args)
+
+    def _handle(self, app: str) -> Any:
+        from ray import serve
+
+        if app not in self._handles:
+            self._handles[app] = serve.get_deployment_handle(self._deployment, app)
+        return self._handles[app]

@@ -6,18 +6,20 @@ from typing import Any
 
 from ray import serve
 
-from fewshard_serve.core import Classified, Input
+from fewshard_serve.core import Caller, Classified, Input
 from fewshard_serve.engine.routing import Routing
 from fewshard_serve.errors import FewshardError
+from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.protocol.stats import ModelStatistics
-from fewshard_serve.rayserve.handles import ask_all
+from fewshard_serve.rayserve.cascading import Cascading
+from fewshard_serve.rayserve.handles import HandleCalls, ask_all
 from fewshard_serve.rayserve.hosting import Hosting
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
 from fewshard_serve.rayserve.peers import MergedService
-from fewshard_serve.rayserve.specs import HOST_CPUS, HostSpec
+from fewshard_serve.rayserve.specs import AppSpec, CascadeSpec
 
 DEPLOYMENT = "host"
 MAX_ONGOING_REQUESTS = 100_000
@@ -32,17 +34,25 @@ PLACING_TIMEOUT_S = 90.0
 class Host:
     """One replica. Its methods run on the replica's own event loop, which nothing here may block."""
 
-    def __init__(self, spec: HostSpec) -> None:
+    def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
-        configure_logging()
+        configure_logging(spec.doors.logs)
         context = serve.get_replica_context()
         self._labels = {"application": context.app_name, "replica": context.replica_tag}
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Called once by Ray Serve, which takes the replica for ready when this returns."""
-        self._hosting = await Hosting.open(self._spec)
+        self._hosting = await _open(self._spec)
         service = MergedService(self._hosting, self._labels, self._ask_peers)
-        self._app = CountedApp(HostApp(service, on_request=self._hosting.metrics.observe_request))
+        # Ray Serve sends X-Request-Id back itself.
+        self._doors = Doors(self._spec.doors, echoes_id=False)
+        app = HostApp(
+            service,
+            limits=self._spec.doors.limits,
+            doors=self._doors,
+            on_request=self._hosting.metrics.observe_request,
+        )
+        self._app = CountedApp(app)
         return self._app
 
     async def check_health(self) -> None:
@@ -69,10 +79,16 @@ class Host:
         return self._hosting.entries()
 
     async def classify_for_gateway(
-        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None
+        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None, caller: Caller
     ) -> Classified | FewshardError:
         """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
-        return await self._hosting.classify(model, inputs, truncate=truncate, timeout_s=timeout_s)
+        return await self._hosting.classify(
+            model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
+
+    async def reload_tokens(self) -> bool:
+        """Read the tokens file again; False where it cannot be read and the old tokens stay."""
+        return self._doors.reload_tokens()
 
     async def begin_drain(self) -> None:
         """Refuse new HTTP requests; those inside and the gateway's go on."""
@@ -92,33 +108,39 @@ class Host:
         return await ask_all(handle, method, *args, timeout_s=timeout_s)
 
 
-def host_application(spec: HostSpec) -> Any:
-    """The Serve application of one host, to be run under the spec's name and route prefix."""
+async def _open(spec: AppSpec) -> Hosting | Cascading:
+    if isinstance(spec, CascadeSpec):
+        return await Cascading.open(spec, HandleCalls(DEPLOYMENT))
+    return await Hosting.open(spec)
+
+
+def host_application(spec: AppSpec) -> Any:
+    """The Serve application of a host or cascade, to be run under the spec's name and route prefix."""
     deployment = serve.deployment(
         name=DEPLOYMENT,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=spec.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=RAY_LOGGING,
-        ray_actor_options={"num_cpus": HOST_CPUS, "num_gpus": spec.num_gpus},
+        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
         **_scale(spec),
         **_shards(spec),
     )
     return deployment(serve.ingress()(Host)).bind(spec)
 
 
-def _shards(spec: HostSpec) -> dict[str, Any]:
+def _shards(spec: AppSpec) -> dict[str, Any]:
     """A bundle for each shard; the replica, which leads them, is in the first."""
     if spec.experts is None:
         return {}
-    bundle = {"CPU": HOST_CPUS} | ({"GPU": spec.num_gpus} if spec.num_gpus else {})
+    bundle = {"CPU": spec.num_cpus} | ({"GPU": spec.num_gpus} if spec.num_gpus else {})
     return {
         "placement_group_bundles": [bundle] * spec.num_shards,
         "placement_group_strategy": spec.experts.strategy.upper(),
     }
 
 
-def _scale(spec: HostSpec) -> dict[str, Any]:
+def _scale(spec: AppSpec) -> dict[str, Any]:
     if spec.min_replicas == spec.max_replicas:
         return {"num_replicas": spec.min_replicas}
     return {

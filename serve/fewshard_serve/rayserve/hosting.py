@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import BatchStats, Classified, Input, ModelInfo
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, ModelInfo
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
 from fewshard_serve.errors import FewshardError, NotReady
@@ -45,11 +45,16 @@ class HostedModel:
     def ready(self) -> bool:
         return not self.not_ready_reason
 
+    def check_room(self, caller: Caller) -> None:
+        self._engine.check_room(self.info.name, caller)
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
         name = self.info.name
-        classified = await self._engine.classify(name, inputs, truncate=truncate, timeout_s=timeout_s)
+        classified = await self._engine.classify(
+            name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
         self._metrics.observe_timings(name, classified.timings)
         self._metrics.observe_predictions(name, activate(classified.logits, self.info.problem_type))
         return classified
@@ -68,8 +73,11 @@ class FailedModel:
         self.not_ready_reason = failure.reason
         self.ready = False
 
+    def check_room(self, caller: Caller) -> None:
+        pass
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
         raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
 
@@ -106,19 +114,18 @@ class Hosting:
         return [_entry(model) for model in self.models.values()]
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified | FewshardError:
-        """For callers in another process, to whom an error is returned, not raised; counts the request."""
-        started_at = time.monotonic()
-        try:
-            served = find_model(self.models, model)
-            classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s)
-        except FewshardError as error:
-            if model in self.models:
-                self.models[model].stats.add_failure(time.monotonic() - started_at)
-            return error
-        served.stats.add_request(time.monotonic() - started_at, classified.timings, 0.0)
-        return classified
+        """For callers in another process, to whom an error is returned, not raised."""
+        return await answer_or_error(
+            self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
 
     def statistics(self, model: str) -> ModelStatistics:
         """A copy, since the runner's thread goes on counting while the answer is pickled."""
@@ -163,7 +170,7 @@ class Hosting:
             info=hosted.info,
             queue_items=lambda: served.num_queued_items,
             inflight_items=lambda: served.num_inflight_items,
-            admission_limit_items=served.admission.max_items,
+            admission_limit_items=lambda: served.admission.limit_items,
             routing=hosted.routing.read,
             group=hosted.group,
         )
@@ -176,3 +183,25 @@ def _entry(model: ServedModel) -> ModelEntry:
     return ModelEntry(
         info.name, "READY" if model.ready else "UNAVAILABLE", info.version, model.not_ready_reason, info
     )
+
+
+async def answer_or_error(
+    models: Mapping[str, ServedModel],
+    model: str,
+    inputs: Sequence[Input],
+    *,
+    truncate: bool,
+    timeout_s: float | None,
+    caller: Caller,
+) -> Classified | FewshardError:
+    """Ask a model and count the request in its statistics."""
+    started_at = time.monotonic()
+    try:
+        served = find_model(models, model)
+        classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
+    except FewshardError as error:
+        if model in models:
+            models[model].stats.add_failure(time.monotonic() - started_at)
+        return error
+    served.stats.add_request(time.monotonic() - started_at, classified.timings, 0.0)
+    return classified

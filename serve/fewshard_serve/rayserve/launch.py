@@ -13,17 +13,22 @@ from typing import Any
 
 from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.errors import StartError
+from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.logs import RAY_LOGGING
+from fewshard_serve.rayserve.logs import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.loopthread import LoopThread
 from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
 from fewshard_serve.rayserve.specs import (
     DEFAULT_LOADER,
     GATEWAY_APP,
+    AppSpec,
+    CascadeSpec,
     HostSpec,
+    door_settings,
     num_cpus_wanted,
+    plan_cascades,
     plan_hosts,
     share_gpus,
 )
@@ -51,17 +56,21 @@ def serve_until_signalled(
     `on_ready` is called once every model answers over HTTP. Raises `StartError` where the port is taken, Ray
     cannot start, or a model cannot be loaded.
     """
-    hosts = plan_hosts(config, loader)
     if address is None:
         check_port(config.server)
     try:
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
-            prepare_environment(work_dir)
+            has_own_haproxy = prepare_environment(work_dir)
+            doors = door_settings(config, own_stderr() if address is None else "", has_own_haproxy)
+            hosts = plan_hosts(config, loader, doors)
+            cascades = plan_cascades(config, hosts)
             stop = stack.enter_context(stop_request())
-            stack.enter_context(ray_cluster(address, num_cpus_wanted(hosts)))
+            stack.enter_context(ray_cluster(address, num_cpus_wanted([*hosts, *cascades])))
             listen(stop)
-            running = stack.enter_context(_deployed(hosts, config.server, owns_ray=address is None))
+            running = stack.enter_context(
+                _deployed(hosts, cascades, doors, config.server, owns_ray=address is None)
+            )
             if running.wait_until_ready(stop):
                 on_ready()
                 stop.wait()
@@ -79,7 +88,13 @@ def _work_dir() -> Iterator[str]:
 
 
 @contextmanager
-def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> Iterator["Running"]:
+def _deployed(
+    hosts: list[HostSpec],
+    cascades: list[CascadeSpec],
+    doors: DoorSettings,
+    server: ServerConfig,
+    owns_ray: bool,
+) -> Iterator["Running"]:
     """All applications, taken down at the end where the Ray they run on is not ours."""
     import ray
     from ray import serve
@@ -90,14 +105,15 @@ def _deployed(hosts: list[HostSpec], server: ServerConfig, owns_ray: bool) -> It
     hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
     hosts = [replace(host, is_on_one_machine=owns_ray) for host in hosts]
     _start_serve(server, owns_ray)
-    targets = [serve.RunTarget(host_application(host), host.app, host.route_prefix) for host in hosts]
-    targets.append(serve.RunTarget(gateway_application(hosts), GATEWAY_APP, "/"))
+    apps: list[AppSpec] = [*hosts, *cascades]
+    targets = [serve.RunTarget(host_application(app), app.app, app.route_prefix) for app in apps]
+    targets.append(serve.RunTarget(gateway_application(apps, doors, server), GATEWAY_APP, "/"))
     handles = serve.run_many(
         targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )
     with LoopThread() as calls:
         try:
-            yield Running(hosts, handles, calls, server if owns_ray else None)
+            yield Running(apps, handles, calls, server if owns_ray else None)
         finally:
             for target in [] if owns_ray else targets:
                 serve.delete(target.name, _blocking=False)
@@ -118,21 +134,20 @@ def _start_serve(server: ServerConfig, owns_ray: bool) -> None:
 
 
 class Running:
-    """The applications of one server. `handles` are those of the hosts, in order, and the gateway's last.
+    """The applications of one server. `handles` are those of `apps`, in order, and the gateway's last.
 
     `server` is where to find it over HTTP, None where that may be another machine.
     """
 
     def __init__(
         self,
-        hosts: Sequence[HostSpec],
+        apps: Sequence[AppSpec],
         handles: Sequence[Any],
         calls: LoopThread,
         server: ServerConfig | None,
     ) -> None:
-        self._hosts = hosts
-        self._host_handles = handles[:-1]
-        self._gateway_handle = handles[-1]
+        self._apps = apps
+        self._handles = handles
         self._calls = calls
         self._server = server
         self._told: dict[str, str] = {}
@@ -161,17 +176,22 @@ class Running:
     def drain(self) -> None:
         """Refuse new requests everywhere, then answer what was accepted.
 
-        The gateway comes before the hosts, since its requests still need them.
+        The gateway comes before the cascades and these before the hosts, since their requests still need
+        those.
         """
-        self._tell([self._gateway_handle, *self._host_handles], "begin_drain")
-        self._tell([self._gateway_handle], "finish_drain")
-        self._tell(self._host_handles, "finish_drain")
+        kinds = [*(isinstance(app, CascadeSpec) for app in self._apps), None]
+        self._tell(self._handles, "begin_drain")
+        for kind in (None, True, False):
+            self._tell(
+                [handle for handle, its in zip(self._handles, kinds, strict=True) if its is kind],
+                "finish_drain",
+            )
         time.sleep(LAST_BYTES_S)
 
     def _tell(self, handles: Sequence[Any], method: str) -> None:
         from fewshard_serve.rayserve.handles import ask_all
 
-        timeout_s = 2 * max(host.drain_timeout_s for host in self._hosts)
+        timeout_s = 2 * max(app.drain_timeout_s for app in self._apps)
 
         async def tell_all() -> None:
             await asyncio.gather(*(ask_all(handle, method, timeout_s=timeout_s) for handle in handles))
@@ -188,7 +208,7 @@ class Running:
     def _index(self) -> list[ModelEntry]:
         from fewshard_serve.rayserve.handles import ask_all
 
-        asking = ask_all(self._gateway_handle, "index", timeout_s=CALL_TIMEOUT_S)
+        asking = ask_all(self._handles[-1], "index", timeout_s=CALL_TIMEOUT_S)
         answers = self._calls.run(asking, START_TIMEOUT_S)
         return answers[0] if answers else []
 
@@ -196,7 +216,7 @@ class Running:
         """Whether the proxy has routes to every host; it learns of them a moment after they are ready."""
         if self._server is None:
             return True
-        paths = ["/v2/health/ready", *(f"/v2/models/{host.models[0].name}/ready" for host in self._hosts)]
+        paths = ["/v2/health/ready", *(f"/v2/models/{app.models[0].name}/ready" for app in self._apps)]
         return all(_answers(self._server, path) for path in paths)
 
 

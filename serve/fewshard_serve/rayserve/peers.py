@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from fewshard_serve.engine.routing import describe_routing, merge_routing
 from fewshard_serve.errors import FewshardError, NotReady
 from fewshard_serve.http.service import ServedModel, find_model, stats_answer
+from fewshard_serve.rayserve.cascading import Cascading
 from fewshard_serve.rayserve.hosting import Hosting
 
 
@@ -18,7 +19,7 @@ class AskPeers(Protocol):
 class MergedService:
     """A host with one replica or many. Those that do not answer are left out; `replicas` counts the rest."""
 
-    def __init__(self, hosting: Hosting, labels: Mapping[str, str], ask_peers: AskPeers) -> None:
+    def __init__(self, hosting: Hosting | Cascading, labels: Mapping[str, str], ask_peers: AskPeers) -> None:
         self._hosting = hosting
         self._labels = labels
         self._ask_peers = ask_peers

@@ -1,13 +1,15 @@
 """What runs where: the plan of hosts drawn from a configuration, as plain values that travel to replicas."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.doors import DoorSettings
+from fewshard_serve.logs import LogSettings
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
@@ -46,7 +48,9 @@ class HostSpec:
     min_replicas: int = 1
     max_replicas: int = 1
     num_gpus: float = 0.0
+    num_cpus: float = HOST_CPUS
     loader: str = DEFAULT_LOADER
+    doors: DoorSettings = field(default_factory=DoorSettings)
     is_on_one_machine: bool = False
 
     @property
@@ -76,13 +80,80 @@ class HostSpec:
         return any(model.device == "cuda" for model in self.models)
 
 
-def plan_hosts(config: FewshardConfig, loader: str = DEFAULT_LOADER) -> list[HostSpec]:
+@dataclass(frozen=True, slots=True)
+class CascadeSpec:
+    """The Serve application of one cascade, with the hosts of its stages."""
+
+    name: str
+    stages: tuple[str, ...]
+    accept_above: tuple[float, ...]
+    hosts: tuple[HostSpec, ...]
+    doors: DoorSettings = field(default_factory=DoorSettings)
+    min_replicas: int = 1
+    max_replicas: int = 1
+    num_gpus: float = 0.0
+    num_cpus: float = GATEWAY_CPUS
+    num_shards: int = 1
+    experts: None = None
+
+    @property
+    def app(self) -> str:
+        return f"cascade-{self.name}"
+
+    @property
+    def route_prefix(self) -> str:
+        return f"{MODELS_PREFIX}/{self.name}"
+
+    @property
+    def models(self) -> tuple["CascadeSpec", ...]:
+        """What it serves, by name: itself."""
+        return (self,)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        return max(host.drain_timeout_s for host in self.hosts)
+
+
+AppSpec = HostSpec | CascadeSpec
+"""Whatever serves models under a route prefix."""
+
+
+def plan_cascades(config: FewshardConfig, hosts: list[HostSpec]) -> list[CascadeSpec]:
+    """One application for each cascade of the configuration."""
+    return [_cascade_spec(cascade, hosts) for cascade in config.cascades]
+
+
+def _cascade_spec(cascade: CascadeConfig, hosts: list[HostSpec]) -> CascadeSpec:
+    def serves_a_stage(host: HostSpec) -> bool:
+        return any(model.name in cascade.stages for model in host.models)
+
+    own = tuple(host for host in hosts if serves_a_stage(host))
+    return CascadeSpec(cascade.name, cascade.stages, cascade.thresholds, own, hosts[0].doors)
+
+
+def plan_hosts(
+    config: FewshardConfig,
+    loader: str = DEFAULT_LOADER,
+    doors: DoorSettings = DoorSettings(),  # noqa: B008  it is frozen
+) -> list[HostSpec]:
     """The shared host first, where there is one, then the hosts of single models."""
     shared = tuple(_model_spec(model) for model in config.models if not model.has_own_host)
     hosts = [_own_host(model, loader) for model in config.models if model.has_own_host]
     if shared:
         hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
-    return hosts
+    return [replace(host, doors=doors) for host in hosts]
+
+
+def door_settings(
+    config: FewshardConfig, log_path: str = "", is_behind_haproxy: bool = False
+) -> DoorSettings:
+    """What every replica needs to know to open its doors."""
+    return DoorSettings(
+        tokens_file=config.auth.tokens_file if config.auth else "",
+        limits=config.limits.limits,
+        logs=LogSettings(config.logging.format, config.logging.requests, log_path),
+        is_behind_haproxy=is_behind_haproxy,
+    )
 
 
 def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
@@ -104,10 +175,10 @@ def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
     return [replace(host, num_gpus=_gpus_of(host, share)) for host in hosts]
 
 
-def what_is_missing(host: HostSpec, resources: Mapping[str, float]) -> str:
+def what_is_missing(host: AppSpec, resources: Mapping[str, float]) -> str:
     """What a cluster of these `resources` ("CPU", "GPU") lacks for this host; "" where it has enough."""
     num_processes = host.min_replicas * host.num_shards
-    wanted = {"GPU": host.num_gpus * num_processes, "CPU": HOST_CPUS * num_processes}
+    wanted = {"GPU": host.num_gpus * num_processes, "CPU": host.num_cpus * num_processes}
     lacking = [
         f"{count:g} {what}s, and the cluster has {resources.get(what, 0):g}"
         for what, count in wanted.items()
@@ -126,9 +197,9 @@ def _gpus_of(host: HostSpec, share: float) -> float:
     return 1.0 if _wants_whole_gpus(host) else share
 
 
-def num_cpus_wanted(hosts: list[HostSpec]) -> int:
+def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
     """CPUs, in Ray's counting, without which some replica would never be placed."""
-    return math.ceil(GATEWAY_CPUS + HOST_CPUS * sum(host.max_replicas * host.num_shards for host in hosts))
+    return math.ceil(GATEWAY_CPUS + sum(app.num_cpus * app.max_replicas * app.num_shards for app in apps))
 
 
 def _own_host(model: ModelConfig, loader: str) -> HostSpec:

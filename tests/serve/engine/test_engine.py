@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from fewshard_serve.core import TextInput
+from fewshard_serve.core import Caller, TextInput
 from fewshard_serve.engine import Engine, EngineSettings
 from fewshard_serve.errors import (
     DeadlineExceeded,
@@ -295,3 +295,57 @@ def test_the_engine_needs_neither_torch_nor_ray_nor_prometheus():
     code = f"import sys, fewshard_serve.engine; sys.exit(str({heavy} & set(sys.modules) or ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
+
+
+@on_a_loop
+async def test_a_flood_does_not_delay_another_caller(model):
+    async with Opened(model, max_items=1) as opened:
+        model.gate.clear()
+        flood = [asyncio.create_task(opened.classify(str(n), caller=Caller("flood"))) for n in range(100)]
+        await until(lambda: model.num_prepared == 100)
+        guest = asyncio.create_task(opened.classify("1000", caller=Caller("guest")))
+        await until(lambda: model.num_prepared == 101)
+        model.gate.set()
+        await guest
+        assert model.batches.index(["1000"]) <= 2
+        await asyncio.gather(*flood)
+
+
+@on_a_loop
+async def test_a_flood_of_slow_inputs_does_not_delay_the_preparation_of_others(model):
+    async with Opened(model) as opened:
+        model.prepare_s = 0.02
+        flood = [asyncio.create_task(opened.classify(str(n), caller=Caller("flood"))) for n in range(100)]
+        await until(lambda: model.num_prepared >= 5)
+        guest = await opened.classify("1000", caller=Caller("guest"))
+        assert guest.logits[0, 0] == 1000
+        assert model.num_prepared < 50
+        await asyncio.gather(*flood)
+
+
+@on_a_loop
+async def test_the_limit_learns_from_waits_and_from_deadlines(model):
+    async with Opened(model, queue_ms=50, deadline_ms=200, admission_min_items=2) as opened:
+        admission = opened.engine.served["fake"].admission
+        before = admission.limit_items
+        model.gate.clear()
+        tasks = [asyncio.create_task(opened.classify(str(n))) for n in range(20)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
+        assert admission.limit_items < before
+        model.gate.set()
+
+
+@on_a_loop
+async def test_room_can_be_asked_for_before_a_request_is_read(model):
+    async with Opened(model, admission_max_items=4) as opened:
+        opened.engine.check_room("fake", Caller("a"))
+        model.gate.clear()
+        task = asyncio.create_task(opened.classify("1", "2", "3", "4"))
+        await until(model.running.is_set)
+        with pytest.raises(Overloaded):
+            opened.engine.check_room("fake", Caller("b"))
+        with pytest.raises(UnknownModel):
+            opened.engine.check_room("nobody", Caller("b"))
+        model.gate.set()
+        await task

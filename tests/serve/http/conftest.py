@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fewshard_serve.core import Classified, Input, ModelInfo, Task, TextInput, Timings
+from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo, Task, TextInput, Timings
 from fewshard_serve.errors import (
     CallerGone,
     ConfigError,
@@ -74,6 +74,8 @@ class FakeModel:
         self.stats = ModelStatistics()
         self.routing: dict[str, Any] | None = None
         self.calls: list[dict[str, Any]] = []
+        self.callers: list[Caller] = []
+        self.is_full = False
         self.hold: asyncio.Event | None = None
         self.was_cancelled = False
 
@@ -81,10 +83,15 @@ class FakeModel:
     def ready(self) -> bool:
         return not self.not_ready_reason
 
+    def check_room(self, caller: Caller) -> None:
+        if self.is_full:
+            raise Overloaded("no room", 3.2)
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
         self.calls.append({"inputs": list(inputs), "truncate": truncate, "timeout_s": timeout_s})
+        self.callers.append(caller)
         texts = [each.text if isinstance(each, TextInput) else "" for each in inputs]
         for text in texts:
             if text in RAISED:
@@ -121,9 +128,20 @@ class FakeGatewayService:
         return not self.waiting
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified:
-        return await self.models[model].classify(inputs, truncate=truncate, timeout_s=timeout_s)
+        return await self.models[model].classify(
+            inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
+
+    async def reload_tokens(self) -> int:
+        return len(self.models)
 
     async def metrics(self) -> bytes:
         return b"fewshard_model_info 1\n"

@@ -10,6 +10,7 @@ import pytest
 from fewshard_serve.errors import CallerGone, DeadlineExceeded, FewshardError, MalformedRequest, TooLarge
 from fewshard_serve.http.body import LARGE_BYTES, off_loop, read_body
 from fewshard_serve.http.request import Request, full_path
+from fewshard_serve.protocol.limits import Limits
 
 
 def request_of(messages: list[dict[str, Any]], headers: dict[bytes, bytes] | None = None) -> Request:
@@ -27,7 +28,7 @@ def part(body: bytes, more: bool) -> dict[str, Any]:
 
 
 def read(request: Request, max_bytes: int = 10) -> bytes:
-    return asyncio.run(read_body(request, max_bytes))
+    return asyncio.run(read_body(request, Limits(max_body_bytes=max_bytes)))
 
 
 def test_a_body_is_its_parts_in_order() -> None:

@@ -237,7 +237,7 @@ def test_a_bug_is_logged_with_its_traceback(
 ) -> None:
     call(host, "POST", CLASSIFY, json={"inputs": "bug"})
     (record,) = caplog.records
-    assert "POST /v2/models/sst2/classify failed" in record.message
+    assert "POST '/v2/models/sst2/classify' failed" in record.message
     assert "secret detail" in caplog.text
 
 

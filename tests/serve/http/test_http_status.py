@@ -6,7 +6,7 @@ import pytest
 
 from fewshard_serve import errors
 from fewshard_serve.errors import FewshardError
-from fewshard_serve.http.responses import error_response, internal_error, json_response
+from fewshard_serve.http.responses import error_response, json_response, unforeseen
 from fewshard_serve.http.status import HTTP_STATUS, status_of
 
 NOT_OF_REQUESTS = {FewshardError, errors.ConfigError, errors.StartError}
@@ -42,7 +42,7 @@ def test_errors_are_json_with_headers_of_their_kind() -> None:
 
 
 def test_an_internal_error_says_nothing_of_itself() -> None:
-    response = internal_error()
+    response = error_response(unforeseen())
     assert response.status == 500
     assert json.loads(response.body)["code"] == "internal"
 

@@ -14,7 +14,9 @@ import uvicorn
 
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import (
+    ANYBODY,
     BatchStats,
+    Caller,
     Classified,
     Input,
     Item,
@@ -64,10 +66,15 @@ class EngineModel:
         self.info, self.stats, self.ready, self.not_ready_reason = info, stats, True, ""
         self._engine = engine
 
+    def check_room(self, caller: Caller) -> None:
+        self._engine.check_room(self.info.name, caller)
+
     async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
     ) -> Classified:
-        return await self._engine.classify(self.info.name, inputs, truncate=truncate, timeout_s=timeout_s)
+        return await self._engine.classify(
+            self.info.name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
 
     def experts(self) -> dict[str, Any] | None:
         return None
@@ -86,9 +93,17 @@ class OneGateway:
         return True
 
     async def classify(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
     ) -> Classified:
-        return await self._models[model].classify(inputs, truncate=truncate, timeout_s=timeout_s)
+        return await self._models[model].classify(
+            inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
 
     async def metrics(self) -> bytes:
         return b""

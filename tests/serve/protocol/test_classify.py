@@ -136,9 +136,9 @@ def test_an_image_model_takes_no_pairs() -> None:
 
 
 def test_a_bare_image_is_for_image_models() -> None:
-    assert image_body(b"PNG", info("image")) == [EncodedImage(b"PNG")]
+    assert image_body(b"PNG", info("image"), LIMITS) == [EncodedImage(b"PNG", LIMITS.max_image_pixels)]
     with pytest.raises(UnsupportedMedia, match="classifies text"):
-        image_body(b"PNG", info())
+        image_body(b"PNG", info(), LIMITS)
 
 
 def test_the_gateway_needs_the_model() -> None:

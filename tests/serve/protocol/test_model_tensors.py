@@ -97,7 +97,7 @@ def test_too_many_items_are_too_large() -> None:
 def test_a_raw_request_is_one_text_or_one_image_file() -> None:
     raw = InferRequest(inputs={}, raw=b"caf\xc3\xa9")
     assert to_inputs(raw, info(), LIMITS) == [TextInput("café")]
-    assert to_inputs(raw, info("image"), LIMITS) == [EncodedImage(b"caf\xc3\xa9")]
+    assert to_inputs(raw, info("image"), LIMITS) == [EncodedImage(b"caf\xc3\xa9", LIMITS.max_image_pixels)]
     with pytest.raises(UnusableItem):
         to_inputs(InferRequest(inputs={}, raw=b"\xff"), info(), LIMITS)
 
@@ -165,7 +165,7 @@ def test_an_image_with_too_many_pixels_is_refused() -> None:
 
 def test_image_files_are_bytes_or_base64_where_they_are_json() -> None:
     encoded = base64.b64encode(b"PNG!").decode()
-    expected = [EncodedImage(b"PNG!")] * 3
+    expected = [EncodedImage(b"PNG!", LIMITS.max_image_pixels)] * 3
     files = texts(b"PNG!", encoded, f"data:image/png;base64,{encoded}", name="image")
     assert to_inputs(given(files), info("image"), LIMITS) == expected
     with pytest.raises(UnusableItem, match="item 0: the image is not valid base64"):

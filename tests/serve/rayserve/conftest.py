@@ -131,8 +131,9 @@ def free_port():
 def start_server():
     servers = []
 
-    def start(models, port=None):
-        servers.append(Server({"models": models, "server": {"port": port or free_port()}}))
+    def start(models, port=None, **more):
+        ports = {"port": port or free_port(), "grpc_port": free_port()}
+        servers.append(Server({"models": models, "server": ports, **more}))
         return servers[-1]
 
     yield start

@@ -37,6 +37,12 @@ def test_a_taken_port_is_found_and_the_message_says_what_to_do(taken_port):
         check_port(ServerConfig(port=taken_port))
 
 
+def test_the_port_for_grpc_is_looked_at_too(taken_port):
+    with pytest.raises(StartError, match=f"port {taken_port} is in use.*--grpc-port"):
+        check_port(ServerConfig(port=free_ports(1)[0], grpc_port=taken_port))
+    check_port(ServerConfig(port=free_ports(1)[0], grpc_port=0))
+
+
 def test_a_free_port_is_left_free():
     (port,) = free_ports(1)
     check_port(ServerConfig(port=port))

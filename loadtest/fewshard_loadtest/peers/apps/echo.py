@@ -36,7 +36,7 @@ def main() -> int:
     """Serve until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8123)
-    server = ServerConfig(port=parser.parse_args().port)
+    server = ServerConfig(port=parser.parse_args().port, grpc_port=0)
     check_port(server)
     with tempfile.TemporaryDirectory(prefix="echo-", dir="/tmp", ignore_cleanup_errors=True) as work_dir:
         prepare_environment(work_dir)

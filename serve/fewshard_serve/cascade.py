@@ -1,0 +1,220 @@
+"""A cascade of models as one model: the cheap one first, the next only for items it is not sure of.
+
+Viola, Jones: "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR 2001, and for
+thresholds on a classifier's own confidence Wang et al.: "IDK Cascades", UAI 2018. Plain; `rayserve.cascading`
+puts it behind an app.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo, ProblemType, Timings
+from fewshard_serve.errors import DeadlineExceeded, NotReady
+from fewshard_serve.protocol.activation import activate
+from fewshard_serve.protocol.stats import ModelStatistics
+
+STARTING = "its stages are not loaded yet"
+
+
+class AskModel(Protocol):
+    """Ask a model by name, wherever it runs."""
+
+    async def __call__(
+        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller
+    ) -> Classified: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one request cost: items answered by each stage, and MACs by the models' cards.
+
+    `macs_of_last` is what the last stage alone would have taken; both are 0 where a card does not say.
+    """
+
+    items: dict[str, int]
+    macs: float
+    macs_of_last: float
+
+
+class Observe(Protocol):
+    """Told of each request that was answered."""
+
+    def __call__(self, classified: Classified, spent: Spent) -> None: ...
+
+
+class Cascade:
+    """Several models as one. `accept_above[n]`: the confidence from which the word of stage n counts."""
+
+    def __init__(
+        self, name: str, stages: Sequence[str], accept_above: Sequence[float], ask: AskModel, observe: Observe
+    ) -> None:
+        assert len(accept_above) == len(stages) - 1, "one threshold for each stage but the last"
+        self.info = _unknown(name)
+        self.stats = ModelStatistics()
+        self.not_ready_reason = STARTING
+        self._stages = tuple(stages)
+        self._accept_above = (*accept_above, 0.0)
+        self._ask = ask
+        self._observe = observe
+        self._infos: tuple[ModelInfo, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return not self.not_ready_reason
+
+    def set_stages(self, infos: Sequence[ModelInfo | None]) -> None:
+        """What is known of the stages now; None for one that takes no requests."""
+        known = [info for info in infos if info is not None]
+        missing = [name for name, info in zip(self._stages, infos, strict=True) if info is None]
+        reason = f"no answer from {', '.join(missing)}" if missing else _misfit(known)
+        if not reason:
+            self._infos = tuple(known)
+            self.info = _joint_info(self.info.name, self._infos, self._accept_above[:-1])
+        self.not_ready_reason = reason
+
+    def check_room(self, caller: Caller) -> None:
+        """Each stage admits for itself."""
+
+    async def classify(
+        self,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
+    ) -> Classified:
+        """Raises as its stages do: a request of which one item cannot be answered is not answered."""
+        if not self.ready:
+            raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
+        run = _Run(self._infos, len(inputs))
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for info, accept_above in zip(self._infos, self._accept_above, strict=True):
+            left = run.left
+            if len(left) == 0:
+                break
+            answer = await self._ask(
+                info.name,
+                [inputs[index] for index in left.tolist()],
+                truncate=truncate,
+                timeout_s=_left_s(deadline),
+                caller=caller,
+            )
+            run.take(info, answer, accept_above)
+        self._observe(run.classified(), run.spent())
+        return run.classified()
+
+    def experts(self) -> dict[str, Any] | None:
+        return None
+
+
+class _Run:
+    """One request on its way through the stages."""
+
+    def __init__(self, infos: Sequence[ModelInfo], num_items: int) -> None:
+        self._infos = infos
+        self._labels = infos[-1].labels
+        self._logits = np.zeros((num_items, len(self._labels)), np.float32)
+        self._stage_of: list[str] = [""] * num_items
+        self._asked = {info.name: 0 for info in infos}
+        self._num_tokens = 0
+        self._is_degraded = False
+        self._timings = Timings(0.0, 0.0, 0.0)
+        self.left = np.arange(num_items)
+
+    def take(self, info: ModelInfo, answer: Classified, accept_above: float) -> None:
+        """A stage's answer to all that were left; those it is sure of are done."""
+        sure = confidence(activate(answer.logits, info.problem_type), info.problem_type) >= accept_above
+        sure |= info is self._infos[-1]
+        done = self.left[sure]
+        order = [info.labels.index(label) for label in self._labels]
+        self._logits[done] = answer.logits[sure][:, order]
+        for index in done.tolist():
+            self._stage_of[index] = info.name
+        self._asked[info.name] += len(self.left)
+        self._num_tokens += answer.num_tokens
+        self._is_degraded |= answer.is_degraded
+        self._timings = _added(self._timings, answer.timings)
+        self.left = self.left[~sure]
+
+    def classified(self) -> Classified:
+        stages = tuple(self._stage_of)
+        return Classified(self._logits, self._num_tokens, self._timings, self._is_degraded, stages)
+
+    def spent(self) -> Spent:
+        items = {info.name: self._stage_of.count(info.name) for info in self._infos}
+        macs = [_macs(info) for info in self._infos]
+        if 0.0 in macs:
+            return Spent(items, 0.0, 0.0)
+        costs = [cost * self._asked[info.name] for cost, info in zip(macs, self._infos, strict=True)]
+        return Spent(items, sum(costs), macs[-1] * len(self._stage_of))
+
+
+def confidence(scores: NDArray[np.float32], problem_type: ProblemType) -> NDArray[np.float32]:
+    """How sure a model is of each item, from its scores [N, C] after activation: [N], from 0 to 1.
+
+    The best label's score; of labels that are chosen one by one, the least sure of the choices.
+    """
+    if problem_type == "multi_label_classification" or scores.shape[1] == 1:
+        chosen: NDArray[np.float32] = np.maximum(scores, 1 - scores).min(axis=1)
+        return chosen
+    best: NDArray[np.float32] = scores.max(axis=1)
+    return best
+
+
+def _macs(info: ModelInfo) -> float:
+    """Of one item, by the card; 0.0 where it does not say."""
+    macs = info.card.get("macs")
+    return float(macs) if isinstance(macs, int | float) else 0.0
+
+
+def _misfit(infos: Sequence[ModelInfo]) -> str:
+    """Why these models are no cascade; "" where they are."""
+    last = infos[-1]
+    for info in infos:
+        if info.task != last.task:
+            return f"{info.name} classifies {info.task}s and {last.name} {last.task}s"
+        if info.problem_type != last.problem_type or info.problem_type == "regression":
+            return f"{info.name} is {info.problem_type} and {last.name} {last.problem_type}"
+        if sorted(info.labels) != sorted(last.labels):
+            return f"{info.name} and {last.name} have different labels"
+    return ""
+
+
+def _joint_info(name: str, infos: Sequence[ModelInfo], accept_above: Sequence[float]) -> ModelInfo:
+    stages = [info.name for info in infos]
+    return replace(
+        infos[-1],
+        name=name,
+        kind="cascade",
+        architecture=" > ".join(stages),
+        dtype="+".join(dict.fromkeys(info.dtype for info in infos)),
+        device="+".join(dict.fromkeys(info.device for info in infos)),
+        max_tokens=min(info.max_tokens for info in infos),
+        card={"stages": stages, "accept_above": list(accept_above)},
+    )
+
+
+def _unknown(name: str) -> ModelInfo:
+    return ModelInfo(name, "text", "cascade", (), "single_label_classification", "", "", "", max_tokens=0)
+
+
+def _left_s(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise DeadlineExceeded("the deadline passed between two stages; send less or wait")
+    return left_s
+
+
+def _added(first: Timings, second: Timings) -> Timings:
+    return Timings(
+        first.preprocess_s + second.preprocess_s,
+        first.queue_s + second.queue_s,
+        first.infer_s + second.infer_s,
+    )

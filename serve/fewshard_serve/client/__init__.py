@@ -1,0 +1,31 @@
+"""The Python client of a running server: `Client`, and `AsyncClient` with the same methods to await.
+
+    with Client("http://127.0.0.1:8000") as client:
+        answer = client.classify("sst2-moe", ["a fine film", "two hours I want back"])
+        print(answer.predictions[0].label, answer.predictions[0].score)
+
+Needs httpx alone of what the server needs.
+"""
+
+from fewshard_serve.client.aio import AsyncClient
+from fewshard_serve.client.answers import Classification, LabelScore, Prediction
+from fewshard_serve.client.errors import ClientError
+from fewshard_serve.client.inputs import Image, Input, TextPair
+from fewshard_serve.client.retry import Retry
+from fewshard_serve.client.sync import Client
+from fewshard_serve.client.wire import DEFAULT_URL, TOKEN_VARIABLE
+
+__all__ = [
+    "DEFAULT_URL",
+    "TOKEN_VARIABLE",
+    "AsyncClient",
+    "Classification",
+    "Client",
+    "ClientError",
+    "Image",
+    "Input",
+    "LabelScore",
+    "Prediction",
+    "Retry",
+    "TextPair",
+]

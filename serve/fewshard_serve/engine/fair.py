@@ -1,0 +1,90 @@
+"""A queue that is fair between callers: nobody's backlog delays the others. A plain data structure.
+
+Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", IEEE/ACM Transactions on Networking
+5(5), 1997): an entry's tag is the virtual time at which its caller's turn begins, and the least tag goes
+first. Between two callers that both wait, the work done differs by no more than one entry of each, however
+much either has sent.
+"""
+
+import heapq
+from collections import deque
+from typing import Generic, TypeVar
+
+from fewshard_serve.core import Caller
+
+EntryT = TypeVar("EntryT")
+
+URGENT_WEIGHT = 8
+"""An urgent caller's share against another's. Both get on: strict priority would let one starve the rest."""
+
+
+class _Flow(Generic[EntryT]):
+    """One caller's entries, in order of arrival, each with its cost."""
+
+    __slots__ = ("entries", "key", "rank", "tag", "weight")
+
+    def __init__(self, caller: Caller, tag: float) -> None:
+        self.key = caller
+        self.rank = 0 if caller.is_urgent else 1
+        self.weight = URGENT_WEIGHT if caller.is_urgent else 1
+        self.tag = tag
+        self.entries: deque[tuple[EntryT, float]] = deque()
+
+
+class FairQueue(Generic[EntryT]):
+    """Entries by caller. One caller alone is served first in, first out."""
+
+    def __init__(self) -> None:
+        self._flows: dict[Caller, _Flow[EntryT]] = {}
+        # (tag, rank, order of arrival, flow): exactly one for each flow that has entries
+        self._heap: list[tuple[float, int, int, _Flow[EntryT]]] = []
+        self._num_entries = 0
+        self._num_turns = 0
+        self._virtual_time = 0.0
+
+    def __len__(self) -> int:
+        return self._num_entries
+
+    def push(self, caller: Caller, entry: EntryT, cost: float) -> None:
+        """Add an entry at the end of its caller's; `cost` is in any unit, as long as it is above 0."""
+        flow = self._flows.get(caller)
+        if flow is None:
+            flow = self._flows[caller] = _Flow(caller, self._virtual_time)
+        if not flow.entries:
+            flow.tag = max(flow.tag, self._virtual_time)
+            self._wait(flow)
+        flow.entries.append((entry, cost))
+        self._num_entries += 1
+
+    def peek(self) -> EntryT:
+        """The entry whose turn it is; the queue must not be empty."""
+        return self._heap[0][3].entries[0][0]
+
+    def pop(self, is_served: bool = True) -> EntryT:
+        """Take the entry that `peek` shows. One that is not served, but dropped, costs its caller nothing."""
+        tag, _, _, flow = heapq.heappop(self._heap)
+        entry, cost = flow.entries.popleft()
+        self._num_entries -= 1
+        self._virtual_time = tag
+        if is_served:
+            flow.tag += cost / flow.weight
+        if flow.entries:
+            self._wait(flow)
+        self._forget()
+        return entry
+
+    def _wait(self, flow: _Flow[EntryT]) -> None:
+        self._num_turns += 1
+        heapq.heappush(self._heap, (flow.tag, flow.rank, self._num_turns, flow))
+
+    def _forget(self) -> None:
+        """A caller that was served more than its share is remembered until the others have caught up."""
+        if not self._heap:
+            self._flows.clear()
+            self._virtual_time = 0.0
+        elif len(self._flows) > 2 * len(self._heap) + 64:
+            self._flows = {
+                caller: flow
+                for caller, flow in self._flows.items()
+                if flow.entries or flow.tag > self._virtual_time
+            }

@@ -1,0 +1,65 @@
+"""Log lines as text or as JSON, each with the request it belongs to; `rayserve.logs` puts them somewhere."""
+
+import json
+import logging
+import time
+import traceback
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+TEXT_FORMAT = "%(levelname)s %(name)s: %(message)s"
+
+REQUEST: ContextVar[dict[str, str]] = ContextVar("request")
+"""`request_id` and, where the client sent a trace, `trace_id` of the request that is being answered."""
+
+ACCESS = logging.getLogger("fewshard.access")
+"""One line a request, with the fields of `extra["fields"]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """`path` is a file to append to; where it is empty lines go to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    requests: bool = False
+    path: str = ""
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        request_id = REQUEST.get({}).get("request_id")
+        return line if request_id is None else f"{line} [{request_id}]"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  the standard library's name
+        # The library's own uses `print`, which Serve replaces in a replica by one that garbles it.
+        return "".join(traceback.format_exception(*ei)).rstrip("\n")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, the request's ids, fields, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{at}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **REQUEST.get({}),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def formatter(settings: LogSettings) -> logging.Formatter:
+    """The formatter a configuration asks for."""
+    return JsonFormatter() if settings.format == "json" else TextFormatter()

@@ -1,0 +1,139 @@
+"""From gRPC's messages to the requests that the HTTP protocol has too, and back; called by `server`."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from fewshard_serve.core import Classified, ModelInfo
+from fewshard_serve.errors import MalformedRequest
+from fewshard_serve.protocol import model_tensors, oip
+from fewshard_serve.protocol.classify import timings_ms
+from fewshard_serve.protocol.jsontext import quoted
+from fewshard_serve.protocol.tensors import (
+    Tensor,
+    bytes_tensor,
+    check_datatype,
+    decode_binary,
+    decode_json,
+    encode_binary,
+)
+from fewshard_serve.rpc.messages import CLASSES
+
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Where a tensor's elements are if they are not raw; FP16 and BF16 are raw alone."""
+
+
+def to_request(message: Any) -> oip.InferRequest:
+    """A `ModelInferRequest`. Raises `MalformedRequest`."""
+    parameters = _values(message.parameters)
+    is_raw = len(message.raw_input_contents) > 0
+    return oip.InferRequest(
+        inputs=_inputs(message),
+        outputs=tuple(_requested(output, is_raw) for output in message.outputs),
+        id=message.id,
+        timeout_s=oip.timeout_s(parameters),
+        truncate=oip.flag(parameters, "truncate", True),
+        is_binary_default=is_raw,
+    )
+
+
+def to_response(request: oip.InferRequest, info: ModelInfo, answer: Classified) -> Any:
+    """A `ModelInferResponse`: raw where the request's tensors were, else typed."""
+    outputs = [tensor for tensor, _ in model_tensors.to_outputs(request, info, answer.logits)]
+    response = CLASSES["ModelInferResponse"](
+        model_name=info.name, model_version=info.version, id=request.id, outputs=map(_head, outputs)
+    )
+    response.parameters["tokens"].int64_param = answer.num_tokens
+    for stage, spent_ms in timings_ms(answer).items():
+        response.parameters[f"{stage}_ms"].double_param = spent_ms
+    if answer.is_degraded:
+        response.parameters["degraded"].bool_param = True
+    if answer.stages:
+        response.parameters["stages"].string_param = ",".join(answer.stages)
+    if request.is_binary_default:
+        response.raw_output_contents.extend(map(encode_binary, outputs))
+    else:
+        for head, tensor in zip(response.outputs, outputs, strict=True):
+            getattr(head.contents, CONTENTS[tensor.datatype]).extend(_elements(tensor))
+    return response
+
+
+def to_metadata(info: ModelInfo) -> Any:
+    """A `ModelMetadataResponse`."""
+    return CLASSES["ModelMetadataResponse"](**model_tensors.metadata(info))
+
+
+def _inputs(message: Any) -> dict[str, Tensor]:
+    raws: Sequence[bytes] = message.raw_input_contents
+    if raws and len(raws) != len(message.inputs):
+        raise MalformedRequest(
+            f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs; send one for each"
+        )
+    tensors: dict[str, Tensor] = {}
+    for index, entry in enumerate(message.inputs):
+        tensor = _input(entry, raws[index] if raws else None)
+        if tensor.name in tensors:
+            raise MalformedRequest(f"inputs has {quoted(tensor.name)} twice; name each tensor once")
+        tensors[tensor.name] = tensor
+    if not tensors:
+        raise MalformedRequest("inputs is empty; send at least one tensor")
+    return tensors
+
+
+def _input(entry: Any, raw: bytes | None) -> Tensor:
+    datatype = check_datatype(entry.name, entry.datatype)
+    shape = oip.checked_shape(entry.name, list(entry.shape))
+    if raw is not None:
+        if entry.HasField("contents"):
+            raise MalformedRequest(
+                f"input {quoted(entry.name)} has contents beside raw_input_contents; send one"
+            )
+        return decode_binary(entry.name, datatype, shape, memoryview(raw))
+    if datatype not in CONTENTS:
+        raise MalformedRequest(f"input {quoted(entry.name)}: {datatype} is taken as raw_input_contents alone")
+    elements = list(getattr(entry.contents, CONTENTS[datatype]))
+    if datatype != "BYTES":
+        return decode_json(entry.name, datatype, shape, elements)
+    if len(elements) != prod(shape):
+        raise MalformedRequest(
+            f"input {quoted(entry.name)}: shape {list(shape)} does not fit {len(elements)} elements"
+        )
+    return bytes_tensor(entry.name, elements, shape)
+
+
+def _requested(output: Any, is_raw: bool) -> oip.RequestedOutput:
+    return oip.requested_output(output.name, _values(output.parameters), is_raw)
+
+
+def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _value(parameter) for name, parameter in parameters.items()}
+
+
+def _value(parameter: Any) -> Any:
+    choice = parameter.WhichOneof("parameter_choice")
+    return None if choice is None else getattr(parameter, choice)
+
+
+def _head(tensor: Tensor) -> Any:
+    return CLASSES["InferOutputTensor"](name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+
+
+def _elements(tensor: Tensor) -> list[Any]:
+    flat = tensor.data.ravel()
+    if tensor.datatype != "BYTES":
+        numbers: list[Any] = flat.tolist()
+        return numbers
+    return [each.encode() if isinstance(each, str) else each for each in flat.tolist()]

@@ -1,0 +1,208 @@
+"""The Open Inference Protocol's gRPC service over whatever the gateway's HTTP side stands before.
+
+`rayserve.gateway` starts it beside HTTP, with the same doors, limits and counts.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+
+from fewshard_serve import __version__
+from fewshard_serve.core import Caller, ModelInfo
+from fewshard_serve.errors import (
+    CallerGone,
+    FewshardError,
+    InternalError,
+    NotFound,
+    NotReady,
+    Overloaded,
+    StartError,
+)
+from fewshard_serve.http.doors import Doors
+from fewshard_serve.http.responses import message_of, unforeseen
+from fewshard_serve.http.service import EXTENSIONS, GatewayService, RequestHook, find_ready, ignore_request
+from fewshard_serve.protocol import model_tensors
+from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.rpc import convert
+from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
+from fewshard_serve.rpc.status import status_of
+
+OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+
+_logger = logging.getLogger("fewshard.rpc")
+
+
+class Call:
+    """One call: who asks, how long it has taken, and for which model."""
+
+    def __init__(self, method: str, message: Any, context: Any) -> None:
+        self.method = method
+        self.message = message
+        self.context = context
+        self.started_at = time.monotonic()
+        self.metadata = dict(context.invocation_metadata() or ())
+        self.caller = Caller()
+        self.model_name = "unknown"
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started_at
+
+    @property
+    def address(self) -> str:
+        """The client's address without its port: of `ipv4:127.0.0.1:5000` the middle."""
+        return str(self.context.peer()).partition(":")[2].rpartition(":")[0]
+
+    def timeout_s(self, asked_s: float | None) -> float | None:
+        """The shorter of the client's own deadline and the request's; None where there is neither."""
+        limits_s = [limit for limit in (self.context.time_remaining(), asked_s) if limit is not None]
+        return min(limits_s) if limits_s else None
+
+
+class InferenceService:
+    """Answers calls. An error is told by status, message and, in the trailing metadata, `code`."""
+
+    def __init__(
+        self, service: GatewayService, limits: Limits, doors: Doors, on_request: RequestHook = ignore_request
+    ) -> None:
+        self._service = service
+        self._limits = limits
+        self._doors = doors
+        self._on_request = on_request
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server is given."""
+        handlers = {
+            method: grpc.unary_unary_rpc_method_handler(
+                self._answering(method, answer),
+                request_deserializer=CLASSES[f"{method}Request"].FromString,
+                response_serializer=CLASSES[f"{method}Response"].SerializeToString,
+            )
+            for method, answer in zip(METHODS, self._answers(), strict=True)
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _answers(self) -> tuple[Callable[[Call], Awaitable[Any]], ...]:
+        """In the order of `METHODS`."""
+        return (
+            self._live,
+            self._ready,
+            self._model_ready,
+            self._server_metadata,
+            self._model_metadata,
+            self._infer,
+        )
+
+    def _answering(
+        self, method: str, answer: Callable[[Call], Awaitable[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
+        async def handle(message: Any, context: Any) -> Any:
+            call = Call(method, message, context)
+            request_id = self._doors.identify(
+                call.metadata.get("x-request-id"), call.metadata.get("traceparent")
+            )
+            await context.send_initial_metadata((("x-request-id", request_id),))
+            return await self._counted(call, answer)
+
+        return handle
+
+    async def _counted(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
+        try:
+            response = await self._entered(call, answer)
+        except FewshardError as error:
+            self._note(call, error.code, status_of(error))
+            await call.context.abort(status_of(error), message_of(error), trailing_metadata=_details(error))
+        except BaseException:  # the client has cancelled the call
+            self._note(call, CallerGone.code, grpc.StatusCode.CANCELLED)
+            raise
+        self._note(call, "ok", grpc.StatusCode.OK)
+        return response
+
+    async def _entered(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
+        try:
+            if call.method not in OPEN_METHODS:
+                call.caller = self._doors.admit(
+                    call.metadata.get("authorization"),
+                    call.metadata.get("x-request-priority"),
+                    call.address,
+                    "predict" if call.method == "ModelInfer" else None,
+                )
+            return await answer(call)
+        except FewshardError:
+            raise
+        except Exception as error:
+            _logger.exception("%s failed", call.method)
+            raise unforeseen() from error
+
+    def _note(self, call: Call, outcome: str, status: grpc.StatusCode) -> None:
+        if call.method == "ModelInfer":
+            self._on_request(call.model_name, "v2_grpc", outcome, call.elapsed_s)
+        path = f"/{SERVICE}/{call.method}"
+        self._doors.log("GRPC", path, status.name, call.elapsed_s, call.model_name, call.caller.name)
+
+    async def _live(self, _: Call) -> Any:
+        return CLASSES["ServerLiveResponse"](live=True)
+
+    async def _ready(self, _: Call) -> Any:
+        return CLASSES["ServerReadyResponse"](ready=await self._service.ready())
+
+    async def _model_ready(self, call: Call) -> Any:
+        try:
+            await self._find(call, call.message.name, call.message.version)
+        except NotReady:
+            return CLASSES["ModelReadyResponse"](ready=False)
+        return CLASSES["ModelReadyResponse"](ready=True)
+
+    async def _server_metadata(self, _: Call) -> Any:
+        return CLASSES["ServerMetadataResponse"](name="fewshard", version=__version__, extensions=EXTENSIONS)
+
+    async def _model_metadata(self, call: Call) -> Any:
+        return convert.to_metadata(await self._find(call, call.message.name, call.message.version))
+
+    async def _infer(self, call: Call) -> Any:
+        info = await self._find(call, call.message.model_name, call.message.model_version)
+        request = convert.to_request(call.message)
+        model_tensors.check_outputs(request)
+        inputs = model_tensors.to_inputs(request, info, self._limits)
+        timeout_s = call.timeout_s(request.timeout_s)
+        answer = await self._service.classify(
+            info.name, inputs, truncate=request.truncate, timeout_s=timeout_s, caller=call.caller
+        )
+        if not np.isfinite(answer.logits).all():
+            raise InternalError("the model answered with NaN or infinity; its weights or a kernel are broken")
+        return convert.to_response(request, info, answer)
+
+    async def _find(self, call: Call, name: str, version: str) -> ModelInfo:
+        info = find_ready(await self._service.model_index(), name)
+        call.model_name = name
+        if version not in ("", info.version):
+            raise NotFound(f"{name} has no version {version!r}; it has {info.version!r}")
+        return info
+
+
+async def start(service: InferenceService, host: str, port: int, max_message_bytes: int) -> grpc.aio.Server:
+    """A gRPC server that listens there, on the running event loop. Raises `StartError`."""
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+    ]
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers((service.handler(),))
+    try:
+        server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError as error:
+        raise StartError(
+            f"gRPC cannot listen on {host}:{port} ({error}); choose another with --grpc-port"
+        ) from error
+    await server.start()
+    return server
+
+
+def _details(error: FewshardError) -> tuple[tuple[str, str], ...]:
+    code = (("code", error.code),)
+    return (*code, ("retry-after", f"{error.retry_after_s:.3f}")) if isinstance(error, Overloaded) else code
