@@ -25,7 +25,8 @@ from fewshard_models.image.preprocessing import load_preprocessing
 
 pytestmark = [pytest.mark.server, pytest.mark.data, pytest.mark.usefixtures("data_dir")]
 
-TEXT_MODELS = ["sst2-dense", "sst2-moe"]
+TEXT_MODELS = ["sst2-dense", "sst2-moe", "sst2-narrow"]
+IMAGE_MODELS = ["cifar10-dense", "cifar10-dst", "cifar10-static", "cifar10-narrow"]
 TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2}
 MAX_FLIPS = {"fp32": 1e-3, "bf16": 1e-2}
 MAX_ROUTING_EXCEPTIONS = 0.01
@@ -44,16 +45,20 @@ def offline_text(dev) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def cifar() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cifar() -> tuple[np.ndarray, np.ndarray]:
     images, labels = load_cifar10("test")
-    images = images[:NUM_IMAGES]
-    return images, labels[:NUM_IMAGES], offline_images(images)
+    return images[:NUM_IMAGES], labels[:NUM_IMAGES]
 
 
-def offline_images(images: np.ndarray) -> np.ndarray:
+@pytest.fixture(scope="module")
+def offline_image(cifar) -> dict[str, np.ndarray]:
+    return {name: image_logits(name, cifar[0]) for name in IMAGE_MODELS}
+
+
+def image_logits(name: str, images: np.ndarray) -> np.ndarray:
     """In the dtype that serves: in bf16 a CNN's logits are up to 0.2 away from those in fp32."""
     dtype = DTYPES[choose_dtype().name]
-    checkpoint = load_checkpoint(resolve("zoo:cifar10-dense"), dtype)
+    checkpoint = load_checkpoint(resolve(f"zoo:{name}"), dtype)
     preprocess = load_preprocessing(checkpoint.directory)
     with torch.inference_mode():
         parts = [
@@ -120,20 +125,23 @@ def test_dev_set_one_sentence_a_request_through_httpx(zoo_url, dev, offline_text
     assert all(answer["usage"]["items"] == 1 for answer in answers)
 
 
-def test_images_as_binary_tensors_through_tritonclient(client, zoo_url, cifar):
-    images, labels, offline = cifar
+@pytest.mark.parametrize("model", IMAGE_MODELS)
+def test_images_as_binary_tensors_through_tritonclient(client, zoo_url, cifar, offline_image, model):
+    images, labels = cifar
     served = np.concatenate(
         [
-            infer(client, "cifar10-dense", "image", images[i : i + 250], "UINT8", binary=True)
+            infer(client, model, "image", images[i : i + 250], "UINT8", binary=True)
             for i in range(0, NUM_IMAGES, 250)
         ]
     )
-    check_labels(served, offline, dtype_of(zoo_url, "cifar10-dense"))
-    assert (served.argmax(1) == labels).mean() > 0.9
+    check_labels(served, offline_image[model], dtype_of(zoo_url, model))
+    assert (served.argmax(1) == labels).mean() == pytest.approx(
+        load_card(resolve(f"zoo:{model}")).accuracy, abs=0.02
+    )
 
 
-def test_images_as_binary_tensors_through_httpx(zoo_url, cifar):
-    images, _, offline = cifar
+def test_images_as_binary_tensors_through_httpx(zoo_url, cifar, offline_image):
+    images, _ = cifar
     parts = []
     with httpx.Client(base_url=zoo_url, timeout=60) as http:
         for start in range(0, NUM_IMAGES, 250):
@@ -148,7 +156,7 @@ def test_images_as_binary_tensors_through_httpx(zoo_url, cifar):
             )
             output = answer.raise_for_status().json()["outputs"][0]
             parts.append(np.array(output["data"], dtype=np.float32).reshape(output["shape"]))
-    check_labels(np.concatenate(parts), offline, dtype_of(zoo_url, "cifar10-dense"))
+    check_labels(np.concatenate(parts), offline_image["cifar10-dense"], dtype_of(zoo_url, "cifar10-dense"))
 
 
 @pytest.mark.parametrize("model", TEXT_MODELS)
@@ -182,7 +190,7 @@ def test_tritonclient_asks_about_the_server(client):
     assert metadata["name"] == "fewshard"
     assert "binary_tensor_data" in metadata["extensions"]
     index = {entry["name"]: entry["state"] for entry in client.get_model_repository_index()}
-    assert {name: index[name] for name in [*TEXT_MODELS, "cifar10-dense"]} == dict.fromkeys(index, "READY")
+    assert index == dict.fromkeys([*TEXT_MODELS, *IMAGE_MODELS], "READY")
     for name in index:
         assert client.is_model_ready(name)
         assert client.is_model_ready(name, model_version="1")
@@ -224,7 +232,7 @@ def test_experts_of_the_moe_add_up(zoo_url):
     assert "fewshard_expert_tokens_total{" in metrics
 
 
-@pytest.mark.parametrize("model", [*TEXT_MODELS, "cifar10-dense"])
+@pytest.mark.parametrize("model", [*TEXT_MODELS, *IMAGE_MODELS])
 def test_evaluate_prints_what_the_card_says(model):
     card = load_card(resolve(f"zoo:{model}"))
     command = [str(Path(sys.executable).with_name("fewshard")), "evaluate", f"zoo:{model}"]
