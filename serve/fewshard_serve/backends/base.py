@@ -2,24 +2,33 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
 from fewshard_serve.errors import NotFound
+
+
+class Preparing(Protocol):
+    """Makes items of inputs. It can be pickled, since a model may run in another process."""
+
+    def estimate(self, inputs: Sequence[Input]) -> int: ...
+
+    def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]: ...
 
 
 class Model(ABC):
     """One loaded classifier. `prepare` runs on a thread pool, `run` on the runner's thread alone."""
 
     info: ModelInfo
+    preparing: Preparing
 
-    @abstractmethod
     def estimate_tokens(self, inputs: Sequence[Input]) -> int:
         """An upper estimate of the tokens these inputs will cost, without tokenising; cheap."""
+        return self.preparing.estimate(inputs)
 
-    @abstractmethod
     def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
         """Tokenise or decode. Raises `UnusableItem` naming the first input that cannot be used."""
+        return self.preparing.items(inputs, truncate)
 
     @abstractmethod
     def run(self, items: Sequence[Item]) -> ModelOutput:

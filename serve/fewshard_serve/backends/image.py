@@ -1,7 +1,9 @@
 """Serves image classifiers, our CNN and any that transformers can load."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,39 +22,18 @@ from fewshard_serve.images import ImageError, decode_image
 Preprocess = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-class ImageModel(Model):
+class ImagePreparing:
     """The features of an item are fp32 pixels [3, H, W], ready for the network."""
 
-    def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
-        self.info = info
-        self._card = checkpoint.card
-        own = isinstance(checkpoint.model, FewshardImageForImageClassification)
-        # Channels last is how oneDNN and cuDNN run convolutions fastest.
-        self._network = checkpoint.model.to(memory_format=torch.channels_last)
-        if isinstance(self._network, FewshardImageForImageClassification):
-            self._network.prepare_for_inference()
-        parameter = next(checkpoint.model.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
-        self._preprocess = (
-            load_preprocessing(checkpoint.directory) if own else _processor(checkpoint.directory)
-        )
-        self._shape = self._preprocess(np.zeros((8, 8, 3), dtype=np.uint8)).shape
+    def __init__(self, preprocess: Preprocess) -> None:
+        self._preprocess = preprocess
+        self._shape = preprocess(np.zeros((8, 8, 3), dtype=np.uint8)).shape
 
-    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
+    def estimate(self, inputs: Sequence[Input]) -> int:
         return 0
 
-    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
+    def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         return [Item(self._pixels(index, item), 0) for index, item in enumerate(inputs)]
-
-    def run(self, items: Sequence[Item]) -> ModelOutput:
-        pixels = torch.from_numpy(np.stack([item.features for item in items]))
-        pixels = pixels.to(self._device, self._dtype, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            logits = self._network(pixel_values=pixels).logits
-        return ModelOutput(logits.float().cpu().numpy())
-
-    def self_check(self) -> None:
-        check_golden(self, self._card)
 
     def _pixels(self, index: int, item: Input) -> NDArray[np.float32]:
         if isinstance(item, TextInput):
@@ -72,6 +53,32 @@ class ImageModel(Model):
         return item.pixels.astype(np.float32)
 
 
+class ImageModel(Model):
+    def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
+        self.info = info
+        self._card = checkpoint.card
+        own = isinstance(checkpoint.model, FewshardImageForImageClassification)
+        # Channels last is how oneDNN and cuDNN run convolutions fastest.
+        self._network = checkpoint.model.to(memory_format=torch.channels_last)
+        if isinstance(self._network, FewshardImageForImageClassification):
+            self._network.prepare_for_inference()
+        parameter = next(checkpoint.model.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+        self.preparing = ImagePreparing(
+            load_preprocessing(checkpoint.directory) if own else _processor(checkpoint.directory)
+        )
+
+    def run(self, items: Sequence[Item]) -> ModelOutput:
+        pixels = torch.from_numpy(np.stack([item.features for item in items]))
+        pixels = pixels.to(self._device, self._dtype, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            logits = self._network(pixel_values=pixels).logits
+        return ModelOutput(logits.float().cpu().numpy())
+
+    def self_check(self) -> None:
+        check_golden(self, self._card)
+
+
 def _processor(directory: Path) -> Preprocess:
     """The checkpoint's own image processor as a function of one image."""
     try:
@@ -80,4 +87,9 @@ def _processor(directory: Path) -> Preprocess:
         )
     except Exception as error:  # transformers raises many kinds; each means these files are at fault
         raise NotReady(f"{directory} has no usable preprocessor_config.json: {error}") from error
-    return lambda image: processor(images=image, return_tensors="np")["pixel_values"][0].astype(np.float32)
+    return partial(_processed, processor)
+
+
+def _processed(processor: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    pixels: NDArray[np.float32] = processor(images=image, return_tensors="np")["pixel_values"][0]
+    return pixels.astype(np.float32)

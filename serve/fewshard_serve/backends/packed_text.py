@@ -12,7 +12,7 @@ from fewshard_models.text import FewshardTextForSequenceClassification, pack
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
 from fewshard_serve.backends.tokenizing import Tokenizing
-from fewshard_serve.core import ExpertCounts, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import ExpertCounts, Item, ModelInfo, ModelOutput
 
 
 class PackedTextModel(Model):
@@ -25,14 +25,8 @@ class PackedTextModel(Model):
         self._network = checkpoint.model
         self._network.prepare_for_inference()
         self._device = next(checkpoint.model.parameters()).device
-        self._tokenizing = Tokenizing(checkpoint.directory, info.max_tokens)
+        self.preparing = Tokenizing(checkpoint.directory, info.max_tokens)
         self._routing = _RoutingTotals(checkpoint.model) if checkpoint.model.config.num_experts else None
-
-    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
-        return self._tokenizing.estimate(inputs)
-
-    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
-        return self._tokenizing.items(inputs, truncate)
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
         order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)

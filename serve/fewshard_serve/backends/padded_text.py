@@ -10,7 +10,7 @@ from fewshard_models.checkpoint import Checkpoint
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
 from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
-from fewshard_serve.core import Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Item, ModelInfo, ModelOutput
 
 MAX_PADDED_TOKENS = 16384
 """The most tokens, padding included, of one forward pass."""
@@ -22,15 +22,9 @@ class PaddedTextModel(Model):
         self._card = checkpoint.card
         self._network = checkpoint.model
         self._device = next(checkpoint.model.parameters()).device
-        self._tokenizing = Tokenizing(checkpoint.directory, info.max_tokens)
+        self._tokenizing = self.preparing = Tokenizing(checkpoint.directory, info.max_tokens)
         # A decoder without a padding token in its config cannot tell where a padded text ends.
         self._can_pad = getattr(checkpoint.model.config, "pad_token_id", None) is not None
-
-    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
-        return self._tokenizing.estimate(inputs)
-
-    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
-        return self._tokenizing.items(inputs, truncate)
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
         order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)

@@ -1,6 +1,5 @@
 """Serves our own MoE text encoder from several shards; the engine and the API see a model like any other."""
 
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from fewshard_serve.backends.golden import golden_problem
 from fewshard_serve.backends.load import describe
 from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
 from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.cores import available_cores
 from fewshard_serve.errors import NotReady
 from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.leader import Group, Run
@@ -35,16 +35,10 @@ class ShardedTextModel(Model):
 
     def __init__(self, info: ModelInfo, tokenizing: Tokenizing, group: Group, top_k: int) -> None:
         self.info = info
-        self._tokenizing = tokenizing
+        self.preparing = tokenizing
         self._group = group
         self._totals = _Totals(top_k)
         self.last_overhead_s = 0.0
-
-    def estimate_tokens(self, inputs: Sequence[Input]) -> int:
-        return self._tokenizing.estimate(inputs)
-
-    def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
-        return self._tokenizing.items(inputs, truncate)
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
         out = self._group.run([item.features for item in items])
@@ -177,7 +171,7 @@ def _settings(
         allows_degraded=experts.allows_degraded,
         timeout_s=experts.timeout_s,
         address=address,
-        num_threads=max(1, (os.cpu_count() or 1) // experts.num_shards),
+        num_threads=max(1, available_cores() // experts.num_shards),
         rebalance_s=experts.rebalance_s if follows_loads else 0.0,
     )
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import ANYBODY, Caller, Input, Item
+from fewshard_serve.cores import available_cores
 from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import FewshardError, InternalError
 
@@ -33,7 +33,7 @@ class Preparer:
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
-        num_threads = num_threads or min(MAX_THREADS, os.cpu_count() or 1)
+        num_threads = num_threads or min(MAX_THREADS, available_cores())
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fewshard-prepare")
         self._jobs: FairQueue[_Job] = FairQueue()
         self._lock = threading.Lock()

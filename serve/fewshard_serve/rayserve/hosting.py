@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.process import ModelProcess
 from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, ModelInfo
+from fewshard_serve.cores import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
-from fewshard_serve.errors import FewshardError, NotReady
+from fewshard_serve.errors import FewshardError, InternalError, NotReady
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.protocol.activation import activate
@@ -88,9 +90,12 @@ class FailedModel:
 class Hosting:
     """The models of one replica; lives on one event loop. Make it with `open`."""
 
-    def __init__(self, spec: HostSpec, loaded: Sequence[Model | LoadFailure]) -> None:
+    def __init__(
+        self, spec: HostSpec, loaded: Sequence[Model | LoadFailure], process: ModelProcess | None
+    ) -> None:
         models = [one for one in loaded if not isinstance(one, LoadFailure)]
         self._loaded = models
+        self._process = process
         self.metrics = Metrics()
         settings = {model.name: model.settings for model in spec.models}
         self._engine = Engine(models, settings, self._observe_batch)
@@ -103,7 +108,8 @@ class Hosting:
     @classmethod
     async def open(cls, spec: HostSpec) -> "Hosting":
         """Load the models off the event loop; those that fail are kept as not ready, with the reason."""
-        return cls(spec, await asyncio.to_thread(load_models, spec))
+        process = ModelProcess(num_threads(spec.num_neighbours)) if spec.experts is None else None
+        return cls(spec, await asyncio.to_thread(load_models, spec, process), process)
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -147,6 +153,8 @@ class Hosting:
     def check(self) -> None:
         """Raise where the replica should be replaced."""
         self._engine.check(MAX_STUCK_S)
+        if self._process is not None and self._process.problem:
+            raise InternalError(self._process.problem)
 
     def begin_drain(self) -> None:
         """From now on every model answers that it is not ready; requests inside go on."""
@@ -158,6 +166,8 @@ class Hosting:
         has_ended = await self._engine.drain(timeout_s)
         for model in self._loaded:
             await asyncio.to_thread(model.close)
+        if self._process is not None:
+            await asyncio.to_thread(self._process.close)
         return has_ended
 
     def _observe_batch(self, stats: BatchStats) -> None:

@@ -30,6 +30,7 @@ from fewshard_serve.rayserve.specs import (
     num_cpus_wanted,
     plan_cascades,
     plan_hosts,
+    share_cores,
     share_gpus,
 )
 
@@ -103,6 +104,7 @@ def _deployed(
     from fewshard_serve.rayserve.host import host_application
 
     hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
+    hosts = share_cores(hosts, sum(node["Alive"] for node in ray.nodes()))
     hosts = [replace(host, is_on_one_machine=owns_ray) for host in hosts]
     _start_serve(server, owns_ray)
     apps: list[AppSpec] = [*hosts, *cascades]

@@ -5,19 +5,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from typing import Protocol, cast
 
 from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.child import Loading
+from fewshard_serve.backends.process import ModelProcess
 from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    def __call__(self, name: str, path: str, device: str, dtype: str) -> Model: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +39,14 @@ class LoadFailure:
         )
 
 
-def load_models(spec: HostSpec) -> list[Model | LoadFailure]:
+def load_models(spec: HostSpec, process: ModelProcess | None) -> list[Model | LoadFailure]:
     """Every model of the host in order, checked by its golden inputs; a failure stays with its model."""
-    load = find_loader(spec.loader)
-    return [_load_one(partial(_load, load, spec, model), model) for model in spec.models]
+    return [_load_one(partial(_load, spec, model, process), model) for model in spec.models]
 
 
-def find_loader(path: str) -> Loader:
-    """The function at `module:function`."""
-    module, _, name = path.partition(":")
-    return cast(Loader, getattr(import_module(module), name))
-
-
-def _load(load: Loader, host: HostSpec, spec: ModelSpec) -> Model:
-    if spec.experts is None:
-        return load(spec.name, spec.path, spec.device, spec.dtype)
+def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Model:
+    if process is not None:
+        return process.load(Loading(host.loader, spec.name, spec.path, spec.device, spec.dtype))
     from fewshard_serve.rayserve.shards import load_with_shards
 
     return load_with_shards(spec, host.num_gpus, host.is_on_one_machine)

@@ -38,7 +38,8 @@ class ModelSpec:
 class HostSpec:
     """One Serve application. `loader` is `module:function`, called with name, path, device and dtype.
 
-    `num_gpus`: of each replica, or of each shard where these are several. `is_on_one_machine`: nothing of it
+    `num_gpus`: of each replica, or of each shard where these are several. `num_neighbours`: processes
+    that share the cores of a machine with it, itself included. `is_on_one_machine`: nothing of it
     can be elsewhere, so that its processes need not be reached from outside.
     """
 
@@ -49,6 +50,7 @@ class HostSpec:
     max_replicas: int = 1
     num_gpus: float = 0.0
     num_cpus: float = HOST_CPUS
+    num_neighbours: int = 1
     loader: str = DEFAULT_LOADER
     doors: DoorSettings = field(default_factory=DoorSettings)
     is_on_one_machine: bool = False
@@ -173,6 +175,12 @@ def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
     wanting = sum(host.max_replicas for host in hosts if host.may_use_gpu and not _wants_whole_gpus(host))
     share = min(1.0, math.floor(100 * max(num_gpus - whole, 0) / max(wanting, 1)) / 100)
     return [replace(host, num_gpus=_gpus_of(host, share)) for host in hosts]
+
+
+def share_cores(hosts: list[HostSpec], num_nodes: int) -> list[HostSpec]:
+    """Tell every host how many processes will compute on its machine, were they spread evenly."""
+    num_processes = sum(host.max_replicas * host.num_shards for host in hosts)
+    return [replace(host, num_neighbours=-(-num_processes // num_nodes)) for host in hosts]
 
 
 def what_is_missing(host: AppSpec, resources: Mapping[str, float]) -> str:

@@ -29,7 +29,9 @@ def fake_models():
     module = importlib.util.module_from_spec(spec)
     sys.modules["fake_models"] = module
     spec.loader.exec_module(module)
-    return module
+    sys.path.append(str(HERE))  # for the processes that hold models
+    yield module
+    sys.path.remove(str(HERE))
 
 
 @pytest.fixture

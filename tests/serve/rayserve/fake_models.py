@@ -10,8 +10,21 @@ from fewshard_serve.core import ExpertCounts, Item, ModelInfo, ModelOutput
 from fewshard_serve.errors import NotReady, UnusableItem
 
 
+class FakePreparing:
+    def estimate(self, inputs):
+        return sum(len(one.text) for one in inputs)
+
+    def items(self, inputs, truncate):
+        for index, one in enumerate(inputs):
+            if one.text == "unusable":
+                raise UnusableItem(index, "it says so")
+        return [Item(one.text, len(one.text)) for one in inputs]
+
+
 class FakeModel(Model):
     """Text "7" has the logits [7, -7]. "sleep 1.5" takes as long, "crash" raises, "die" ends the process."""
+
+    preparing = FakePreparing()
 
     def __init__(self, name, kind):
         self.kind = kind
@@ -27,15 +40,6 @@ class FakeModel(Model):
             device="cpu",
             max_tokens=128,
         )
-
-    def estimate_tokens(self, inputs):
-        return sum(len(one.text) for one in inputs)
-
-    def prepare(self, inputs, truncate=True):
-        for index, one in enumerate(inputs):
-            if one.text == "unusable":
-                raise UnusableItem(index, "it says so")
-        return [Item(one.text, len(one.text)) for one in inputs]
 
     def run(self, items):
         return ModelOutput(np.array([self.logits(item.features) for item in items], np.float32))

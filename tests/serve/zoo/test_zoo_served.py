@@ -273,4 +273,4 @@ def expert_shares(texts: list[str]) -> np.ndarray:
 def test_bundled_zoo_is_small():
     from fewshard_models.checkpoint import ZOO
 
-    assert sum(file.stat().st_size for file in ZOO.rglob("*") if file.is_file()) < 32_000_000
+    assert sum(file.stat().st_size for file in ZOO.rglob("*") if file.is_file()) < 32 * 2**20

@@ -1,0 +1,107 @@
+"""Holds a host's models in a process of their own and does what `process` in the replica asks of it.
+
+`process.ModelProcess` starts it and calls `main` with one end of a socket pair; it ends when the other end is
+closed.
+"""
+
+import logging
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from fewshard_serve.backends.base import Model, Preparing
+from fewshard_serve.core import ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_serve.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What a loader is called with. `loader`: `module:function`."""
+
+    loader: str
+    name: str
+    path: str
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the replica needs of a model that is elsewhere."""
+
+    info: ModelInfo
+    preparing: Preparing
+    expert_counts: ExpertCounts | None
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A forward pass, and the routing counts after it."""
+
+    output: ModelOutput
+    expert_counts: ExpertCounts | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: Exception
+
+
+def find_loader(path: str) -> Callable[..., Model]:
+    """The function at `module:function`."""
+    module, _, name = path.partition(":")
+    return cast(Callable[..., Model], getattr(import_module(module), name))
+
+
+class Child:
+    """The models by name. Each public method is one thing that can be asked."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Model] = {}
+
+    def load(self, loading: Loading) -> Loaded:
+        """Load a model and check its golden inputs."""
+        model = find_loader(loading.loader)(loading.name, loading.path, loading.device, loading.dtype)
+        model.self_check()
+        self._models[loading.name] = model
+        return Loaded(model.info, model.preparing, model.expert_counts())
+
+    def run(self, name: str, items: Sequence[Item]) -> Passed:
+        model = self._models[name]
+        return Passed(model.run(items), model.expert_counts())
+
+
+def answer(child: Child, asked: tuple[str, tuple[Any, ...]]) -> Any:
+    """What the method returns, or `Failed`; never raises."""
+    name, arguments = asked
+    try:
+        return getattr(child, name)(*arguments)
+    except Exception as error:  # noqa: BLE001  any model may raise anything; the process must survive it
+        return Failed(_picklable(error))
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  nor does every error come back from pickling
+        return InternalError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def main() -> None:
+    # Ctrl-C reaches every process of a terminal; this one ends with the replica that asks it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection, child = Connection(int(sys.argv[1])), Child()
+    while True:
+        try:
+            asked = connection.recv()
+            connection.send(answer(child, asked))
+        except (EOFError, OSError):
+            return

@@ -1,0 +1,150 @@
+"""The replica's end of the process that holds its models.
+
+A forward pass is a thousand short calls between which the interpreter lock is given up, and an event loop
+that is busy with requests takes it each time: in one process a batch of 32 texts took twice as long under
+load as alone (docs/log.md).
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from fewshard_serve.backends import child
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.child import Failed, Loaded, Loading, Passed
+from fewshard_serve.core import ExpertCounts, Item, ModelOutput
+from fewshard_serve.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+
+STOP_TIMEOUT_S = 5.0
+
+
+class ProcessEnded(InternalError):
+    """The process ended while something was asked of it."""
+
+
+class ModelProcess:
+    """Started at once; asked one thing at a time, from any thread.
+
+    Where the process ends unasked, as by a crash of a kernel or for want of memory, another one is started,
+    which loads the same models, and what was asked is asked again, once.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._loaded: list[Loading] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self.problem = ""
+        """Why there will be no more answers; "" while there may be."""
+        self._process, self._connection = _start(num_threads)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def load(self, loading: Loading) -> "RemoteModel":
+        """Raises as the loader does, and where the golden inputs are answered wrongly."""
+        with self._lock:
+            loaded = self._ask("load", loading)
+            self._loaded.append(loading)
+        return RemoteModel(self, loaded)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of `Child`. Raises what it raises, and `ProcessEnded` where it is fatal twice."""
+        with self._lock:
+            try:
+                return self._ask(method, *arguments)
+            except ProcessEnded as error:
+                if self._is_closed:
+                    raise
+                logger.error("%s; starting another", error)
+                self._restart(error)
+                return self._ask(method, *arguments)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send((method, arguments))
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise ProcessEnded(f"the process of the models has ended ({self._last_words()})") from error
+        if isinstance(answer, Failed):
+            raise answer.error
+        return answer
+
+    def _last_words(self) -> str:
+        try:
+            return f"exit code {self._process.wait(STOP_TIMEOUT_S)}"
+        except subprocess.TimeoutExpired:
+            return "it does not answer"
+
+    def _restart(self, reason: ProcessEnded) -> None:
+        self._end()
+        self._process, self._connection = _start(self._num_threads)
+        self.problem = str(reason)
+        for loading in self._loaded:
+            self._ask("load", loading)
+        self.problem = ""
+
+
+class RemoteModel(Model):
+    """A model of a `ModelProcess`; its items are prepared here."""
+
+    def __init__(self, process: ModelProcess, loaded: Loaded) -> None:
+        self.info, self.preparing = loaded.info, loaded.preparing
+        self._process, self._pid = process, process.pid
+        self._counts = loaded.expert_counts
+        self._of_the_dead: ExpertCounts | None = None
+
+    def run(self, items: Sequence[Item]) -> ModelOutput:
+        passed: Passed = self._process.ask("run", self.info.name, list(items))
+        if self._process.pid != self._pid:
+            self._pid, self._of_the_dead = self._process.pid, self._counts
+        self._counts = _sum(self._of_the_dead, passed.expert_counts)
+        return passed.output
+
+    def expert_counts(self) -> ExpertCounts | None:
+        """As they were after the last pass: asking would wait for the one that runs."""
+        return self._counts
+
+
+def _sum(one: ExpertCounts | None, other: ExpertCounts | None) -> ExpertCounts | None:
+    if one is None or other is None:
+        return one or other
+    return replace(
+        one,
+        tokens=one.tokens + other.tokens,
+        probability=one.probability + other.probability,
+        entropy=one.entropy + other.entropy,
+        rows=one.rows + other.rows,
+    )
+
+
+def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
+    own, other = socket.socketpair()
+    with own, other:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from {child.__name__} import main; main()", str(other.fileno())],
+            pass_fds=[other.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        return process, Connection(own.detach())

@@ -1,0 +1,123 @@
+"""Models in a process of their own: the same answers, every error, and a process that dies."""
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewshard_models.checkpoint import ZOO
+from fewshard_serve.backends.child import Loading
+from fewshard_serve.backends.load import load_model
+from fewshard_serve.backends.process import ModelProcess, ProcessEnded
+from fewshard_serve.core import EncodedImage, TextInput
+from fewshard_serve.errors import NotReady, UnusableItem
+
+FAKES = str(Path(__file__).parents[1] / "rayserve")
+
+
+@pytest.fixture
+def process(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, FAKES])
+    process = ModelProcess(num_threads=1)
+    yield process
+    process.close()
+
+
+def fake(process, kind="dense"):
+    return process.load(Loading("fake_models:load_model", "m", kind, "cpu", "fp32"))
+
+
+def real(process, name):
+    return process.load(
+        Loading("fewshard_serve.backends.load:load_model", name, f"zoo:{name}", "cpu", "fp32")
+    )
+
+
+def run(model, *texts):
+    return model.run(model.prepare([TextInput(text) for text in texts])).logits.tolist()
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in ZOO.iterdir()))
+def test_a_model_answers_as_in_this_process(process, name, png):
+    here, there = load_model(name, f"zoo:{name}", "cpu", "fp32"), real(process, name)
+    assert there.info == here.info
+    inputs = (
+        [EncodedImage(png)] if here.info.task == "image" else [TextInput("fine"), TextInput("not at all")]
+    )
+    assert there.estimate_tokens(inputs) == here.estimate_tokens(inputs)
+    items = there.prepare(inputs)
+    np.testing.assert_allclose(there.run(items).logits, here.run(here.prepare(inputs)).logits, atol=1e-5)
+    counts, expected = there.expert_counts(), here.expert_counts()
+    assert (counts is None) == (expected is None)
+    if expected is not None:
+        assert np.array_equal(counts.tokens, expected.tokens)
+    with pytest.raises(UnusableItem):
+        there.prepare([TextInput("")] if here.info.task == "image" else [EncodedImage(png)])
+
+
+@pytest.fixture
+def png():
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 90)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_errors_arrive_as_they_were_raised(process):
+    with pytest.raises(FileNotFoundError, match="no checkpoint for m"):
+        fake(process, "missing")
+    with pytest.raises(NotReady, match="golden input 3"):
+        fake(process, "damaged")
+    model = fake(process)
+    with pytest.raises(RuntimeError, match="device trouble"):
+        run(model, "crash")
+    assert run(model, "3") == [[3, -3]]
+
+
+def test_one_that_is_killed_in_a_pass_is_replaced_and_the_pass_repeated(process):
+    model, first = fake(process, "moe"), process.pid
+    assert run(model, "2", "3") == [[2, -2], [3, -3]]
+    threading.Timer(0.3, os.kill, (first, signal.SIGKILL)).start()
+    started_at = time.monotonic()
+    assert run(model, "sleep 1") == [[1, -1]]
+    assert time.monotonic() - started_at > 1.3
+    assert process.pid != first
+    assert process.problem == ""
+    assert model.expert_counts().tokens.tolist() == [[3, 0]]
+
+
+def test_an_item_that_is_fatal_twice_is_an_error_and_the_others_go_on(process):
+    model = fake(process)
+    with pytest.raises(ProcessEnded, match="exit code 1"):
+        run(model, "die")
+    assert run(model, "7") == [[7, -7]]
+    assert process.problem == ""
+
+
+def test_one_whose_models_cannot_be_loaded_again_says_so(process, tmp_path, monkeypatch):
+    (tmp_path / "fleeting_models.py").write_text("from fake_models import load_model\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    process = ModelProcess(num_threads=1)
+    model = process.load(Loading("fleeting_models:load_model", "m", "dense", "cpu", "fp32"))
+    (tmp_path / "fleeting_models.py").unlink()
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(ModuleNotFoundError):
+        run(model, "1")
+    assert "has ended" in process.problem
+    process.close()
+
+
+def test_it_ends_with_whoever_started_it(process):
+    fake(process)
+    pid = process.pid
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(ProcessEnded):
+        process.ask("run", "m", [])
