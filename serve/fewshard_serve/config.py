@@ -15,6 +15,7 @@ from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
 
@@ -72,6 +73,7 @@ def _known_placement(placement: str) -> str:
 ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
 Confidence = Annotated[float, Field(strict=True, ge=0, le=1)]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -147,6 +149,18 @@ class ExpertsConfig(_Section):
         )
 
 
+class CostConfig(_Section):
+    """What a replica costs while it computes."""
+
+    usd_per_hour: NonNegative | None = None
+    watts: NonNegative | None = None
+
+    @property
+    def settings(self) -> CostSettings:
+        """The same in the form the metrics take."""
+        return CostSettings(self.usd_per_hour, self.watts)
+
+
 class ModelConfig(_Section):
     """One model to serve."""
 
@@ -158,6 +172,7 @@ class ModelConfig(_Section):
     batching: BatchingConfig = BatchingConfig()
     admission: AdmissionConfig = AdmissionConfig()
     experts: ExpertsConfig | None = None
+    cost: CostConfig = CostConfig()
 
     @property
     def engine_settings(self) -> EngineSettings:
@@ -247,6 +262,20 @@ class LoggingConfig(_Section):
     requests: bool = False
 
 
+class MetricsConfig(_Section):
+    """How much each replica reports."""
+
+    enabled: Annotated[bool, Field(strict=True)] = True
+    max_series: PositiveInt = 2000
+    experts: Literal["each", "shard"] = "each"
+    expert_layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
+
+    @property
+    def settings(self) -> MetricsSettings:
+        """The same in the form the metrics take."""
+        return MetricsSettings(self.enabled, self.max_series, self.experts == "each", self.expert_layers)
+
+
 class FewshardConfig(_Section):
     """The whole of `fewshard.yaml`."""
 
@@ -256,6 +285,7 @@ class FewshardConfig(_Section):
     auth: AuthConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     logging: LoggingConfig = LoggingConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")
     def _names_differ(self) -> "FewshardConfig":

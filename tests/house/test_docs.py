@@ -11,9 +11,11 @@ from fewshard_serve.config import (
     AuthConfig,
     BatchingConfig,
     CascadeConfig,
+    CostConfig,
     ExpertsConfig,
     LimitsConfig,
     LoggingConfig,
+    MetricsConfig,
     ModelConfig,
     ServerConfig,
     load_config,
@@ -29,10 +31,12 @@ SECTIONS = {
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
     "experts": ExpertsConfig,
+    "cost": CostConfig,
     "server": ServerConfig,
     "auth": AuthConfig,
     "limits": LimitsConfig,
     "logging": LoggingConfig,
+    "metrics": MetricsConfig,
 }
 
 

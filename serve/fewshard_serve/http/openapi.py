@@ -180,6 +180,13 @@ ENDPOINTS = (
     Endpoint("get", "/v2/health/ready", "Whether every model takes requests", errors=(503,)),
     Endpoint("post", "/v2/repository/index", "All models and their state", errors=(400,), example={}),
     Endpoint("get", "/metrics", "Prometheus metrics of every replica", content_type="text/plain"),
+    Endpoint("get", "/metrics/gateway", "Prometheus metrics of the gateway alone", content_type="text/plain"),
+    Endpoint(
+        "get",
+        "/metrics/targets",
+        "Each replica's own metrics, for Prometheus' HTTP service discovery",
+        errors=(404,),
+    ),
     Endpoint("post", "/v2/tokens/reload", "Read the file of tokens again", errors=(400, 404), example={}),
 )
 

@@ -62,6 +62,11 @@ class Request:
         return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
 
     @property
+    def wants_open_metrics(self) -> bool:
+        """Whether the client reads OpenMetrics, which alone can carry exemplars."""
+        return "application/openmetrics-text" in (self.header(b"accept") or "")
+
+    @property
     def query(self) -> dict[str, str]:
         try:
             return dict(parse_qsl(self.scope.get("query_string", b"").decode(), keep_blank_values=True))

@@ -65,8 +65,8 @@ class HostService(Protocol):
 
     def models(self) -> Mapping[str, ServedModel]: ...
 
-    def metrics_text(self) -> bytes:
-        """This replica's Prometheus text."""
+    async def metrics_text(self, is_open_metrics: bool) -> bytes:
+        """This replica's Prometheus text, or OpenMetrics without its last line."""
 
     async def merged_stats(self, model: str) -> dict[str, Any]:
         """`{"model_stats": [one entry], "replicas": how many spoke}`."""
@@ -116,8 +116,15 @@ class GatewayService(Protocol):
     async def reload_tokens(self) -> int:
         """Have every replica of every host read its tokens again; how many have."""
 
-    async def metrics(self) -> bytes:
-        """The union of every replica's Prometheus text."""
+    async def metrics(self, is_open_metrics: bool) -> bytes:
+        """The union of every replica's Prometheus text, or OpenMetrics without its last line."""
+
+    async def own_metrics(self, is_open_metrics: bool) -> bytes:
+        """The gateway's own part of it."""
+
+    async def metrics_targets(self) -> list[dict[str, Any]]:
+        """Each replica's own metrics, as Prometheus' HTTP discovery lists them. Raises `NotFound` where they
+        cannot be reached one by one."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class LocalService:
     def models(self) -> Mapping[str, ServedModel]:
         return self.served
 
-    def metrics_text(self) -> bytes:
+    async def metrics_text(self, is_open_metrics: bool) -> bytes:
         return self.metrics
 
     async def merged_stats(self, model: str) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Host:
         self._spec = spec
         configure_logging(spec.doors.logs)
         context = serve.get_replica_context()
-        self._labels = {"application": context.app_name, "replica": context.replica_tag}
+        self._name: str = context.replica_tag
+        self._labels = {"application": context.app_name, "replica": self._name}
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Called once by Ray Serve, which takes the replica for ready when this returns."""
@@ -58,9 +59,14 @@ class Host:
     async def check_health(self) -> None:
         self._hosting.check()
 
-    async def metrics_part(self) -> bytes:
-        """This replica's Prometheus text, with its labels."""
-        return await asyncio.to_thread(self._hosting.metrics.render, self._labels)
+    async def metrics_part(self, is_open_metrics: bool) -> tuple[str, bytes]:
+        """This replica's name, and its metrics with its labels."""
+        text = await asyncio.to_thread(self._hosting.metrics.render, self._labels, is_open_metrics)
+        return self._name, text
+
+    async def name(self) -> str:
+        """This replica's, to say that it is there."""
+        return self._name
 
     async def stats_part(self, model: str) -> ModelStatistics:
         return self._hosting.statistics(model)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.backends.base import Model
@@ -12,7 +12,7 @@ from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routi
 from fewshard_serve.errors import FewshardError, NotReady
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
-from fewshard_serve.protocol.activation import activate
+from fewshard_serve.nvml import energy_reader
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.loading import LoadFailure, load_models
 from fewshard_serve.rayserve.specs import HostSpec
@@ -56,7 +56,7 @@ class HostedModel:
             name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
         )
         self._metrics.observe_timings(name, classified.timings)
-        self._metrics.observe_predictions(name, activate(classified.logits, self.info.problem_type))
+        self._metrics.observe_predictions(name, classified.logits)
         return classified
 
     def experts(self) -> dict[str, Any] | None:
@@ -91,8 +91,9 @@ class Hosting:
     def __init__(self, spec: HostSpec, loaded: Sequence[Model | LoadFailure]) -> None:
         models = [one for one in loaded if not isinstance(one, LoadFailure)]
         self._loaded = models
-        self.metrics = Metrics()
+        self.metrics = Metrics(spec.metrics, energy_of(models))
         settings = {model.name: model.settings for model in spec.models}
+        self._costs = {model.name: model.cost for model in spec.models}
         self._engine = Engine(models, settings, self._observe_batch)
         self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
         failures = [one for one in loaded if isinstance(one, LoadFailure)]
@@ -173,7 +174,19 @@ class Hosting:
             admission_limit_items=lambda: served.admission.limit_items,
             routing=hosted.routing.read,
             group=hosted.group,
+            cost=self._costs[hosted.info.name],
         )
+
+
+def energy_of(models: Sequence[Model]) -> Callable[[], float] | None:
+    """The energy counter of the GPU that these models run on; None where there is none, or several."""
+    if not any(model.info.device != "cpu" and model.group() is None for model in models):
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return energy_reader(str(torch.cuda.get_device_properties(0).uuid))
 
 
 def _entry(model: ServedModel) -> ModelEntry:

@@ -1,5 +1,6 @@
 """Speaks for all replicas of a host, whichever was asked; the `HostService` of the HTTP layer."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,8 +28,9 @@ class MergedService:
     def models(self) -> Mapping[str, ServedModel]:
         return self._hosting.models
 
-    def metrics_text(self) -> bytes:
-        return self._hosting.metrics.render(self._labels)
+    async def metrics_text(self, is_open_metrics: bool) -> bytes:
+        """Written off the event loop, since a device may have to be waited for."""
+        return await asyncio.to_thread(self._hosting.metrics.render, self._labels, is_open_metrics)
 
     async def merged_stats(self, model: str) -> dict[str, Any]:
         info = find_model(self.models(), model).info

@@ -10,6 +10,7 @@ from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.logs import LogSettings
+from fewshard_serve.metrics import CostSettings, MetricsSettings
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
@@ -32,6 +33,7 @@ class ModelSpec:
     dtype: str
     settings: EngineSettings
     experts: ExpertsSettings | None = None
+    cost: CostSettings = CostSettings()  # noqa: RUF009  it is frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class HostSpec:
     num_cpus: float = HOST_CPUS
     loader: str = DEFAULT_LOADER
     doors: DoorSettings = field(default_factory=DoorSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     is_on_one_machine: bool = False
 
     @property
@@ -89,6 +92,7 @@ class CascadeSpec:
     accept_above: tuple[float, ...]
     hosts: tuple[HostSpec, ...]
     doors: DoorSettings = field(default_factory=DoorSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     min_replicas: int = 1
     max_replicas: int = 1
     num_gpus: float = 0.0
@@ -128,7 +132,8 @@ def _cascade_spec(cascade: CascadeConfig, hosts: list[HostSpec]) -> CascadeSpec:
         return any(model.name in cascade.stages for model in host.models)
 
     own = tuple(host for host in hosts if serves_a_stage(host))
-    return CascadeSpec(cascade.name, cascade.stages, cascade.thresholds, own, hosts[0].doors)
+    doors, metrics = hosts[0].doors, hosts[0].metrics
+    return CascadeSpec(cascade.name, cascade.stages, cascade.thresholds, own, doors, metrics)
 
 
 def plan_hosts(
@@ -141,7 +146,7 @@ def plan_hosts(
     hosts = [_own_host(model, loader) for model in config.models if model.has_own_host]
     if shared:
         hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
-    return [replace(host, doors=doors) for host in hosts]
+    return [replace(host, doors=doors, metrics=config.metrics.settings) for host in hosts]
 
 
 def door_settings(
@@ -210,4 +215,12 @@ def _own_host(model: ModelConfig, loader: str) -> HostSpec:
 
 def _model_spec(model: ModelConfig) -> ModelSpec:
     experts = None if model.experts is None else model.experts.settings
-    return ModelSpec(model.name, model.path, model.device, model.dtype, model.engine_settings, experts)
+    return ModelSpec(
+        model.name,
+        model.path,
+        model.device,
+        model.dtype,
+        model.engine_settings,
+        experts,
+        model.cost.settings,
+    )

@@ -164,7 +164,7 @@ def test_several_replicas_speak_with_one_voice(host_spec):
         assert stats["replicas"] == experts["replicas"] == 2
         assert stats["model_stats"][0]["inference_count"] == 6
         assert experts["layers"][0]["tokens"] == [6, 0]
-        assert b'replica="r"' in service.metrics_text()
+        assert b'replica="r"' in await service.metrics_text(False)
         for replica in replicas:
             await replica.finish_drain(5.0)
 
