@@ -161,6 +161,18 @@ class CostConfig(_Section):
         return CostSettings(self.usd_per_hour, self.watts)
 
 
+class ShadowConfig(_Section):
+    """A second model that is asked the same, compared, and never returned."""
+
+    model: ModelName
+    share: Confidence = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
 class ModelConfig(_Section):
     """One model to serve."""
 
@@ -173,6 +185,7 @@ class ModelConfig(_Section):
     admission: AdmissionConfig = AdmissionConfig()
     experts: ExpertsConfig | None = None
     cost: CostConfig = CostConfig()
+    shadow: ShadowConfig | None = None
 
     @property
     def engine_settings(self) -> EngineSettings:
@@ -311,6 +324,21 @@ class FewshardConfig(_Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _shadows_are_models(self) -> "FewshardConfig":
+        by_name = {model.name: model for model in self.models}
+        for model in self.models:
+            if model.shadow is None:
+                continue
+            shadow = by_name.get(model.shadow.model)
+            if shadow is None or shadow is model:
+                raise ValueError(
+                    f"the shadow of {model.name!r} must be another model; there are: {', '.join(by_name)}"
+                )
+            if shadow.shadow is not None:
+                raise ValueError(f"{shadow.name!r} is a shadow and must have none itself")
+        return self
+
     def only(self, names: list[str]) -> "FewshardConfig":
         """The same with these models alone, in this order, and the cascades that are made of them.
 
@@ -327,7 +355,7 @@ class FewshardConfig(_Section):
         if not names:
             raise ConfigError(f"no model is named; there are: {', '.join(by_name)}")
         cascades = tuple(each for each in self.cascades if set(each.stages) <= set(wanted))
-        models = tuple(by_name[name] for name in dict.fromkeys(wanted))
+        models = tuple(_shadowed_by(by_name[name], wanted) for name in dict.fromkeys(wanted))
         return self.model_copy(update={"models": models, "cascades": cascades})
 
     def with_server(
@@ -343,6 +371,13 @@ class FewshardConfig(_Section):
                 "; ".join(f"{_option(e['loc'])}{e['msg'].lower()}" for e in error.errors())
             ) from None
         return self.model_copy(update={"server": server})
+
+
+def _shadowed_by(model: ModelConfig, names: list[str]) -> ModelConfig:
+    """Without its shadow where that is not among the names."""
+    if model.shadow is None or model.shadow.model in names:
+        return model
+    return model.model_copy(update={"shadow": None})
 
 
 def _option(at: Location) -> str:

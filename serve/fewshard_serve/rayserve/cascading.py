@@ -11,7 +11,8 @@ from fewshard_serve.errors import FewshardError, NotFound
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.protocol.stats import ModelStatistics, merge
-from fewshard_serve.rayserve.directory import STARTING_REFRESH_S, STEADY_REFRESH_S, Directory, HostCalls
+from fewshard_serve.rayserve.directory import STARTING_REFRESH_S, STEADY_REFRESH_S, Directory
+from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.hosting import DRAINING, HostedModel, answer_or_error
 from fewshard_serve.rayserve.specs import CascadeSpec
 

@@ -4,12 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from fewshard_serve.core import ANYBODY, Caller, Classified, Input
 from fewshard_serve.errors import FewshardError, NotFound, NotReady, UnknownModel
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
+from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.replicas import FindTargets, Replicas, http_discovery
 from fewshard_serve.rayserve.specs import AppSpec
 
@@ -22,19 +23,6 @@ STARTING_REFRESH_S = 0.25
 STEADY_REFRESH_S = 2.0
 NUM_TRIES = 2
 """A classification changes nothing, so one whose replica died is asked again of another."""
-
-
-class HostCalls(Protocol):
-    """How hosts are reached, by the name of their application."""
-
-    async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """The answers of those replicas that gave one in time."""
-
-    async def each(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """The same with an exception for each replica that gave no answer."""
-
-    async def one(self, app: str, method: str, *args: Any) -> Any:
-        """The answer of one replica; raises whatever went wrong on the way."""
 
 
 class Directory:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from typing import Any
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,19 @@ async def ask_one(handle: Any, method: str, *args: Any) -> Any:
     except asyncio.CancelledError:
         response.cancel()
         raise
+
+
+class HostCalls(Protocol):
+    """How hosts are reached, by the name of their application."""
+
+    async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """The answers of those replicas that gave one in time."""
+
+    async def each(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """The same with an exception for each replica that gave no answer."""
+
+    async def one(self, app: str, method: str, *args: Any) -> Any:
+        """The answer of one replica; raises whatever went wrong on the way."""
 
 
 class HandleCalls:

@@ -117,7 +117,7 @@ class Host:
 async def _open(spec: AppSpec) -> Hosting | Cascading:
     if isinstance(spec, CascadeSpec):
         return await Cascading.open(spec, HandleCalls(DEPLOYMENT))
-    return await Hosting.open(spec)
+    return await Hosting.open(spec, HandleCalls(DEPLOYMENT))
 
 
 def host_application(spec: AppSpec) -> Any:

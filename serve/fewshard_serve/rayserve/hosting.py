@@ -14,8 +14,10 @@ from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.nvml import energy_reader
 from fewshard_serve.protocol.stats import ModelStatistics, merge
+from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.loading import LoadFailure, load_models
-from fewshard_serve.rayserve.specs import HostSpec
+from fewshard_serve.rayserve.shadowing import CALLER, Shadow, ShadowModel, ShadowSpec, shadow_elsewhere
+from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
 
 MAX_STUCK_S = 60.0
 """A forward pass that takes longer counts as stuck, and the replica is replaced."""
@@ -33,6 +35,7 @@ class HostedModel:
         self.group = model.group
         self.place = model.place
         self.is_draining = False
+        self.shadow: Shadow | None = None
         self._problem = model.problem
         self._engine = engine
         self._metrics = metrics
@@ -57,6 +60,8 @@ class HostedModel:
         )
         self._metrics.observe_timings(name, classified.timings)
         self._metrics.observe_predictions(name, classified.logits)
+        if self.shadow is not None:
+            self.shadow.follow(inputs, truncate, classified)
         return classified
 
     def experts(self) -> dict[str, Any] | None:
@@ -88,7 +93,9 @@ class FailedModel:
 class Hosting:
     """The models of one replica; lives on one event loop. Make it with `open`."""
 
-    def __init__(self, spec: HostSpec, loaded: Sequence[Model | LoadFailure]) -> None:
+    def __init__(
+        self, spec: HostSpec, loaded: Sequence[Model | LoadFailure], calls: HostCalls | None = None
+    ) -> None:
         models = [one for one in loaded if not isinstance(one, LoadFailure)]
         self._loaded = models
         self.metrics = Metrics(spec.metrics, energy_of(models))
@@ -100,11 +107,17 @@ class Hosting:
         self._failed = {failure.name: FailedModel(failure) for failure in failures}
         for hosted in self.hosted.values():
             self.metrics.add_model(self._source(hosted))
+        self._calls = calls
+        for model_spec in spec.models:
+            self._give_shadow(model_spec, spec.app)
 
     @classmethod
-    async def open(cls, spec: HostSpec) -> "Hosting":
-        """Load the models off the event loop; those that fail are kept as not ready, with the reason."""
-        return cls(spec, await asyncio.to_thread(load_models, spec))
+    async def open(cls, spec: HostSpec, calls: HostCalls | None = None) -> "Hosting":
+        """Load the models off the event loop; those that fail are kept as not ready, with the reason.
+
+        `calls` reach shadows on other hosts.
+        """
+        return cls(spec, await asyncio.to_thread(load_models, spec), calls)
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -156,10 +169,34 @@ class Hosting:
 
     async def finish_drain(self, timeout_s: float) -> bool:
         """Answer what was admitted and end the threads; False if time ran out."""
+        for hosted in self.hosted.values():
+            if hosted.shadow is not None:
+                await hosted.shadow.close()
         has_ended = await self._engine.drain(timeout_s)
         for model in self._loaded:
             await asyncio.to_thread(model.close)
         return has_ended
+
+    def _give_shadow(self, model: ModelSpec, app: str) -> None:
+        hosted, spec = self.hosted.get(model.name), model.shadow
+        if hosted is None or spec is None:
+            return
+        if spec.app == app:
+            shadow = self._shadow_here(spec)
+        else:
+            assert self._calls is not None, "a shadow elsewhere needs calls. This is a bug."
+            shadow = shadow_elsewhere(spec, self._calls)
+        hosted.shadow = Shadow(spec, hosted.info, shadow, self.metrics.observe_shadow)
+
+    def _shadow_here(self, spec: ShadowSpec) -> ShadowModel:
+        async def info() -> ModelInfo | None:
+            return self.hosted[spec.model].info if spec.model in self.hosted else None
+
+        async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
+            shadow = self.hosted[spec.model]
+            return await shadow.classify(inputs, truncate=truncate, timeout_s=None, caller=CALLER)
+
+        return ShadowModel(info, classify)
 
     def _observe_batch(self, stats: BatchStats) -> None:
         self.metrics.observe_batch(stats)

@@ -11,6 +11,7 @@ from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.logs import LogSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
+from fewshard_serve.rayserve.shadowing import ShadowSpec
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
@@ -34,6 +35,7 @@ class ModelSpec:
     settings: EngineSettings
     experts: ExpertsSettings | None = None
     cost: CostSettings = CostSettings()  # noqa: RUF009  it is frozen
+    shadow: ShadowSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,8 @@ def plan_hosts(
     doors: DoorSettings = DoorSettings(),  # noqa: B008  it is frozen
 ) -> list[HostSpec]:
     """The shared host first, where there is one, then the hosts of single models."""
-    shared = tuple(_model_spec(model) for model in config.models if not model.has_own_host)
-    hosts = [_own_host(model, loader) for model in config.models if model.has_own_host]
+    shared = tuple(_model_spec(model, config) for model in config.models if not model.has_own_host)
+    hosts = [_own_host(model, config, loader) for model in config.models if model.has_own_host]
     if shared:
         hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
     return [replace(host, doors=doors, metrics=config.metrics.settings) for host in hosts]
@@ -207,13 +209,24 @@ def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
     return math.ceil(GATEWAY_CPUS + sum(app.num_cpus * app.max_replicas * app.num_shards for app in apps))
 
 
-def _own_host(model: ModelConfig, loader: str) -> HostSpec:
+def _own_host(model: ModelConfig, config: FewshardConfig, loader: str) -> HostSpec:
     counts = (model.replicas.min, model.replicas.max) if model.replicas else (1, 1)
     prefix = f"{MODELS_PREFIX}/{model.name}"
-    return HostSpec(f"model-{model.name}", prefix, (_model_spec(model),), *counts, loader=loader)
+    return HostSpec(_app_of(model), prefix, (_model_spec(model, config),), *counts, loader=loader)
 
 
-def _model_spec(model: ModelConfig) -> ModelSpec:
+def _app_of(model: ModelConfig) -> str:
+    return f"model-{model.name}" if model.has_own_host else SHARED_APP
+
+
+def _shadow_spec(model: ModelConfig, config: FewshardConfig) -> ShadowSpec | None:
+    if model.shadow is None:
+        return None
+    (shadow,) = (each for each in config.models if each.name == model.shadow.model)
+    return ShadowSpec(shadow.name, model.shadow.share, _app_of(shadow))
+
+
+def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
     experts = None if model.experts is None else model.experts.settings
     return ModelSpec(
         model.name,
@@ -223,4 +236,5 @@ def _model_spec(model: ModelConfig) -> ModelSpec:
         model.engine_settings,
         experts,
         model.cost.settings,
+        _shadow_spec(model, config),
     )
