@@ -137,9 +137,8 @@ def test_the_plan_knows_where_a_shadow_is():
 
 
 def test_a_model_served_without_its_shadow_has_none():
-    whole = config(
-        {"name": "a", "path": "x", "shadow": {"model": "b", "share": 0.5}}, {"name": "b", "path": "x"}
-    )
+    a = {"name": "a", "path": "x", "shadow": {"model": "b", "share": 0.5}}
+    whole = config(a, {"name": "b", "path": "x"})
     assert whole.only(["a"]).models[0].shadow is None
     assert whole.only(["a", "b"]).models[0].shadow.share == 0.5
 
