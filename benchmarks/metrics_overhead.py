@@ -2,9 +2,9 @@
 
 `python benchmarks/metrics_overhead.py` loads a bundled model in this process and sends it the same requests
 over ASGI, without a network, round by round, metrics on and off in random order. It prints the CPU time of a
-request with metrics off, the difference with its 95 % confidence interval (Student's t over the rounds' pairs), the
-share, and the calls that count by themselves. Scrapes are added as one every 15 seconds at `--rate` requests a
-second. Run it on a machine that does nothing else.
+request with metrics off, the difference with its 95 % confidence interval (Student's t over the pairs of
+rounds), the share, and the calls that count by themselves. Scrapes are added as one every 15 seconds at
+`--rate` requests a second. Run it on a machine that does nothing else.
 """
 
 import argparse

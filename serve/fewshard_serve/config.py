@@ -30,6 +30,7 @@ PATH_WORDS = frozenset(
         "stats",
         "config",
         "experts",
+        "explain",
         "placement",
         "metrics",
         "index",
@@ -186,6 +187,7 @@ class ModelConfig(_Section):
     experts: ExpertsConfig | None = None
     cost: CostConfig = CostConfig()
     shadow: ShadowConfig | None = None
+    diagnostics_share: Confidence = 0.0
 
     @property
     def engine_settings(self) -> EngineSettings:

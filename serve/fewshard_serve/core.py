@@ -15,10 +15,14 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as far as fairness goes: a token's name, or an address. `is_urgent`: may go before others."""
+    """Who asks, as far as fairness goes: a token's name, or an address. `is_urgent`: may go before others.
+
+    `is_probing`: what is asked is no traffic, so its answers count as no predictions and have no shadow.
+    """
 
     name: str = ""
     is_urgent: bool = False
+    is_probing: bool = field(default=False, compare=False)
 
 
 ANYBODY = Caller()
@@ -149,6 +153,19 @@ class ExpertCounts:
     def by_shard(self) -> NDArray[np.int64]:
         """int64 [num_layers, num_shards]"""
         return self.tokens.sum(axis=1, keepdims=True) if self.shard_tokens is None else self.shard_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a closer look at a sample of the items found.
+
+    `sparsity`: by layer, mean share of feed-forward units near zero over the last items; `class_experts`:
+    int64 [num_labels, MoE layers, num_experts], tokens by predicted label and expert since the start.
+    """
+
+    num_items: int
+    sparsity: tuple[float, ...]
+    class_experts: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

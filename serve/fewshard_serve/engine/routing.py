@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ExpertCounts, GroupState
+from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState
 
 WINDOW_S = 60.0
 NUM_MARKS = 12
@@ -137,6 +137,17 @@ def describe_routing(routing: Routing, group: GroupState | None = None) -> dict[
             }
             for layer in range(num_layers)
         ],
+    }
+
+
+def describe_diagnoses(parts: Sequence[Diagnosis], labels: Sequence[str]) -> dict[str, Any]:
+    """What `GET …/experts` adds where items were looked at: tokens by predicted class, layer and expert."""
+    if not parts:
+        return {}
+    tokens = reduce(np.add, (part.class_experts for part in parts))
+    return {
+        "class_items_sampled": sum(part.num_items for part in parts),
+        "class_tokens": {label: tokens[at].tolist() for at, label in enumerate(labels)},
     }
 
 

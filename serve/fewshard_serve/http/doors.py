@@ -158,6 +158,8 @@ def protocol_of(request: Request) -> RequestProtocol | None:
         return "v2_binary" if b"inference-header-content-length" in request.headers else "v2_json"
     if last == "predict":
         return "tei"
+    if last == "explain":
+        return "explain"
     if last == "classify":
         return "vllm" if request.path.rstrip("/") == "/v1/classify" else "classify"
     return None

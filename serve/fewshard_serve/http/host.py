@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fewshard_serve.core import ModelInfo
@@ -103,9 +103,8 @@ class HostApp(App):
             raise _not_ready(model)
         refuse_early(request, model)
         job = await read(request, model.info, self._limits)
-        work = model.classify(
-            job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
-        )
+        caller = replace(request.caller, is_probing=True) if job.is_probing else request.caller
+        work = model.classify(job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=caller)
         answer = await while_connected(request, work)
         answered_at = time.monotonic()
         response = await jobs.encode(job, answer)
@@ -180,6 +179,7 @@ _PREDICTIONS: dict[str, ReadJob] = {
     "infer": jobs.read_infer,
     "classify": jobs.read_classify,
     "predict": _read_predict,
+    "explain": jobs.read_explain,
 }
 
 _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]]]] = {

@@ -10,7 +10,7 @@ from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.doors import is_open
 from fewshard_serve.http.status import HTTP_STATUS
-from fewshard_serve.protocol import classify, placement, schemas, tei, vllm
+from fewshard_serve.protocol import classify, explain, placement, schemas, tei, vllm
 from fewshard_serve.protocol.limits import Limits
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
@@ -133,6 +133,28 @@ ENDPOINTS = (
                 {"name": "scores", "datatype": "FP32", "shape": [2, 2], "data": [0.02, 0.98, 0.93, 0.07]},
                 {"name": "label", "datatype": "BYTES", "shape": [2], "data": ["positive", "negative"]},
             ],
+        },
+        predicts=True,
+    ),
+    Endpoint(
+        "post",
+        "/v2/models/{model}/explain",
+        "Which words carried an answer: the text is classified again without each of them",
+        explain.ExplainRequest,
+        explain.ExplainResponse,
+        {"inputs": "a fine film"},
+        {
+            "model": "{model}",
+            "label": "positive",
+            "score": 0.98,
+            "margin": 3.9,
+            "words": [
+                {"word": "a", "start": 0, "end": 1, "effect": 0.1},
+                {"word": "fine", "start": 2, "end": 6, "effect": 4.2},
+                {"word": "film", "start": 7, "end": 11, "effect": -0.3},
+            ],
+            "usage": {"items": 4, "tokens": 17},
+            "timings_ms": {"queue": 0.1, "preprocess": 0.5, "infer": 4.0},
         },
         predicts=True,
     ),

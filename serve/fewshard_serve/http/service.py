@@ -14,7 +14,7 @@ from fewshard_serve.protocol.stats import ModelStatistics, merge
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
 """What server metadata advertises; the V2 protocol's own words."""
 
-RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm"]
+RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm", "explain"]
 
 
 class RequestHook(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.cascade import Cascade, Spent
-from fewshard_serve.core import ANYBODY, Caller, Classified, Input
+from fewshard_serve.core import ANYBODY, Caller, Classified, Diagnosis, Input
 from fewshard_serve.engine.routing import Routing
 from fewshard_serve.errors import FewshardError, NotFound
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
@@ -82,6 +82,10 @@ class Cascading:
 
     async def routing(self, model: str) -> Routing | None:
         """A cascade has no experts of its own."""
+        return None
+
+    def diagnosis(self, model: str) -> Diagnosis | None:
+        """Nor layers."""
         return None
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:

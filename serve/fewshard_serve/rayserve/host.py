@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import serve
 
-from fewshard_serve.core import Caller, Classified, Input
+from fewshard_serve.core import Caller, Classified, Diagnosis, Input
 from fewshard_serve.engine.routing import Routing
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.doors import Doors
@@ -73,6 +73,9 @@ class Host:
 
     async def routing_part(self, model: str) -> Routing | None:
         return await self._hosting.routing(model)
+
+    async def diagnosis_part(self, model: str) -> Diagnosis | None:
+        return self._hosting.diagnosis(model)
 
     async def place_part(self, model: str, wanted: dict[str, Any]) -> dict[str, Any] | FewshardError:
         """This replica's part of a placement; an error is returned, not raised."""

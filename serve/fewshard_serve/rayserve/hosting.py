@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, ModelInfo
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis, Input, ModelInfo
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
 from fewshard_serve.errors import FewshardError, NotReady
@@ -33,6 +33,7 @@ class HostedModel:
         self.stats = ModelStatistics()
         self.routing = RoutingWindow(model.expert_counts)
         self.group = model.group
+        self.diagnosis = model.diagnosis
         self.place = model.place
         self.is_draining = False
         self.shadow: Shadow | None = None
@@ -59,14 +60,20 @@ class HostedModel:
             name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
         )
         self._metrics.observe_timings(name, classified.timings)
-        self._metrics.observe_predictions(name, classified.logits)
-        if self.shadow is not None:
-            self.shadow.follow(inputs, truncate, classified)
+        if not caller.is_probing:
+            self._metrics.observe_predictions(name, classified.logits)
+            if self.shadow is not None:
+                self.shadow.follow(inputs, truncate, classified)
         return classified
 
     def experts(self) -> dict[str, Any] | None:
         routing = self.routing.read()
         return None if routing is None else describe_routing(routing, self.group())
+
+    def sparsity(self) -> dict[int, float]:
+        """By layer, of the items that were looked at."""
+        diagnosis = self.diagnosis()
+        return {} if diagnosis is None else dict(enumerate(diagnosis.sparsity))
 
 
 class FailedModel:
@@ -158,6 +165,11 @@ class Hosting:
         hosted = self.hosted.get(model)
         return None if hosted is None else await asyncio.to_thread(hosted.routing.read)
 
+    def diagnosis(self, model: str) -> Diagnosis | None:
+        """None where nothing was looked at."""
+        hosted = self.hosted.get(model)
+        return None if hosted is None else hosted.diagnosis()
+
     def check(self) -> None:
         """Raise where the replica should be replaced."""
         self._engine.check(MAX_STUCK_S)
@@ -211,6 +223,7 @@ class Hosting:
             admission_limit_items=lambda: served.admission.limit_items,
             routing=hosted.routing.read,
             group=hosted.group,
+            sparsity=hosted.sparsity,
             cost=self._costs[hosted.info.name],
         )
 

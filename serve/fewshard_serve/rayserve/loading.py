@@ -68,6 +68,7 @@ def _load_one(load: Callable[[], Model], spec: ModelSpec) -> Model | LoadFailure
     try:
         model = load()
         model.self_check()
+        model.diagnose(spec.diagnostics_share)
     except FewshardError as error:
         logger.error("%s: %s", spec.name, error)
         return LoadFailure(spec.name, str(error))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from fewshard_serve.engine.routing import describe_routing, merge_routing
+from fewshard_serve.engine.routing import describe_diagnoses, describe_routing, merge_routing
 from fewshard_serve.errors import FewshardError, NotReady
 from fewshard_serve.http.service import ServedModel, find_model, stats_answer
 from fewshard_serve.rayserve.cascading import Cascading
@@ -44,7 +44,9 @@ class MergedService:
             return None
         hosted = self._hosting.hosted.get(model)
         group = None if hosted is None else hosted.group()
-        return {**describe_routing(merge_routing(routings), group), "replicas": len(routings)}
+        found = {**describe_routing(merge_routing(routings), group), "replicas": len(routings)}
+        looked = [part for part in await self._ask_peers("diagnosis_part", model) if part is not None]
+        return {**found, **describe_diagnoses(looked, find_model(self.models(), model).info.labels)}
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
         find_model(self.models(), model)

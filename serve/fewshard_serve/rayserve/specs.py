@@ -36,6 +36,7 @@ class ModelSpec:
     experts: ExpertsSettings | None = None
     cost: CostSettings = CostSettings()  # noqa: RUF009  it is frozen
     shadow: ShadowSpec | None = None
+    diagnostics_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,4 +238,5 @@ def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
         experts,
         model.cost.settings,
         _shadow_spec(model, config),
+        model.diagnostics_share,
     )

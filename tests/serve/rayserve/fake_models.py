@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
 from fewshard_serve.errors import NotReady, UnusableItem
 
 SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0.5}}
@@ -65,6 +65,11 @@ class FakeModel(Model):
         if self.kind != "group":
             return None
         return GroupState(3, 2, 4, 1, 6, False, (((0,), (1,), ()),))
+
+    def diagnosis(self):
+        if self.kind != "moe":
+            return None
+        return Diagnosis(3, (0.5, 0.75), np.array([[[4, 0]], [[0, 2]]]))
 
     def expert_counts(self):
         if self.kind not in ("moe", "group"):
