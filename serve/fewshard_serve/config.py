@@ -15,6 +15,7 @@ from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.doors import TracingSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
@@ -291,6 +292,18 @@ class MetricsConfig(_Section):
         return MetricsSettings(self.enabled, self.max_series, self.experts == "each", self.expert_layers)
 
 
+class TracingConfig(_Section):
+    """OpenTelemetry traces of requests; none without this section."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    share: Confidence = 0.01
+
+    @property
+    def settings(self) -> TracingSettings:
+        """The same in the form the doors take."""
+        return TracingSettings(self.endpoint, self.share)
+
+
 class FewshardConfig(_Section):
     """The whole of `fewshard.yaml`."""
 
@@ -301,6 +314,7 @@ class FewshardConfig(_Section):
     limits: LimitsConfig = LimitsConfig()
     logging: LoggingConfig = LoggingConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig | None = None
 
     @model_validator(mode="after")
     def _names_differ(self) -> "FewshardConfig":

@@ -19,6 +19,7 @@ from fewshard_serve.config import (
     ModelConfig,
     ServerConfig,
     ShadowConfig,
+    TracingConfig,
     load_config,
 )
 from fewshard_serve.metrics import FAMILIES
@@ -40,6 +41,7 @@ SECTIONS = {
     "limits": LimitsConfig,
     "logging": LoggingConfig,
     "metrics": MetricsConfig,
+    "tracing": TracingConfig,
 }
 
 

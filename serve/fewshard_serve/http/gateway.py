@@ -132,7 +132,9 @@ class GatewayApp(App):
         work = self._service.classify(
             info.name, job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
         )
-        return await jobs.encode(job, await while_connected(request, work))
+        answer = await while_connected(request, work)
+        request.note_answer(answer.timings)
+        return await jobs.encode(job, answer)
 
     async def _find(self, request: Request, model: str | None) -> ModelInfo:
         """A model that takes requests; the only one of a server that has but one where none is named."""

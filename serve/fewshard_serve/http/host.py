@@ -106,9 +106,10 @@ class HostApp(App):
         caller = replace(request.caller, is_probing=True) if job.is_probing else request.caller
         work = model.classify(job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=caller)
         answer = await while_connected(request, work)
-        answered_at = time.monotonic()
+        request.note_answer(answer.timings)
         response = await jobs.encode(job, answer)
-        model.stats.add_request(request.elapsed_s, answer.timings, time.monotonic() - answered_at)
+        encode_s = time.monotonic() - request.answered_at
+        model.stats.add_request(request.elapsed_s, answer.timings, encode_s)
         return response
 
     async def _metadata(self, model: ServedModel) -> Response:

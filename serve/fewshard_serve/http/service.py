@@ -21,13 +21,17 @@ class RequestHook(Protocol):
     """Called once for each `infer` or `classify` request, after its answer is made.
 
     `model` is "unknown" where no such model is served, so that a caller cannot invent label values.
-    `outcome` is "ok" or the error's code.
+    `outcome` is "ok" or the error's code. `trace_id` is empty where the request is not traced.
     """
 
-    def __call__(self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, /) -> None: ...
+    def __call__(
+        self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
+    ) -> None: ...
 
 
-def ignore_request(model: str, protocol: RequestProtocol, outcome: str, seconds: float, /) -> None:
+def ignore_request(
+    model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
+) -> None:
     """The hook of those who count nothing."""
 
 

@@ -161,6 +161,7 @@ def door_settings(
         limits=config.limits.limits,
         logs=LogSettings(config.logging.format, config.logging.requests, log_path),
         is_behind_haproxy=is_behind_haproxy,
+        tracing=None if config.tracing is None else config.tracing.settings,
     )
 
 

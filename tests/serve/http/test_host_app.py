@@ -456,5 +456,5 @@ def test_an_explanation_asks_for_the_text_without_each_word(
     assert words == {"a": 2.0, "fine": 5.0, "film": 5.0}, "the first logit is the text's length"
     assert text_model.callers[-1].is_probing
     assert counted_requests == [("sst2", "explain", "ok")]
-    refused = call(host, "POST", "/v2/models/cifar10/explain", json={"inputs": "a"})
+    refused = call(host, "POST", "/v2/models/cifar/explain", json={"inputs": "a"})
     assert refused.status_code == 415
