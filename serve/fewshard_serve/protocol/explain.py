@@ -114,7 +114,8 @@ def _margins(logits: NDArray[np.float32], label: int, info: ModelInfo) -> NDArra
     own: NDArray[np.float32] = logits[:, label]
     if info.problem_type != "single_label_classification" or logits.shape[1] == 1:
         return own
-    return own - np.delete(logits, label, axis=1).max(axis=1)
+    others: NDArray[np.float32] = np.delete(logits, label, axis=1).max(axis=1)
+    return np.subtract(own, others)
 
 
 def _without(text: str, start: int, end: int) -> str:

@@ -132,4 +132,5 @@ def agreeing(
         first, second = (each >= 0.5 for each in scores)
         same: NDArray[np.bool_] = (first == second).all(axis=1)
         return same
-    return scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
+    same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
+    return same

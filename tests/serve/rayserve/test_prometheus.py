@@ -9,11 +9,13 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.server
 
@@ -168,6 +170,40 @@ def test_every_replica_is_found_and_scraped_by_itself(sent, server, tmp_path):
         assert alone.value("sum(fewshard_replica_up)") == 4
     finally:
         alone.close()
+
+
+def scrape(server):
+    """A scrape's text, None where nobody answers; what is answered must be whole and in time."""
+    started_at = time.monotonic()
+    try:
+        answer = httpx.get(f"{server.url}/metrics", timeout=20)
+    except httpx.TransportError:
+        return None
+    if answer.status_code != 200:
+        assert answer.status_code in (404, 500, 503), answer.text
+        return None
+    list(text_string_to_metric_families(answer.text))
+    assert time.monotonic() - started_at < 5, "on a machine that may do much else"
+    return answer.text
+
+
+def test_a_server_is_scraped_while_it_starts_and_while_it_drains(start_server):
+    server = start_server([{"name": "a", "path": "dense", "replicas": {"min": 1}}])
+    while "READY\n" not in server.lines:
+        assert server.process.poll() is None, server.output
+        scrape(server)
+        time.sleep(0.1)
+    assert "fewshard_model_info{" in scrape(server)
+    slow = threading.Thread(target=server.classify, args=("a", "sleep 4"))
+    slow.start()
+    time.sleep(1)
+    server.signal(signal.SIGTERM)
+    texts = []
+    while server.process.poll() is None:
+        texts.append(scrape(server))
+        time.sleep(0.1)
+    slow.join(30)
+    assert any(text and "fewshard_inflight_items{" in text for text in texts)
 
 
 def processes_of_twice(server):
