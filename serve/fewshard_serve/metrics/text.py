@@ -1,8 +1,8 @@
 """Prometheus' text format: written by a replica, several texts made one by the gateway.
 
 https://prometheus.io/docs/instrumenting/exposition_formats (0.0.4), and OpenMetrics 1.0, which alone carries
-exemplars. Both are written here because a scrape must not hold the interpreter for long: 2,000 series take
-about 2 ms, and `prometheus_client` parses as many in 50.
+exemplars. Both are written here because a scrape must not hold the interpreter for long: `prometheus_client`
+took 50 ms to read 2,000 series, where joining texts that are ours takes one (docs/log.md).
 """
 
 import logging

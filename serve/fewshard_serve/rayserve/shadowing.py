@@ -131,6 +131,6 @@ def agreeing(
     if info.problem_type == "multi_label_classification" or len(info.labels) == 1:
         first, second = (each >= 0.5 for each in scores)
         same: NDArray[np.bool_] = (first == second).all(axis=1)
-        return same
-    same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
+    else:
+        same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
     return same
