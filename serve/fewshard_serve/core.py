@@ -69,21 +69,24 @@ class Item:
 class ModelOutput:
     """What one forward pass returns: fp32 logits [num_items, num_labels], in the order of the items.
 
-    `is_degraded`: some experts were missing.
+    `is_degraded`: some experts were missing. `exchange_s`: what shards took beyond their own arithmetic.
     """
 
     logits: NDArray[np.float32]
     num_padding_tokens: int = 0
     is_degraded: bool = False
+    exchange_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds one request spent in each stage (the longest of its items')."""
+    """Seconds one request spent in each stage (the longest of its items'); `exchange_s` is a part of
+    `infer_s`, of a model over several shards."""
 
     preprocess_s: float
     queue_s: float
     infer_s: float
+    exchange_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

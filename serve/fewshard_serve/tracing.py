@@ -105,7 +105,10 @@ def _parent(traceparent: str | None) -> Context | None:
 
 
 def _stages(traced: Traced) -> list[tuple[str, float, float]]:
-    """Name, begin and end of what the model did, one after the other up to its answer."""
+    """Name, begin and end of what the model did, one after the other up to its answer.
+
+    The exchange between shards is many short pieces of the pass; they are shown as one at its end.
+    """
     if traced.timings is None:
         return []
     end = traced.answered_at
@@ -117,6 +120,8 @@ def _stages(traced: Traced) -> list[tuple[str, float, float]]:
     ):
         stages.append((name, end - seconds, end))
         end -= seconds
+    if traced.timings.exchange_s:
+        stages.insert(0, ("exchange", traced.answered_at - traced.timings.exchange_s, traced.answered_at))
     return stages[::-1]
 
 

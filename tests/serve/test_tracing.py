@@ -93,6 +93,16 @@ def test_a_request_and_its_stages(collector):
     assert int(root["startTimeUnixNano"]) <= int(order[0]["startTimeUnixNano"])
 
 
+def test_the_exchange_between_shards_is_a_part_of_the_pass(collector):
+    made = request(f"00-{TRACE}-{PARENT}-01")
+    made.started_at -= 2.0
+    made.note_answer(Timings(preprocess_s=0.25, queue_s=0.5, infer_s=1.0, exchange_s=0.125))
+    traced(collector, made)
+    by_name = {span["name"]: span for span in collector.spans}
+    assert seconds(by_name["exchange"]) == pytest.approx(0.125, abs=1e-5)
+    assert by_name["exchange"]["endTimeUnixNano"] == by_name["infer"]["endTimeUnixNano"]
+
+
 def test_a_refused_request_has_an_error_and_no_stages(collector):
     traced(collector, request(f"00-{TRACE}-{PARENT}-01"), outcome="overloaded")
     (span,) = collector.spans
