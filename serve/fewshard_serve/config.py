@@ -15,6 +15,8 @@ from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.doors import TracingSettings
+from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
 
@@ -29,6 +31,7 @@ PATH_WORDS = frozenset(
         "stats",
         "config",
         "experts",
+        "explain",
         "placement",
         "metrics",
         "index",
@@ -72,6 +75,7 @@ def _known_placement(placement: str) -> str:
 ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
 Confidence = Annotated[float, Field(strict=True, ge=0, le=1)]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -147,6 +151,30 @@ class ExpertsConfig(_Section):
         )
 
 
+class CostConfig(_Section):
+    """What a replica costs while it computes."""
+
+    usd_per_hour: NonNegative | None = None
+    watts: NonNegative | None = None
+
+    @property
+    def settings(self) -> CostSettings:
+        """The same in the form the metrics take."""
+        return CostSettings(self.usd_per_hour, self.watts)
+
+
+class ShadowConfig(_Section):
+    """A second model that is asked the same, compared, and never returned."""
+
+    model: ModelName
+    share: Confidence = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
 class ModelConfig(_Section):
     """One model to serve."""
 
@@ -158,6 +186,9 @@ class ModelConfig(_Section):
     batching: BatchingConfig = BatchingConfig()
     admission: AdmissionConfig = AdmissionConfig()
     experts: ExpertsConfig | None = None
+    cost: CostConfig = CostConfig()
+    shadow: ShadowConfig | None = None
+    diagnostics_share: Confidence = 0.0
 
     @property
     def engine_settings(self) -> EngineSettings:
@@ -247,6 +278,32 @@ class LoggingConfig(_Section):
     requests: bool = False
 
 
+class MetricsConfig(_Section):
+    """How much each replica reports."""
+
+    enabled: Annotated[bool, Field(strict=True)] = True
+    max_series: PositiveInt = 2000
+    experts: Literal["each", "shard"] = "each"
+    expert_layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
+
+    @property
+    def settings(self) -> MetricsSettings:
+        """The same in the form the metrics take."""
+        return MetricsSettings(self.enabled, self.max_series, self.experts == "each", self.expert_layers)
+
+
+class TracingConfig(_Section):
+    """OpenTelemetry traces of requests; none without this section."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    share: Confidence = 0.01
+
+    @property
+    def settings(self) -> TracingSettings:
+        """The same in the form the doors take."""
+        return TracingSettings(self.endpoint, self.share)
+
+
 class FewshardConfig(_Section):
     """The whole of `fewshard.yaml`."""
 
@@ -256,6 +313,8 @@ class FewshardConfig(_Section):
     auth: AuthConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     logging: LoggingConfig = LoggingConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig | None = None
 
     @model_validator(mode="after")
     def _names_differ(self) -> "FewshardConfig":
@@ -281,6 +340,21 @@ class FewshardConfig(_Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _shadows_are_models(self) -> "FewshardConfig":
+        by_name = {model.name: model for model in self.models}
+        for model in self.models:
+            if model.shadow is None:
+                continue
+            shadow = by_name.get(model.shadow.model)
+            if shadow is None or shadow is model:
+                raise ValueError(
+                    f"the shadow of {model.name!r} must be another model; there are: {', '.join(by_name)}"
+                )
+            if shadow.shadow is not None:
+                raise ValueError(f"{shadow.name!r} is a shadow and must have none itself")
+        return self
+
     def only(self, names: list[str]) -> "FewshardConfig":
         """The same with these models alone, in this order, and the cascades that are made of them.
 
@@ -297,7 +371,7 @@ class FewshardConfig(_Section):
         if not names:
             raise ConfigError(f"no model is named; there are: {', '.join(by_name)}")
         cascades = tuple(each for each in self.cascades if set(each.stages) <= set(wanted))
-        models = tuple(by_name[name] for name in dict.fromkeys(wanted))
+        models = tuple(_shadowed_by(by_name[name], wanted) for name in dict.fromkeys(wanted))
         return self.model_copy(update={"models": models, "cascades": cascades})
 
     def with_server(
@@ -313,6 +387,13 @@ class FewshardConfig(_Section):
                 "; ".join(f"{_option(e['loc'])}{e['msg'].lower()}" for e in error.errors())
             ) from None
         return self.model_copy(update={"server": server})
+
+
+def _shadowed_by(model: ModelConfig, names: list[str]) -> ModelConfig:
+    """Without its shadow where that is not among the names."""
+    if model.shadow is None or model.shadow.model in names:
+        return model
+    return model.model_copy(update={"shadow": None})
 
 
 def _option(at: Location) -> str:

@@ -15,10 +15,14 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as far as fairness goes: a token's name, or an address. `is_urgent`: may go before others."""
+    """Who asks, as far as fairness goes: a token's name, or an address. `is_urgent`: may go before others.
+
+    `is_probing`: what is asked is no traffic, so its answers count as no predictions and have no shadow.
+    """
 
     name: str = ""
     is_urgent: bool = False
+    is_probing: bool = field(default=False, compare=False)
 
 
 ANYBODY = Caller()
@@ -65,21 +69,24 @@ class Item:
 class ModelOutput:
     """What one forward pass returns: fp32 logits [num_items, num_labels], in the order of the items.
 
-    `is_degraded`: some experts were missing.
+    `is_degraded`: some experts were missing. `exchange_s`: what shards took beyond their own arithmetic.
     """
 
     logits: NDArray[np.float32]
     num_padding_tokens: int = 0
     is_degraded: bool = False
+    exchange_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds one request spent in each stage (the longest of its items')."""
+    """Seconds one request spent in each stage (the longest of its items'); `exchange_s` is a part of
+    `infer_s`, of a model over several shards."""
 
     preprocess_s: float
     queue_s: float
     infer_s: float
+    exchange_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,19 @@ class ExpertCounts:
     def by_shard(self) -> NDArray[np.int64]:
         """int64 [num_layers, num_shards]"""
         return self.tokens.sum(axis=1, keepdims=True) if self.shard_tokens is None else self.shard_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a closer look at a sample of the items found.
+
+    `sparsity`: by layer, mean share of feed-forward units near zero over the last items; `class_experts`:
+    int64 [num_labels, MoE layers, num_experts], tokens by predicted label and expert since the start.
+    """
+
+    num_items: int
+    sparsity: tuple[float, ...]
+    class_experts: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

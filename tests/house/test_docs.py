@@ -11,13 +11,18 @@ from fewshard_serve.config import (
     AuthConfig,
     BatchingConfig,
     CascadeConfig,
+    CostConfig,
     ExpertsConfig,
     LimitsConfig,
     LoggingConfig,
+    MetricsConfig,
     ModelConfig,
     ServerConfig,
+    ShadowConfig,
+    TracingConfig,
     load_config,
 )
+from fewshard_serve.metrics import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -29,10 +34,14 @@ SECTIONS = {
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
     "experts": ExpertsConfig,
+    "cost": CostConfig,
+    "shadow": ShadowConfig,
     "server": ServerConfig,
     "auth": AuthConfig,
     "limits": LimitsConfig,
     "logging": LoggingConfig,
+    "metrics": MetricsConfig,
+    "tracing": TracingConfig,
 }
 
 
@@ -70,3 +79,12 @@ def test_the_readme_names_every_command() -> None:
 def test_relative_links_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_every_metric_is_documented_as_it_is_defined() -> None:
+    text = (ROOT / "docs/metrics.md").read_text()
+    documented = re.findall(r"^\| `(fewshard_\w+)` \| *(.*?) *\| (.*) \|$", text, re.MULTILINE)
+    defined = [
+        (family.name, ", ".join(f"`{label}`" for label in family.labels), family.help) for family in FAMILIES
+    ]
+    assert documented == defined

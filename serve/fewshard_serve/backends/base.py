@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
 from fewshard_serve.errors import NotFound
 
 
@@ -36,6 +36,14 @@ class Model(ABC):
 
     def expert_counts(self) -> ExpertCounts | None:
         """Routing counts since the model was loaded; None where there are no experts."""
+        return None
+
+    def diagnose(self, share: float) -> None:
+        """Look more closely at this share of the items from now on, where the model can be looked into."""
+        return
+
+    def diagnosis(self) -> Diagnosis | None:
+        """What was found so; None where nothing was looked at."""
         return None
 
     def problem(self) -> str:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from fewshard_serve.backends.base import Model, Preparing
-from fewshard_serve.core import ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
 from fewshard_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -23,13 +23,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What a loader is called with. `loader`: `module:function`."""
+    """What a loader is called with, and `Model.diagnose`. `loader`: `module:function`."""
 
     loader: str
     name: str
     path: str
     device: str
     dtype: str
+    diagnostics_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of a model up to now."""
+
+    expert_counts: ExpertCounts | None
+    diagnosis: Diagnosis | None
+    group: GroupState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +48,15 @@ class Loaded:
 
     info: ModelInfo
     preparing: Preparing
-    expert_counts: ExpertCounts | None
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A forward pass, and the routing counts after it."""
+    """A forward pass, and what was seen after it."""
 
     output: ModelOutput
-    expert_counts: ExpertCounts | None
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +80,17 @@ class Child:
         """Load a model and check its golden inputs."""
         model = find_loader(loading.loader)(loading.name, loading.path, loading.device, loading.dtype)
         model.self_check()
+        model.diagnose(loading.diagnostics_share)
         self._models[loading.name] = model
-        return Loaded(model.info, model.preparing, model.expert_counts())
+        return Loaded(model.info, model.preparing, _seen(model))
 
     def run(self, name: str, items: Sequence[Item]) -> Passed:
         model = self._models[name]
-        return Passed(model.run(items), model.expert_counts())
+        return Passed(model.run(items), _seen(model))
+
+
+def _seen(model: Model) -> Seen:
+    return Seen(model.expert_counts(), model.diagnosis(), model.group())
 
 
 def answer(child: Child, asked: tuple[str, tuple[Any, ...]]) -> Any:

@@ -10,9 +10,10 @@ from fewshard_kernels import MoeStats
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.text import FewshardTextForSequenceClassification, pack
 from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.diagnosing import Diagnosing
 from fewshard_serve.backends.golden import check_golden
 from fewshard_serve.backends.tokenizing import Tokenizing
-from fewshard_serve.core import ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput
 
 
 class PackedTextModel(Model):
@@ -26,6 +27,7 @@ class PackedTextModel(Model):
         self._network.prepare_for_inference()
         self._device = next(checkpoint.model.parameters()).device
         self.preparing = Tokenizing(checkpoint.directory, info.max_tokens)
+        self._diagnosing: Diagnosing | None = None
         self._routing = _RoutingTotals(checkpoint.model) if checkpoint.model.config.num_experts else None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
@@ -38,7 +40,15 @@ class PackedTextModel(Model):
             self._routing.add(out.moe_stats)
         logits = np.empty(out.logits.shape, dtype=np.float32)
         logits[order] = out.logits.cpu().numpy()
+        if self._diagnosing is not None:
+            self._diagnosing.look([item.ids for item in features])
         return ModelOutput(logits)
+
+    def diagnose(self, share: float) -> None:
+        self._diagnosing = Diagnosing(self._network, self.info, share) if share else None
+
+    def diagnosis(self) -> Diagnosis | None:
+        return None if self._diagnosing is None else self._diagnosing.read()
 
     def expert_counts(self) -> ExpertCounts | None:
         return None if self._routing is None else self._routing.copy()

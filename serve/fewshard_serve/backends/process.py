@@ -19,7 +19,7 @@ from typing import Any
 from fewshard_serve.backends import child
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.child import Failed, Loaded, Loading, Passed
-from fewshard_serve.core import ExpertCounts, Item, ModelOutput
+from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelOutput
 from fewshard_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -111,19 +111,25 @@ class RemoteModel(Model):
     def __init__(self, process: ModelProcess, loaded: Loaded) -> None:
         self.info, self.preparing = loaded.info, loaded.preparing
         self._process, self._pid = process, process.pid
-        self._counts = loaded.expert_counts
-        self._of_the_dead: ExpertCounts | None = None
+        self._seen = loaded.seen
+        self._counts_of_the_dead: ExpertCounts | None = None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
         passed: Passed = self._process.ask("run", self.info.name, list(items))
         if self._process.pid != self._pid:
-            self._pid, self._of_the_dead = self._process.pid, self._counts
-        self._counts = _sum(self._of_the_dead, passed.expert_counts)
+            self._pid, self._counts_of_the_dead = self._process.pid, self.expert_counts()
+        self._seen = passed.seen
         return passed.output
 
     def expert_counts(self) -> ExpertCounts | None:
-        """As they were after the last pass: asking would wait for the one that runs."""
-        return self._counts
+        """As they were after the last pass, as all that is seen: asking would wait for the one that runs."""
+        return _sum(self._counts_of_the_dead, self._seen.expert_counts)
+
+    def diagnosis(self) -> Diagnosis | None:
+        return self._seen.diagnosis
+
+    def group(self) -> GroupState | None:
+        return self._seen.group
 
 
 def _sum(one: ExpertCounts | None, other: ExpertCounts | None) -> ExpertCounts | None:

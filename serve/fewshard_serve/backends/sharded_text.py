@@ -44,7 +44,7 @@ class ShardedTextModel(Model):
         out = self._group.run([item.features for item in items])
         self._totals.add(out)
         self.last_overhead_s = out.overhead_s
-        return ModelOutput(out.logits, is_degraded=out.is_degraded)
+        return ModelOutput(out.logits, is_degraded=out.is_degraded, exchange_s=out.overhead_s)
 
     def expert_counts(self) -> ExpertCounts | None:
         return self._totals.copy(self._group)

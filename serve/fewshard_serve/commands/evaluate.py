@@ -24,6 +24,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument("paths", metavar="PATH", nargs="+", help="zoo:<name> or a checkpoint's directory")
     parser.add_argument("--limit", type=int, help="use the first rows only")
     parser.add_argument("--full", action="store_true", help="everything that can be measured; takes minutes")
+    parser.add_argument(
+        "--served",
+        action="store_true",
+        help="write shares of labels and confidence into the card; the server reports its distance from them",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write what was found to this file")
     parser.set_defaults(run=run)
 
@@ -31,10 +36,22 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a line for each checkpoint, or with --full a part; returns 0."""
     found = _full(args) if args.full else _accuracies(args)
+    if args.served:
+        _write_served(args)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
+
+
+def _write_served(args: argparse.Namespace) -> None:
+    from fewshard_models.checkpoint import resolve
+    from fewshard_models.judge.served import write_served
+    from fewshard_serve.metrics import CONFIDENCES
+
+    for path in args.paths:
+        shares = write_served(resolve(path), CONFIDENCES, args.limit)["labels"]
+        print(f"{path}: {', '.join(f'{share:.2%} {label}' for label, share in shares.items())}, on its card")
 
 
 def _accuracies(args: argparse.Namespace) -> list[dict[str, Any]]:

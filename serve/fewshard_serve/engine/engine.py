@@ -125,7 +125,7 @@ class Engine:
         prepared_at = time.monotonic()
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
         ticket.note_wait(prepared_at - started_at + answer.queue_s)
-        timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s)
+        timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s, answer.exchange_s)
         num_tokens = sum(item.num_tokens for item in items)
         return Classified(answer.logits, num_tokens, timings, answer.is_degraded)
 
@@ -147,7 +147,9 @@ def _settle(resolutions: list[Resolution]) -> None:
     for resolution in resolutions:
         entry = resolution.entry
         times = resolution.queue_s, resolution.infer_s
-        entry.caller.settle(entry.index, resolution.outcome, *times, resolution.is_degraded)
+        entry.caller.settle(
+            entry.index, resolution.outcome, *times, resolution.is_degraded, resolution.exchange_s
+        )
 
 
 def _served(model: Model, settings: Mapping[str, EngineSettings]) -> Served:

@@ -16,12 +16,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """Outcomes in the order of the items; padding over all passes that succeeded; whether one of these was
-    degraded."""
+    """Outcomes in the order of the items; of all passes that succeeded, padding, whether one was degraded,
+    and the time between shards."""
 
     outcomes: list[Outcome]
     num_padding_tokens: int = 0
     is_degraded: bool = False
+    exchange_s: float = 0.0
 
 
 def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None) -> Executed:
@@ -57,6 +58,7 @@ def _halved(model: Model, items: Sequence[Item], on_pass: Callable[[], None]) ->
         first.outcomes + second.outcomes,
         first.num_padding_tokens + second.num_padding_tokens,
         first.is_degraded or second.is_degraded,
+        first.exchange_s + second.exchange_s,
     )
 
 
@@ -74,7 +76,7 @@ def _finite(
     outcomes: list[Outcome] = list(output.logits)
     for index in np.flatnonzero(~np.isfinite(output.logits).all(axis=1)).tolist():
         outcomes[index] = _alone(model, items[index], len(items), on_pass)
-    return Executed(outcomes, output.num_padding_tokens, output.is_degraded)
+    return Executed(outcomes, output.num_padding_tokens, output.is_degraded, output.exchange_s)
 
 
 def _alone(model: Model, item: Item, num_items: int, on_pass: Callable[[], None]) -> Outcome:

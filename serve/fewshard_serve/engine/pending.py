@@ -19,6 +19,7 @@ class Answer:
     queue_s: float
     infer_s: float
     is_degraded: bool = False
+    exchange_s: float = 0.0
 
 
 class Pending:
@@ -31,6 +32,7 @@ class Pending:
         self._queue_s = 0.0
         self._infer_s = 0.0
         self._is_degraded = False
+        self._exchange_s = 0.0
 
     @property
     def is_gone(self) -> bool:
@@ -38,13 +40,20 @@ class Pending:
         return self.answer.done()
 
     def settle(
-        self, index: int, outcome: Outcome, queue_s: float, infer_s: float, is_degraded: bool = False
+        self,
+        index: int,
+        outcome: Outcome,
+        queue_s: float,
+        infer_s: float,
+        is_degraded: bool = False,
+        exchange_s: float = 0.0,
     ) -> None:
         if self.answer.done():
             return
         self._queue_s = max(self._queue_s, queue_s)
         self._infer_s = max(self._infer_s, infer_s)
         self._is_degraded |= is_degraded
+        self._exchange_s = max(self._exchange_s, exchange_s)
         if isinstance(outcome, FewshardError):
             self.answer.set_exception(_of_item(index, outcome))
         else:
@@ -56,7 +65,8 @@ class Pending:
         self._num_left -= 1
         if self._num_left == 0:
             rows = [row for row in self._rows if row is not None]
-            answer = Answer(np.stack(rows), self._queue_s, self._infer_s, self._is_degraded)
+            times = self._queue_s, self._infer_s
+            answer = Answer(np.stack(rows), *times, self._is_degraded, self._exchange_s)
             self.answer.set_result(answer)
 
 

@@ -25,7 +25,13 @@ class Caller(Protocol):
         ...
 
     def settle(
-        self, index: int, outcome: Outcome, queue_s: float, infer_s: float, is_degraded: bool = False
+        self,
+        index: int,
+        outcome: Outcome,
+        queue_s: float,
+        infer_s: float,
+        is_degraded: bool = False,
+        exchange_s: float = 0.0,
     ) -> None:
         """Take the answer for the item at `index`."""
         ...

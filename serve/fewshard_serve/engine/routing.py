@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ExpertCounts, GroupState
+from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState
 
 WINDOW_S = 60.0
 NUM_MARKS = 12
@@ -76,6 +76,24 @@ def entropy_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
     return _ratio(counts.entropy, most)
 
 
+def num_dead_experts(counts: ExpertCounts) -> NDArray[np.float64]:
+    """Experts that received nothing, by layer; NaN where nothing was routed."""
+    dead = (counts.tokens == 0).sum(axis=1).astype(np.float64)
+    return np.where(counts.rows > 0, dead, np.nan)
+
+
+def expert_use_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
+    """Experts in effective use over those there are, by layer; NaN where nothing was routed.
+
+    The perplexity of the experts' shares of the tokens: all where they are even, one where one gets all.
+    """
+    num_experts = counts.tokens.shape[1]
+    whole = counts.tokens.sum(axis=1, keepdims=True)
+    shares = np.divide(counts.tokens, whole, out=np.zeros(counts.tokens.shape), where=whole > 0)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    return np.where(whole[:, 0] > 0, np.exp(-(shares * logs).sum(axis=1)) / num_experts, np.nan)
+
+
 def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     ratio = np.full(len(whole), np.nan)
     np.divide(part, whole, out=ratio, where=whole > 0)
@@ -96,6 +114,7 @@ def describe_routing(routing: Routing, group: GroupState | None = None) -> dict[
     counts = routing.window
     num_layers, num_experts = counts.tokens.shape
     imbalances, entropies = imbalance_ratio(counts), entropy_ratio(counts)
+    uses = expert_use_ratio(counts)
     return {
         "window_s": round(routing.window_s, 3),
         "num_layers": num_layers,
@@ -113,10 +132,22 @@ def describe_routing(routing: Routing, group: GroupState | None = None) -> dict[
                 "shard_tokens_total": routing.total.by_shard[layer].tolist(),
                 "imbalance_ratio": _number(imbalances[layer]),
                 "router_entropy_ratio": _number(entropies[layer]),
+                "expert_use_ratio": _number(uses[layer]),
                 "dead_experts": _dead(counts, layer),
             }
             for layer in range(num_layers)
         ],
+    }
+
+
+def describe_diagnoses(parts: Sequence[Diagnosis], labels: Sequence[str]) -> dict[str, Any]:
+    """What `GET …/experts` adds where items were looked at: tokens by predicted class, layer and expert."""
+    if not parts:
+        return {}
+    tokens = reduce(np.add, (part.class_experts for part in parts))
+    return {
+        "class_items_sampled": sum(part.num_items for part in parts),
+        "class_tokens": {label: tokens[at].tolist() for at, label in enumerate(labels)},
     }
 
 

@@ -29,6 +29,7 @@ class Resolution:
     queue_s: float
     infer_s: float
     is_degraded: bool = False
+    exchange_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +165,9 @@ class Runner:
 
 
 def _resolutions(scheduled: Scheduled, ran: Ran) -> list[Resolution]:
+    of_batch = ran.executed.is_degraded, ran.executed.exchange_s
     answered = [
-        Resolution(entry, outcome, scheduled.queue_s(entry), ran.infer_s, ran.executed.is_degraded)
+        Resolution(entry, outcome, scheduled.queue_s(entry), ran.infer_s, *of_batch)
         for entry, outcome in zip(scheduled.cut.batch, ran.executed.outcomes, strict=True)
     ]
     expired = [

@@ -6,7 +6,7 @@ ASGI 3.0: one callable of scope, receive and send. A subclass only says how to r
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -63,7 +63,11 @@ class App(ABC):
         protocol = protocol_of(request)
         if protocol is None:
             return await self._respond_inside(request)
-        return await counted(self._on_request, protocol, request, self._respond_inside(request))
+        return await counted(self._told, protocol, request, self._respond_inside(request))
+
+    def _told(self, request: Request, protocol: RequestProtocol, outcome: str) -> None:
+        self._doors.trace(request, protocol, outcome)
+        self._on_request(request.model_name, protocol, outcome, request.elapsed_s, request.trace_id)
 
     async def _respond_inside(self, request: Request) -> Response:
         self._doors.enter(request)
@@ -80,9 +84,12 @@ def for_method(handlers: Mapping[str, HandlerT], request: Request) -> HandlerT:
 
 
 async def counted(
-    hook: RequestHook, protocol: RequestProtocol, request: Request, work: Awaitable[Response]
+    tell: Callable[[Request, RequestProtocol, str], None],
+    protocol: RequestProtocol,
+    request: Request,
+    work: Awaitable[Response],
 ) -> Response:
-    """Await `work` and tell `hook` how it went, whatever happens."""
+    """Await `work` and tell how it went, whatever happens."""
     outcome = CallerGone.code  # a cancelled handler gets to no other line
     try:
         response = await work
@@ -95,7 +102,7 @@ async def counted(
         outcome = "internal"
         raise
     finally:
-        hook(request.model_name, protocol, outcome, request.elapsed_s)
+        tell(request, protocol, outcome)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fewshard_serve.auth import Scope, Tokens
 from fewshard_serve.core import Caller
@@ -16,6 +17,9 @@ from fewshard_serve.http.responses import Response
 from fewshard_serve.http.service import RequestProtocol
 from fewshard_serve.logs import ACCESS, REQUEST, LogSettings
 from fewshard_serve.protocol.limits import Limits
+
+if TYPE_CHECKING:
+    from fewshard_serve.tracing import Tracing
 
 REQUEST_ID_HEADER = b"x-request-id"
 PRIORITY_HEADER = b"x-request-priority"
@@ -31,6 +35,14 @@ _MAX_LOGGED_PATH = 256
 
 
 @dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """Where traces go, and the share of the requests without one that get one."""
+
+    endpoint: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class DoorSettings:
     """Plain values that travel to replicas. `tokens_file` is empty where no token is asked for.
 
@@ -41,6 +53,7 @@ class DoorSettings:
     limits: Limits = field(default_factory=Limits)
     logs: LogSettings = field(default_factory=LogSettings)
     is_behind_haproxy: bool = False
+    tracing: TracingSettings | None = None
 
 
 class Doors:
@@ -51,6 +64,7 @@ class Doors:
         self.echoes_id = echoes_id
         self._is_behind_haproxy = settings.is_behind_haproxy
         self._logs_requests = settings.logs.requests
+        self.tracing = None if settings.tracing is None else _open_tracing(settings.tracing)
 
     def name(self, request: Request) -> None:
         """Give the request its id and trace, for answers and log lines."""
@@ -86,6 +100,25 @@ class Doors:
             if needed is not None:
                 holder.check(needed)
         return Caller(holder.name, is_urgent)
+
+    def trace(self, request: Request, protocol: RequestProtocol, outcome: str) -> None:
+        """Give an answered request its spans, where that is configured and it is one of the share."""
+        if self.tracing is None:
+            return
+        from fewshard_serve.tracing import Traced
+
+        request.trace_id = self.tracing.report(
+            Traced(
+                request.model_name,
+                protocol,
+                outcome,
+                request.id,
+                request.header(b"traceparent"),
+                request.started_at,
+                request.answered_at,
+                request.timings,
+            )
+        )
 
     def note(self, request: Request, response: Response) -> None:
         """Write the request down, where that is configured."""
@@ -127,6 +160,13 @@ class Doors:
         return forwarded or (client[0] if client else "")
 
 
+def _open_tracing(settings: TracingSettings) -> "Tracing":
+    """Imported only where it is asked for: OpenTelemetry takes a fifth of a second."""
+    from fewshard_serve.tracing import JsonExporter, Tracing
+
+    return Tracing(JsonExporter(settings.endpoint), settings.share)
+
+
 def _is_urgent(priority: str | None) -> bool:
     if priority in (None, "normal"):
         return False
@@ -158,6 +198,8 @@ def protocol_of(request: Request) -> RequestProtocol | None:
         return "v2_binary" if b"inference-header-content-length" in request.headers else "v2_json"
     if last == "predict":
         return "tei"
+    if last == "explain":
+        return "explain"
     if last == "classify":
         return "vllm" if request.path.rstrip("/") == "/v1/classify" else "classify"
     return None

@@ -15,11 +15,11 @@ from fewshard_serve.http.landing import landing_page
 from fewshard_serve.http.openapi import openapi_document
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import (
-    PROMETHEUS,
     Response,
     error_response,
     html_response,
     json_response,
+    metrics_response,
 )
 from fewshard_serve.http.service import (
     EXTENSIONS,
@@ -90,8 +90,16 @@ class GatewayApp(App):
         index = await self._service.model_index()
         return json_response([_index_line(e) for e in index if e.state == "READY" or not only_ready])
 
-    async def _metrics(self, _: Request) -> Response:
-        return Response(await self._service.metrics(), PROMETHEUS)
+    async def _metrics(self, request: Request) -> Response:
+        is_open = request.wants_open_metrics
+        return metrics_response(await self._service.metrics(is_open), is_open)
+
+    async def _own_metrics(self, request: Request) -> Response:
+        is_open = request.wants_open_metrics
+        return metrics_response(await self._service.own_metrics(is_open), is_open)
+
+    async def _metrics_targets(self, _: Request) -> Response:
+        return json_response(await self._service.metrics_targets())
 
     async def _reload_tokens(self, _: Request) -> Response:
         own = self._doors.tokens
@@ -124,7 +132,9 @@ class GatewayApp(App):
         work = self._service.classify(
             info.name, job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
         )
-        return await jobs.encode(job, await while_connected(request, work))
+        answer = await while_connected(request, work)
+        request.note_answer(answer.timings)
+        return await jobs.encode(job, answer)
 
     async def _find(self, request: Request, model: str | None) -> ModelInfo:
         """A model that takes requests; the only one of a server that has but one where none is named."""
@@ -168,6 +178,8 @@ _ROUTES: dict[str, dict[str, Callable[[GatewayApp, Request], Awaitable[Response]
     "/v1/classify": {"POST": GatewayApp._vllm_classify},
     "/v2/tokens/reload": {"POST": GatewayApp._reload_tokens},
     "/metrics": {"GET": GatewayApp._metrics},
+    "/metrics/gateway": {"GET": GatewayApp._own_metrics},
+    "/metrics/targets": {"GET": GatewayApp._metrics_targets},
     "/openapi.json": {"GET": GatewayApp._openapi_json},
     "/docs": {"GET": GatewayApp._docs_html},
 }

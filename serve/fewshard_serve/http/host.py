@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fewshard_serve.core import ModelInfo
@@ -13,7 +13,7 @@ from fewshard_serve.http.asgi import App, for_method, while_connected
 from fewshard_serve.http.body import LARGE_BYTES, off_loop, read_body
 from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.request import Request
-from fewshard_serve.http.responses import PROMETHEUS, Response, error_response, json_response
+from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
 from fewshard_serve.http.service import (
     HostService,
     RequestHook,
@@ -71,7 +71,7 @@ class HostApp(App):
     async def respond(self, request: Request) -> Response:
         target = parse_target(request.path)
         if not target.action and target.model in _HOST_PAGES:
-            return await for_method(_HOST_PAGES[target.model], request)(self)
+            return await for_method(_HOST_PAGES[target.model], request)(self, request)
         if target.action in _PREDICTIONS:
             read = for_method({"POST": _PREDICTIONS[target.action]}, request)
             return await self._predict(request, target, read)
@@ -103,13 +103,13 @@ class HostApp(App):
             raise _not_ready(model)
         refuse_early(request, model)
         job = await read(request, model.info, self._limits)
-        work = model.classify(
-            job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=request.caller
-        )
+        caller = replace(request.caller, is_probing=True) if job.is_probing else request.caller
+        work = model.classify(job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=caller)
         answer = await while_connected(request, work)
-        answered_at = time.monotonic()
+        request.note_answer(answer.timings)
         response = await jobs.encode(job, answer)
-        model.stats.add_request(request.elapsed_s, answer.timings, time.monotonic() - answered_at)
+        encode_s = time.monotonic() - request.answered_at
+        model.stats.add_request(request.elapsed_s, answer.timings, encode_s)
         return response
 
     async def _metadata(self, model: ServedModel) -> Response:
@@ -139,15 +139,16 @@ class HostApp(App):
         fields = wanted.model_dump(exclude_none=True)
         return json_response(await self._service.place(model.info.name, fields))
 
-    async def _all_stats(self) -> Response:
+    async def _all_stats(self, _: Request) -> Response:
         answers = await asyncio.gather(*map(self._service.merged_stats, self._service.models()))
         entries = [entry for answer in answers for entry in answer["model_stats"]]
         return json_response(
             {"model_stats": entries, "replicas": max((each["replicas"] for each in answers), default=1)}
         )
 
-    async def _metrics(self, _: ServedModel | None = None) -> Response:
-        return Response(self._service.metrics_text(), PROMETHEUS)
+    async def _metrics(self, request: Request, _: ServedModel | None = None) -> Response:
+        is_open = request.wants_open_metrics
+        return metrics_response(await self._service.metrics_text(is_open), is_open)
 
 
 def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
@@ -179,6 +180,7 @@ _PREDICTIONS: dict[str, ReadJob] = {
     "infer": jobs.read_infer,
     "classify": jobs.read_classify,
     "predict": _read_predict,
+    "explain": jobs.read_explain,
 }
 
 _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]]]] = {
@@ -187,15 +189,15 @@ _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]
     "stats": {"GET": HostApp._stats},
     "config": {"GET": HostApp._config},
     "experts": {"GET": HostApp._experts},
-    "metrics": {"GET": HostApp._metrics},
 }
 
-# What only an administrator may ask for (`doors.needed_scope`).
+# What needs the request too; POST is for administrators alone (`doors.needed_scope`).
 _ORDERS: dict[str, dict[str, Callable[[HostApp, Request, ServedModel], Awaitable[Response]]]] = {
+    "metrics": {"GET": HostApp._metrics},
     "placement": {"POST": HostApp._placement},
 }
 
-_HOST_PAGES: dict[str, dict[str, Callable[[HostApp], Awaitable[Response]]]] = {
+_HOST_PAGES: dict[str, dict[str, Callable[[HostApp, Request], Awaitable[Response]]]] = {
     "stats": {"GET": HostApp._all_stats},
     "metrics": {"GET": HostApp._metrics},
 }

@@ -15,7 +15,7 @@ from fewshard_serve.errors import InternalError, MalformedRequest, UnsupportedMe
 from fewshard_serve.http.body import off_loop, read_body
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import OCTETS, Response
-from fewshard_serve.protocol import classify, model_tensors, oip
+from fewshard_serve.protocol import classify, explain, model_tensors, oip
 from fewshard_serve.protocol.limits import Limits
 
 JSON_SIZE_HEADER = b"inference-header-content-length"
@@ -25,12 +25,16 @@ _JSON_BYTES_PER_NUMBER = 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to classify, and how to word the answer. `timeout_s` counts from the moment of reading it."""
+    """What to classify, and how to word the answer. `timeout_s` counts from the moment of reading it.
+
+    `is_probing`: as in `Caller`.
+    """
 
     inputs: Sequence[Input]
     truncate: bool
     timeout_s: float | None
     encode: Callable[[Classified], Response]
+    is_probing: bool = False
 
 
 async def read_infer(request: Request, info: ModelInfo, limits: Limits) -> Job:
@@ -55,6 +59,19 @@ async def read_classify(request: Request, info: ModelInfo, limits: Limits) -> Jo
         )
     options, inputs = await off_loop(len(body), _parse_classify, body, info, limits)
     return classify_job(request, inputs, options, info)
+
+
+async def read_explain(request: Request, info: ModelInfo, limits: Limits) -> Job:
+    """A request to explain an answer."""
+    body = await read_body(request, limits)
+    question = await off_loop(len(body), explain.parse_explain, body, info, limits)
+    return Job(
+        question.inputs,
+        True,
+        request.seconds_left(),
+        lambda answer: Response(explain.encode_explain(question, info, answer)),
+        is_probing=True,
+    )
 
 
 def classify_job(

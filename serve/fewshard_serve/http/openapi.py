@@ -10,7 +10,7 @@ from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.doors import is_open
 from fewshard_serve.http.status import HTTP_STATUS
-from fewshard_serve.protocol import classify, placement, schemas, tei, vllm
+from fewshard_serve.protocol import classify, explain, placement, schemas, tei, vllm
 from fewshard_serve.protocol.limits import Limits
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
@@ -137,6 +137,28 @@ ENDPOINTS = (
         predicts=True,
     ),
     Endpoint(
+        "post",
+        "/v2/models/{model}/explain",
+        "Which words carried an answer: the text is classified again without each of them",
+        explain.ExplainRequest,
+        explain.ExplainResponse,
+        {"inputs": "a fine film"},
+        {
+            "model": "{model}",
+            "label": "positive",
+            "score": 0.98,
+            "margin": 3.9,
+            "words": [
+                {"word": "a", "start": 0, "end": 1, "effect": 0.1},
+                {"word": "fine", "start": 2, "end": 6, "effect": 4.2},
+                {"word": "film", "start": 7, "end": 11, "effect": -0.3},
+            ],
+            "usage": {"items": 4, "tokens": 17},
+            "timings_ms": {"queue": 0.1, "preprocess": 0.5, "infer": 4.0},
+        },
+        predicts=True,
+    ),
+    Endpoint(
         "get",
         "/v2/models/{model}",
         "What the model takes and gives",
@@ -180,6 +202,13 @@ ENDPOINTS = (
     Endpoint("get", "/v2/health/ready", "Whether every model takes requests", errors=(503,)),
     Endpoint("post", "/v2/repository/index", "All models and their state", errors=(400,), example={}),
     Endpoint("get", "/metrics", "Prometheus metrics of every replica", content_type="text/plain"),
+    Endpoint("get", "/metrics/gateway", "Prometheus metrics of the gateway alone", content_type="text/plain"),
+    Endpoint(
+        "get",
+        "/metrics/targets",
+        "Each replica's own metrics, for Prometheus' HTTP service discovery",
+        errors=(404,),
+    ),
     Endpoint("post", "/v2/tokens/reload", "Read the file of tokens again", errors=(400, 404), example={}),
 )
 

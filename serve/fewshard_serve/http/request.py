@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from fewshard_serve.core import ANYBODY
+from fewshard_serve.core import ANYBODY, Timings
 from fewshard_serve.errors import DeadlineExceeded, MalformedRequest
 
 Message = MutableMapping[str, Any]
@@ -20,11 +20,12 @@ UNKNOWN_MODEL = "unknown"
 class Request:
     """`model_name` stays "unknown" until a handler has found the model; metrics are labelled with it.
 
-    `id` and `caller`, a token's holder or an address, are set at the doors.
+    `id` and `caller`, a token's holder or an address, are set at the doors; `trace_id` there at the end.
     `is_body_abandoned` is set where the body is refused unread: the connection cannot be used again.
     """
 
     __slots__ = (
+        "answered_at",
         "caller",
         "headers",
         "id",
@@ -36,6 +37,8 @@ class Request:
         "receive",
         "scope",
         "started_at",
+        "timings",
+        "trace_id",
     )
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
@@ -50,6 +53,13 @@ class Request:
         self.is_body_abandoned = False
         self.id = ""
         self.caller = ANYBODY
+        self.answered_at = 0.0
+        self.timings: Timings | None = None
+        self.trace_id = ""
+
+    def note_answer(self, timings: Timings) -> None:
+        """The model has answered now, after these stages; for traces."""
+        self.answered_at, self.timings = time.monotonic(), timings
 
     def header(self, name: bytes) -> str | None:
         """A header's value by its lower-case name; the last where it was sent twice."""
@@ -60,6 +70,11 @@ class Request:
     def media_type(self) -> str:
         """The content type without its parameters, in lower case; "" where there is none."""
         return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
+
+    @property
+    def wants_open_metrics(self) -> bool:
+        """Whether the client reads OpenMetrics, which alone can carry exemplars."""
+        return "application/openmetrics-text" in (self.header(b"accept") or "")
 
     @property
     def query(self) -> dict[str, str]:

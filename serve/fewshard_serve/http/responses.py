@@ -15,6 +15,8 @@ JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
 OCTETS = b"application/octet-stream"
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
+OPEN_METRICS_END = b"# EOF\n"
 
 MAX_MESSAGE = 1000
 """Characters of an error: some repeat what the caller sent, which may be anything."""
@@ -46,6 +48,13 @@ def json_response(value: Any) -> Response:
 def html_response(page: str) -> Response:
     """A 200 of one of our pages."""
     return Response(page.encode(), HTML, headers=_PAGE_HEADERS)
+
+
+def metrics_response(text: bytes, is_open_metrics: bool) -> Response:
+    """Metrics in the format that was asked for; OpenMetrics says where it ends."""
+    if is_open_metrics:
+        return Response(text + OPEN_METRICS_END, OPEN_METRICS)
+    return Response(text, PROMETHEUS)
 
 
 def error_response(error: FewshardError, **details: Any) -> Response:

@@ -14,20 +14,24 @@ from fewshard_serve.protocol.stats import ModelStatistics, merge
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
 """What server metadata advertises; the V2 protocol's own words."""
 
-RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm"]
+RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm", "explain"]
 
 
 class RequestHook(Protocol):
     """Called once for each `infer` or `classify` request, after its answer is made.
 
     `model` is "unknown" where no such model is served, so that a caller cannot invent label values.
-    `outcome` is "ok" or the error's code.
+    `outcome` is "ok" or the error's code. `trace_id` is empty where the request is not traced.
     """
 
-    def __call__(self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, /) -> None: ...
+    def __call__(
+        self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
+    ) -> None: ...
 
 
-def ignore_request(model: str, protocol: RequestProtocol, outcome: str, seconds: float, /) -> None:
+def ignore_request(
+    model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
+) -> None:
     """The hook of those who count nothing."""
 
 
@@ -65,8 +69,8 @@ class HostService(Protocol):
 
     def models(self) -> Mapping[str, ServedModel]: ...
 
-    def metrics_text(self) -> bytes:
-        """This replica's Prometheus text."""
+    async def metrics_text(self, is_open_metrics: bool) -> bytes:
+        """This replica's Prometheus text, or OpenMetrics without its last line."""
 
     async def merged_stats(self, model: str) -> dict[str, Any]:
         """`{"model_stats": [one entry], "replicas": how many spoke}`."""
@@ -116,8 +120,15 @@ class GatewayService(Protocol):
     async def reload_tokens(self) -> int:
         """Have every replica of every host read its tokens again; how many have."""
 
-    async def metrics(self) -> bytes:
-        """The union of every replica's Prometheus text."""
+    async def metrics(self, is_open_metrics: bool) -> bytes:
+        """The union of every replica's Prometheus text, or OpenMetrics without its last line."""
+
+    async def own_metrics(self, is_open_metrics: bool) -> bytes:
+        """The gateway's own part of it."""
+
+    async def metrics_targets(self) -> list[dict[str, Any]]:
+        """Each replica's own metrics, as Prometheus' HTTP discovery lists them. Raises `NotFound` where they
+        cannot be reached one by one."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class LocalService:
     def models(self) -> Mapping[str, ServedModel]:
         return self.served
 
-    def metrics_text(self) -> bytes:
+    async def metrics_text(self, is_open_metrics: bool) -> bytes:
         return self.metrics
 
     async def merged_stats(self, model: str) -> dict[str, Any]:

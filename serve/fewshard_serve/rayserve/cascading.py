@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.cascade import Cascade, Spent
-from fewshard_serve.core import ANYBODY, Caller, Classified, Input
+from fewshard_serve.core import ANYBODY, Caller, Classified, Diagnosis, Input
 from fewshard_serve.engine.routing import Routing
 from fewshard_serve.errors import FewshardError, NotFound
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.stats import ModelStatistics, merge
-from fewshard_serve.rayserve.directory import STARTING_REFRESH_S, STEADY_REFRESH_S, Directory, HostCalls
+from fewshard_serve.rayserve.directory import STARTING_REFRESH_S, STEADY_REFRESH_S, Directory
+from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.hosting import DRAINING, HostedModel, answer_or_error
 from fewshard_serve.rayserve.specs import CascadeSpec
 
@@ -23,7 +23,7 @@ class Cascading:
     """A cascade that asks the hosts of its stages. Make it with `open`."""
 
     def __init__(self, spec: CascadeSpec, calls: HostCalls) -> None:
-        self.metrics = Metrics()
+        self.metrics = Metrics(spec.metrics)
         self._spec = spec
         self._directory = Directory(spec.hosts, calls, self.metrics, {})
         self._cascade = Cascade(
@@ -84,6 +84,10 @@ class Cascading:
         """A cascade has no experts of its own."""
         return None
 
+    def diagnosis(self, model: str) -> Diagnosis | None:
+        """Nor layers."""
+        return None
+
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
         """A cascade has nothing to place."""
         raise NotFound(f"{model} is a cascade; place the experts of its stages")
@@ -126,7 +130,7 @@ class Cascading:
     def _observe(self, classified: Classified, spent: Spent) -> None:
         info = self._cascade.info
         self.metrics.observe_timings(info.name, classified.timings)
-        self.metrics.observe_predictions(info.name, activate(classified.logits, info.problem_type))
+        self.metrics.observe_predictions(info.name, classified.logits)
         self.metrics.observe_cascade(info.name, spent.items, spent.macs, spent.macs_of_last)
 
     def _source(self) -> ModelSource:

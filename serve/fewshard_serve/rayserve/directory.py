@@ -4,32 +4,25 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from fewshard_serve.core import ANYBODY, Caller, Classified, Input
-from fewshard_serve.errors import FewshardError, NotReady, UnknownModel
+from fewshard_serve.errors import FewshardError, NotFound, NotReady, UnknownModel
 from fewshard_serve.http.service import ModelEntry
-from fewshard_serve.metrics import Metrics, merge_expositions
+from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
+from fewshard_serve.rayserve.handles import HostCalls
+from fewshard_serve.rayserve.replicas import FindTargets, Replicas, http_discovery
 from fewshard_serve.rayserve.specs import AppSpec
 
 logger = logging.getLogger(__name__)
 
 STATES_TIMEOUT_S = 2.0
-METRICS_TIMEOUT_S = 5.0
+METRICS_TIMEOUT_S = 0.7
+"""A scrape is answered within a second, without those replicas that hang."""
 STARTING_REFRESH_S = 0.25
 STEADY_REFRESH_S = 2.0
 NUM_TRIES = 2
 """A classification changes nothing, so one whose replica died is asked again of another."""
-
-
-class HostCalls(Protocol):
-    """How hosts are reached, by the name of their application."""
-
-    async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """The answers of those replicas that gave one in time."""
-
-    async def one(self, app: str, method: str, *args: Any) -> Any:
-        """The answer of one replica; raises whatever went wrong on the way."""
 
 
 class Directory:
@@ -45,6 +38,7 @@ class Directory:
         metrics: Metrics,
         labels: Mapping[str, str],
         why_waiting: Callable[[AppSpec], str] = lambda host: "",
+        find_targets: FindTargets | None = None,
     ) -> None:
         self._hosts = {host.app: host for host in hosts}
         self._why_waiting = why_waiting
@@ -53,6 +47,8 @@ class Directory:
         self._calls = calls
         self._metrics = metrics
         self._labels = labels
+        self._find_targets = find_targets
+        self._replicas = Replicas()
         self._entries = {name: ModelEntry(name, "LOADING", reason="loading") for name in self._app_of}
         self._is_draining = False
 
@@ -85,13 +81,30 @@ class Directory:
             raise answer
         return answer
 
-    async def metrics(self) -> bytes:
-        answers = await asyncio.gather(
-            *(self._calls.all(app, "metrics_part", timeout_s=METRICS_TIMEOUT_S) for app in self._apps)
-        )
-        # Every replica has put its own labels on already.
-        texts = [text for replicas in answers for text in replicas] + [self._metrics.render(self._labels)]
-        return await asyncio.to_thread(merge_expositions, [({}, text) for text in texts])
+    async def metrics(self, is_open_metrics: bool) -> bytes:
+        answers = await self._ask_each("metrics_part", is_open_metrics)
+        is_up = self._replicas.update({app: list(map(_name_of, some)) for app, some in answers.items()})
+        parts = [each[1] for some in answers.values() for each in some if not isinstance(each, Exception)]
+        return await asyncio.to_thread(self._joined, parts, is_up, is_open_metrics)
+
+    async def own_metrics(self, is_open_metrics: bool) -> bytes:
+        is_up = self._replicas.update(await self._ask_each("name"))
+        return await asyncio.to_thread(self._joined, [], is_up, is_open_metrics)
+
+    async def metrics_targets(self) -> list[dict[str, Any]]:
+        if self._find_targets is None:
+            raise NotFound("these replicas cannot be reached one by one; scrape /metrics instead")
+        return http_discovery(await self._find_targets())
+
+    async def _ask_each(self, method: str, *args: Any) -> dict[str, list[Any]]:
+        asking = (self._calls.each(app, method, *args, timeout_s=METRICS_TIMEOUT_S) for app in self._apps)
+        return dict(zip(self._apps, await asyncio.gather(*asking), strict=True))
+
+    def _joined(self, parts: list[bytes], is_up: Mapping[tuple[str, str], bool], is_open: bool) -> bytes:
+        """Every replica has put its own labels on already."""
+        wanted = {app: host.min_replicas for app, host in self._hosts.items()}
+        own = self._metrics.render(self._labels, is_open)
+        return merge_expositions([*parts, own, cluster_text(is_up, wanted, is_open)])
 
     async def reload_tokens(self) -> int:
         answers = await asyncio.gather(
@@ -138,6 +151,10 @@ class Directory:
         if known.state == "LOADING":
             return replace(known, reason=self._why_waiting(self._hosts[self._app_of[name]]) or "loading")
         return ModelEntry(name, "UNAVAILABLE", known.version, "no replica answers", known.info)
+
+
+def _name_of(answer: tuple[str, bytes] | Exception) -> str | Exception:
+    return answer if isinstance(answer, Exception) else answer[0]
 
 
 def _best(entries: Sequence[ModelEntry]) -> ModelEntry | None:

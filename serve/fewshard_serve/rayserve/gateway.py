@@ -17,6 +17,7 @@ from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
 from fewshard_serve.rayserve.specs import GATEWAY_CPUS, AppSpec, what_is_missing
+from fewshard_serve.rayserve.targets import find_targets
 from fewshard_serve.rpc.server import InferenceService, start
 
 
@@ -32,8 +33,9 @@ class Gateway:
         self._rpc: Any = None
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
-        self._metrics = Metrics()
-        self._directory = Directory(hosts, HandleCalls(DEPLOYMENT), self._metrics, labels, _why_waiting)
+        self._metrics = Metrics(hosts[0].metrics)
+        calls = HandleCalls(DEPLOYMENT)
+        self._directory = Directory(hosts, calls, self._metrics, labels, _why_waiting, find_targets)
         self._drain_timeout_s = drain_timeout_s
 
     async def __serve_build_asgi_app__(self) -> CountedApp:

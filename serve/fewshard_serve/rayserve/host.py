@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import serve
 
-from fewshard_serve.core import Caller, Classified, Input
+from fewshard_serve.core import Caller, Classified, Diagnosis, Input
 from fewshard_serve.engine.routing import Routing
 from fewshard_serve.errors import FewshardError
 from fewshard_serve.http.doors import Doors
@@ -38,7 +38,8 @@ class Host:
         self._spec = spec
         configure_logging(spec.doors.logs)
         context = serve.get_replica_context()
-        self._labels = {"application": context.app_name, "replica": context.replica_tag}
+        self._name: str = context.replica_tag
+        self._labels = {"application": context.app_name, "replica": self._name}
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Called once by Ray Serve, which takes the replica for ready when this returns."""
@@ -58,15 +59,23 @@ class Host:
     async def check_health(self) -> None:
         self._hosting.check()
 
-    async def metrics_part(self) -> bytes:
-        """This replica's Prometheus text, with its labels."""
-        return await asyncio.to_thread(self._hosting.metrics.render, self._labels)
+    async def metrics_part(self, is_open_metrics: bool) -> tuple[str, bytes]:
+        """This replica's name, and its metrics with its labels."""
+        text = await asyncio.to_thread(self._hosting.metrics.render, self._labels, is_open_metrics)
+        return self._name, text
+
+    async def name(self) -> str:
+        """This replica's, to say that it is there."""
+        return self._name
 
     async def stats_part(self, model: str) -> ModelStatistics:
         return self._hosting.statistics(model)
 
     async def routing_part(self, model: str) -> Routing | None:
         return await self._hosting.routing(model)
+
+    async def diagnosis_part(self, model: str) -> Diagnosis | None:
+        return self._hosting.diagnosis(model)
 
     async def place_part(self, model: str, wanted: dict[str, Any]) -> dict[str, Any] | FewshardError:
         """This replica's part of a placement; an error is returned, not raised."""
@@ -111,7 +120,7 @@ class Host:
 async def _open(spec: AppSpec) -> Hosting | Cascading:
     if isinstance(spec, CascadeSpec):
         return await Cascading.open(spec, HandleCalls(DEPLOYMENT))
-    return await Hosting.open(spec)
+    return await Hosting.open(spec, HandleCalls(DEPLOYMENT))
 
 
 def host_application(spec: AppSpec) -> Any:

@@ -2,22 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.process import ModelProcess
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, ModelInfo
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis, Input, ModelInfo
 from fewshard_serve.cores import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
 from fewshard_serve.errors import FewshardError, InternalError, NotReady
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
-from fewshard_serve.protocol.activation import activate
+from fewshard_serve.nvml import energy_reader
 from fewshard_serve.protocol.stats import ModelStatistics, merge
+from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.loading import LoadFailure, load_models
-from fewshard_serve.rayserve.specs import HostSpec
+from fewshard_serve.rayserve.shadowing import CALLER, Shadow, ShadowModel, ShadowSpec, shadow_elsewhere
+from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
 
 MAX_STUCK_S = 60.0
 """A forward pass that takes longer counts as stuck, and the replica is replaced."""
@@ -33,8 +35,10 @@ class HostedModel:
         self.stats = ModelStatistics()
         self.routing = RoutingWindow(model.expert_counts)
         self.group = model.group
+        self.diagnosis = model.diagnosis
         self.place = model.place
         self.is_draining = False
+        self.shadow: Shadow | None = None
         self._problem = model.problem
         self._engine = engine
         self._metrics = metrics
@@ -58,12 +62,20 @@ class HostedModel:
             name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
         )
         self._metrics.observe_timings(name, classified.timings)
-        self._metrics.observe_predictions(name, activate(classified.logits, self.info.problem_type))
+        if not caller.is_probing:
+            self._metrics.observe_predictions(name, classified.logits)
+            if self.shadow is not None:
+                self.shadow.follow(inputs, truncate, classified)
         return classified
 
     def experts(self) -> dict[str, Any] | None:
         routing = self.routing.read()
         return None if routing is None else describe_routing(routing, self.group())
+
+    def sparsity(self) -> dict[int, float]:
+        """By layer, of the items that were looked at."""
+        diagnosis = self.diagnosis()
+        return {} if diagnosis is None else dict(enumerate(diagnosis.sparsity))
 
 
 class FailedModel:
@@ -91,25 +103,36 @@ class Hosting:
     """The models of one replica; lives on one event loop. Make it with `open`."""
 
     def __init__(
-        self, spec: HostSpec, loaded: Sequence[Model | LoadFailure], process: ModelProcess | None
+        self,
+        spec: HostSpec,
+        loaded: Sequence[Model | LoadFailure],
+        process: ModelProcess | None,
+        calls: HostCalls | None = None,
     ) -> None:
         models = [one for one in loaded if not isinstance(one, LoadFailure)]
         self._loaded = models
         self._process = process
-        self.metrics = Metrics()
+        self.metrics = Metrics(spec.metrics, energy_of(models))
         settings = {model.name: model.settings for model in spec.models}
+        self._costs = {model.name: model.cost for model in spec.models}
         self._engine = Engine(models, settings, self._observe_batch)
         self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
         failures = [one for one in loaded if isinstance(one, LoadFailure)]
         self._failed = {failure.name: FailedModel(failure) for failure in failures}
         for hosted in self.hosted.values():
             self.metrics.add_model(self._source(hosted))
+        self._calls = calls
+        for model_spec in spec.models:
+            self._give_shadow(model_spec, spec.app)
 
     @classmethod
-    async def open(cls, spec: HostSpec) -> "Hosting":
-        """Load the models off the event loop; those that fail are kept as not ready, with the reason."""
+    async def open(cls, spec: HostSpec, calls: HostCalls | None = None) -> "Hosting":
+        """Load the models off the event loop; those that fail are kept as not ready, with the reason.
+
+        `calls` reach shadows on other hosts.
+        """
         process = ModelProcess(num_threads(spec.num_neighbours)) if spec.experts is None else None
-        return cls(spec, await asyncio.to_thread(load_models, spec, process), process)
+        return cls(spec, await asyncio.to_thread(load_models, spec, process), process, calls)
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -150,6 +173,11 @@ class Hosting:
         hosted = self.hosted.get(model)
         return None if hosted is None else await asyncio.to_thread(hosted.routing.read)
 
+    def diagnosis(self, model: str) -> Diagnosis | None:
+        """None where nothing was looked at."""
+        hosted = self.hosted.get(model)
+        return None if hosted is None else hosted.diagnosis()
+
     def check(self) -> None:
         """Raise where the replica should be replaced."""
         self._engine.check(MAX_STUCK_S)
@@ -163,12 +191,36 @@ class Hosting:
 
     async def finish_drain(self, timeout_s: float) -> bool:
         """Answer what was admitted and end the threads; False if time ran out."""
+        for hosted in self.hosted.values():
+            if hosted.shadow is not None:
+                await hosted.shadow.close()
         has_ended = await self._engine.drain(timeout_s)
         for model in self._loaded:
             await asyncio.to_thread(model.close)
         if self._process is not None:
             await asyncio.to_thread(self._process.close)
         return has_ended
+
+    def _give_shadow(self, model: ModelSpec, app: str) -> None:
+        hosted, spec = self.hosted.get(model.name), model.shadow
+        if hosted is None or spec is None:
+            return
+        if spec.app == app:
+            shadow = self._shadow_here(spec)
+        else:
+            assert self._calls is not None, "a shadow elsewhere needs calls. This is a bug."
+            shadow = shadow_elsewhere(spec, self._calls)
+        hosted.shadow = Shadow(spec, hosted.info, shadow, self.metrics.observe_shadow)
+
+    def _shadow_here(self, spec: ShadowSpec) -> ShadowModel:
+        async def info() -> ModelInfo | None:
+            return self.hosted[spec.model].info if spec.model in self.hosted else None
+
+        async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
+            shadow = self.hosted[spec.model]
+            return await shadow.classify(inputs, truncate=truncate, timeout_s=None, caller=CALLER)
+
+        return ShadowModel(info, classify)
 
     def _observe_batch(self, stats: BatchStats) -> None:
         self.metrics.observe_batch(stats)
@@ -183,7 +235,20 @@ class Hosting:
             admission_limit_items=lambda: served.admission.limit_items,
             routing=hosted.routing.read,
             group=hosted.group,
+            sparsity=hosted.sparsity,
+            cost=self._costs[hosted.info.name],
         )
+
+
+def energy_of(models: Sequence[Model]) -> Callable[[], float] | None:
+    """The energy counter of the GPU that these models run on; None where there is none, or several."""
+    if not any(model.info.device != "cpu" and model.group() is None for model in models):
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return energy_reader(str(torch.cuda.get_device_properties(0).uuid))
 
 
 def _entry(model: ServedModel) -> ModelEntry:

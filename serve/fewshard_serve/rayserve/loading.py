@@ -46,7 +46,9 @@ def load_models(spec: HostSpec, process: ModelProcess | None) -> list[Model | Lo
 
 def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Model:
     if process is not None:
-        return process.load(Loading(host.loader, spec.name, spec.path, spec.device, spec.dtype))
+        return process.load(
+            Loading(host.loader, spec.name, spec.path, spec.device, spec.dtype, spec.diagnostics_share)
+        )
     from fewshard_serve.rayserve.shards import load_with_shards
 
     return load_with_shards(spec, host.num_gpus, host.is_on_one_machine)
@@ -57,6 +59,7 @@ def _load_one(load: Callable[[], Model], spec: ModelSpec) -> Model | LoadFailure
     try:
         model = load()
         model.self_check()
+        model.diagnose(spec.diagnostics_share)
     except FewshardError as error:
         logger.error("%s: %s", spec.name, error)
         return LoadFailure(spec.name, str(error))

@@ -1,9 +1,10 @@
 """Speaks for all replicas of a host, whichever was asked; the `HostService` of the HTTP layer."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from fewshard_serve.engine.routing import describe_routing, merge_routing
+from fewshard_serve.engine.routing import describe_diagnoses, describe_routing, merge_routing
 from fewshard_serve.errors import FewshardError, NotReady
 from fewshard_serve.http.service import ServedModel, find_model, stats_answer
 from fewshard_serve.rayserve.cascading import Cascading
@@ -27,8 +28,9 @@ class MergedService:
     def models(self) -> Mapping[str, ServedModel]:
         return self._hosting.models
 
-    def metrics_text(self) -> bytes:
-        return self._hosting.metrics.render(self._labels)
+    async def metrics_text(self, is_open_metrics: bool) -> bytes:
+        """Written off the event loop, since a device may have to be waited for."""
+        return await asyncio.to_thread(self._hosting.metrics.render, self._labels, is_open_metrics)
 
     async def merged_stats(self, model: str) -> dict[str, Any]:
         info = find_model(self.models(), model).info
@@ -42,7 +44,9 @@ class MergedService:
             return None
         hosted = self._hosting.hosted.get(model)
         group = None if hosted is None else hosted.group()
-        return {**describe_routing(merge_routing(routings), group), "replicas": len(routings)}
+        found = {**describe_routing(merge_routing(routings), group), "replicas": len(routings)}
+        looked = [part for part in await self._ask_peers("diagnosis_part", model) if part is not None]
+        return {**found, **describe_diagnoses(looked, find_model(self.models(), model).info.labels)}
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
         find_model(self.models(), model)

@@ -10,6 +10,8 @@ from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.logs import LogSettings
+from fewshard_serve.metrics import CostSettings, MetricsSettings
+from fewshard_serve.rayserve.shadowing import ShadowSpec
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
@@ -32,6 +34,9 @@ class ModelSpec:
     dtype: str
     settings: EngineSettings
     experts: ExpertsSettings | None = None
+    cost: CostSettings = CostSettings()  # noqa: RUF009  it is frozen
+    shadow: ShadowSpec | None = None
+    diagnostics_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class HostSpec:
     num_neighbours: int = 1
     loader: str = DEFAULT_LOADER
     doors: DoorSettings = field(default_factory=DoorSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     is_on_one_machine: bool = False
 
     @property
@@ -91,6 +97,7 @@ class CascadeSpec:
     accept_above: tuple[float, ...]
     hosts: tuple[HostSpec, ...]
     doors: DoorSettings = field(default_factory=DoorSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     min_replicas: int = 1
     max_replicas: int = 1
     num_gpus: float = 0.0
@@ -130,7 +137,8 @@ def _cascade_spec(cascade: CascadeConfig, hosts: list[HostSpec]) -> CascadeSpec:
         return any(model.name in cascade.stages for model in host.models)
 
     own = tuple(host for host in hosts if serves_a_stage(host))
-    return CascadeSpec(cascade.name, cascade.stages, cascade.thresholds, own, hosts[0].doors)
+    doors, metrics = hosts[0].doors, hosts[0].metrics
+    return CascadeSpec(cascade.name, cascade.stages, cascade.thresholds, own, doors, metrics)
 
 
 def plan_hosts(
@@ -139,11 +147,11 @@ def plan_hosts(
     doors: DoorSettings = DoorSettings(),  # noqa: B008  it is frozen
 ) -> list[HostSpec]:
     """The shared host first, where there is one, then the hosts of single models."""
-    shared = tuple(_model_spec(model) for model in config.models if not model.has_own_host)
-    hosts = [_own_host(model, loader) for model in config.models if model.has_own_host]
+    shared = tuple(_model_spec(model, config) for model in config.models if not model.has_own_host)
+    hosts = [_own_host(model, config, loader) for model in config.models if model.has_own_host]
     if shared:
         hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
-    return [replace(host, doors=doors) for host in hosts]
+    return [replace(host, doors=doors, metrics=config.metrics.settings) for host in hosts]
 
 
 def door_settings(
@@ -155,6 +163,7 @@ def door_settings(
         limits=config.limits.limits,
         logs=LogSettings(config.logging.format, config.logging.requests, log_path),
         is_behind_haproxy=is_behind_haproxy,
+        tracing=None if config.tracing is None else config.tracing.settings,
     )
 
 
@@ -210,12 +219,33 @@ def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
     return math.ceil(GATEWAY_CPUS + sum(app.num_cpus * app.max_replicas * app.num_shards for app in apps))
 
 
-def _own_host(model: ModelConfig, loader: str) -> HostSpec:
+def _own_host(model: ModelConfig, config: FewshardConfig, loader: str) -> HostSpec:
     counts = (model.replicas.min, model.replicas.max) if model.replicas else (1, 1)
     prefix = f"{MODELS_PREFIX}/{model.name}"
-    return HostSpec(f"model-{model.name}", prefix, (_model_spec(model),), *counts, loader=loader)
+    return HostSpec(_app_of(model), prefix, (_model_spec(model, config),), *counts, loader=loader)
 
 
-def _model_spec(model: ModelConfig) -> ModelSpec:
+def _app_of(model: ModelConfig) -> str:
+    return f"model-{model.name}" if model.has_own_host else SHARED_APP
+
+
+def _shadow_spec(model: ModelConfig, config: FewshardConfig) -> ShadowSpec | None:
+    if model.shadow is None:
+        return None
+    (shadow,) = (each for each in config.models if each.name == model.shadow.model)
+    return ShadowSpec(shadow.name, model.shadow.share, _app_of(shadow))
+
+
+def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
     experts = None if model.experts is None else model.experts.settings
-    return ModelSpec(model.name, model.path, model.device, model.dtype, model.engine_settings, experts)
+    return ModelSpec(
+        model.name,
+        model.path,
+        model.device,
+        model.dtype,
+        model.engine_settings,
+        experts,
+        model.cost.settings,
+        _shadow_spec(model, config),
+        model.diagnostics_share,
+    )

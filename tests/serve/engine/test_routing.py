@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
-from fewshard_serve.core import ExpertCounts
+from fewshard_serve.core import Diagnosis, ExpertCounts
 from fewshard_serve.engine.routing import (
     RoutingWindow,
+    describe_diagnoses,
     describe_routing,
     entropy_ratio,
+    expert_use_ratio,
     imbalance_ratio,
     merge_routing,
+    num_dead_experts,
 )
 
 
@@ -125,3 +128,27 @@ def test_the_description_names_dead_experts_and_hides_nan():
     (idle,) = describe_routing(device.window().read())["layers"]
     assert idle["imbalance_ratio"] is None
     assert idle["dead_experts"] == []
+
+
+def test_tokens_by_class_are_summed_over_replicas():
+    first = Diagnosis(2, (0.5,), np.array([[[1, 2]], [[3, 4]]]))
+    parts = [first, Diagnosis(1, (0.5,), np.array([[[0, 5]], [[0, 0]]]))]
+    assert describe_diagnoses([], ["no", "yes"]) == {}
+    assert describe_diagnoses(parts, ["no", "yes"]) == {
+        "class_items_sampled": 3,
+        "class_tokens": {"no": [[1, 7]], "yes": [[3, 4]]},
+    }
+
+
+def test_use_is_the_perplexity_of_the_load_over_the_experts():
+    counts = ExpertCounts(
+        tokens=np.array([[4, 4, 4, 4], [9, 0, 0, 0], [0, 0, 0, 0]]),
+        probability=np.zeros((3, 4)),
+        entropy=np.zeros(3),
+        rows=np.array([16, 9, 0]),
+        top_k=1,
+    )
+    assert expert_use_ratio(counts)[:2].tolist() == pytest.approx([1.0, 0.25])
+    assert np.isnan(expert_use_ratio(counts)[2])
+    assert num_dead_experts(counts)[:2].tolist() == [0, 3]
+    assert np.isnan(num_dead_experts(counts)[2])

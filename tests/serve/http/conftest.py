@@ -143,8 +143,14 @@ class FakeGatewayService:
     async def reload_tokens(self) -> int:
         return len(self.models)
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, is_open_metrics: bool) -> bytes:
         return b"fewshard_model_info 1\n"
+
+    async def own_metrics(self, is_open_metrics: bool) -> bytes:
+        return b"fewshard_build_info 1\n"
+
+    async def metrics_targets(self) -> list[dict[str, Any]]:
+        return [{"targets": ["10.0.0.7:30001"], "labels": {"__metrics_path__": "/v2/models/metrics"}}]
 
 
 Call = Callable[..., httpx.Response]

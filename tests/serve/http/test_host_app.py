@@ -439,3 +439,22 @@ def test_a_packed_answer_varies_and_an_error_is_never_packed(
     waiting = call(host, "GET", "/v2/models/sst2/ready", headers={"Accept-Encoding": "gzip"})
     assert waiting.status_code == 503
     assert "content-encoding" not in waiting.headers
+
+
+def test_an_explanation_asks_for_the_text_without_each_word(
+    host: HostApp, call: Call, text_model: Model, counted_requests: Counted
+) -> None:
+    answer = call(host, "POST", "/v2/models/sst2/explain", json={"inputs": "a fine film"})
+    assert answer.status_code == 200
+    assert [one.text for one in text_model.calls[-1]["inputs"]] == [
+        "a fine film",
+        "fine film",
+        "a film",
+        "a fine",
+    ]
+    words = {each["word"]: each["effect"] for each in answer.json()["words"]}
+    assert words == {"a": 2.0, "fine": 5.0, "film": 5.0}, "the first logit is the text's length"
+    assert text_model.callers[-1].is_probing
+    assert counted_requests == [("sst2", "explain", "ok")]
+    refused = call(host, "POST", "/v2/models/cifar/explain", json={"inputs": "a"})
+    assert refused.status_code == 415

@@ -6,8 +6,10 @@ import time
 import numpy as np
 
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
 from fewshard_serve.errors import NotReady, UnusableItem
+
+SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0.5}}
 
 
 class FakePreparing:
@@ -22,7 +24,8 @@ class FakePreparing:
 
 
 class FakeModel(Model):
-    """Text "7" has the logits [7, -7]. "sleep 1.5" takes as long, "crash" raises, "die" ends the process."""
+    """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "crash"
+    raises, "die" ends the process."""
 
     preparing = FakePreparing()
 
@@ -39,6 +42,13 @@ class FakeModel(Model):
             dtype="fp32",
             device="cpu",
             max_tokens=128,
+            card={
+                "accuracy": 0.9,
+                "macs": 1e6,
+                "parameters_total": 100,
+                "parameters_active": 50,
+                "extra": {"served": SERVED},
+            },
         )
 
     def run(self, items):
@@ -53,10 +63,20 @@ class FakeModel(Model):
         if text.startswith("sleep"):
             time.sleep(float(text.split()[1]))
             text = "1"
-        return [float(text), -float(text)]
+        return [-float(text), float(text)] if self.kind == "contrary" else [float(text), -float(text)]
+
+    def group(self):
+        if self.kind != "group":
+            return None
+        return GroupState(3, 2, 4, 1, 6, False, (((0,), (1,), ()),))
+
+    def diagnosis(self):
+        if self.kind != "moe":
+            return None
+        return Diagnosis(3, (0.5, 0.75), np.array([[[4, 0]], [[0, 2]]]))
 
     def expert_counts(self):
-        if self.kind != "moe":
+        if self.kind not in ("moe", "group"):
             return None
         return ExpertCounts(
             tokens=np.array([[self.num_rows, 0]]),

@@ -4,12 +4,14 @@ import asyncio
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fewshard_serve.core import Classified, TextInput, Timings
-from fewshard_serve.errors import NotReady, UnknownModel, UnusableItem
+from fewshard_serve.errors import NotFound, NotReady, UnknownModel, UnusableItem
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.directory import Directory
+from fewshard_serve.rayserve.replicas import Target
 from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
 
 ANSWER = Classified(np.zeros((1, 2), np.float32), 1, Timings(0, 0, 0))
@@ -26,6 +28,9 @@ class Hosts:
         self.asked.append((app, method))
         return self.answers.get(f"{app}_{method}", [])
 
+    async def each(self, app, method, *args, timeout_s):
+        return await self.all(app, method, *args, timeout_s=timeout_s)
+
     async def one(self, app, method, *args):
         self.asked.append((app, method, *args))
         answer = self.answers[f"{app}_{method}"].pop(0)
@@ -34,13 +39,14 @@ class Hosts:
         return answer
 
 
-def directory(hosts, why_waiting=lambda host: ""):
+def directory(hosts, why_waiting=lambda host: "", find_targets=None):
     def spec(app, *names):
         models = tuple(ModelSpec(name, "x", "cpu", "fp32", None) for name in names)
         return HostSpec(app, "/v2/models", models)
 
     specs = [spec("shared", "a", "b"), spec("own", "c")]
-    return Directory(specs, hosts, Metrics(), {"application": "gateway", "replica": "g"}, why_waiting)
+    labels = {"application": "gateway", "replica": "g"}
+    return Directory(specs, hosts, Metrics(), labels, why_waiting, find_targets)
 
 
 def ready(name):
@@ -147,11 +153,11 @@ def test_metrics_are_the_union_of_all_replicas_and_the_gateways_own():
     def replica(name):
         metrics = Metrics()
         metrics.observe_request("c", "classify", "ok", 0.01)
-        return metrics.render({"application": "own", "replica": name})
+        return name, metrics.render({"application": "own", "replica": name})
 
     of = directory(Hosts(own_metrics_part=[replica("r1"), replica("r2")]))
     of._metrics.observe_request("c", "classify", "ok", 0.01)
-    text = asyncio.run(of.metrics()).decode()
+    text = asyncio.run(of.metrics(False)).decode()
     counted = [line for line in text.splitlines() if line.startswith("fewshard_requests_total{")]
     assert len(counted) == 3
     assert {name for name in ("r1", "r2", "g") if any(f'replica="{name}"' in line for line in counted)} == {
@@ -160,6 +166,38 @@ def test_metrics_are_the_union_of_all_replicas_and_the_gateways_own():
         "g",
     }
     assert text.count("# TYPE fewshard_requests_total") == 1
+
+
+def scraped(of):
+    """Up or not by application and replica, and the replicas that are wanted, of one scrape."""
+    families = {f.name: f for f in text_string_to_metric_families(asyncio.run(of.metrics(False)).decode())}
+    up = families["fewshard_replica_up"].samples if "fewshard_replica_up" in families else []
+    is_up = {(one.labels["application"], one.labels["replica"]): one.value for one in up}
+    return is_up, {s.labels["application"]: s.value for s in families["fewshard_replicas_wanted"].samples}
+
+
+def test_a_scrape_names_the_replicas_that_hang():
+    hosts = Hosts()
+    of = directory(hosts)
+    assert scraped(of) == ({}, {"shared": 1, "own": 1})
+    hosts.answers["own_metrics_part"] = [("r1", b""), ("r2", b"")]
+    hosts.answers["shared_metrics_part"] = [TimeoutError()]
+    assert scraped(of)[0] == {("shared", "unknown"): 0, ("own", "r1"): 1, ("own", "r2"): 1}
+    hosts.answers["own_metrics_part"] = [("r1", b""), TimeoutError()]
+    assert scraped(of)[0] == {("shared", "unknown"): 0, ("own", "r1"): 1, ("own", "r2"): 0}
+    hosts.answers["own_metrics_part"] = [("r1", b""), ("r3", b"")]
+    assert scraped(of)[0] == {("shared", "unknown"): 0, ("own", "r1"): 1, ("own", "r3"): 1}
+
+
+def test_targets_are_listed_as_prometheus_discovers_them():
+    async def find():
+        return [Target("10.0.0.7:30001", "/v2/models/c/metrics")]
+
+    of = directory(Hosts(), find_targets=find)
+    labels = {"__metrics_path__": "/v2/models/c/metrics"}
+    assert asyncio.run(of.metrics_targets()) == [{"targets": ["10.0.0.7:30001"], "labels": labels}]
+    with pytest.raises(NotFound, match="scrape /metrics"):
+        asyncio.run(directory(Hosts()).metrics_targets())
 
 
 def test_keep_fresh_goes_on_until_cancelled():

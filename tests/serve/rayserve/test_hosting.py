@@ -6,7 +6,7 @@ import pickle
 import httpx
 import pytest
 
-from fewshard_serve.core import TextInput
+from fewshard_serve.core import Caller, TextInput
 from fewshard_serve.errors import NotReady, Overloaded, UnknownModel, UnusableItem
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.rayserve.hosting import Hosting
@@ -44,6 +44,18 @@ def value(hosting, line):
     found = [one for one in hosting.metrics.render().decode().splitlines() if one.startswith(line + " ")]
     assert len(found) == 1, f"{line} appears {len(found)} times"
     return float(found[0].rpartition(" ")[2])
+
+
+def test_what_only_probes_counts_as_no_prediction(on_hosting):
+    async def work(hosting):
+        model = hosting.models["a"]
+        for is_probing in (True, False):
+            caller = Caller("x", is_probing=is_probing)
+            await model.classify(texts("3"), truncate=True, timeout_s=None, caller=caller)
+        assert value(hosting, 'fewshard_items_total{model="a"}') == 2
+        assert value(hosting, 'fewshard_predictions_total{label="no",model="a"}') == 1
+
+    on_hosting(work, {"a": "dense"})
 
 
 def test_predictions_batches_and_stages_are_counted(on_hosting):
@@ -152,6 +164,8 @@ def test_several_replicas_speak_with_one_voice(host_spec):
 
         async def ask_peers(method, *args):
             names = {"stats_part": "statistics", "routing_part": "routing"}
+            if method == "diagnosis_part":
+                return [replica.diagnosis(*args) for replica in replicas]
             answers = [getattr(replica, names[method])(*args) for replica in replicas]
             return [await one if asyncio.iscoroutine(one) else one for one in answers]
 
@@ -164,7 +178,7 @@ def test_several_replicas_speak_with_one_voice(host_spec):
         assert stats["replicas"] == experts["replicas"] == 2
         assert stats["model_stats"][0]["inference_count"] == 6
         assert experts["layers"][0]["tokens"] == [6, 0]
-        assert b'replica="r"' in service.metrics_text()
+        assert b'replica="r"' in await service.metrics_text(False)
         for replica in replicas:
             await replica.finish_drain(5.0)
 

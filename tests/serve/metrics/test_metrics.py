@@ -12,9 +12,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
 from fewshard_serve.engine.routing import RoutingWindow
-from fewshard_serve.metrics import FAMILIES, SECONDS, Metrics, ModelSource, merge_expositions
+from fewshard_serve.metrics import (
+    FAMILIES,
+    SECONDS,
+    CostSettings,
+    Metrics,
+    ModelSource,
+    cluster_text,
+    merge_expositions,
+)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 OTHER_NAMES = re.compile(
     r"fewshard_(kernels|models|serve|loadtest|text|image)(_.*)?"  # our packages, our `model_type`s
@@ -119,7 +127,7 @@ def test_predictions_of_one_label():
     metrics = Metrics()
     metrics.add_model(source(info()))
     assert value(metrics.render(), "fewshard_predictions_total", model="m", label="yes") == 0
-    metrics.observe_predictions("m", np.array([[0.2, 0.8], [0.55, 0.45], [0.0, 1.0]], np.float32))
+    metrics.observe_predictions("m", np.log(np.array([[0.2, 0.8], [0.55, 0.45], [1e-9, 1.0]], np.float32)))
     text = metrics.render()
     assert value(text, "fewshard_predictions_total", model="m", label="yes") == 2
     assert value(text, "fewshard_predictions_total", model="m", label="no") == 1
@@ -133,7 +141,7 @@ def test_predictions_of_one_label():
 def test_predictions_of_many_labels_and_of_none():
     metrics = Metrics()
     metrics.add_model(source(info(problem_type="multi_label_classification", labels=("a", "b", "c"))))
-    metrics.observe_predictions("m", np.array([[0.9, 0.5, 0.1], [0.1, 0.1, 0.1]], np.float32))
+    metrics.observe_predictions("m", np.array([[2.0, 0.0, -2.0], [-2.0, -2.0, -2.0]], np.float32))
     text = metrics.render()
     assert [value(text, "fewshard_predictions_total", model="m", label=one) for one in "abc"] == [1, 1, 0]
 
@@ -201,12 +209,23 @@ def test_a_failing_device_hides_nothing_else(caplog):
 def busy_metrics(name="m"):
     """Every family with at least one sample."""
     metrics = Metrics()
-    metrics.add_model(source(info(name), RoutingWindow(two_layers).read, group=two_of_three))
+    served = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0.4}}
+    figures = {"accuracy": 0.9, "macs": 1e6, "parameters_total": 7, "parameters_active": 5}
+    card = {**figures, "extra": {"served": served}}
+    reads = {"group": two_of_three, "sparsity": lambda: {0: 0.9}, "cost": CostSettings(1.0, 10.0)}
+    metrics.add_model(source(replace(info(name), card=card), RoutingWindow(two_layers).read, **reads))
     metrics.observe_request(name, "classify", "ok", 0.01)
     metrics.observe_timings(name, Timings(0.1, 0.1, 0.1))
     metrics.observe_batch(BatchStats(name, 2, 30, 4, 0.1, (0.0, 0.0)))
-    metrics.observe_predictions(name, np.array([[0.2, 0.8]], np.float32))
+    metrics.observe_predictions(name, np.array([[0.2, 0.8]] * 300, np.float32))
+    metrics.observe_shadow(name, "other", "agree", 1)
+    metrics.observe_cascade(name, {"a": 1}, 1.0, 2.0)
     return metrics
+
+
+def whole_text(name="m"):
+    """With what the gateway adds."""
+    return merge_expositions([busy_metrics(name).render(), cluster_text({("a", "r"): True}, {"a": 1})])
 
 
 def declared(text):
@@ -217,12 +236,12 @@ def declared(text):
 
 
 def test_the_families_are_exactly_what_is_scraped():
-    assert declared(busy_metrics().render()) == {family.name: family.kind for family in FAMILIES}
+    assert declared(whole_text()) == {family.name: family.kind for family in FAMILIES}
 
 
 def test_every_sample_carries_the_labels_of_its_family():
     by_name = {family.name.removesuffix("_total"): set(family.labels) for family in FAMILIES}
-    for family in text_string_to_metric_families(busy_metrics().render().decode()):
+    for family in text_string_to_metric_families(whole_text().decode()):
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == by_name[family.name]
 
@@ -233,26 +252,26 @@ def test_extra_labels_go_on_every_sample():
 
 
 def test_merged_texts_hold_every_sample_once_and_one_type_each():
-    parts = [({"application": "models", "replica": str(n)}, busy_metrics().render()) for n in range(3)]
+    parts = [busy_metrics().render({"application": "models", "replica": str(n)}) for n in range(3)]
     merged = merge_expositions(parts)
-    assert declared(merged) == {family.name: family.kind for family in FAMILIES}
+    assert declared(merged) == declared(parts[0])
     expected = {}
-    for labels, text in parts:
-        for (name, pairs), number in samples(text).items():
-            expected[name, tuple(sorted([*pairs, *labels.items()]))] = number
+    for text in parts:
+        expected |= samples(text)
     assert samples(merged) == expected
+    assert len(expected) == 3 * len(samples(parts[0]))
 
 
 def test_awkward_names_survive_merging():
     name = 'a "quoted" \\ back\nslash, {brace} #é'
-    merged = merge_expositions([({"replica": 'r"1\\'}, busy_metrics(name).render())])
+    merged = merge_expositions([busy_metrics(name).render({"replica": 'r"1\\'})])
     assert value(merged, "fewshard_queue_items", model=name, replica='r"1\\') == 3
-    assert samples(merge_expositions([({}, merged)])) == samples(merged)
+    assert samples(merge_expositions([merged])) == samples(merged)
 
 
 def test_a_part_that_cannot_be_parsed_hides_no_other(caplog):
     good = busy_metrics().render()
-    merged = merge_expositions([({"replica": "1"}, b"\xff not metrics {"), ({"replica": "2"}, good)])
+    merged = merge_expositions([b"\xff not metrics {", b"neither {", good])
     assert len(samples(merged)) == len(samples(good))
     assert "left out" in caplog.text
 

@@ -1,0 +1,166 @@
+"""What metrics cost: CPU time of a request through a replica's application, metrics on and off by turns.
+
+`python benchmarks/metrics_overhead.py` loads a bundled model in this process and sends it the same requests
+over ASGI, without a network, round by round, metrics on and off in random order. It prints the CPU time of a
+request with metrics off, the difference with its 95 % confidence interval (Student's t over the pairs of
+rounds), the share, and the calls that count by themselves. Scrapes are added as one every 15 seconds at
+`--rate` requests a second. Run it on a machine that does nothing else.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fewshard_serve.core import BatchStats, Timings
+from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.http.host import HostApp
+from fewshard_serve.metrics import MetricsSettings
+from fewshard_serve.rayserve.hosting import Hosting
+from fewshard_serve.rayserve.peers import MergedService
+from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
+
+SCRAPE_S = 15.0
+T_95 = {20: 2.093, 30: 2.045, 40: 2.023, 60: 2.001, 100: 1.984}
+"""Student's t, two-sided, by the number of pairs."""
+
+
+@dataclass
+class Replica:
+    hosting: Hosting
+    app: HostApp
+
+
+async def open_replica(model: str) -> Replica:
+    spec = HostSpec(
+        "models",
+        "/v2/models",
+        (ModelSpec(model, f"zoo:{model}", "cpu", "auto", EngineSettings()),),
+    )
+    hosting = await Hosting.open(spec)
+
+    async def alone(method: str, *args: Any) -> list[Any]:
+        return []
+
+    service = MergedService(hosting, {"replica": "r"}, alone)
+    return Replica(hosting, HostApp(service, on_request=hosting.metrics.observe_request))
+
+
+async def request(app: HostApp, method: str, path: str, body: bytes = b"") -> int:
+    """One request over ASGI; its status."""
+    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        if "status" in message:
+            statuses.append(message["status"])
+
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+async def cpu_of_round(replica: Replica, model: str, body: bytes, options: argparse.Namespace) -> float:
+    """CPU seconds of one request: all threads of this process, scrapes included where metrics are on."""
+    started = time.process_time()
+    for _ in range(options.requests):
+        status = await request(replica.app, "POST", f"/v2/models/{model}/classify", body)
+        assert status == 200, status
+    return (time.process_time() - started) / options.requests
+
+
+async def cpu_of_scrape(replica: Replica, model: str) -> float:
+    started = time.process_time()
+    for _ in range(20):
+        assert await request(replica.app, "GET", f"/v2/models/{model}/metrics") == 200
+    return (time.process_time() - started) / 20
+
+
+def cpu_of_counting(replica: Replica, model: str) -> float:
+    """CPU seconds of all that one request counts, by itself."""
+    metrics, logits = replica.hosting.metrics, np.zeros((1, 2), np.float32)
+    stats = BatchStats(model, 1, 20, 0, 0.001, (0.001,))
+    started = time.process_time()
+    for _ in range(10_000):
+        metrics.observe_request(model, "classify", "ok", 0.01)
+        metrics.observe_timings(model, Timings(0.001, 0.001, 0.001))
+        metrics.observe_batch(stats)
+        metrics.observe_predictions(model, logits)
+    return (time.process_time() - started) / 10_000
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    body = json.dumps({"inputs": options.text}).encode()
+    replica = await open_replica(options.model)
+    await cpu_of_round(replica, options.model, body, options)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(options.rounds):
+        for is_on in random.sample((True, False), 2):
+            # One model for both: two copies differ by where their weights lie in memory.
+            replica.hosting.metrics._settings = MetricsSettings(is_on=is_on)
+            seconds[is_on].append(await cpu_of_round(replica, options.model, body, options))
+    replica.hosting.metrics._settings = MetricsSettings()
+    scrape_s = await cpu_of_scrape(replica, options.model)
+    counting_s = cpu_of_counting(replica, options.model)
+    await replica.hosting.finish_drain(5.0)
+    found = summary(seconds[True], seconds[False], scrape_s / (SCRAPE_S * options.rate))
+    return {**found, "counting_alone_us": 1e6 * counting_s}
+
+
+def summary(on: list[float], off: list[float], scrapes_s: float) -> dict[str, Any]:
+    """Microseconds of a request; `scrapes_s`: the part of scrapes in each."""
+    differences = [first - second + scrapes_s for first, second in zip(on, off, strict=True)]
+    mean, base = statistics.mean(differences), statistics.mean(off)
+    half = t_95(len(on)) * statistics.stdev(differences) / math.sqrt(len(on))
+    return {
+        "rounds": len(on),
+        "off_us": 1e6 * base,
+        "difference_us": 1e6 * mean,
+        "difference_low_us": 1e6 * (mean - half),
+        "difference_high_us": 1e6 * (mean + half),
+        "share": mean / base,
+        "share_low": (mean - half) / base,
+        "share_high": (mean + half) / base,
+        "scrapes_us": 1e6 * scrapes_s,
+    }
+
+
+def t_95(num_pairs: int) -> float:
+    """The value for as many pairs, or for the next fewer in the table, which is wider."""
+    return T_95[max(each for each in T_95 if each <= num_pairs)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="sst2-moe")
+    parser.add_argument("--text", default="a gripping and often funny film")
+    parser.add_argument("--rounds", type=int, default=40, help="pairs, at least 20")
+    parser.add_argument("--requests", type=int, default=200, help="in each round")
+    parser.add_argument("--rate", type=float, default=50.0, help="requests a second, to spread scrapes over")
+    options = parser.parse_args()
+    if options.rounds < min(T_95):
+        parser.error(f"--rounds must be {min(T_95)} or more")
+    found = asyncio.run(measure(options))
+    print(json.dumps(found, indent=1))
+    print(
+        f"{found['off_us']:.0f} us a request without metrics; metrics add {found['difference_us']:.1f} us "
+        f"({found['difference_low_us']:.1f} to {found['difference_high_us']:.1f}): {found['share']:.2%} "
+        f"({found['share_low']:.2%} to {found['share_high']:.2%})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""One process's metrics: told of requests and batches, written out when somebody scrapes."""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_serve.core import BatchStats, Timings
+from fewshard_serve.engine.routing import Routing
+from fewshard_serve.metrics import sources
+from fewshard_serve.metrics.budget import Shape, allot
+from fewshard_serve.metrics.counts import Buckets, Counts
+from fewshard_serve.metrics.energy import MeasuredEnergy
+from fewshard_serve.metrics.families import BY_NAME
+from fewshard_serve.metrics.settings import MetricsSettings
+from fewshard_serve.metrics.sources import ModelSource
+from fewshard_serve.metrics.tally import Tally
+from fewshard_serve.metrics.text import TextWriter
+
+STAGES = ("preprocess", "queue", "infer")
+
+
+class Metrics:
+    """Every method may be called from any thread. `read_joules`: the device's energy counter, if any."""
+
+    def __init__(
+        self,
+        settings: MetricsSettings = MetricsSettings(),  # noqa: B008  it is frozen
+        read_joules: Callable[[], float] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._energy = None if read_joules is None else MeasuredEnergy(read_joules)
+        self._lock = threading.Lock()
+        self._sources: dict[str, ModelSource] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._requests = Counts(BY_NAME["fewshard_requests_total"])
+        self._items = Counts(BY_NAME["fewshard_items_total"])
+        self._tokens = Counts(BY_NAME["fewshard_tokens_total"])
+        self._infer_seconds = Counts(BY_NAME["fewshard_infer_seconds_total"])
+        self._shadow_items = Counts(BY_NAME["fewshard_shadow_items_total"])
+        self._cascade_items = Counts(BY_NAME["fewshard_cascade_items_total"])
+        self._cascade_macs = Counts(BY_NAME["fewshard_cascade_macs_total"])
+        self._request_seconds = Buckets(BY_NAME["fewshard_request_seconds"])
+        self._stage_seconds = Buckets(BY_NAME["fewshard_stage_seconds"])
+        self._batch_items = Buckets(BY_NAME["fewshard_batch_items"])
+        self._batch_tokens = Buckets(BY_NAME["fewshard_batch_tokens"])
+
+    def add_model(self, source: ModelSource) -> None:
+        """Begin to report a model; its gauges are read when somebody scrapes."""
+        self._tallies[source.info.name] = Tally(source.info)
+        self._sources[source.info.name] = source
+
+    def observe_request(
+        self, model: str, protocol: str, outcome: str, seconds: float, trace_id: str = ""
+    ) -> None:
+        """One answered or refused request; `trace_id` becomes the exemplar of its bucket."""
+        if self._settings.is_on:
+            with self._lock:
+                self._requests.add((model, protocol, outcome))
+                self._request_seconds.add((model,), seconds, trace_id)
+
+    def observe_timings(self, model: str, timings: Timings) -> None:
+        """The stages of one request that was answered."""
+        if self._settings.is_on:
+            seconds = (timings.preprocess_s, timings.queue_s, timings.infer_s)
+            with self._lock:
+                for stage, spent in zip(STAGES, seconds, strict=True):
+                    self._stage_seconds.add((model, stage), spent)
+
+    def observe_batch(self, stats: BatchStats) -> None:
+        """One forward pass."""
+        if self._settings.is_on:
+            model = (stats.model,)
+            with self._lock:
+                self._items.add(model, stats.num_items)
+                self._tokens.add((stats.model, "real"), stats.num_tokens)
+                self._tokens.add((stats.model, "padding"), stats.num_padding_tokens)
+                self._infer_seconds.add(model, stats.infer_s)
+                self._batch_items.add(model, stats.num_items)
+                self._batch_tokens.add(model, stats.num_tokens)
+
+    def observe_predictions(self, model: str, logits: NDArray[np.float32]) -> None:
+        """The logits [num_items, num_labels] of one answered request; they are read later, so must stay."""
+        if self._settings.is_on:
+            self._tallies[model].add(logits)
+
+    def observe_shadow(self, model: str, shadow: str, outcome: str, num_items: int) -> None:
+        """Items whose answer was compared with the shadow's, or was not."""
+        with self._lock:
+            self._shadow_items.add((model, shadow, outcome), num_items)
+
+    def observe_cascade(self, model: str, items: Mapping[str, int], macs: float, macs_of_last: float) -> None:
+        """One answered request of a cascade: items by the stage that spoke, and MACs where they are known."""
+        with self._lock:
+            for stage, num_items in items.items():
+                self._cascade_items.add((model, stage), num_items)
+            if macs_of_last:
+                self._cascade_macs.add((model, "spent"), macs)
+                self._cascade_macs.add((model, "last_stage_alone"), macs_of_last)
+
+    def render(self, extra_labels: Mapping[str, str] | None = None, is_open_metrics: bool = False) -> bytes:
+        """The text, with `extra_labels` on every sample. It may wait for a device: call it off the loop.
+
+        Prometheus' own format (0.0.4), or OpenMetrics without its last line, where exemplars are asked for.
+        """
+        out = TextWriter(extra_labels, is_open_metrics)
+        sources.write_process(out)
+        self._write_counted(out)
+        self._write_models(out)
+        return out.text()
+
+    def _write_counted(self, out: TextWriter) -> None:
+        with self._lock:
+            counters = [(each.family.name, list(each.values.items())) for each in self._counters()]
+            histograms = [(each.family.name, list(each.copied())) for each in self._histograms()]
+        for name, values in counters:
+            for labels, value in values:
+                out.add(name, labels, value)
+        for name, copies in histograms:
+            for labels, counts, total, exemplars in copies:
+                out.add_histogram(name, labels, counts, total, exemplars)
+
+    def _write_models(self, out: TextWriter) -> None:
+        known = list(self._sources.values())
+        routings = [sources.routing_of(source) for source in known]
+        shapes = [
+            Shape(len(source.info.labels), *_routed_shape(routing))
+            for source, routing in zip(known, routings, strict=True)
+        ]
+        with self._lock:
+            busy_s = {source.info.name: self._busy_s(source.info.name) for source in known}
+        joules = {} if self._energy is None else self._energy.update(busy_s)
+        for source, routing, detail in zip(known, routings, allot(shapes, self._settings), strict=True):
+            name = source.info.name
+            sources.write_model(out, source)
+            sources.write_tally(out, self._tallies[name], detail)
+            if routing is not None:
+                sources.write_routing(out, source, routing, detail)
+            sources.write_group(out, source)
+            sources.write_sparsity(out, source)
+            sources.write_cost(out, source, busy_s[name], joules.get(name))
+
+    def _busy_s(self, model: str) -> float:
+        return self._infer_seconds.values.get((model,), 0.0)
+
+    def _counters(self) -> Iterable[Counts]:
+        yield from (self._requests, self._items, self._tokens, self._infer_seconds)
+        yield from (self._shadow_items, self._cascade_items, self._cascade_macs)
+
+    def _histograms(self) -> Iterable[Buckets]:
+        yield from (self._request_seconds, self._stage_seconds, self._batch_items, self._batch_tokens)
+
+
+def _routed_shape(routing: Routing | None) -> tuple[int, ...]:
+    """Layers, experts and shards."""
+    if routing is None:
+        return ()
+    return (*routing.total.tokens.shape, routing.total.by_shard.shape[1])

@@ -1,0 +1,154 @@
+"""What a scrape reads of each model: gauges, predictions, experts, cost. `recorder` calls it."""
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fewshard_serve import __version__
+from fewshard_serve.core import GroupState, ModelInfo
+from fewshard_serve.engine.routing import (
+    Routing,
+    entropy_ratio,
+    expert_use_ratio,
+    imbalance_ratio,
+    num_dead_experts,
+)
+from fewshard_serve.metrics.budget import OTHER, Detail
+from fewshard_serve.metrics.settings import CostSettings
+from fewshard_serve.metrics.tally import Tally, confidence_drift, label_drift
+from fewshard_serve.metrics.text import TextWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a scrape reads what is not counted request by request; called from the scraping thread.
+
+    `has_queue` is false of a model that only asks others, as a cascade does: it admits and queues nothing.
+    `sparsity`: by layer, of the last sampled items.
+    """
+
+    info: ModelInfo
+    queue_items: Callable[[], int]
+    inflight_items: Callable[[], int]
+    admission_limit_items: Callable[[], int]
+    has_queue: bool = True
+    routing: Callable[[], Routing | None] = lambda: None
+    group: Callable[[], GroupState | None] = lambda: None
+    sparsity: Callable[[], Mapping[int, float]] = dict
+    cost: CostSettings = CostSettings()  # noqa: RUF009  it is frozen
+
+
+def write_model(out: TextWriter, source: ModelSource) -> None:
+    """What it is, by its card too, and how much waits for it."""
+    info, name = source.info, source.info.name
+    if source.has_queue:
+        out.add("fewshard_queue_items", [name], source.queue_items())
+        out.add("fewshard_inflight_items", [name], source.inflight_items())
+        out.add("fewshard_admission_limit_items", [name], source.admission_limit_items())
+    what = [name, info.version, info.task, info.kind, info.architecture, info.dtype, info.device]
+    out.add("fewshard_model_info", what, 1)
+    for metric, labels, key in (
+        ("fewshard_model_accuracy_ratio", [name], "accuracy"),
+        ("fewshard_model_macs", [name], "macs"),
+        ("fewshard_model_parameters", [name, "total"], "parameters_total"),
+        ("fewshard_model_parameters", [name, "active"], "parameters_active"),
+    ):
+        value = info.card.get(key)
+        if isinstance(value, int | float):
+            out.add(metric, labels, value)
+
+
+def write_tally(out: TextWriter, tally: Tally, detail: Detail) -> None:
+    """Labels beyond `detail.num_labels` are summed up as one."""
+    info, (total, recent) = tally.info, tally.read()
+    for label, count in zip(info.labels[: detail.num_labels], total.by_label.tolist(), strict=False):
+        out.add("fewshard_predictions_total", [info.name, label], count)
+    if detail.num_labels < len(info.labels):
+        rest = int(total.by_label[detail.num_labels :].sum())
+        out.add("fewshard_predictions_total", [info.name, OTHER], rest)
+    out.add_histogram("fewshard_confidence", [info.name], total.by_confidence.tolist(), total.confidence)
+    for metric, drift in (
+        ("fewshard_label_drift_ratio", label_drift(recent, info)),
+        ("fewshard_confidence_drift_ratio", confidence_drift(recent, info)),
+    ):
+        if drift is not None:
+            out.add(metric, [info.name], drift)
+
+
+def write_routing(out: TextWriter, source: ModelSource, routing: Routing, detail: Detail) -> None:
+    """Counters by expert, of the layers in `detail`, and by shard; ratios of the last minute by layer."""
+    name = source.info.name
+    for layer in detail.expert_layers:
+        for expert, count in enumerate(routing.total.tokens[layer].tolist()):
+            out.add("fewshard_expert_tokens_total", [name, layer, expert], count)
+    for (layer, shard), count in np.ndenumerate(routing.total.by_shard):
+        out.add("fewshard_shard_tokens_total", [name, layer, shard], int(count))
+    for metric, ratios in (
+        ("fewshard_expert_imbalance_ratio", imbalance_ratio(routing.window)),
+        ("fewshard_router_entropy_ratio", entropy_ratio(routing.window)),
+        ("fewshard_dead_experts", num_dead_experts(routing.window)),
+        ("fewshard_expert_use_ratio", expert_use_ratio(routing.window)),
+    ):
+        for layer in np.flatnonzero(~np.isnan(ratios)).tolist():
+            out.add(metric, [name, layer], float(ratios[layer]))
+
+
+def routing_of(source: ModelSource) -> Routing | None:
+    """Its routing; None where it has none or its device fails."""
+    try:
+        return source.routing()
+    except Exception:  # a failing device must not hide what is counted on the host
+        logger.exception("%s: its routing counts cannot be read", source.info.name)
+        return None
+
+
+def write_group(out: TextWriter, source: ModelSource) -> None:
+    """The shards at work and what has changed; nothing of a model that is whole."""
+    group, name = source.group(), source.info.name
+    if group is None:
+        return
+    out.add("fewshard_group_size", [name], group.size)
+    out.add("fewshard_group_shards", [name], group.num_shards)
+    out.add("fewshard_group_degraded", [name], int(group.is_degraded))
+    out.add("fewshard_group_reforms_total", [name], group.num_reforms)
+    out.add("fewshard_placement_moves_total", [name], group.num_moves)
+
+
+def write_sparsity(out: TextWriter, source: ModelSource) -> None:
+    """Of the layers that were looked at."""
+    for layer, share in source.sparsity().items():
+        out.add("fewshard_activation_sparsity_ratio", [source.info.name, layer], share)
+
+
+def write_cost(out: TextWriter, source: ModelSource, busy_s: float, measured_joules: float | None) -> None:
+    """Energy and money of `busy_s`, the time in forward passes; nothing where neither is known."""
+    name, cost = source.info.name, source.cost
+    if measured_joules is not None:
+        out.add("fewshard_energy_joules_total", [name, "measured"], measured_joules)
+    elif cost.watts is not None:
+        out.add("fewshard_energy_joules_total", [name, "modelled"], cost.watts * busy_s)
+    if cost.usd_per_hour is not None:
+        out.add("fewshard_cost_usd_total", [name], cost.usd_per_hour * busy_s / 3600)
+
+
+def write_process(out: TextWriter) -> None:
+    """What runs, and what this process uses."""
+    out.add("fewshard_build_info", [__version__, platform.python_version()], 1)
+    out.add("fewshard_process_cpu_seconds_total", [], time.process_time())
+    if (pages := _resident_pages()) is not None:
+        out.add("fewshard_process_resident_bytes", [], pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _resident_pages() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None  # not Linux

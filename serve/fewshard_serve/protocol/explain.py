@@ -1,0 +1,129 @@
+"""Which words carried an answer: the text is asked again without each of them; called by the host's app.
+
+Zeiler, Fergus: "Visualizing and Understanding Convolutional Networks", ECCV 2014 (occlusion); for words Li,
+Monroe, Jurafsky: "Understanding Neural Networks through Representation Erasure", 2016.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
+
+from fewshard_serve.core import Classified, Input, ModelInfo, TextInput
+from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
+from fewshard_serve.protocol.activation import activate
+from fewshard_serve.protocol.classify import TimingsMs, Usage, degraded, parse_body, timings_ms
+from fewshard_serve.protocol.inputs import text_input
+from fewshard_serve.protocol.jsontext import nearest
+from fewshard_serve.protocol.limits import Limits
+
+MAX_WORDS = 256
+"""Each word is one more text to classify."""
+
+
+class ExplainRequest(BaseModel, extra="forbid", strict=True, frozen=True):
+    """The body of `POST /v2/models/<m>/explain`."""
+
+    inputs: str
+    label: Annotated[str | None, Field(description="the label to explain; the best one where null")] = None
+
+
+class Word(BaseModel):
+    """`effect`: how far the label's margin falls without the word; below 0 where it speaks against it."""
+
+    word: str
+    start: int
+    end: int
+    effect: float
+
+
+class ExplainResponse(BaseModel):
+    """The words of the text in their order. A margin is the label's logit less the best other one."""
+
+    model: str
+    label: str
+    score: float
+    margin: float
+    words: list[Word]
+    usage: Usage
+    timings_ms: TimingsMs
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The text, where its words are, and the column of the label that was asked for, if one was."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    label: int | None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The text, and the text without each word."""
+        texts = [self.text, *(_without(self.text, *span) for span in self.spans)]
+        return [TextInput(text) for text in texts]
+
+
+def parse_explain(body: bytes, info: ModelInfo, limits: Limits) -> Question:
+    """Raises `MalformedRequest`, `TooLarge`, or `UnsupportedMedia` for a model of images."""
+    if info.task != "text":
+        raise UnsupportedMedia(f"{info.name} classifies images; only words of a text can be explained")
+    request = parse_body(ExplainRequest, body, limits)
+    text_input(0, request.inputs, None, limits)
+    spans = tuple(match.span() for match in re.finditer(r"\S+", request.inputs))
+    most = min(MAX_WORDS, limits.max_items - 1)
+    if len(spans) > most:
+        raise TooLarge(f"the text has {len(spans)} words, at most {most} are explained; send a part of it")
+    return Question(request.inputs, spans, None if request.label is None else _column(request.label, info))
+
+
+def encode_explain(question: Question, info: ModelInfo, answer: Classified) -> bytes:
+    """The JSON of an `ExplainResponse`."""
+    logits = answer.logits
+    label = int(logits[0].argmax()) if question.label is None else question.label
+    margins = _margins(logits, label, info)
+    return to_json(
+        {
+            "model": info.name,
+            "label": info.labels[label],
+            "score": float(activate(logits[:1], info.problem_type)[0, label]),
+            "margin": float(margins[0]),
+            "words": _words(question, margins),
+            "usage": {"items": len(logits), "tokens": answer.num_tokens},
+            "timings_ms": timings_ms(answer),
+            **degraded(answer),
+        }
+    )
+
+
+def _words(question: Question, margins: NDArray[np.float32]) -> Sequence[dict[str, Any]]:
+    effects = (margins[0] - margins[1:]).tolist()
+    return [
+        {"word": question.text[start:end], "start": start, "end": end, "effect": effect}
+        for (start, end), effect in zip(question.spans, effects, strict=True)
+    ]
+
+
+def _margins(logits: NDArray[np.float32], label: int, info: ModelInfo) -> NDArray[np.float32]:
+    """[num_items]; of labels that are chosen one by one, the logit itself."""
+    own: NDArray[np.float32] = logits[:, label]
+    if info.problem_type != "single_label_classification" or logits.shape[1] == 1:
+        return own
+    others: NDArray[np.float32] = np.delete(logits, label, axis=1).max(axis=1)
+    return np.subtract(own, others)
+
+
+def _without(text: str, start: int, end: int) -> str:
+    """The space after the word goes with it."""
+    return (text[:start] + text[end:].lstrip()).rstrip()
+
+
+def _column(label: str, info: ModelInfo) -> int:
+    if label not in info.labels:
+        raise MalformedRequest(f"unknown label {label!r:.100}; {nearest(label, info.labels)}")
+    return info.labels.index(label)

@@ -1,0 +1,136 @@
+"""Gives a share of a model's traffic to a second model too, compares, and never returns what that one said.
+
+Made by `hosting` for models with a shadow; without Ray.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_serve.core import Caller, Classified, Input, ModelInfo
+from fewshard_serve.errors import FewshardError
+from fewshard_serve.protocol.activation import activate
+from fewshard_serve.rayserve.handles import HostCalls
+
+logger = logging.getLogger(__name__)
+
+MAX_INFLIGHT = 4
+"""Requests that wait for a shadow at once; more are skipped, so that a slow one holds nothing up."""
+STATES_TIMEOUT_S = 2.0
+CALLER = Caller("shadow")
+"""Shadows queue as one caller among others, with a share of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowSpec:
+    """`app`: the application that serves the shadow. `share` of the requests, from 0 to 1."""
+
+    model: str
+    share: float
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowModel:
+    """How the shadow is reached: what it is, None while nobody knows, and how to ask it."""
+
+    info: Callable[[], Awaitable[ModelInfo | None]]
+    classify: Callable[[Sequence[Input], bool], Awaitable[Classified]]
+
+
+Observe = Callable[[str, str, str, int], None]
+"""Model, shadow, outcome (agree, disagree, failed or skipped) and the number of items."""
+
+
+class Shadow:
+    """The shadow of one model, on the event loop of its host."""
+
+    def __init__(self, spec: ShadowSpec, info: ModelInfo, shadow: ShadowModel, observe: Observe) -> None:
+        self._spec = spec
+        self._info = info
+        self._shadow = shadow
+        self._observe = observe
+        self._random = random.Random()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def follow(self, inputs: Sequence[Input], truncate: bool, answer: Classified) -> None:
+        """Perhaps ask the shadow the same, later; returns at once."""
+        if self._random.random() >= self._spec.share:
+            return
+        if len(self._tasks) >= MAX_INFLIGHT:
+            self._count("skipped", len(inputs))
+            return
+        task = asyncio.create_task(self._compare(inputs, truncate, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Give up what is still being compared."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _compare(self, inputs: Sequence[Input], truncate: bool, answer: Classified) -> None:
+        try:
+            info = await self._shadow.info()
+            if info is None or not is_comparable(self._info, info):
+                self._count("skipped", len(inputs))
+                return
+            other = await self._shadow.classify(inputs, truncate)
+            num_agreeing = int(agreeing(self._info, answer, info, other).sum())
+        except FewshardError as error:
+            logger.debug("the shadow %s did not answer: %s", self._spec.model, error)
+            self._count("failed", len(inputs))
+        except Exception:  # whatever the way to another host raises
+            logger.exception("the shadow %s failed", self._spec.model)
+            self._count("failed", len(inputs))
+        else:
+            self._count("agree", num_agreeing)
+            self._count("disagree", len(inputs) - num_agreeing)
+
+    def _count(self, outcome: str, num_items: int) -> None:
+        self._observe(self._info.name, self._spec.model, outcome, num_items)
+
+
+def shadow_elsewhere(spec: ShadowSpec, calls: HostCalls) -> ShadowModel:
+    """A shadow that another application serves."""
+
+    async def info() -> ModelInfo | None:
+        answers = await calls.all(spec.app, "model_states", timeout_s=STATES_TIMEOUT_S)
+        return next((entry.info for some in answers for entry in some if entry.name == spec.model), None)
+
+    async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
+        call = (spec.model, list(inputs), truncate, None, CALLER)
+        answer = await calls.one(spec.app, "classify_for_gateway", *call)
+        if isinstance(answer, FewshardError):
+            raise answer
+        assert isinstance(answer, Classified)
+        return answer
+
+    return ShadowModel(info, classify)
+
+
+def is_comparable(first: ModelInfo, second: ModelInfo) -> bool:
+    """Whether both choose from the same labels, in whatever order."""
+    is_same = first.problem_type == second.problem_type and sorted(first.labels) == sorted(second.labels)
+    return is_same and first.problem_type != "regression"
+
+
+def agreeing(
+    info: ModelInfo, answer: Classified, other_info: ModelInfo, other: Classified
+) -> NDArray[np.bool_]:
+    """Whether both say the same of each item [num_items]: the best label, or all labels from 0.5 up."""
+    order = [other_info.labels.index(label) for label in info.labels]
+    scores = activate(answer.logits, info.problem_type), activate(other.logits[:, order], info.problem_type)
+    if info.problem_type == "multi_label_classification" or len(info.labels) == 1:
+        first, second = (each >= 0.5 for each in scores)
+        same: NDArray[np.bool_] = (first == second).all(axis=1)
+    else:
+        same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)
+    return same
