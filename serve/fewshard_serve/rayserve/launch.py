@@ -17,6 +17,7 @@ from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.environment import prepare_environment
+from fewshard_serve.rayserve.haproxy import Waits
 from fewshard_serve.rayserve.logs import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.loopthread import LoopThread
 from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
@@ -34,6 +35,8 @@ from fewshard_serve.rayserve.specs import (
 )
 
 EXIT_STOPPED_AT_ONCE = 130
+ANSWER_MARGIN_S = 5.0
+"""A replica that has said nothing for so long after the longest deadline hangs."""
 POLL_S = 0.1
 STATUS_S = 2.0
 """Serve's whole status costs its controller more than asking the gateway does."""
@@ -61,7 +64,7 @@ def serve_until_signalled(
     try:
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
-            has_own_haproxy = prepare_environment(work_dir)
+            has_own_haproxy = prepare_environment(work_dir, _waits(config))
             doors = door_settings(config, own_stderr() if address is None else "", has_own_haproxy)
             hosts = plan_hosts(config, loader, doors)
             cascades = plan_cascades(config, hosts)
@@ -78,6 +81,11 @@ def serve_until_signalled(
     except StoppedAtOnce:
         return EXIT_STOPPED_AT_ONCE
     return 0
+
+
+def _waits(config: FewshardConfig) -> Waits:
+    longest_s = max(model.engine_settings.deadline_s for model in config.models)
+    return Waits(config.limits.max_body_s, longest_s + ANSWER_MARGIN_S)
 
 
 @contextmanager
