@@ -27,8 +27,8 @@ CHECK_TIMEOUT_S = 5
 HEADERS_TIMEOUT_S = 10
 """A client may take so long to send the headers of a request."""
 
-RETRY_ON = "conn-failure empty-response response-timeout"
-"""Predictions change nothing, so that they may run twice."""
+RETRY_ON = "conn-failure empty-response response-timeout 503"
+"""Predictions change nothing, so that they may run twice. A replica says 503 where another may do better."""
 BUFFER_BYTES = 256 * 1024
 """The largest request that is repeated. HAProxy copies a whole buffer for each request that it may have to
 repeat: 0.05 ms of CPU time against 16 KiB, and two buffers of memory for each request in flight."""

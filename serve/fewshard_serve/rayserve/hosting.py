@@ -9,16 +9,13 @@ from fewshard_serve.backends.base import Model
 from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, ModelInfo
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
-from fewshard_serve.errors import FewshardError, NotReady
+from fewshard_serve.errors import FewshardError, NotReady, StartError
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.loading import LoadFailure, load_models
 from fewshard_serve.rayserve.specs import HostSpec
-
-MAX_STUCK_S = 60.0
-"""A forward pass that takes longer counts as stuck, and the replica is replaced."""
 
 DRAINING = "draining; ask again soon"
 
@@ -102,8 +99,20 @@ class Hosting:
 
     @classmethod
     async def open(cls, spec: HostSpec) -> "Hosting":
-        """Load the models off the event loop; those that fail are kept as not ready, with the reason."""
-        return cls(spec, await asyncio.to_thread(load_models, spec))
+        """Load the models off the event loop; those that fail are kept as not ready, with the reason.
+
+        Raises `StartError` instead where the specification says that all must load.
+        """
+        loaded = await asyncio.to_thread(load_models, spec)
+        failed = [f"{one.name}: {one.reason}" for one in loaded if isinstance(one, LoadFailure)]
+        if failed and spec.must_load:
+            raise StartError("; ".join(failed))
+        return cls(spec, loaded)
+
+    @property
+    def num_inflight_items(self) -> int:
+        """Items of all models that are queued or run."""
+        return self._engine.num_inflight_items
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -146,7 +155,7 @@ class Hosting:
 
     def check(self) -> None:
         """Raise where the replica should be replaced."""
-        self._engine.check(MAX_STUCK_S)
+        self._engine.check()
 
     def begin_drain(self) -> None:
         """From now on every model answers that it is not ready; requests inside go on."""
