@@ -15,6 +15,7 @@ from fewshard_serve.config import (
     LimitsConfig,
     LoggingConfig,
     ModelConfig,
+    ReplicasConfig,
     ServerConfig,
     load_config,
 )
@@ -26,6 +27,7 @@ DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SECTIONS = {
     "models": ModelConfig,
     "cascades": CascadeConfig,
+    "replicas": ReplicasConfig,
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
     "experts": ExpertsConfig,

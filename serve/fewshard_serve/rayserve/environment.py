@@ -26,6 +26,8 @@ ALWAYS = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Replicas say how much waits at them every so often; every 10 s is too late for a load that doubles.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     # A client from which nothing comes where something should is cut after so long, instead of an hour.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # Ray runs its workers at nice 15: whatever else the machine does would come before every request.

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig
-from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.engine.settings import EngineSettings, Scaling
 from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import DoorSettings
@@ -24,7 +25,7 @@ DRAIN_MARGIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model of a host."""
+    """One model of a host. `stamp` differs where the files of a directory do."""
 
     name: str
     path: str
@@ -32,6 +33,7 @@ class ModelSpec:
     dtype: str
     settings: EngineSettings
     experts: ExpertsSettings | None = None
+    stamp: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class HostSpec:
     """One Serve application. `loader` is `module:function`, called with name, path, device and dtype.
 
     `num_gpus`: of each replica, or of each shard where these are several. `is_on_one_machine`: nothing of it
-    can be elsewhere, so that its processes need not be reached from outside.
+    can be elsewhere, so that its processes need not be reached from outside. `must_load`: a replica does not
+    start where one of its models cannot be loaded. `starts_dir`: where its machine counts starts.
     """
 
     app: str
@@ -52,6 +55,9 @@ class HostSpec:
     loader: str = DEFAULT_LOADER
     doors: DoorSettings = field(default_factory=DoorSettings)
     is_on_one_machine: bool = False
+    scaling: Scaling = field(default_factory=Scaling)
+    must_load: bool = False
+    starts_dir: str = ""
 
     @property
     def deadline_s(self) -> float:
@@ -205,9 +211,21 @@ def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
 def _own_host(model: ModelConfig, loader: str) -> HostSpec:
     counts = (model.replicas.min, model.replicas.max) if model.replicas else (1, 1)
     prefix = f"{MODELS_PREFIX}/{model.name}"
-    return HostSpec(f"model-{model.name}", prefix, (_model_spec(model),), *counts, loader=loader)
+    own = HostSpec(f"model-{model.name}", prefix, (_model_spec(model),), *counts, loader=loader)
+    return replace(own, scaling=model.replicas.scaling) if model.replicas else own
 
 
 def _model_spec(model: ModelConfig) -> ModelSpec:
     experts = None if model.experts is None else model.experts.settings
-    return ModelSpec(model.name, model.path, model.device, model.dtype, model.engine_settings, experts)
+    settings, stamp = model.engine_settings, _stamp(model.path)
+    return ModelSpec(model.name, model.path, model.device, model.dtype, settings, experts, stamp)
+
+
+def _stamp(path: str) -> str:
+    """When the files of a directory were last changed, and their size; "" where there is none here."""
+    try:
+        files = [file.stat() for file in Path(path).iterdir()]
+    except OSError:
+        return ""
+    newest_ns = max((file.st_mtime_ns for file in files), default=0)
+    return f"{newest_ns}:{len(files)}:{sum(file.st_size for file in files)}"
