@@ -19,6 +19,7 @@ import yaml
 
 START_TIMEOUT_S = 240.0
 CALL_TIMEOUT_S = 40.0
+COMMAND = "import sys; from fewshard_serve.cli import main; sys.exit(main())"
 REFUSALS = frozenset({429, 503})
 
 
@@ -50,7 +51,7 @@ class Server:
         self.config, self._file, self._log = config, folder / "fewshard.yaml", folder / "server.log"
         self.url = f"http://127.0.0.1:{config['server']['port']}"
         self.write()
-        command = [sys.executable, "-m", "fewshard_serve.cli", "serve", str(self._file)]
+        command = [sys.executable, "-c", COMMAND, "serve", str(self._file)]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
