@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from fewshard_serve.rayserve.haproxy import BUFFER_BYTES, RETRY_ON, Waits, has_haproxy, write_wrapper
+from fewshard_serve.rayserve.haproxy import BUFFER_BYTES, RETRIES, RETRY_ON, Waits, has_haproxy, write_wrapper
 
 __all__ = ["free_ports", "has_haproxy", "prepare_environment"]
 
@@ -40,6 +40,7 @@ ALWAYS = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # What a replica has not answered because it died or hangs is asked again of another.
     "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
+    "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
 }

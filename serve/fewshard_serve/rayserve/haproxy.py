@@ -12,6 +12,7 @@ must fit the buffer, too.
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ HEADERS_TIMEOUT_S = 10
 
 RETRY_ON = "conn-failure empty-response response-timeout 503"
 """Predictions change nothing, so that they may run twice. A replica says 503 where another may do better."""
+RETRIES = 2
+"""A request that kills whoever runs it must not kill every replica there is."""
 BUFFER_BYTES = 256 * 1024
 """The largest request that is repeated. HAProxy copies a whole buffer for each request that it may have to
 repeat: 0.05 ms of CPU time against 16 KiB, and two buffers of memory for each request in flight."""
@@ -105,6 +108,17 @@ def write_wrapper(folder: str, waits: Waits = Waits()) -> str | None:
     script.write_text(WRAPPER.format(**paths), encoding="utf-8")
     script.chmod(0o700)
     return str(script) if _runs(script) else None
+
+
+def stop_softly(folder: str) -> None:
+    """Have the HAProxies whose files are in `folder` take no new connections and end the others one by one."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            if f"{folder}/".encode() in b" ".join(command) and command[0].endswith(b"/haproxy"):
+                os.kill(int(entry.name), signal.SIGUSR1)
+        except OSError:  # it has ended, or is another user's
+            continue
 
 
 def _runs(script: Path) -> bool:

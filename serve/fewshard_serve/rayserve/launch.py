@@ -18,7 +18,7 @@ from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.deploying import ServeDeployer, serve_and_update
 from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.haproxy import Waits
+from fewshard_serve.rayserve.haproxy import Waits, stop_softly
 from fewshard_serve.rayserve.logs import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.loopthread import LoopThread
 from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
@@ -45,8 +45,8 @@ STATUS_S = 2.0
 CALL_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 60.0
 """For the first call, in which Ray Serve also looks for the replicas."""
-LAST_BYTES_S = 0.2
-"""Time for HAProxy to pass on answers that the replicas have already written."""
+LAST_BYTES_S = 0.5
+"""Time for HAProxy to pass on answers that the replicas have already written, and to refuse the rest."""
 
 
 def serve_until_signalled(
@@ -94,6 +94,9 @@ def serve_until_signalled(
                 )
                 serve_and_update(stop, updating, deployer, running.hosts, read_again or (lambda: config))
                 running.drain()
+                if work_dir is not None:
+                    stop_softly(work_dir)
+                    time.sleep(LAST_BYTES_S)
     except StoppedAtOnce:
         return EXIT_STOPPED_AT_ONCE
     return 0
@@ -101,7 +104,8 @@ def serve_until_signalled(
 
 def _waits(config: FewshardConfig) -> Waits:
     longest_s = max(model.engine_settings.deadline_s for model in config.models)
-    return Waits(config.limits.max_body_s, longest_s + ANSWER_MARGIN_S)
+    num_stages = max((len(cascade.stages) for cascade in config.cascades), default=1)
+    return Waits(config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S)
 
 
 def _for_cluster(hosts: list[HostSpec], owns_ray: bool) -> list[HostSpec]:
@@ -220,7 +224,6 @@ class Running:
                 [handle for handle, its in zip(self._handles, kinds, strict=True) if its is kind],
                 "finish_drain",
             )
-        time.sleep(LAST_BYTES_S)
 
     def _tell(self, handles: Sequence[Any], method: str) -> None:
         from fewshard_serve.rayserve.handles import ask_all

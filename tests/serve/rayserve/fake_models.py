@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from fewshard_serve.errors import NotReady, UnusableItem
 
 
 class FakeModel(Model):
-    """Text "7" has the logits [7, -7]. "sleep 1.5" takes as long, "crash" raises, "die" ends the process."""
+    """Text "7" has the logits [7, -7]. "sleep 1.5" takes as long, "crash" raises, "die" ends the process.
+
+    "hang F" sleeps for ever for the first who asks, and leaves the file F.
+    """
 
     def __init__(self, name, kind):
         self.kind = kind
@@ -46,6 +50,11 @@ class FakeModel(Model):
             raise RuntimeError("device trouble")
         if text == "die":
             os._exit(1)
+        if text.startswith("hang") and not Path(text.split()[1]).exists():
+            Path(text.split()[1]).touch()
+            time.sleep(3600)
+        if text.startswith("hang"):
+            text = "1"
         if text.startswith("sleep"):
             time.sleep(float(text.split()[1]))
             text = "1"
@@ -68,7 +77,9 @@ class FakeModel(Model):
 
 
 def load_model(name, path, device, dtype):
-    """`path` is the kind; "missing" cannot be loaded."""
+    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process."""
+    if path == "deadly":
+        os._exit(1)
     if path == "missing":
         raise FileNotFoundError(f"no checkpoint for {name}")
     return FakeModel(name, path)

@@ -5,7 +5,7 @@ import pytest
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.rayserve.specs import plan_hosts
-from fewshard_serve.rayserve.updating import Updater, UpdateFailed
+from fewshard_serve.rayserve.updating import UpdateFailed, Updater
 
 MODELS = {
     "a": {"name": "a", "path": "zoo:a"},
