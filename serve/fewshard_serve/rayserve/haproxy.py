@@ -80,12 +80,9 @@ def edits(folder: Path, waits: Waits) -> str:
 
 
 WRAPPER = """#!/bin/sh
-# Called by Ray Serve as: haproxy -db -f FILE [more]
+# Called by Ray Serve as: haproxy -db -f FILE [more]. It knows its processes by that file's name.
 if [ "$2" = -f ]; then
-    sed -f {edits} "$3" > "$3.edited" || exit 1
-    mode=$1 file=$3
-    shift 3
-    set -- "$mode" -f "$file.edited" "$@"
+    sed -i -f {edits} "$3" || exit 1
 fi
 exec {binary} -dS "$@"
 """
@@ -111,7 +108,7 @@ def write_wrapper(folder: str, waits: Waits = Waits()) -> str | None:
 
 
 def stop_softly(folder: str) -> None:
-    """Have the HAProxies whose files are in `folder` take no new connections and end the others one by one."""
+    """Have the HAProxies with files in `folder` take no new connections, and end the others one by one."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().split(b"\0")
