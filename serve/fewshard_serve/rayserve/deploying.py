@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError
@@ -37,20 +38,27 @@ class ServeDeployer:
         """The status word of an application, and why it is that."""
         from ray import serve
 
-        found = serve.status().applications.get(app)
-        if found is None:
-            return "NOT_STARTED", "there is no such application"
-        messages = [found.message, *(one.message for one in found.deployments.values())]
-        return str(found.status.value), "; ".join(message for message in messages if message)
+        return _state(serve.status().applications.get(app))
 
     def tell_what_ails(self, apps: Sequence[str]) -> None:
         """Print a line for each application that is ill, once for each reason."""
+        from ray import serve
+
+        found = serve.status().applications
         for app in apps:
-            status, why = self.state(app)
+            status, why = _state(found.get(app))
             told = why if status in ILL else ""
             if told and told != self._told.get(app):
                 print(f"fewshard: {app} is {status.lower()}: {told}", file=sys.stderr, flush=True)
             self._told[app] = told
+
+
+def _state(found: Any) -> tuple[str, str]:
+    """Of Serve's `ApplicationStatusOverview`."""
+    if found is None:
+        return "NOT_STARTED", "there is no such application"
+    messages = [found.message, *(one.message for one in found.deployments.values())]
+    return str(found.status.value), "; ".join(message for message in messages if message)
 
 
 def serve_and_update(
