@@ -107,10 +107,14 @@ def running(folder: Path, config: dict[str, Any]) -> Iterator[Server]:
 
 
 class Load:
-    """Requests for one model: a sentence in a body of `num_bytes`, filled up with spaces."""
+    """Requests for one model: a sentence in a body of `num_bytes`, filled up with spaces.
 
-    def __init__(self, server: Server, model: str, num_bytes: int = 200) -> None:
+    `address` is the caller's, by which the server tells callers apart.
+    """
+
+    def __init__(self, server: Server, model: str, num_bytes: int = 200, address: str = "127.0.0.1") -> None:
         self.tally = Tally()
+        self._address = address
         self._url = f"{server.url}/v2/models/{model}/classify"
         body = json.dumps({"inputs": "a gripping and often funny film"})
         self._body = body.ljust(num_bytes).encode()
@@ -119,7 +123,7 @@ class Load:
     async def closed(self, num_users: int, seconds: float) -> float:
         """Every user sends again when answered; good answers a second."""
         stop_at, before = time.monotonic() + seconds, self.tally.answered
-        async with client() as session:
+        async with client(self._address) as session:
 
             async def user() -> None:
                 while time.monotonic() < stop_at:
@@ -131,7 +135,7 @@ class Load:
     async def steady(self, rate: float, stop: asyncio.Event) -> None:
         """Open loop: `rate` a second until `stop`, whatever the answers do."""
         tasks, due_at = [], time.monotonic()
-        async with client() as session:
+        async with client(self._address) as session:
             while not stop.is_set():
                 tasks.append(asyncio.create_task(self._one(session)))
                 due_at += 1 / rate
@@ -154,10 +158,11 @@ class Load:
         return int(httpx.codes.OK) if best == self._best else "wrong label"
 
 
-def client() -> httpx.AsyncClient:
+def client(address: str = "127.0.0.1") -> httpx.AsyncClient:
     """Never sends anything twice."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    return httpx.AsyncClient(limits=limits, timeout=CALL_TIMEOUT_S)
+    transport = httpx.AsyncHTTPTransport(limits=limits, local_address=address)
+    return httpx.AsyncClient(transport=transport, timeout=CALL_TIMEOUT_S)
 
 
 def _title(process: psutil.Process) -> str:

@@ -26,6 +26,9 @@ SHARE = 0.6
 SIZES = (200, 8_000, 200_000)
 NUM_SLOW = 30
 NUM_FLOODING = 200
+NUM_PUSHING = 64
+ROOM = {"min_items": 8, "max_items": 32}
+"""Of the model that is flooded."""
 WAIT_S = 120.0
 
 
@@ -130,15 +133,18 @@ async def scale(chaos: Chaos) -> list[Row]:
 
 async def _push(load: Load, stop: asyncio.Event) -> None:
     while not stop.is_set():
-        await load.closed(24, 1.0)
+        await load.closed(NUM_PUSHING, 1.0)
 
 
 async def flood(chaos: Chaos) -> list[Row]:
-    """Very many at once, beside a caller who sends little."""
-    flooding = Load(chaos.server, "twice")
-    async with chaos.load("twice", 5.0) as tally:
-        await flooding.closed(NUM_FLOODING, chaos.seconds)
-    return [Row.of("the flood", flooding.tally), Row.of("a caller beside it", tally)]
+    """Very many at once from one address, beside a caller of another who sends little."""
+    flooding, stop = Load(chaos.server, "alone", address="127.0.0.2"), asyncio.Event()
+    other = Load(chaos.server, "alone")
+    sending = asyncio.create_task(other.steady(5.0, stop))
+    await flooding.closed(NUM_FLOODING, chaos.seconds)
+    stop.set()
+    await sending
+    return [Row.of("the flood", flooding.tally), Row.of("a caller beside it", other.tally)]
 
 
 async def slow(chaos: Chaos) -> list[Row]:
@@ -230,9 +236,12 @@ PARTS: dict[str, Callable[[Chaos], Awaitable[list[Row]]]] = {
 def config(options: argparse.Namespace) -> dict[str, Any]:
     names = {"twice": {"min": 2}, "alone": {"min": 1}}
     if "scale" in options.parts:
-        elastic = {"min": 1, "max": 2, "target_items": 8.0, "scale_up_s": 2.0, "scale_down_s": 5.0}
+        elastic = {"min": 1, "max": 2, "target_items": 4.0, "scale_up_s": 2.0, "scale_down_s": 5.0}
         names["elastic"] = elastic
-    models = [{"name": name, "path": options.path, "replicas": counts} for name, counts in names.items()]
+    models: list[dict[str, Any]] = [
+        {"name": name, "path": options.path, "replicas": counts} for name, counts in names.items()
+    ]
+    models[1]["admission"] = ROOM
     return {"models": models, "server": {"port": options.port, "grpc_port": 0}}
 
 
