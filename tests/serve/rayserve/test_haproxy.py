@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fewshard_serve.rayserve.environment import free_ports, has_haproxy
+from fewshard_serve.rayserve.haproxy import stop_softly
 
 pytestmark = pytest.mark.skipif(not has_haproxy(), reason="ray[serve] brings HAProxy on Linux only")
 
@@ -148,3 +149,17 @@ def test_a_slow_upload_is_no_slow_answer(front):
             time.sleep(0.75)
             connection.sendall(bytes(length // 8))
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_soft_stop_answers_what_is_inside_and_closes_the_port(front, tmp_path):
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        connection.sendall(HEAD + b"1234")
+        time.sleep(0.1)
+        stop_softly(str(tmp_path))
+        time.sleep(0.2)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", front.port), timeout=10)
+        connection.sendall(b"56789")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    assert front.proxy.wait(10) == 0
+    assert all(process.poll() is None for process in front.replicas)

@@ -116,6 +116,15 @@ def test_the_first_signal_asks_the_second_ends_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
+def test_sighup_asks_once_for_a_reload_and_stops_nothing():
+    with stop_request() as stop:
+        assert not stop.take_reload()
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.take_reload()
+        assert not stop.take_reload()
+        assert not stop.is_asked
+
+
 def test_a_waiting_main_thread_is_woken_by_a_signal():
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
     with stop_request() as stop:
