@@ -107,16 +107,18 @@ def running(folder: Path, config: dict[str, Any]) -> Iterator[Server]:
 
 
 class Load:
-    """Requests for one model: a sentence in a body of `num_bytes`, filled up with spaces.
+    """Requests for one model: a sentence, `num_items` times, in a body of `num_bytes`, filled up with spaces.
 
     `address` is the caller's, by which the server tells callers apart.
     """
 
-    def __init__(self, server: Server, model: str, num_bytes: int = 200, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, server: Server, model: str, num_bytes: int = 200, address: str = "127.0.0.1", num_items: int = 1
+    ) -> None:
         self.tally = Tally()
         self._address = address
         self._url = f"{server.url}/v2/models/{model}/classify"
-        body = json.dumps({"inputs": "a gripping and often funny film"})
+        body = json.dumps({"inputs": ["a gripping and often funny film"] * num_items})
         self._body = body.ljust(num_bytes).encode()
         self._best: str | None = None
 

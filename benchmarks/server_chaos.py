@@ -26,7 +26,7 @@ SHARE = 0.6
 SIZES = (200, 8_000, 200_000)
 NUM_SLOW = 30
 NUM_FLOODING = 200
-NUM_PUSHING = 64
+NUM_PUSHING, NUM_ITEMS = 8, 64
 ROOM = {"min_items": 8, "max_items": 32}
 """Of the model that is flooded."""
 WAIT_S = 120.0
@@ -113,7 +113,7 @@ async def update(chaos: Chaos) -> list[Row]:
 
 async def scale(chaos: Chaos) -> list[Row]:
     """From one replica to two and back."""
-    load, counts = Load(chaos.server, "elastic"), []
+    load, counts = Load(chaos.server, "elastic", num_items=NUM_ITEMS), []
     counts.append(chaos.server.num_ready("elastic"))
     pushing = asyncio.create_task(_push(load, stop := asyncio.Event()))
     up_s = await chaos.until(lambda: chaos.server.num_ready("elastic") == 2)
@@ -122,7 +122,7 @@ async def scale(chaos: Chaos) -> list[Row]:
     await pushing
     counts.append(chaos.server.num_ready("elastic"))
     still = asyncio.Event()
-    trickle = asyncio.create_task(load.steady(5.0, still))
+    trickle = asyncio.create_task(load.steady(0.5, still))
     down_s = await chaos.until(lambda: len(chaos.server.replicas("elastic")) == 1)
     still.set()
     await trickle
@@ -236,7 +236,7 @@ PARTS: dict[str, Callable[[Chaos], Awaitable[list[Row]]]] = {
 def config(options: argparse.Namespace) -> dict[str, Any]:
     names = {"twice": {"min": 2}, "alone": {"min": 1}}
     if "scale" in options.parts:
-        elastic = {"min": 1, "max": 2, "target_items": 4.0, "scale_up_s": 2.0, "scale_down_s": 5.0}
+        elastic = {"min": 1, "max": 2, "target_items": 64.0, "scale_up_s": 2.0, "scale_down_s": 5.0}
         names["elastic"] = elastic
     models: list[dict[str, Any]] = [
         {"name": name, "path": options.path, "replicas": counts} for name, counts in names.items()
