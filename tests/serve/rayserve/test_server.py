@@ -160,6 +160,10 @@ class Client(threading.Thread):
 
 
 def test_sigterm_answers_what_was_accepted_and_exits_clean(server):
+    give_up_at = time.monotonic() + 60
+    while httpx.get(f"{server.url}/v2/models/twice/stats", timeout=10).json()["replicas"] < 2:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.2)
     clients = [Client(server, "twice") for _ in range(8)]
     calls = [
         hold_the_runner(server, 4),
