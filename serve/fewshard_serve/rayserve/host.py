@@ -106,7 +106,8 @@ class Host:
 
     async def finish_drain(self) -> bool:
         """Return once what is inside is answered; False if time ran out."""
-        self._hosting.begin_drain()  # a replica that has started since the others were told knows nothing of it
+        # One that has started since the others were told knows nothing of it.
+        self._hosting.begin_drain()
         is_idle = await self._app.idle(self._spec.drain_timeout_s)
         return await self._hosting.finish_drain(self._spec.drain_timeout_s) and is_idle
 
