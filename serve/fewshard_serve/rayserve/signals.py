@@ -1,5 +1,6 @@
 """Signals while a server runs: the first Ctrl-C or SIGTERM asks for a drain, the second ends at once; SIGHUP
-asks for the configuration to be read again."""
+asks for the configuration to be read again, unless it comes because the terminal was closed: that is a stop.
+"""
 
 import os
 import signal
@@ -22,6 +23,7 @@ class StopRequest:
         self._asked = threading.Event()
         self._num_signals = 0
         self._is_reload_asked = False
+        self._had_terminal = has_terminal()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the first signal; False if none came in time."""
@@ -38,7 +40,7 @@ class StopRequest:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """The signal handler; runs in the main thread."""
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and has_terminal() >= self._had_terminal:
             self._is_reload_asked = True
             return
         self._num_signals += 1
@@ -47,6 +49,15 @@ class StopRequest:
             raise StoppedAtOnce
         if self._num_signals > 2:
             os._exit(128 + number)
+
+
+def has_terminal() -> bool:
+    """Whether a terminal controls this process, and is still open."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

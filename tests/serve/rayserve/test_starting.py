@@ -125,6 +125,17 @@ def test_sighup_asks_once_for_a_reload_and_stops_nothing():
         assert not stop.is_asked
 
 
+def test_a_terminal_that_is_closed_stops_the_server(monkeypatch):
+    monkeypatch.setattr("fewshard_serve.rayserve.signals.has_terminal", lambda: True)
+    with stop_request() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.take_reload()
+        monkeypatch.setattr("fewshard_serve.rayserve.signals.has_terminal", lambda: False)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.is_asked
+        assert not stop.take_reload()
+
+
 def test_a_waiting_main_thread_is_woken_by_a_signal():
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
     with stop_request() as stop:
