@@ -27,7 +27,8 @@ SIZES = (200, 8_000, 200_000)
 NUM_SLOW = 30
 NUM_FLOODING = 200
 NUM_PUSHING, NUM_ITEMS = 8, 64
-ROOM = {"min_items": 8, "max_items": 32}
+NUM_FLOOD_ITEMS = 16
+ROOM = {"min_items": 16, "max_items": 64}
 """Of the model that is flooded."""
 WAIT_S = 120.0
 
@@ -138,7 +139,10 @@ async def _push(load: Load, stop: asyncio.Event) -> None:
 
 async def flood(chaos: Chaos) -> list[Row]:
     """Very many at once from one address, beside a caller of another who sends little."""
-    flooding, stop = Load(chaos.server, "alone", address="127.0.0.2"), asyncio.Event()
+    flooding, stop = (
+        Load(chaos.server, "alone", address="127.0.0.2", num_items=NUM_FLOOD_ITEMS),
+        asyncio.Event(),
+    )
     other = Load(chaos.server, "alone")
     sending = asyncio.create_task(other.steady(5.0, stop))
     await flooding.closed(NUM_FLOODING, chaos.seconds)
