@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 CONFIG ?=
 # How many requests `make fuzz` makes up for each test.
 EXAMPLES ?= 1000
-# Options of `make chaos`, for instance --shards 3 --seconds 20.
+# Options of the two parts of `make chaos`: one group's shards (--shards 3), a whole server (--parts kill,drain).
 CHAOS ?=
+CHAOS_SERVER ?=
 
 # Some tests and recipes read datasets from FEWSHARD_DATA; without it those tests skip and say so.
 ifneq ($(wildcard ../shared/data),)
@@ -48,8 +49,9 @@ bench: $(VENV)/.installed ## measure the server beside an application that does 
 fuzz: $(VENV)/.installed ## made-up requests for every parser and endpoint, EXAMPLES=1000 each, on this machine alone
 	FEWSHARD_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m '' -rP tests/serve/fuzz
 
-chaos: $(VENV)/.installed ## kill, stop and rebalance the shards of a model under load; prints a table
+chaos: $(VENV)/.installed ## kill, update, flood and drain under load: the shards of a model, then a server; prints tables
 	$(BIN)/python benchmarks/chaos.py $(CHAOS)
+	$(BIN)/python benchmarks/server_chaos.py $(CHAOS_SERVER)
 
 gpu-check: ## on a GPU, with GPU_PYTHON's torch: test kernels and models, then measure into GPU_RESULTS
 	$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewshard_serve.auth import read_tokens
-from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.engine.settings import EngineSettings, Scaling
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import TracingSettings
@@ -84,6 +84,14 @@ class ReplicasConfig(_Section):
 
     min: PositiveInt = 1
     max: PositiveInt = 1
+    target_items: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 64.0
+    scale_up_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 5.0
+    scale_down_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 60.0
+
+    @property
+    def scaling(self) -> Scaling:
+        """The same in the form that hosts take."""
+        return Scaling(self.target_items, self.scale_up_s, self.scale_down_s)
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from fewshard_serve.config import (
     LoggingConfig,
     MetricsConfig,
     ModelConfig,
+    ReplicasConfig,
     ServerConfig,
     ShadowConfig,
     TracingConfig,
@@ -31,6 +32,7 @@ DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SECTIONS = {
     "models": ModelConfig,
     "cascades": CascadeConfig,
+    "replicas": ReplicasConfig,
     "batching": BatchingConfig,
     "admission": AdmissionConfig,
     "experts": ExpertsConfig,

@@ -78,7 +78,7 @@ class ModelProcess:
     def _end(self) -> None:
         self._connection.close()
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
@@ -150,7 +150,7 @@ def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {child.__name__} import main; main()", str(other.fileno())],
             pass_fds=[other.fileno()],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # whose end tells that this process has ended
             env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         return process, Connection(own.detach())

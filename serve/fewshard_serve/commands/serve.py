@@ -17,7 +17,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve models over HTTP",
-        description="Serve the models of a file, or the bundled ones. Ctrl-C or SIGTERM drains and stops.",
+        description="Serve the models of a file, or the bundled ones. Ctrl-C or SIGTERM drains and stops; "
+        "SIGHUP reads the file again and replaces the models that have changed.",
     )
     parser.add_argument("config", metavar="fewshard.yaml", nargs="?", help="default: every bundled model")
     parser.add_argument("--host", help="listen on this address instead of the configured one")
@@ -37,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"fewshard: loading {', '.join(model.name for model in config.models)}", flush=True)
     return serve_until_signalled(
-        config, address=args.address, on_ready=lambda: print(greeting(config), flush=True)
+        config,
+        address=args.address,
+        on_ready=lambda: print(greeting(config), flush=True),
+        read_again=lambda: configured(args),
     )
 
 

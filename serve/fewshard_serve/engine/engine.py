@@ -17,6 +17,7 @@ from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
 
 DRAIN_POLL_S = 0.02
+STUCK = "this replica hangs and is being replaced; come back soon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._preparer = Preparer()
         self._runner = Runner([served.lane for served in self.served.values()], self._deliver, on_batch)
-        self._is_draining = False
+        self._is_draining = self._is_stuck = False
         self._runner.start()
 
     async def classify(
@@ -86,12 +87,20 @@ class Engine:
         """Raise `Overloaded` where a request of whatever size would be refused."""
         self._accepting(model).admission.check(caller)
 
-    def check(self, max_stuck_s: float) -> None:
-        """Raise `InternalError` where the runner has died or one forward pass has lasted too long."""
+    def check(self) -> None:
+        """Raise `InternalError` where the runner has died or its forward pass hangs.
+
+        Then whoever waits, or comes until the pass ends after all, is told to go elsewhere: `NotReady`.
+        """
+        self._is_stuck = self._runner.is_stuck
         if not self._runner.is_alive and not self._is_draining:
+            self._is_stuck = True
+        if not self._is_stuck:
+            return
+        self._runner.fail_all(NotReady(STUCK))
+        if not self._runner.is_alive:
             raise InternalError("the runner's thread has ended. This is a bug.")
-        if self._runner.stuck_s > max_stuck_s:
-            raise InternalError(f"a forward pass has been running for {self._runner.stuck_s:.0f} s")
+        raise InternalError(f"a forward pass has been running for {self._runner.stuck_s:.0f} s and hangs")
 
     @property
     def num_inflight_items(self) -> int:
@@ -112,6 +121,8 @@ class Engine:
     def _accepting(self, model: str) -> Served:
         if self._is_draining:
             raise NotReady("the server is draining; ask another replica or come back")
+        if self._is_stuck:
+            raise NotReady(STUCK)
         try:
             return self.served[model]
         except KeyError:

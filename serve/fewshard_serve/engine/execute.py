@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,12 +17,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Executed:
     """Outcomes in the order of the items; of all passes that succeeded, padding, whether one was degraded,
-    and the time between shards."""
+    and the time between shards; whether memory ran out in one that failed."""
 
     outcomes: list[Outcome]
     num_padding_tokens: int = 0
     is_degraded: bool = False
     exchange_s: float = 0.0
+    was_out_of_memory: bool = False
 
 
 def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None) -> Executed:
@@ -35,7 +36,19 @@ def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = l
     ran = _run(model, items)
     if isinstance(ran, ModelOutput):
         return _finite(model, items, ran, on_pass)
-    return _halved(model, items, on_pass) if len(items) > 1 else Executed([ran])
+    executed = _halved(model, items, on_pass) if len(items) > 1 else Executed([ran])
+    return replace(executed, was_out_of_memory=True) if isinstance(ran, OutOfMemory) else executed
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, had no memory left; torch says so in several ways."""
+    words = str(error).lower()
+    by_words = isinstance(error, RuntimeError) and ("out of memory" in words or "allocate memory" in words)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or by_words
+
+
+class OutOfMemory(InternalError):
+    """What is left of it when an item does not fit alone."""
 
 
 def _run(model: Model, items: Sequence[Item]) -> ModelOutput | FewshardError:
@@ -48,6 +61,8 @@ def _run(model: Model, items: Sequence[Item]) -> ModelOutput | FewshardError:
             logger.exception("%s: the model failed on one item", model.info.name)
         else:
             logger.warning("%s: a batch of %d items failed: %r", model.info.name, len(items), error)
+        if is_out_of_memory(error):
+            return OutOfMemory("there is not enough memory for this item, even alone; send a smaller one")
         return InternalError(f"the model failed on this item ({type(error).__name__})")
 
 
@@ -59,6 +74,7 @@ def _halved(model: Model, items: Sequence[Item], on_pass: Callable[[], None]) ->
         first.num_padding_tokens + second.num_padding_tokens,
         first.is_degraded or second.is_degraded,
         first.exchange_s + second.exchange_s,
+        first.was_out_of_memory or second.was_out_of_memory,
     )
 
 

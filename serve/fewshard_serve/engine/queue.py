@@ -81,6 +81,14 @@ class Queue:
             self._entries.push(entry.asker, entry, max(1, num_tokens))
             self.num_tokens += num_tokens
 
+    def take_all(self) -> Cut:
+        """Everything, whatever its deadline; nothing is left."""
+        cut = Cut()
+        while self._entries:
+            cut.batch.append(self._entries.pop(is_served=False))
+        self.num_tokens = 0
+        return cut
+
     def cut(self, max_tokens: int, max_items: int, now: float) -> Cut:
         """Take the next batch in order, within both limits.
 

@@ -4,15 +4,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import BatchStats
 from fewshard_serve.engine.execute import Executed, execute
+from fewshard_serve.engine.pace import MAX_ALLOWED_S, MIN_ALLOWED_S, Pace
 from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
 from fewshard_serve.engine.settings import EngineSettings
-from fewshard_serve.errors import DeadlineExceeded, NotReady
+from fewshard_serve.errors import DeadlineExceeded, FewshardError, NotReady
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,13 +33,22 @@ class Resolution:
     exchange_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+def _pace_of(model: Model) -> Pace:
+    # A group that has lost a shard forms anew within a pass, which takes as long as loading.
+    return Pace(min_s=MIN_ALLOWED_S if model.group() is None else MAX_ALLOWED_S)
+
+
+@dataclass(slots=True)
 class Lane:
-    """One model with its queue."""
+    """One model with its queue. `settings` change where memory runs out."""
 
     model: Model
     settings: EngineSettings
     queue: Queue = field(default_factory=Queue)
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = _pace_of(self.model)
 
     @property
     def is_full(self) -> bool:
@@ -55,6 +65,20 @@ class Lane:
     def cut(self, now: float) -> Cut:
         return self.queue.cut(self.settings.max_tokens, self.settings.max_items, now)
 
+    def lower_budget(self, num_tokens: int, num_items: int) -> None:
+        """Batches of this size have no room in memory: from now on they are half as large at the most."""
+        self.settings = replace(
+            self.settings,
+            max_tokens=max(1, min(self.settings.max_tokens, num_tokens // 2)),
+            max_items=max(1, min(self.settings.max_items, num_items // 2)),
+        )
+        limits = self.settings.max_tokens, self.settings.max_items
+        logger.warning(
+            "%s: out of memory; batches now hold %d tokens and %d items at the most",
+            self.model.info.name,
+            *limits,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
@@ -66,6 +90,10 @@ class Scheduled:
 
     def queue_s(self, entry: Entry) -> float:
         return self.cut_at - entry.enqueued_at
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(entry.item.num_tokens for entry in self.cut.batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +123,7 @@ class Runner:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._pass_started_at: float | None = None
+        self._running: Scheduled | None = None
         self._thread = threading.Thread(target=self._main, name="fewshard-runner", daemon=True)
 
     def start(self) -> None:
@@ -126,6 +155,24 @@ class Runner:
         started_at = self._pass_started_at
         return 0.0 if started_at is None else self._clock() - started_at
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the present forward pass takes so long that it will hardly end."""
+        running = self._running
+        return running is not None and self.stuck_s > running.lane.pace.allowed_s(running.num_tokens)
+
+    def fail_all(self, error: FewshardError) -> None:
+        """Give this answer to all who wait, those of the present pass included. Safe from any thread."""
+        with self._changed:
+            waiting = [Scheduled(lane, lane.queue.take_all(), self._clock()) for lane in self._lanes]
+            running = [self._running] if self._running else []
+        resolutions = [
+            Resolution(entry, error, scheduled.queue_s(entry), 0.0)
+            for scheduled in [*running, *waiting]
+            for entry in scheduled.cut.batch
+        ]
+        _guarded("deliver", self._deliver, resolutions)
+
     def _main(self) -> None:
         while (scheduled := self._schedule()) is not None:
             ran = self._run(scheduled)
@@ -148,11 +195,16 @@ class Runner:
     def _run(self, scheduled: Scheduled) -> Ran:
         if not scheduled.cut.batch:
             return Ran(Executed([]), 0.0)
-        started_at = self._clock()
+        lane, num_tokens, started_at = scheduled.lane, scheduled.num_tokens, self._clock()
         items = [entry.item for entry in scheduled.cut.batch]
-        executed = execute(scheduled.lane.model, items, self._note_pass)
-        self._pass_started_at = None
-        return Ran(executed, self._clock() - started_at)
+        self._running = scheduled
+        executed = execute(lane.model, items, self._note_pass)
+        self._running = self._pass_started_at = None
+        ran = Ran(executed, self._clock() - started_at)
+        lane.pace.observe(num_tokens, ran.infer_s)
+        if executed.was_out_of_memory:
+            lane.lower_budget(num_tokens, len(items))
+        return ran
 
     def _note_pass(self) -> None:
         self._pass_started_at = self._clock()
@@ -182,7 +234,7 @@ def _stats(scheduled: Scheduled, ran: Ran) -> BatchStats:
     return BatchStats(
         model=scheduled.lane.model.info.name,
         num_items=len(batch),
-        num_tokens=sum(entry.item.num_tokens for entry in batch),
+        num_tokens=scheduled.num_tokens,
         num_padding_tokens=ran.executed.num_padding_tokens,
         infer_s=ran.infer_s,
         queue_s=tuple(scheduled.queue_s(entry) for entry in batch),

@@ -1,4 +1,7 @@
-"""The limits one model is served under; the configuration fills them, the engine reads them."""
+"""The limits one model is served under; the configuration fills them, the engine reads them.
+
+`Scaling` is for whoever decides how many engines there are.
+"""
 
 from dataclasses import dataclass
 
@@ -31,3 +34,12 @@ class EngineSettings:
     def target_wait_s(self) -> float:
         """Well below the deadline, however that is set."""
         return min(self.queue_ms, self.deadline_ms / 2) / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """When a host that may have several replicas gets one more or less."""
+
+    target_items: float = 64
+    scale_up_s: float = 5.0
+    scale_down_s: float = 60.0

@@ -6,7 +6,14 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from fewshard_serve.errors import FewshardError, InternalError, MethodNotAllowed, Overloaded, Unauthorized
+from fewshard_serve.errors import (
+    FewshardError,
+    InternalError,
+    MethodNotAllowed,
+    NotReady,
+    Overloaded,
+    Unauthorized,
+)
 from fewshard_serve.http.service import RequestProtocol
 from fewshard_serve.http.status import status_of
 from fewshard_serve.protocol import tei, vllm
@@ -20,6 +27,9 @@ OPEN_METRICS_END = b"# EOF\n"
 
 MAX_MESSAGE = 1000
 """Characters of an error: some repeat what the caller sent, which may be anything."""
+
+NOT_READY_RETRY_AFTER_S = 1
+"""Another replica may be ready at once, a new one takes seconds."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -90,6 +100,8 @@ def _error_headers(error: FewshardError) -> Headers:
         return ((b"allow", error.allowed.encode()),)
     if isinstance(error, Overloaded):
         return ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),)
+    if isinstance(error, NotReady):
+        return ((b"retry-after", b"%d" % NOT_READY_RETRY_AFTER_S),)
     if isinstance(error, Unauthorized):
         return ((b"www-authenticate", b"Bearer"),)
     return ()

@@ -97,6 +97,11 @@ class Cascading:
         if self._following is not None and self._following.done():
             raise RuntimeError("the stages are followed no more") from self._following.exception()
 
+    @property
+    def num_inflight_items(self) -> int:
+        """None of its own: they are in its stages' hosts."""
+        return 0
+
     def begin_drain(self) -> None:
         """From now on it answers that it is not ready; requests inside go on."""
         self._is_draining = True

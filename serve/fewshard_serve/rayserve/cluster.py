@@ -70,7 +70,8 @@ def _init(address: str | None, num_cpus_wanted: int) -> None:
         return
     ray.init(
         address="local",  # else RAY_ADDRESS would make this a joining
-        num_cpus=max(os.cpu_count() or 1, num_cpus_wanted),
+        # What is counted here is ours alone to share out; twice as much leaves room for an update's replicas.
+        num_cpus=max(os.cpu_count() or 1, 2 * num_cpus_wanted),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",

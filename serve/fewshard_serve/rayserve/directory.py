@@ -22,7 +22,7 @@ METRICS_TIMEOUT_S = 0.7
 STARTING_REFRESH_S = 0.25
 STEADY_REFRESH_S = 2.0
 NUM_TRIES = 2
-"""A classification changes nothing, so one whose replica died is asked again of another."""
+"""A classification changes nothing, so one whose replica died, or cannot, is asked again of another."""
 
 
 class Directory:
@@ -130,15 +130,18 @@ class Directory:
         self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None, caller: Caller
     ) -> Classified | FewshardError:
         app = self._app_of[model]
+        answer: Classified | FewshardError = NotReady(f"no replica of {model} answers; come back soon")
         for _ in range(NUM_TRIES):
             try:
-                answer: Classified | FewshardError = await self._calls.one(
+                answer = await self._calls.one(
                     app, "classify_for_gateway", model, inputs, truncate, timeout_s, caller
                 )
-                return answer
             except Exception:  # whatever Ray raises here, the replica did not answer
                 logger.exception("a replica of %s did not answer", app)
-        return NotReady(f"no replica of {model} answers; come back soon")
+                continue
+            if not isinstance(answer, NotReady):
+                break
+        return answer
 
     async def _refresh_host(self, app: str) -> None:
         answers = await self._calls.all(app, "model_states", timeout_s=STATES_TIMEOUT_S)

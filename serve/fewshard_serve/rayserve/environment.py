@@ -3,13 +3,14 @@
 What the user has set already wins: every value here is a default.
 """
 
+import math
 import os
 import socket
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
+from fewshard_serve.rayserve.haproxy import BUFFER_BYTES, RETRIES, RETRY_ON, Waits, has_haproxy, write_wrapper
 
 __all__ = ["free_ports", "has_haproxy", "prepare_environment"]
 
@@ -25,6 +26,8 @@ ALWAYS = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Replicas say how much waits at them every so often; every 10 s is too late for a load that doubles.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     # A client from which nothing comes where something should is cut after so long, instead of an hour.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # Ray runs its workers at nice 15: whatever else the machine does would come before every request.
@@ -35,6 +38,10 @@ ALWAYS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     # Its collector parses one line a request in Python; ours counts requests where they are answered.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # What a replica has not answered because it died or hangs is asked again of another.
+    "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
+    "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
 }
 FOR_WORKERS = {
@@ -47,6 +54,7 @@ FREE_PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+ANSWER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
 LOOPBACK_ONLY = {
     # Ray's own servers (GCS, raylet, workers, agents) then listen on 127.0.0.1 instead of every address. The
     # name is that of the systems on which it is the default.
@@ -63,7 +71,10 @@ HAPROXY_FILES = {
 }
 
 
-def prepare_environment(work_dir: str | None = None) -> bool:
+def prepare_environment(
+    work_dir: str | None = None,
+    waits: Waits = Waits(),  # noqa: B008  it is frozen
+) -> bool:
     """Set what is not set yet; whether an HAProxy with our changes will stand in front.
 
     `work_dir` holds HAProxy's files of a Ray started here; None when joining.
@@ -71,19 +82,20 @@ def prepare_environment(work_dir: str | None = None) -> bool:
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
     _set_defaults(ALWAYS | FOR_WORKERS)
     _set_defaults({"RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy()))})
+    _set_defaults({ANSWER_TIMEOUT: str(math.ceil(waits.answer_s))})
     if work_dir is not None:
         _set_defaults(LOOPBACK_ONLY)
-        own_haproxy = _own_haproxy(work_dir) if has_haproxy() else {}
+        own_haproxy = _own_haproxy(work_dir, waits) if has_haproxy() else {}
         _set_defaults(own_haproxy)
         return BINARY in own_haproxy and os.environ[BINARY] == own_haproxy[BINARY]
     return False
 
 
-def _own_haproxy(work_dir: str) -> dict[str, str]:
+def _own_haproxy(work_dir: str, waits: Waits) -> dict[str, str]:
     """Files, ports and a binary that no other server on this machine shares."""
     values = {key: os.path.join(work_dir, name) for key, name in HAPROXY_FILES.items()}
     values |= dict(zip(FREE_PORTS, map(str, free_ports(len(FREE_PORTS))), strict=True))
-    wrapper = write_wrapper(work_dir)
+    wrapper = write_wrapper(work_dir, waits)
     return values if wrapper is None else {**values, BINARY: wrapper}
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from ray import serve
@@ -19,13 +20,18 @@ from fewshard_serve.rayserve.hosting import Hosting
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
 from fewshard_serve.rayserve.peers import MergedService
-from fewshard_serve.rayserve.specs import AppSpec, CascadeSpec
+from fewshard_serve.rayserve.scaling import ITEMS, autoscaling
+from fewshard_serve.rayserve.specs import AppSpec, CascadeSpec, HostSpec
+from fewshard_serve.rayserve.starts import counted_start
 
 DEPLOYMENT = "host"
 MAX_ONGOING_REQUESTS = 100_000
 """Far above every admission limit, so that each refusal is ours, with our body."""
-TARGET_ONGOING_REQUESTS = 64
-"""Requests in flight that one replica should have; more make autoscaling add another."""
+HEALTH_PERIOD_S = 2.0
+HEALTH_TIMEOUT_S = 10.0
+"""Three failures in a row replace a replica."""
+SURGE_PERCENT = 100
+"""An update starts as many new replicas, and then stops the old ones."""
 PEER_TIMEOUT_S = 2.0
 PLACING_TIMEOUT_S = 90.0
 """Weights are loaded before a placement is in force."""
@@ -68,6 +74,10 @@ class Host:
         """This replica's, to say that it is there."""
         return self._name
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `ItemsPolicy` reads."""
+        return {ITEMS: self._hosting.num_inflight_items}
+
     async def stats_part(self, model: str) -> ModelStatistics:
         return self._hosting.statistics(model)
 
@@ -105,6 +115,8 @@ class Host:
 
     async def finish_drain(self) -> bool:
         """Return once what is inside is answered; False if time ran out."""
+        # One that has started since the others were told knows nothing of it.
+        self._hosting.begin_drain()
         is_idle = await self._app.idle(self._spec.drain_timeout_s)
         return await self._hosting.finish_drain(self._spec.drain_timeout_s) and is_idle
 
@@ -120,7 +132,12 @@ class Host:
 async def _open(spec: AppSpec) -> Hosting | Cascading:
     if isinstance(spec, CascadeSpec):
         return await Cascading.open(spec, HandleCalls(DEPLOYMENT))
-    return await Hosting.open(spec, HandleCalls(DEPLOYMENT))
+    # Off the loop, which has to answer Serve meanwhile.
+    start = counted_start(spec.starts_dir, spec.app)
+    await asyncio.to_thread(start.__enter__)
+    with ExitStack() as stack:
+        stack.push(start)
+        return await Hosting.open(spec, HandleCalls(DEPLOYMENT))
 
 
 def host_application(spec: AppSpec) -> Any:
@@ -130,12 +147,20 @@ def host_application(spec: AppSpec) -> Any:
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=spec.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        max_surge_percent=_surge_percent(spec),
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
         **_scale(spec),
         **_shards(spec),
     )
     return deployment(serve.ingress()(Host)).bind(spec)
+
+
+def _surge_percent(spec: AppSpec) -> int:
+    """0 where a further replica would wait for ever for a GPU, or for the memory of a whole group."""
+    return 0 if spec.num_gpus or spec.num_shards > 1 else SURGE_PERCENT
 
 
 def _shards(spec: AppSpec) -> dict[str, Any]:
@@ -152,10 +177,5 @@ def _shards(spec: AppSpec) -> dict[str, Any]:
 def _scale(spec: AppSpec) -> dict[str, Any]:
     if spec.min_replicas == spec.max_replicas:
         return {"num_replicas": spec.min_replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": spec.min_replicas,
-            "max_replicas": spec.max_replicas,
-            "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
-        }
-    }
+    assert isinstance(spec, HostSpec), "a cascade has one replica. This is a bug."
+    return {"autoscaling_config": autoscaling(spec.min_replicas, spec.max_replicas, spec.scaling)}

@@ -11,7 +11,7 @@ from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnos
 from fewshard_serve.cores import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
-from fewshard_serve.errors import FewshardError, InternalError, NotReady
+from fewshard_serve.errors import FewshardError, InternalError, NotReady, StartError
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.nvml import energy_reader
@@ -20,9 +20,6 @@ from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.loading import LoadFailure, load_models
 from fewshard_serve.rayserve.shadowing import CALLER, Shadow, ShadowModel, ShadowSpec, shadow_elsewhere
 from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
-
-MAX_STUCK_S = 60.0
-"""A forward pass that takes longer counts as stuck, and the replica is replaced."""
 
 DRAINING = "draining; ask again soon"
 
@@ -129,10 +126,22 @@ class Hosting:
     async def open(cls, spec: HostSpec, calls: HostCalls | None = None) -> "Hosting":
         """Load the models off the event loop; those that fail are kept as not ready, with the reason.
 
-        `calls` reach shadows on other hosts.
+        `calls` reach shadows on other hosts. Raises `StartError` instead where the specification says that
+        all must load.
         """
         process = ModelProcess(num_threads(spec.num_neighbours)) if spec.experts is None else None
-        return cls(spec, await asyncio.to_thread(load_models, spec, process), process, calls)
+        loaded = await asyncio.to_thread(load_models, spec, process)
+        failed = [f"{one.name}: {one.reason}" for one in loaded if isinstance(one, LoadFailure)]
+        if failed and spec.must_load:
+            if process is not None:
+                process.close()
+            raise StartError("; ".join(failed))
+        return cls(spec, loaded, process, calls)
+
+    @property
+    def num_inflight_items(self) -> int:
+        """Items of all models that are queued or run."""
+        return self._engine.num_inflight_items
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -180,7 +189,7 @@ class Hosting:
 
     def check(self) -> None:
         """Raise where the replica should be replaced."""
-        self._engine.check(MAX_STUCK_S)
+        self._engine.check()
         if self._process is not None and self._process.problem:
             raise InternalError(self._process.problem)
 

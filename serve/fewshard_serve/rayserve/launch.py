@@ -16,7 +16,9 @@ from fewshard_serve.errors import StartError
 from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
+from fewshard_serve.rayserve.deploying import ServeDeployer, serve_and_update
 from fewshard_serve.rayserve.environment import prepare_environment
+from fewshard_serve.rayserve.haproxy import Waits, stop_softly
 from fewshard_serve.rayserve.logs import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.loopthread import LoopThread
 from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
@@ -33,16 +35,19 @@ from fewshard_serve.rayserve.specs import (
     share_cores,
     share_gpus,
 )
+from fewshard_serve.rayserve.updating import Updater
 
 EXIT_STOPPED_AT_ONCE = 130
+ANSWER_MARGIN_S = 5.0
+"""A replica that has said nothing for so long after the longest deadline hangs."""
 POLL_S = 0.1
 STATUS_S = 2.0
 """Serve's whole status costs its controller more than asking the gateway does."""
 CALL_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 60.0
 """For the first call, in which Ray Serve also looks for the replicas."""
-LAST_BYTES_S = 0.2
-"""Time for HAProxy to pass on answers that the replicas have already written."""
+LAST_BYTES_S = 0.5
+"""Time for HAProxy to pass on answers that the replicas have already written, and to refuse the rest."""
 
 
 def serve_until_signalled(
@@ -51,10 +56,12 @@ def serve_until_signalled(
     address: str | None = None,
     on_ready: Callable[[], None],
     loader: str = DEFAULT_LOADER,
+    read_again: Callable[[], FewshardConfig] | None = None,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM, then answer what was accepted; returns the exit code.
 
-    `on_ready` is called once every model answers over HTTP. Raises `StartError` where the port is taken, Ray
+    `on_ready` is called once every model answers over HTTP. `read_again` gives the configuration that SIGHUP
+    asks to take over; None: the same once more. Raises `StartError` where the port is taken, Ray
     cannot start, or a model cannot be loaded.
     """
     if address is None:
@@ -62,9 +69,14 @@ def serve_until_signalled(
     try:
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
-            has_own_haproxy = prepare_environment(work_dir)
+            has_own_haproxy = prepare_environment(work_dir, _waits(config))
             doors = door_settings(config, own_stderr() if address is None else "", has_own_haproxy)
-            hosts = plan_hosts(config, loader, doors)
+            starts_dir = work_dir or ""
+
+            def plan(wanted: FewshardConfig) -> list[HostSpec]:
+                return [replace(host, starts_dir=starts_dir) for host in plan_hosts(wanted, loader, doors)]
+
+            hosts = plan(config)
             cascades = plan_cascades(config, hosts)
             stop = stack.enter_context(stop_request())
             stack.enter_context(ray_cluster(address, num_cpus_wanted([*hosts, *cascades])))
@@ -74,11 +86,36 @@ def serve_until_signalled(
             )
             if running.wait_until_ready(stop):
                 on_ready()
-                stop.wait()
+                updating = Updater(
+                    config,
+                    running.hosts,
+                    lambda wanted: _for_cluster(plan(wanted), owns_ray=address is None),
+                    deployer := ServeDeployer(),
+                    lambda: stop.is_asked,
+                )
+                serve_and_update(stop, updating, deployer, running.hosts, read_again or (lambda: config))
                 running.drain()
+                if work_dir is not None:
+                    stop_softly(work_dir)
+                    time.sleep(LAST_BYTES_S)
     except StoppedAtOnce:
         return EXIT_STOPPED_AT_ONCE
     return 0
+
+
+def _waits(config: FewshardConfig) -> Waits:
+    longest_s = max(model.engine_settings.deadline_s for model in config.models)
+    num_stages = max((len(cascade.stages) for cascade in config.cascades), default=1)
+    return Waits(config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S)
+
+
+def _for_cluster(hosts: list[HostSpec], owns_ray: bool) -> list[HostSpec]:
+    """With what depends on the cluster."""
+    import ray
+
+    hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
+    hosts = share_cores(hosts, sum(node["Alive"] for node in ray.nodes()))
+    return [replace(host, is_on_one_machine=owns_ray) for host in hosts]
 
 
 @contextmanager
@@ -97,15 +134,12 @@ def _deployed(
     owns_ray: bool,
 ) -> Iterator["Running"]:
     """All applications, taken down at the end where the Ray they run on is not ours."""
-    import ray
     from ray import serve
 
     from fewshard_serve.rayserve.gateway import gateway_application
     from fewshard_serve.rayserve.host import host_application
 
-    hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
-    hosts = share_cores(hosts, sum(node["Alive"] for node in ray.nodes()))
-    hosts = [replace(host, is_on_one_machine=owns_ray) for host in hosts]
+    hosts = _for_cluster(hosts, owns_ray)
     _start_serve(server, owns_ray)
     apps: list[AppSpec] = [*hosts, *cascades]
     targets = [serve.RunTarget(host_application(app), app.app, app.route_prefix) for app in apps]
@@ -154,6 +188,10 @@ class Running:
         self._server = server
         self._told: dict[str, str] = {}
 
+    @property
+    def hosts(self) -> list[HostSpec]:
+        return [app for app in self._apps if isinstance(app, HostSpec)]
+
     def wait_until_ready(self, stop: StopRequest) -> bool:
         """Wait until every model answers; False if a stop was asked for. Raises `StartError`.
 
@@ -188,7 +226,6 @@ class Running:
                 [handle for handle, its in zip(self._handles, kinds, strict=True) if its is kind],
                 "finish_drain",
             )
-        time.sleep(LAST_BYTES_S)
 
     def _tell(self, handles: Sequence[Any], method: str) -> None:
         from fewshard_serve.rayserve.handles import ask_all

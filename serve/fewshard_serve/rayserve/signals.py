@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM while a server runs: the first asks for a drain, the second ends at once."""
+"""Signals while a server runs: the first Ctrl-C or SIGTERM asks for a drain, the second ends at once; SIGHUP
+asks for the configuration to be read again, unless it comes because the terminal was closed: that is a stop.
+"""
 
 import os
 import signal
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StoppedAtOnce(BaseException):
@@ -20,6 +22,8 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._num_signals = 0
+        self._is_reload_asked = False
+        self._had_terminal = has_terminal()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the first signal; False if none came in time."""
@@ -29,8 +33,16 @@ class StopRequest:
     def is_asked(self) -> bool:
         return self._asked.is_set()
 
+    def take_reload(self) -> bool:
+        """Whether SIGHUP has come since the last call."""
+        asked, self._is_reload_asked = self._is_reload_asked, False
+        return asked
+
     def handle(self, number: int, _: FrameType | None) -> None:
         """The signal handler; runs in the main thread."""
+        if number == signal.SIGHUP and has_terminal() >= self._had_terminal:
+            self._is_reload_asked = True
+            return
         self._num_signals += 1
         self._asked.set()
         if self._num_signals == 2:
@@ -39,9 +51,18 @@ class StopRequest:
             os._exit(128 + number)
 
 
+def has_terminal() -> bool:
+    """Whether a terminal controls this process, and is still open."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Handle both signals inside, and put the former handlers back."""
+    """Handle the signals inside, and put the former handlers back."""
     request = StopRequest()
     former = {number: signal.getsignal(number) for number in SIGNALS}
     listen(request)

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig
-from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.engine.settings import EngineSettings, Scaling
 from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import DoorSettings
@@ -26,7 +27,7 @@ DRAIN_MARGIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model of a host."""
+    """One model of a host. `stamp` differs where the files of a directory do."""
 
     name: str
     path: str
@@ -37,6 +38,7 @@ class ModelSpec:
     cost: CostSettings = CostSettings()  # noqa: RUF009  it is frozen
     shadow: ShadowSpec | None = None
     diagnostics_share: float = 0.0
+    stamp: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class HostSpec:
 
     `num_gpus`: of each replica, or of each shard where these are several. `num_neighbours`: processes
     that share the cores of a machine with it, itself included. `is_on_one_machine`: nothing of it
-    can be elsewhere, so that its processes need not be reached from outside.
+    can be elsewhere, so that its processes need not be reached from outside. `must_load`: a replica does not
+    start where one of its models cannot be loaded. `starts_dir`: where its machine counts starts.
     """
 
     app: str
@@ -60,6 +63,9 @@ class HostSpec:
     doors: DoorSettings = field(default_factory=DoorSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     is_on_one_machine: bool = False
+    scaling: Scaling = field(default_factory=Scaling)
+    must_load: bool = False
+    starts_dir: str = ""
 
     @property
     def deadline_s(self) -> float:
@@ -222,7 +228,8 @@ def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
 def _own_host(model: ModelConfig, config: FewshardConfig, loader: str) -> HostSpec:
     counts = (model.replicas.min, model.replicas.max) if model.replicas else (1, 1)
     prefix = f"{MODELS_PREFIX}/{model.name}"
-    return HostSpec(_app_of(model), prefix, (_model_spec(model, config),), *counts, loader=loader)
+    own = HostSpec(_app_of(model), prefix, (_model_spec(model, config),), *counts, loader=loader)
+    return replace(own, scaling=model.replicas.scaling) if model.replicas else own
 
 
 def _app_of(model: ModelConfig) -> str:
@@ -248,4 +255,15 @@ def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
         model.cost.settings,
         _shadow_spec(model, config),
         model.diagnostics_share,
+        _stamp(model.path),
     )
+
+
+def _stamp(path: str) -> str:
+    """When the files of a directory were last changed, and their size; "" where there is none here."""
+    try:
+        files = [file.stat() for file in Path(path).iterdir()]
+    except OSError:
+        return ""
+    newest_ns = max((file.st_mtime_ns for file in files), default=0)
+    return f"{newest_ns}:{len(files)}:{sum(file.st_size for file in files)}"

@@ -11,6 +11,7 @@ import pytest
 
 from fewshard_serve.core import Caller, TextInput
 from fewshard_serve.engine import Engine, EngineSettings
+from fewshard_serve.engine.pace import Pace
 from fewshard_serve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -261,19 +262,28 @@ async def test_drain_answers_what_was_admitted_and_refuses_the_rest(model):
 
 
 @on_a_loop
-async def test_check_tells_a_stuck_pass_from_a_healthy_engine(model):
-    async with Opened(model) as opened:
-        opened.engine.check(max_stuck_s=0.05)
+async def test_a_stuck_pass_sends_those_who_wait_elsewhere(model):
+    async with Opened(model, max_items=1) as opened:
+        opened.engine.served["fake"].lane.pace = Pace(min_s=0.1, max_s=0.1)
+        opened.engine.check()
         model.gate.clear()
-        stuck = asyncio.create_task(opened.classify("1"))
+        inside = [asyncio.create_task(opened.classify(text)) for text in "12"]
         await until(model.running.is_set)
-        await asyncio.sleep(0.1)
-        with pytest.raises(InternalError, match="forward pass"):
-            opened.engine.check(max_stuck_s=0.05)
-        opened.engine.check(max_stuck_s=5)
+        opened.engine.check()
+        await asyncio.sleep(0.15)
+        with pytest.raises(InternalError, match="hangs"):
+            opened.engine.check()
+        for task in inside:
+            with pytest.raises(NotReady, match="being replaced"):
+                await task
+        with pytest.raises(NotReady, match="being replaced"):
+            await opened.classify("3")
         model.gate.set()
-        await stuck
-        opened.engine.check(max_stuck_s=0.05)
+        await until(lambda: len(model.batches) == 1 and not opened.engine.num_inflight_items)
+        await asyncio.sleep(0.05)
+        opened.engine.check()
+        assert (await opened.classify("4")).logits[0, 0] == 4
+        assert len(model.batches) == 2, "what was sent elsewhere is not run here"
 
 
 @on_a_loop

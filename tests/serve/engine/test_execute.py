@@ -83,3 +83,43 @@ def test_every_item_gets_its_own_outcome(new_model, texts):
     expected = {"1": 1.0, "2": 2.0, "crash": InternalError, "nan": InternalError, "refuse": UnusableItem}
     executed = execute(new_model(), items_of(texts))
     assert [outcome_of(executed, index) for index in range(len(texts))] == [expected[text] for text in texts]
+
+
+class TorchsOutOfMemoryError(RuntimeError):
+    """As torch.OutOfMemoryError, by name and words."""
+
+
+TorchsOutOfMemoryError.__name__ = "OutOfMemoryError"
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    TorchsOutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_batch_without_room_in_memory_is_split_and_says_so(model, error):
+    def run(items):
+        if len(items) > 2:
+            raise error
+        return ModelOutput(np.array([[float(item.features), 0.0] for item in items], np.float32))
+
+    model.run = run
+    executed = execute(model, items_of("12345"))
+    assert [outcome_of(executed, index) for index in range(5)] == [1, 2, 3, 4, 5]
+    assert executed.was_out_of_memory
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(model):
+    assert not execute(model, items_of(["1", "crash"])).was_out_of_memory
+
+
+def test_an_item_without_room_even_alone_is_told_so(model):
+    def run(items):
+        raise MemoryError
+
+    model.run = run
+    executed = execute(model, items_of("1"))
+    assert executed.was_out_of_memory
+    assert "not enough memory" in str(executed.outcomes[0])

@@ -3,9 +3,10 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from fewshard_serve.core import Item
+from fewshard_serve.core import Item, ModelOutput
 from fewshard_serve.engine.queue import Entry
 from fewshard_serve.engine.runner import Lane, Runner
 from fewshard_serve.engine.settings import EngineSettings
@@ -235,3 +236,22 @@ def test_many_submitters_lose_nothing(bench, new_model):
     answers = sorted(int(resolution.outcome[0]) for resolution in one.outcomes())
     assert answers == sorted(worker * 1000 + number for worker in range(4) for number in range(100))
     assert sum(stats.num_items for stats in one.stats) == 400
+
+
+def test_after_running_out_of_memory_batches_are_smaller(bench, model, caplog):
+    def run(items):
+        sizes.append(len(items))
+        if len(items) > 3:
+            raise MemoryError
+        return ModelOutput(np.array([[float(item.features), 0.0] for item in items], np.float32))
+
+    lane, sizes, model.run = Lane(model, EngineSettings()), [], run
+    one = bench(lane)
+    one.submit(lane, *"123456")
+    one.wait_for(6)
+    assert sizes == [6, 3, 3]
+    assert (lane.settings.max_items, lane.settings.max_tokens) == (3, 3)
+    assert "out of memory; batches now hold 3 tokens and 3 items" in caplog.text
+    one.submit(lane, *"123456")
+    one.wait_for(12)
+    assert sizes == [6, 3, 3, 3, 3]

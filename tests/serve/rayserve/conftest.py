@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -52,9 +53,11 @@ class Server:
         self.config = config
         self.lines = []
         self._seen = queue.SimpleQueue()
+        self._file = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115  lives as long as this
+        self.write(config)
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "serve_fakes.py"), json.dumps(config)],
+            [sys.executable, str(HERE / "serve_fakes.py"), self._file.name],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -70,6 +73,25 @@ class Server:
     @property
     def output(self):
         return "".join(self.lines)
+
+    def write(self, config):
+        """What the server reads at its start, and again on SIGHUP."""
+        self.config = config
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump(config, self._file)
+        self._file.flush()
+
+    def wait_for(self, words, timeout_s=START_TIMEOUT_S):
+        give_up_at = time.monotonic() + timeout_s
+        while words not in self.output:
+            assert time.monotonic() < give_up_at, f"the server has not said {words!r}:\n{self.output}"
+            time.sleep(0.1)
+
+    def replicas(self, model):
+        """Ids of the processes of a model that has its own."""
+        title = f"ServeReplica:model-{model}:".encode()
+        return [pid for pid in self.processes() if title in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def _read(self):
         for line in self.process.stdout:

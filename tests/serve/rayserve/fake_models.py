@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class FakePreparing:
 
 class FakeModel(Model):
     """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "crash"
-    raises, "die" ends the process."""
+    raises, "die" ends the process. "hang F" sleeps for ever for the first who asks, and leaves the file F."""
 
     preparing = FakePreparing()
 
@@ -60,6 +61,11 @@ class FakeModel(Model):
             raise RuntimeError("device trouble")
         if text == "die":
             os._exit(1)
+        if text.startswith("hang") and not Path(text.split()[1]).exists():
+            Path(text.split()[1]).touch()
+            time.sleep(3600)
+        if text.startswith("hang"):
+            text = "1"
         if text.startswith("sleep"):
             time.sleep(float(text.split()[1]))
             text = "1"
@@ -92,7 +98,9 @@ class FakeModel(Model):
 
 
 def load_model(name, path, device, dtype):
-    """`path` is the kind; "missing" cannot be loaded."""
+    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process."""
+    if path == "deadly":
+        os._exit(1)
     if path == "missing":
         raise FileNotFoundError(f"no checkpoint for {name}")
     return FakeModel(name, path)

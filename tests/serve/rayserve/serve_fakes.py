@@ -2,16 +2,25 @@
 
 import json
 import sys
+from pathlib import Path
 
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve.launch import serve_until_signalled
 
 if __name__ == "__main__":
-    config = FewshardConfig.model_validate(json.loads(sys.argv[1]))
+
+    def read():
+        """The file is written again for an update."""
+        return FewshardConfig.model_validate(json.loads(Path(sys.argv[1]).read_text()))
+
+    config = read()
     try:
         status = serve_until_signalled(
-            config, on_ready=lambda: print("READY", flush=True), loader="fake_models:load_model"
+            config,
+            on_ready=lambda: print("READY", flush=True),
+            loader="fake_models:load_model",
+            read_again=read,
         )
     except StartError as error:
         print(f"StartError: {error}", flush=True)

@@ -34,7 +34,7 @@ class Hosts:
     async def one(self, app, method, *args):
         self.asked.append((app, method, *args))
         answer = self.answers[f"{app}_{method}"].pop(0)
-        if isinstance(answer, Exception) and not isinstance(answer, UnusableItem):
+        if isinstance(answer, RuntimeError):
             raise answer
         return answer
 
@@ -136,6 +136,14 @@ def test_a_replica_that_dies_costs_latency_not_the_answer():
 def test_no_replica_at_all_is_not_ready():
     hosts = Hosts(own_classify_for_gateway=[RuntimeError("dead"), RuntimeError("dead"), ANSWER])
     with pytest.raises(NotReady, match="no replica of c"):
+        classify(directory(hosts), "c")
+
+
+def test_a_replica_that_cannot_is_not_the_last_word():
+    hosts = Hosts(own_classify_for_gateway=[NotReady("it hangs"), ANSWER])
+    assert classify(directory(hosts), "c") is ANSWER
+    hosts = Hosts(own_classify_for_gateway=[NotReady("it hangs"), NotReady("so does this"), ANSWER])
+    with pytest.raises(NotReady, match="so does this"):
         classify(directory(hosts), "c")
 
 

@@ -1,0 +1,112 @@
+"""A real server whose replicas are killed, hang, are updated, or die while they load. Tests run in order."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+
+import httpx
+import pytest
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+MODELS = [{"name": "twice", "path": "dense", "replicas": {"min": 2}}]
+
+
+@pytest.fixture(scope="module")
+def server(start_server):
+    return start_server(MODELS).wait_until_ready()
+
+
+class Clients:
+    """Eight that send one request after the other on lasting connections, and never again what failed."""
+
+    def __init__(self, server, model):
+        self.outcomes, self._stop = Counter(), threading.Event()
+        self._url = f"{server.url}/v2/models/{model}/classify"
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(8)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _run(self):
+        with httpx.Client(timeout=40) as session:
+            while not self._stop.is_set():
+                try:
+                    self.outcomes[session.post(self._url, json={"inputs": "sleep 0.01"}).status_code] += 1
+                except httpx.HTTPError as error:
+                    self.outcomes[repr(error)] += 1
+
+
+def until(condition, within_s=90):
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.2)
+
+
+def has_two_others(server, before):
+    """Whether two replicas answer, and these are not those of `before`."""
+    stats = httpx.get(f"{server.url}/v2/models/twice/stats", timeout=10)
+    is_whole = stats.status_code == 200 and stats.json()["replicas"] == 2
+    return is_whole and not before & set(server.replicas("twice"))
+
+
+def test_a_killed_replica_costs_no_request(server):
+    (first, second) = server.replicas("twice")
+    with Clients(server, "twice") as clients:
+        time.sleep(1)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: has_two_others(server, {first}))
+    assert set(clients.outcomes) == {200}
+    assert second in server.replicas("twice")
+
+
+def test_a_hanging_model_is_found_in_seconds_and_nobody_waits_for_it(server, tmp_path):
+    before = set(server.replicas("twice"))
+    for _ in range(10):
+        server.classify("twice", "1")
+    began_at = time.monotonic()
+    answer = server.classify("twice", f"hang {tmp_path / 'hung'}", timeout_s=40)
+    assert answer.status_code == 200, answer.text
+    assert time.monotonic() - began_at < 10
+    until(lambda: len(before & set(server.replicas("twice"))) == 1)
+    assert time.monotonic() - began_at < 45
+
+
+def test_a_changed_file_replaces_the_model_without_losing_a_request(server):
+    until(lambda: has_two_others(server, set()))
+    before = set(server.replicas("twice"))
+    server.write({**server.config, "models": [{**MODELS[0], "path": "moe"}]})
+    with Clients(server, "twice") as clients:
+        server.signal(signal.SIGHUP)
+        server.wait_for("updated twice")
+        until(lambda: has_two_others(server, before))
+    assert set(clients.outcomes) == {200}
+    config = httpx.get(f"{server.url}/v2/models/twice/config").json()
+    assert config["kind"] == "moe"
+
+
+def test_an_update_that_cannot_be_loaded_changes_nothing(server):
+    server.write({**server.config, "models": [{**MODELS[0], "path": "missing"}]})
+    with Clients(server, "twice") as clients:
+        server.signal(signal.SIGHUP)
+        server.wait_for("no checkpoint for twice")
+        server.wait_for("not updated: model-twice")
+    assert set(clients.outcomes) == {200}
+    assert server.classify("twice", "1").json()["predictions"]
+
+
+def test_replicas_that_die_at_their_start_wait_and_say_why(start_server):
+    server = start_server([{"name": "bad", "path": "deadly", "replicas": {"min": 1}}])
+    assert server.wait() == 1
+    assert "model-bad: 1 replicas have died or failed while they started" in server.output
+    assert "the application model-bad cannot start" in server.output
