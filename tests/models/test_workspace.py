@@ -62,4 +62,4 @@ def test_recipes_by_tier_and_by_bare_name():
         find("huge/sst2-moe")
     assert sum(len(of_tier(tier)) for tier in TIERS) == len(RECIPES)
     for name, recipe in RECIPES.items():
-        assert recipe.start is None or find(recipe.start).tier == recipe.tier, name
+        assert all(find(start).tier == recipe.tier for start in recipe.starts), name
