@@ -131,14 +131,16 @@ def test_models_lists_it(running: Running) -> None:
     assert line.split()[:4] == ["words", "READY", "text", "dense"]
 
 
-@pytest.mark.parametrize("scenario", ["classify", "infer", "open-loop"])
-def test_the_load_generator_gets_good_answers_alone(running: Running, scenario: str) -> None:
+@pytest.mark.parametrize(("protocol", "rate"), [("classify", None), ("json", None), ("binary", 20.0)])
+def test_the_load_generator_gets_good_answers_alone(
+    running: Running, protocol: str, rate: float | None
+) -> None:
     plan = Plan(
         running.url,
         "words",
-        scenario=scenario,  # type: ignore[arg-type] # parametrize knows no Literal
+        protocol=protocol,
         num_users=4,
-        rate=20,
+        rate=rate,
         duration_s=1.5,
         warmup_s=0.5,
     )
