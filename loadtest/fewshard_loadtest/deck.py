@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from fewshard_loadtest.dialects import DIALECTS
 from fewshard_loadtest.measure import Plan
@@ -19,7 +20,11 @@ class Deck:
         self._payload = payload
         self._made: dict[tuple[str, int], Request] = {}
         self._rng = random.Random(plan.seed)
-        self._rounds = {model: _rounds(len(payload), f"{plan.seed}/{model}") for model in plan.models}
+        # Every model gets the same items in the same order, so that their answers can be paired.
+        self._rounds = {
+            model: islice(_rounds(len(payload), f"{plan.seed}"), plan.skip % len(payload), None)
+            for model in plan.models
+        }
         self._models = plan.models
         self._shares = [share for _, share in plan.mix] or [1.0]
 

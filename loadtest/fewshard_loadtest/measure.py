@@ -16,7 +16,8 @@ class Plan:
     Without `rate` and `stages` the loop is closed: `num_users` each send when the last answer has come. With
     `rate` (requests per second of all users together) it is open, with `stages` open at changing rates.
     `mix`: shares of several models instead of `model` alone. What is sent in the first `warmup_s` is answered
-    but not counted. `num_items` texts or images a request. `protocol` is one of `protocols.PROTOCOLS`,
+    but not counted. `num_items` texts or images a request; the first `skip` items of the round are left for
+    later. `protocol` is one of `protocols.PROTOCOLS`,
     `payload` what `payloads.load` knows; `dialect` names another server's kind (`dialects`). `host` is a URL,
     or host:port of gRPC. `server_pid`, where not 0, is the process whose CPU time is read.
     """
@@ -33,6 +34,7 @@ class Plan:
     warmup_s: float = 1.0
     num_items: int = 1
     seed: int = 0
+    skip: int = 0
     dialect: str = "fewshard"
     server_pid: int = 0
 

@@ -127,9 +127,10 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _table(path: Path, delimiter: str) -> list[Any]:
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     with _open(path) as file:
-        return [*csv.DictReader(file, delimiter=delimiter, quoting=quoting)]
+        if delimiter == "\t":
+            return [*csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)]
+        return [*csv.DictReader(file, delimiter=delimiter)]
 
 
 def _jsonl(path: Path) -> list[Any]:

@@ -84,8 +84,8 @@ def record(samples: Sequence[Sample], begun_at: float, measured_s: float) -> Rec
                 sample.lag_ms,
                 sample.item,
                 models[sample.model],
-                labels.get(sample.label, -1),
-                errors.get(sample.error, -1),
+                -1 if sample.label is None else labels[sample.label],
+                -1 if sample.error is None else errors[sample.error],
             )
             for sample in sorted(samples, key=lambda sample: sample.sent_at)
         ],
@@ -120,6 +120,6 @@ def samples_of(recording: Recording) -> list[Sample]:
     ]
 
 
-def _names(names: Iterable[str | None]) -> dict[str | None, int]:
+def _names(names: Iterable[str | None]) -> dict[str, int]:
     """Each name once, with its place."""
     return {name: place for place, name in enumerate(dict.fromkeys(n for n in names if n is not None))}

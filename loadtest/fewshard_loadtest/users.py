@@ -102,7 +102,8 @@ class GrpcAsking(Asking, User):
     def send(self, due_at: float | None = None) -> bool:
         import grpc
 
-        request, error = self.deck.draw(), None
+        request = self.deck.draw()
+        error: Exception | None = None
         context = about(request, due_at)
         begun_at, begun = time.time(), time.perf_counter()
         body = b""
