@@ -88,6 +88,8 @@ class Campaign:
     def _search(self, repeat: int, number: int, load: Search, models: Sequence[str]) -> None:
         """All models' searches in step: each does its next one before any does the one after."""
         searches = {model: self._bisection(repeat, number, load, model) for model in models}
+        # Whether the generator was at its end each time that a rate failed.
+        limited: dict[tuple[str, float], bool] = {}
         while open_ones := [model for model in models if not searches[model].is_done]:
             for model in open_ones:
                 rate = searches[model].next_rate()
@@ -95,10 +97,12 @@ class Campaign:
                     repeat, number, load.kind, model, replace(self._plan(repeat, model, load), rate=rate)
                 )
                 searches[model].tell(rate, bool(leg.is_kept))
-                if leg.is_limited and not leg.is_kept and model not in self.run.limited:
-                    self.run.limited.append(model)
+                if not leg.is_kept:
+                    limited[model, rate] = limited.get((model, rate), True) and leg.is_limited
         for model in models:
-            found = searches[model].sustained
+            found, failed = searches[model].sustained, searches[model].failed
+            if limited.get((model, failed or 0.0)) and model not in self.run.limited:
+                self.run.limited.append(model)
             self.run.sustained.setdefault(str(number), {}).setdefault(model, []).append(found)
             self.say(
                 f"{model} sustains {'nothing' if found is None else f'{found:.1f} requests/s'} within the SLO"

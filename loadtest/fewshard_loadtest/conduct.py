@@ -27,7 +27,7 @@ from fewshard_loadtest.scenario import Scenario
 
 PACKAGES = ("fewshard", "torch", "transformers", "ray", "locust")
 WARMUP_USERS = 4
-WARMUP_S = 2.0
+MIN_WARMUP_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
         with _target(scenario, folder, say) as target:
             campaign = _campaign(scenario, folder, run, target, payloads, say)
             _warm_up(campaign)
-            run.generator_ceiling = generator_ceiling(campaign)
+            if scenario.calibrate:
+                run.generator_ceiling = generator_ceiling(campaign)
             campaign.carry_out()
     except KeyboardInterrupt:
         run.partial = "interrupted"
@@ -120,7 +121,7 @@ def _warm_up(campaign: Campaign) -> None:
             model,
             payload=getattr(campaign.scenario.payload, campaign.tasks[model]),
             num_users=WARMUP_USERS,
-            duration_s=WARMUP_S,
+            duration_s=max(campaign.scenario.warmup_s, MIN_WARMUP_S),
             warmup_s=0.0,
         )
         result = run_headless(plan)

@@ -200,6 +200,7 @@ class Scenario(Section):
     repeats: Count = 3
     seed: int = 0
     generators: Count = 1
+    calibrate: bool = True
     price: PricePart | None = None
     energy: EnergyPart = EnergyPart()
     fleet: FleetPart = FleetPart()

@@ -1,8 +1,9 @@
 """A server of known service time, for the tests: one item after the other, each for its model's time.
 
 Run as a program: `simulated_server.py PORT '{"dense": {"ms": 10}, …}'`. It speaks what a load test asks of a
-server: `/classify`, `/config`, `/stats`, `/metrics` and liveness. It computes nothing, so the machine stays free.
-A model may say `wrong` (share of wrong answers), `fail_after` (requests until each answers 500) and `die_after`.
+server: `/classify`, `/config`, `/stats`, `/metrics` and liveness. It computes nothing, so the machine stays
+free. A model may say `wrong` (share of wrong answers), `fail_after` (requests until each answers 500) and
+`die_after`.
 """
 
 import asyncio
@@ -70,7 +71,8 @@ def stats(name: str) -> dict:
 def metrics() -> bytes:
     lines = ["# TYPE fewshard_expert_tokens_total counter"]
     lines += [
-        f'fewshard_expert_tokens_total{{model="{name}",layer="0",expert="{expert}"}} {asked[name] * (expert + 1)}'
+        f'fewshard_expert_tokens_total{{model="{name}",layer="0",expert="{expert}"}} '
+        f"{asked[name] * (expert + 1)}"
         for name, model in MODELS.items()
         if model.get("kind") == "moe"
         for expert in range(3)

@@ -15,13 +15,13 @@ LABEL_GAP = 14
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points in the order they are joined. `rings`: those drawn hollow, for instance because they failed."""
+    """Points in the order they are joined. `dots`: marks beside the line, each hollow or not."""
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: str = COLOURS[0]
     dash: str = ""
-    rings: frozenset[int] = frozenset()
+    dots: Sequence[tuple[float, float, bool]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ def lines(
     y: Axis,
     limit: tuple[float, str] | None = None,
     y_tick: Callable[[float], str] | None = None,
-    marks: bool = True,
 ) -> str:
     """`limit`: a horizontal line with its words, as an SLO. Names stand at the ends of their lines."""
     drawn = [one for one in series if one.points]
-    xs = [point[0] for one in drawn for point in one.points]
-    ys = [point[1] for one in drawn for point in one.points] + ([limit[0]] if limit else [])
+    shown = [point for one in drawn for point in (*one.points, *(dot[:2] for dot in one.dots))]
+    xs = [point[0] for point in shown]
+    ys = [point[1] for point in shown] + ([limit[0]] if limit else [])
     across = _Scale(x, LEFT, WIDTH - RIGHT).fit(xs)
     up = _Scale(y, HEIGHT - BOTTOM, TOP).fit(ys)
     parts = [_frame(across, up, y_tick)]
@@ -103,11 +103,7 @@ def lines(
         parts.append(_text(LEFT + 6, at - 5, limit[1], "start", "#a00"))
     for one in drawn:
         parts.append(_path([(across(a), up(b)) for a, b in one.points], one.colour, one.dash))
-        parts += [
-            _mark(across(a), up(b), one.colour, number in one.rings)
-            for number, (a, b) in enumerate(one.points)
-            if marks
-        ]
+        parts += [_mark(across(a), up(b), one.colour, is_ring) for a, b, is_ring in one.dots]
     ends = [(up(one.points[-1][1]), across(one.points[-1][0]), one) for one in drawn]
     parts += _end_labels(ends)
     return _svg(parts)

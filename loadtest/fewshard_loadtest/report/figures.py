@@ -57,8 +57,8 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """In the price's currency. `low`, `high`: from the interval of the sustained rate; `by_slo` and
-    `by_batch`: per million where the SLO, or the items a request, are others; `by_price` where the price is."""
+    """In the price's currency. `low`, `high`: from the interval of the sustained rate. `by_slo`, `by_batch`
+    and `by_price`: a million where the SLO, the items a request or the price are others."""
 
     per_million: float
     low: float | None

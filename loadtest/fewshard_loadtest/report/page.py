@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from html import escape
+from statistics import median
 
 from fewshard_loadtest.report import charts, tables
 from fewshard_loadtest.report.charts import COLOURS, DASHES, Axis, Series
@@ -10,6 +11,8 @@ from fewshard_loadtest.report.figures import Figures, ModelFigures
 from fewshard_loadtest.report.tables import Table
 from fewshard_loadtest.report.verdict import break_even, verdicts, warnings
 from fewshard_loadtest.report.words import milliseconds, percent
+
+SAME_RATE = 1.03
 
 STYLE = """
 :root { color-scheme: light; }
@@ -108,12 +111,12 @@ def _curve(figures: Figures, models: Sequence[ModelFigures], suffix: str) -> str
     look = _colours(figures)
     series = []
     for model in models:
-        points = [point for point in model.curve if point.p99_ms is not None]
-        failed = frozenset(
-            number for number, point in enumerate(points) if point.error_share > figures.slo.max_errors
-        )
-        path = [(point.rate, point.p99_ms or 0.0) for point in points]
-        series.append(Series(model.name, path, *look[model.name], failed))
+        dots = [
+            (point.rate, point.p99_ms, point.error_share > figures.slo.max_errors)
+            for point in model.curve
+            if point.p99_ms is not None
+        ]
+        series.append(Series(model.name, _middle(dots), *look[model.name], dots))
     if not any(one.points for one in series):
         return ""
     limit = (figures.slo.p99_ms, f"SLO {figures.slo.p99_ms:g} ms")
@@ -123,12 +126,24 @@ def _curve(figures: Figures, models: Sequence[ModelFigures], suffix: str) -> str
     return _section(
         f"Latency against load{suffix}",
         chart,
-        "One point a run: how long all but the slowest hundredth waited at that load, counted from "
+        "One point a run, a line through their middle: how long all but the slowest hundredth waited "
+        "at that load, counted from "
         "the moment "
         "each request was due. Where a line leaves the SLO, the model is at its end; hollow points "
         "had errors "
         "beyond the SLO.",
     )
+
+
+def _middle(dots: Sequence[tuple[float, float, bool]]) -> list[tuple[float, float]]:
+    """The median latency at each rate; rates within three percent of each other are one."""
+    groups: list[list[tuple[float, float, bool]]] = []
+    for dot in dots:
+        if groups and dot[0] <= SAME_RATE * groups[-1][0][0]:
+            groups[-1].append(dot)
+        else:
+            groups.append([dot])
+    return [(median(dot[0] for dot in group), median(dot[1] for dot in group)) for group in groups]
 
 
 def _distribution(figures: Figures, models: Sequence[ModelFigures], suffix: str) -> str:
@@ -150,7 +165,6 @@ def _distribution(figures: Figures, models: Sequence[ModelFigures], suffix: str)
         Axis("latency, ms", is_log=True),
         Axis("share that waits longer", is_log=True, low=0.001, high=1.0),
         y_tick=lambda share: f"{100 * share:g} %",
-        marks=False,
     )
     note = ", ".join(
         f"{model.name} p50 {milliseconds(model.at_slo.p50_ms)}, p95 {milliseconds(model.at_slo.p95_ms)}, "
@@ -242,8 +256,8 @@ def _moments(figures: Figures, name: str) -> str:
     if not any(one.points for one in waits):
         return ""
     time = Axis("seconds", low=0.0)
-    chart = charts.lines(waits, time, Axis("p99 latency, ms", is_log=True), marks=False)
-    rates = charts.lines(sent, time, Axis("predictions sent per second", low=0.0), marks=False)
+    chart = charts.lines(waits, time, Axis("p99 latency, ms", is_log=True))
+    rates = charts.lines(sent, time, Axis("predictions sent per second", low=0.0))
     kind = name.partition(" ")[0]
     return _section(
         f"In the course of time: {kind}",
@@ -291,7 +305,7 @@ def _environment(figures: Figures) -> str:
         '<section class="long"><h2>How it was measured</h2>'
         f"<pre>{escape(run.command)}</pre><table>{machine}{models}</table>"
         f"<h3>Scenario</h3><pre>{scenario}</pre>"
-        f'<p class="note">{len(run.legs)} runs of the generator; each one\'s raw samples lie in samples/ beside '
+        f'<p class="note">{len(run.legs)} runs of the generator; the raw samples lie in samples/ beside '
         "run.json, and every figure here is computed from them. docs/reading-reports.md explains "
         "each, and the "
         "traps; docs/cost.md has the formulas.</p></section>"
