@@ -8,6 +8,7 @@ from fewshard_loadtest.measure import Result
 FIRST_GROWTH = 1.6
 NEXT_GROWTH = 1.1
 """Of a repeat, which begins where the last one ended."""
+DESCENT = 4.0
 MAX_TRIES = 2
 ANSWERED_SHARE = 0.95
 LOWEST_RATE = 0.5
@@ -45,7 +46,7 @@ class Bisection:
             return self.start
         if self.kept is None:
             assert self.failed is not None
-            return max(self._repeat() or self.failed / self.growth, LOWEST_RATE)
+            return max(self._repeat() or self.failed / DESCENT, LOWEST_RATE)
         if self.failed is None:
             return self._repeat() or self.kept * self.growth
         return self._repeat() or math.sqrt(self.kept * self.failed)

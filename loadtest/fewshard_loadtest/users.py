@@ -21,6 +21,7 @@ from fewshard_loadtest.protocols import PROTOCOLS, Request
 NETWORK_TIMEOUT_S = 30.0
 MAX_IN_FLIGHT = 4096
 PAUSE_AFTER_NO_ANSWER_S = 0.05
+TAIL_S = 2.0
 
 
 class Asking:
@@ -153,7 +154,7 @@ class OpenLoop(Asking):
     concurrency = MAX_IN_FLIGHT
 
     def on_start(self) -> None:
-        """Draw the schedule and wait for its first request."""
+        """Draw the schedule."""
         super().on_start()
         self._pool = Pool()
         seed = f"{self.seed}/{self.number}"
@@ -163,12 +164,12 @@ class OpenLoop(Asking):
         )
         self._begun_at = time.perf_counter()
         self._draw_next()
-        gevent.sleep(self.wait_time())
 
     def send_what_is_due(self) -> None:
-        """Send one request and leave it to its greenlet."""
-        self._pool.spawn(self.send, self._due_at)
-        self._draw_next()
+        """Send one request and leave it to its greenlet; nothing yet where none is due, as at the start."""
+        if self.wait_time() == 0:
+            self._pool.spawn(self.send, self._due_at)
+            self._draw_next()
 
     def wait_time(self) -> float:
         """Seconds until the next request is due; 0 when the generator is late."""
@@ -249,5 +250,8 @@ def _shared(stages: Sequence[Stage], num_users: int) -> tuple[Stage, ...]:
 
 
 def _with_warmup(stages: tuple[Stage, ...], warmup_s: float) -> tuple[Stage, ...]:
-    """The first stage's rate before the measured time begins."""
-    return (Stage(warmup_s, stages[0].rate), *stages) if stages and warmup_s else stages
+    """The first stage's rate before the measured time begins, the last one's until it has surely ended."""
+    if not stages:
+        return ()
+    before = (Stage(warmup_s, stages[0].rate),) if warmup_s else ()
+    return (*before, *stages, Stage(TAIL_S, stages[-1].rate))

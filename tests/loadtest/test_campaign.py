@@ -52,8 +52,8 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def test_a_slowed_model_breaks_the_budget(simulated: Start, texts: Path, tmp_path: Path) -> None:
-    """What CI does with `fewshard report compare`: the same load test twice, the model slower in the second."""
-    loads = "  - {kind: closed, users: [1], duration_s: 1.5}\n  - {kind: closed, users: [8], duration_s: 1.5}"
+    """What CI does with `fewshard report compare`: the same load test twice, the model slower at last."""
+    loads = "  - {kind: closed, users: [1, 8], duration_s: 1.5}"
     outs = []
     for name, ms in (("before", 20.0), ("after", 30.0)):
         folder = tmp_path / name
@@ -213,7 +213,7 @@ def test_a_report_can_be_written_anew_with_another_price(
     simulated: Start, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = simulated({"dense": {**DENSE, "ms": 5}})
-    loads = "  - {kind: search, duration_s: 1, start: 30, precision: 0.9}"
+    loads = "  - {kind: search, duration_s: 1, start: 110, precision: 0.9}"
     out = tmp_path / "out"
     assert run(write_scenario(tmp_path, url, texts, loads, models=["dense"]), out) == 0
     first = report(out)["models"]["dense"]

@@ -12,7 +12,7 @@ import pytest
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.report import charts, paper, words
 from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
-from fewshard_loadtest.report.charts import Axis, Series
+from fewshard_loadtest.report.charts import Axis, Dot, Series
 from fewshard_loadtest.report.compare import compare
 from fewshard_loadtest.report.page import pareto
 from fewshard_loadtest.report.statistics import mcnemar, mean_interval, nearest_rank, wilson
@@ -95,7 +95,9 @@ def test_charts_are_well_formed_and_stay_inside() -> None:
     made = [
         charts.lines(curve, Axis("x"), Axis("y", is_log=True), (50, "SLO")),
         charts.lines([Series("flat", [(0, 0), (0, 0)])], Axis("x", low=0), Axis("y")),
-        charts.points([("a", 1, 2, "#000"), ("b", 1, 2, "#000")], [(1, 2)], Axis("x"), Axis("y")),
+        charts.points(
+            [Dot("a", 1, 2, "#000", (1, 3)), Dot("b", 1, 2, "#000")], [(1, 2)], Axis("x"), Axis("y")
+        ),
         charts.grid([("layer 0", [0.5, 0.5, 0.0])], 1 / 3),
     ]
     for text in made:

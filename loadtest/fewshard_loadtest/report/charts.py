@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 720, 340
+WIDTH, HEIGHT = 720, 310
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 14, 46
 COLOURS = ("#1f5fa8", "#c8501e", "#1b7f5c", "#9a4f96", "#8a6d00", "#3f8fb8", "#7a2e3a", "#555555")
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "", "7 4", "2 3", "10 3 2 3")
@@ -22,6 +22,17 @@ class Series:
     colour: str = COLOURS[0]
     dash: str = ""
     dots: Sequence[tuple[float, float, bool]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A named point; `whisker`: the ends of its interval on the upright axis."""
+
+    name: str
+    x: float
+    y: float
+    colour: str
+    whisker: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +120,10 @@ def lines(
     return _svg(parts)
 
 
-def points(
-    items: Sequence[tuple[str, float, float, str]], front: Sequence[tuple[float, float]], x: Axis, y: Axis
-) -> str:
-    """Named points (name, x, y, colour); `front` is drawn as a step line behind them."""
-    across = _Scale(x, LEFT, WIDTH - RIGHT).fit([item[1] for item in items])
-    up = _Scale(y, HEIGHT - BOTTOM, TOP).fit([item[2] for item in items])
+def points(dots: Sequence[Dot], front: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
+    """Points by name; `front` is drawn as a step line behind them."""
+    across = _Scale(x, LEFT, WIDTH - RIGHT).fit([dot.x for dot in dots])
+    up = _Scale(y, HEIGHT - BOTTOM, TOP).fit([value for dot in dots for value in (dot.y, *dot.whisker)])
     parts = [_frame(across, up, None)]
     corners: list[tuple[float, float]] = []
     for a, b in front:
@@ -123,48 +132,17 @@ def points(
         corners.append((across(a), up(b)))
     parts.append(_path(corners, "#999", "4 3"))
     taken: list[float] = []
-    for name, a, b, colour in sorted(items, key=lambda item: -item[2]):
-        at = up(b)
+    for dot in sorted(dots, key=lambda dot: -dot.y):
+        at = up(dot.y)
         while any(abs(at - other) < LABEL_GAP for other in taken):
             at += 2
         taken.append(at)
-        parts.append(f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="6" fill="{colour}"/>')
-        parts.append(_text(across(a) + 10, at + 4, name, "start", colour))
+        if dot.whisker:
+            low, high = (up(end) for end in dot.whisker)
+            parts.append(_line(across(dot.x), low, across(dot.x), high, dot.colour))
+        parts.append(f'<circle cx="{across(dot.x):.1f}" cy="{up(dot.y):.1f}" r="6" fill="{dot.colour}"/>')
+        parts.append(_text(across(dot.x) + 10, at + 4, dot.name, "start", dot.colour))
     return _svg(parts)
-
-
-def bars(
-    rows: Sequence[tuple[str, Sequence[tuple[str, float | None, str]]]],
-    unit: str,
-    write: Callable[[float], str],
-    limit: tuple[float, str] | None = None,
-) -> str:
-    """Horizontal bars in groups: (group, [(name, value, colour)…])."""
-    values = [value for _, group in rows for _, value, _ in group if value is not None]
-    most = max([*values, limit[0] if limit else 0.0, 1e-12])
-    left, step = 170, 19
-    parts, at = [], 10.0
-    right = WIDTH - 110
-    for title, group in rows:
-        if title:
-            at += 16
-            parts.append(_text(8, at, title, "start", INK, weight="600"))
-            at += 6
-        for name, value, colour in group:
-            parts.append(_text(left - 8, at + 12, name, "end", INK))
-            width = 0.0 if value is None else (right - left) * max(value, 0.0) / most
-            parts.append(
-                f'<rect x="{left}" y="{at:.1f}" width="{width:.1f}" height="{step - 5}" fill="{colour}"/>'
-            )
-            words = "not measured" if value is None else f"{write(value)} {unit}".strip()
-            parts.append(_text(left + width + 6, at + 12, words, "start", INK))
-            at += step
-    if limit:
-        x = left + (right - left) * limit[0] / most
-        parts.append(_line(x, 4, x, at, "#a00", "5 3"))
-        parts.append(_text(x, at + 14, limit[1], "middle", "#a00"))
-        at += 16
-    return _svg(parts, height=at + 8)
 
 
 def grid(rows: Sequence[tuple[str, Sequence[float]]], mean: float) -> str:

@@ -1,12 +1,14 @@
 """The report as one HTML file: no script, nothing fetched, readable on paper; `write` calls it."""
 
-import json
 from collections.abc import Sequence
 from html import escape
 from statistics import median
 
+import yaml
+
 from fewshard_loadtest.report import charts, tables
-from fewshard_loadtest.report.charts import COLOURS, DASHES, Axis, Series
+from fewshard_loadtest.report.answers import Share
+from fewshard_loadtest.report.charts import COLOURS, DASHES, Axis, Dot, Series
 from fewshard_loadtest.report.figures import Figures, ModelFigures
 from fewshard_loadtest.report.tables import Table
 from fewshard_loadtest.report.verdict import break_even, verdicts, warnings
@@ -26,13 +28,15 @@ h3 { font-size: 1em; margin: 1.2em 0 .2em; }
 table { border-collapse: collapse; font-size: .84em; font-variant-numeric: tabular-nums; margin: .4em 0; }
 th, td { padding: .28em .6em; text-align: right; border-bottom: 1px solid #e2e2e2; vertical-align: top; }
 th { border-bottom: 1.5px solid #222; font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child, td.words { text-align: left; }
+th:first-child, td:first-child, td.words, table.facts td { text-align: left; }
+td:first-child { white-space: nowrap; }
 tr.paper td { color: #777; border-bottom-color: #bbb; }
 svg { display: block; max-width: 100%; height: auto; font-family: inherit; font-size: 12px; margin: .3em 0; }
 code, pre { font: .86em ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6em .8em; }
 section { break-inside: avoid; }
-@media print { body { margin: 0; max-width: none; font-size: 10.5pt; } section.long { break-inside: auto; }
+@media print { body { margin: 0; max-width: none; padding: 0; font-size: 10pt; } svg { width: 88%; }
+  h2 { margin-top: 1.2em; } section.long { break-inside: auto; }
   tr, svg { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 @page { size: A4; margin: 14mm; }
 """
@@ -66,10 +70,11 @@ def page(figures: Figures) -> str:
 
 def _facts(figures: Figures) -> str:
     run, scenario = figures.run, figures.run.scenario
+    repeats = scenario["repeats"]
     price = f"{figures.price.origin}" if figures.price else "no price given"
     return (
         f"{run.machine['date']}, {run.machine['cores']} cores of {run.machine['cpu']}. "
-        f"{scenario['repeats']} repeats, protocol {scenario['protocol']}, "
+        f"{repeats} {'repeat' if repeats == 1 else 'repeats'}, protocol {scenario['protocol']}, "
         f"{_payloads(figures)}. Price: {price}; utilisation {percent(figures.fleet.utilisation)}."
     )
 
@@ -182,20 +187,26 @@ def _distribution(figures: Figures, models: Sequence[ModelFigures], suffix: str)
 def _frontier(figures: Figures, models: Sequence[ModelFigures], suffix: str) -> str:
     look, price = _colours(figures), figures.price
     placed = [
-        (model.name, cost, 100 * share, look[model.name][0])
+        Dot(model.name, cost, 100 * value, look[model.name][0], [100 * end for end in share.interval])
         for model in models
-        if (cost := _cost(model, price is not None)) and (share := _share(model)) is not None
+        if (cost := _cost(model, price is not None))
+        and (share := _share(model))
+        and (value := share.value) is not None
     ]
     if len(placed) < 2:
         return ""
     label = f"{price.currency} a million predictions" if price else "CPU ms a prediction"
-    chart = charts.points(placed, pareto([(a, b) for _, a, b, _ in placed]), Axis(label), Axis("accuracy, %"))
+    chart = charts.points(
+        placed, pareto([(dot.x, dot.y) for dot in placed]), Axis(label), Axis("accuracy, %")
+    )
     return _section(
         f"Accuracy against cost{suffix}",
         chart,
-        "Up and to the left is better. A model off the dashed line is no bargain: another is both "
-        "cheaper and "
-        "at least as accurate. Small differences of accuracy may be chance; see the paired test.",
+        "Up and to the left is better; whiskers are 95 % intervals. A model off the dashed line is "
+        "no bargain: "
+        "another is both cheaper and at least as accurate. Small differences of accuracy may be "
+        "chance; see the "
+        "paired test.",
     )
 
 
@@ -205,8 +216,8 @@ def _cost(model: ModelFigures, has_price: bool) -> float | None:
     return model.cpu_ms
 
 
-def _share(model: ModelFigures) -> float | None:
-    return model.accuracy.share.value if model.accuracy else None
+def _share(model: ModelFigures) -> Share | None:
+    return model.accuracy.share if model.accuracy else None
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -300,10 +311,11 @@ def _environment(figures: Figures) -> str:
         f"commit {escape(str(config.get('card', {}).get('commit', '–')))}</td></tr>"
         for name, config in run.models.items()
     )
-    scenario = escape(json.dumps(run.scenario, indent=1))
+    given = {key: value for key, value in run.scenario.items() if value is not None}
+    scenario = escape(yaml.safe_dump(given, sort_keys=False, default_flow_style=None, width=100))
     return (
         '<section class="long"><h2>How it was measured</h2>'
-        f"<pre>{escape(run.command)}</pre><table>{machine}{models}</table>"
+        f"<pre>{escape(run.command)}</pre><table class='facts'>{machine}{models}</table>"
         f"<h3>Scenario</h3><pre>{scenario}</pre>"
         f'<p class="note">{len(run.legs)} runs of the generator; the raw samples lie in samples/ beside '
         "run.json, and every figure here is computed from them. docs/reading-reports.md explains "

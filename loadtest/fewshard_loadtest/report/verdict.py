@@ -29,7 +29,8 @@ def _beside(figures: Figures, model: ModelFigures) -> str:
         load = f"{model.name} serves {ratio:.1f}x the load of {dense.name} {within}"
     else:
         load = f"{model.name} serves only {ratio:.2f}x the load of {dense.name} {within}"
-    return f"{load}{_accuracy(model, dense)}{_price(figures, model, dense)}."
+    limited = " (measure again: the generator was the limit)" if model.is_limited or dense.is_limited else ""
+    return f"{load}{_accuracy(model, dense)}{_price(figures, model, dense)}{limited}."
 
 
 def _not_searched(figures: Figures, model: ModelFigures, dense: ModelFigures) -> str:
@@ -125,8 +126,8 @@ def _ceiling(figures: Figures) -> list[str]:
     generators = figures.run.scenario["generators"]
     factor = generators * ceiling / max(rates)
     return [
-        f"Against a server that does nothing, a generator gets {count(ceiling)} answers/s: with "
-        f"{generators}, {factor:.1f}x the fastest model's rate."
+        f"From a server that does nothing the load generator gets {count(generators * ceiling)} answers/s, "
+        f"{factor:.1f}x the fastest model's rate."
     ]
 
 
@@ -144,7 +145,7 @@ def break_even(figures: Figures, model: ModelFigures) -> str:
     )
     if rate is None:
         return f"{model.name} is cheaper than {dense.name} at no rate."
-    where = "at every rate" if rate == 0 else f"from {count(rate)} predictions/s on, always"
+    where = "at any rate" if rate == 0 else f"from {count(rate)} predictions/s on, always"
     text = f"{model.name} costs no more than {dense.name} {where}."
     if fleet.one_off:
         needed = formulas.break_even_predictions(
