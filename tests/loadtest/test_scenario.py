@@ -1,12 +1,28 @@
 """What a scenario file may say, and how mistakes in it are told."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from fewshard_loadtest.cost.prices import listed, price_of
 from fewshard_loadtest.errors import ScenarioError
-from fewshard_loadtest.scenario import PricePart, Search, load_scenario
+from fewshard_loadtest.report.compare import Budget
+from fewshard_loadtest.scenario import (
+    Closed,
+    Diurnal,
+    Mixed,
+    Open,
+    PricePart,
+    Scenario,
+    Search,
+    ServerPart,
+    Soak,
+    Spike,
+    Steps,
+    load_scenario,
+)
+from fewshard_loadtest.strictyaml import read
 
 GOOD = """
 name: a
@@ -89,3 +105,29 @@ def test_a_machine_that_is_not_listed_is_an_error() -> None:
     with pytest.raises(ScenarioError, match="needs a `machine`"):
         price_of(PricePart())
     assert price_of(None) is None
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/scenarios").glob("*.yaml")), ids=lambda f: f.name)
+def test_the_scenarios_that_ship_are_right(file: Path) -> None:
+    assert load_scenario(file).loads
+
+
+def test_the_documented_scenario_and_budget_are_right(tmp_path: Path) -> None:
+    text = (ROOT / "docs/load-tests.md").read_text()
+    scenario, budget = re.findall(r"```yml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "fewshard.yaml").write_text("models: []\n")
+    assert load_scenario(scenario_file(tmp_path, scenario)).price is not None
+    (tmp_path / "budget.yaml").write_text(budget)
+    assert read(tmp_path / "budget.yaml", Budget).models["sst2-moe"].cpu == 0.1
+
+
+def test_every_key_of_a_scenario_is_documented() -> None:
+    text = (ROOT / "docs/load-tests.md").read_text()
+    loads = (Closed, Open, Search, Steps, Spike, Diurnal, Soak, Mixed)
+    keys = {key for section in (Scenario, ServerPart, *loads) for key in section.model_fields}
+    assert {
+        key for key in keys if f"`{key}`" not in text and f"`{key}:" not in text and f"{key}:" not in text
+    } == set()
