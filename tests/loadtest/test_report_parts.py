@@ -14,7 +14,7 @@ from fewshard_loadtest.report import charts, paper, words
 from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
 from fewshard_loadtest.report.charts import Axis, Dot, Series
 from fewshard_loadtest.report.compare import compare
-from fewshard_loadtest.report.page import pareto
+from fewshard_loadtest.report.pictures import pareto
 from fewshard_loadtest.report.statistics import mcnemar, mean_interval, nearest_rank, wilson
 from fewshard_loadtest.watch import Watch, rapl_joules, read_gpus
 from fewshard_models.judge.systems import SYSTEMS

@@ -5,34 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewshard_loadtest.cost import formulas
 from fewshard_loadtest.cost.prices import Price, price_of
 from fewshard_loadtest.report import answers as judged
-from fewshard_loadtest.report.latency import (
-    Latency,
-    Moment,
-    Point,
-    latency_of,
-    moments_of,
-    point_of,
-    strictest,
-)
+from fewshard_loadtest.report.costs import Energy, Measured, Money, energy_of, money_of, per_item
+from fewshard_loadtest.report.latency import Latency, Moment, Point, latency_of, moments_of, point_of
+from fewshard_loadtest.report.speedups import Realised, realised_of
 from fewshard_loadtest.report.statistics import mean_interval
 from fewshard_loadtest.rundir import Leg, Run
 from fewshard_loadtest.scenario import EnergyPart, FleetPart, PricePart, SloPart
-
-SLO_FACTORS = (0.5, 1.0, 2.0)
-PRICE_FACTORS = (0.5, 1.0, 2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Mean over repeats with its 95 % interval, which one repeat does not have."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +23,6 @@ class Accuracy:
     by_class: dict[str, judged.Share]
     changed: int
     paired: judged.Paired | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Energy:
-    """`method`: measured, or modelled and how."""
-
-    joules: float
-    kwh_per_million: float
-    carbon_g_per_million: float
-    method: str
-
-
-@dataclass(frozen=True, slots=True)
-class Money:
-    """In the price's currency. `low`, `high`: from the interval of the sustained rate. `by_slo`, `by_batch`
-    and `by_price`: a million where the SLO, the items a request or the price are others."""
-
-    per_million: float
-    low: float | None
-    high: float | None
-    fleet: formulas.Fleet
-    by_slo: dict[str, float | None]
-    by_price: dict[str, float]
-    by_batch: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Realised:
-    """R against the dense model of the task, in the model alone and at the server, and what explains the
-    difference: the share of the dense server's time that is not in the model. `expected`: the server's
-    speed-up if only that share stayed (Amdahl)."""
-
-    macs_ratio: float
-    model_speedup: float | None
-    model: float | None
-    server_speedup: float | None
-    server: float | None
-    overhead_share: float | None
-    expected_speedup: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +104,9 @@ class _ModelReader:
         sustained, batches = self._sustained()
         kept, saturated = self._legs_at_slo(), self._saturated_legs()
         busiest = saturated or kept
-        cpu_ms = _per_item(kept or saturated, lambda leg: leg.usage.cpu_s, self.name)
-        energy = self._energy(kept or saturated)
-        infer_ms = _per_item(busiest, lambda leg: leg.counters[self.name].infer_s, self.name)
+        cpu_ms = per_item(kept or saturated, lambda leg: leg.usage.cpu_s, self.name)
+        energy = energy_of(kept or saturated, self.name, self.figures.energy)
+        infer_ms = per_item(busiest, lambda leg: leg.counters[self.name].infer_s, self.name)
         batched = sum(leg.counters[self.name].batches for leg in busiest)
         items = sum(leg.counters[self.name].items for leg in busiest)
         memory = [leg.usage.memory_mib for leg in self.own if leg.usage.memory_mib is not None]
@@ -265,67 +206,13 @@ class _ModelReader:
             return None
         return Accuracy(share, judged.by_class(given, truth), given.num_changed)
 
-    def _energy(self, legs: Sequence[Leg]) -> Energy | None:
-        part = self.figures.energy
-        gpu = _per_item(legs, lambda leg: leg.usage.gpu_joules, self.name)
-        cpu = _per_item(legs, lambda leg: leg.usage.joules, self.name)
-        if cpu is not None or gpu is not None:
-            joules = (cpu or 0.0) + (gpu or 0.0)
-            what = " and ".join(
-                name for name, value in (("the CPU package", cpu), ("the GPUs", gpu)) if value is not None
-            )
-            method = f"measured, {what} with the load generator"
-        else:
-            used = _per_item(
-                legs,
-                lambda leg: (
-                    None
-                    if leg.usage.cpu_s is None
-                    else formulas.modelled_joules(
-                        leg.usage.cpu_s, part.core_w, part.idle_w, leg.usage.seconds
-                    )
-                ),
-                self.name,
-            )
-            if used is None:
-                return None
-            joules, method = used, f"modelled: {part.core_w:g} W a busy core, {part.idle_w:g} W idle"
-        carbon = formulas.carbon_g_per_million(joules, part.carbon_g_per_kwh)
-        return Energy(joules, formulas.kwh_per_million(joules), carbon, method)
-
     def _money(
         self, sustained: Measured | None, batches: dict[int, float], curve: Sequence[Point]
     ) -> Money | None:
-        price, fleet = self.figures.price, self.figures.fleet
-        if price is None or sustained is None:
+        figures = self.figures
+        if figures.price is None or sustained is None:
             return None
-
-        def cost(rate: float | None, factor: float = 1.0) -> float | None:
-            if not rate or rate <= 0:
-                return None
-            return formulas.per_million(factor * price.per_hour, rate, fleet.utilisation, price.num_machines)
-
-        per_million = cost(sustained.mean)
-        assert per_million is not None
-        slo = self.figures.slo
-        return Money(
-            per_million=per_million,
-            low=cost(sustained.high),
-            high=cost(sustained.low),
-            fleet=formulas.fleet(
-                fleet.rate,
-                sustained.mean / price.num_machines,
-                price.per_hour,
-                fleet.headroom,
-                fleet.spare,
-            ),
-            by_slo={
-                f"{factor * slo.p99_ms:g}": cost(strictest(curve, factor * slo.p99_ms, slo.max_errors))
-                for factor in SLO_FACTORS
-            },
-            by_price={f"{factor:g}": factor * per_million for factor in PRICE_FACTORS},
-            by_batch={str(items): value for items, rate in batches.items() if (value := cost(rate))},
-        )
+        return money_of(figures.price, figures.fleet, figures.slo, sustained, batches, curve)
 
     def _moments(self) -> dict[str, tuple[Moment, ...]]:
         """What happened in time, of each load whose rate changes; the first repeat alone."""
@@ -357,14 +244,6 @@ def truth_names(run: Run, task: str) -> list[str]:
     return [truth["names"][label] for label in truth["labels"]]
 
 
-def _per_item(legs: Sequence[Leg], value: Any, name: str) -> float | None:
-    """A sum over some runs for each item that went through the model in them."""
-    values = [(value(leg), leg.counters[name].items) for leg in legs]
-    there = [(amount, items) for amount, items in values if amount is not None]
-    items = sum(items for _, items in there)
-    return float(sum(amount for amount, _ in there)) / items if items else None
-
-
 def _beside_dense(
     run: Run, folder: Path, model: ModelFigures, by_name: dict[str, ModelFigures]
 ) -> ModelFigures:
@@ -381,28 +260,4 @@ def _beside_dense(
             for name in (model.name, dense.name)
         ]
         accuracy = replace(accuracy, paired=judged.paired(both[0], both[1], truth))
-    return replace(model, accuracy=accuracy, realised=_realised(model, dense))
-
-
-def _realised(model: ModelFigures, dense: ModelFigures) -> Realised | None:
-    macs, macs_dense = model.card.get("macs"), dense.card.get("macs")
-    if not macs or not macs_dense:
-        return None
-    in_model = dense.infer_ms / model.infer_ms if dense.infer_ms and model.infer_ms else None
-    at_server = _ratio(model.sustained, dense.sustained) or _ratio(model.saturated, dense.saturated)
-    # Of a second of the saturated dense server, the share in which the model did not run.
-    busy = dense.saturated or dense.sustained
-    share = 1 - min(busy.mean * dense.infer_ms / 1000, 1.0) if busy and dense.infer_ms else None
-    return Realised(
-        macs_ratio=macs / macs_dense,
-        model_speedup=in_model,
-        model=None if in_model is None else formulas.realised(in_model, macs_dense, macs),
-        server_speedup=at_server,
-        server=None if at_server is None else formulas.realised(at_server, macs_dense, macs),
-        overhead_share=share,
-        expected_speedup=None if share is None or in_model is None else formulas.amdahl(in_model, share),
-    )
-
-
-def _ratio(this: Measured | None, other: Measured | None) -> float | None:
-    return this.mean / other.mean if this and other and other.mean else None
+    return replace(model, accuracy=accuracy, realised=realised_of(model, dense))

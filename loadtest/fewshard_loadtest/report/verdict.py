@@ -1,7 +1,8 @@
 """What the figures mean, in plain sentences; the first one opens the report."""
 
 from fewshard_loadtest.cost import formulas
-from fewshard_loadtest.report.figures import Figures, Measured, ModelFigures
+from fewshard_loadtest.report.costs import Measured
+from fewshard_loadtest.report.figures import Figures, ModelFigures
 from fewshard_loadtest.report.words import count, money, percent
 
 CHANCE = 0.05

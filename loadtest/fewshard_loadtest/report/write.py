@@ -8,6 +8,7 @@ from typing import Any
 
 from fewshard_loadtest.report import tables
 from fewshard_loadtest.report.figures import Figures, figures_of
+from fewshard_loadtest.report.flat import as_csv
 from fewshard_loadtest.report.page import page
 from fewshard_loadtest.report.verdict import verdicts, warnings
 from fewshard_loadtest.rundir import Run
@@ -31,7 +32,7 @@ def write_report(run: Run, folder: Path, out: Path | None = None) -> Written:
     texts = {
         "report.html": page(figures),
         "report.json": json.dumps(as_dict(figures), indent=1) + "\n",
-        "report.csv": tables.as_csv(figures),
+        "report.csv": as_csv(figures),
         "report.md": as_markdown(figures),
     }
     for name, text in texts.items():
