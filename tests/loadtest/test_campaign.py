@@ -234,3 +234,12 @@ def test_a_report_can_be_written_anew_with_another_price(
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no load test" in capsys.readouterr().err
     assert run(tmp_path / "scenario.yaml", out) == 2, "a folder is never written over"
+
+
+@pytest.mark.slow
+def test_the_generator_is_measured_against_haproxy() -> None:
+    from fewshard_loadtest.ceiling import measure
+
+    rate = measure("m", "classify", "texts")
+    assert rate is not None, "ray[serve] brings HAProxy"
+    assert rate > 200

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from fewshard_loadtest import Plan, run_recorded
 from fewshard_loadtest.recording import Recording
 from fewshard_loadtest.report.statistics import nearest_rank
 
-SERVICE_MS = 20.0
+LATE_SHARE = 0.05
 
 
 def simulate(sent_s: np.ndarray, service_s: float) -> np.ndarray:
@@ -28,21 +29,34 @@ def simulate(sent_s: np.ndarray, service_s: float) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("service_ms", "seconds"), [(20.0, 40.0), (400.0, 60.0)])
 @pytest.mark.parametrize("utilisation", [0.5, 0.8])
 def test_percentiles_are_those_of_the_simulation(
-    simulated: Callable[[dict[str, Any]], str], texts: Path, tmp_path: Path, utilisation: float
+    simulated: Callable[[dict[str, Any]], str],
+    texts: Path,
+    tmp_path: Path,
+    utilisation: float,
+    service_ms: float,
+    seconds: float,
 ) -> None:
-    url = simulated({"m": {"ms": SERVICE_MS}})
-    rate = utilisation * 1000 / SERVICE_MS
-    plan = Plan(url, "m", payload=str(texts), rate=rate, duration_s=40.0, warmup_s=1.0, seed=3)
-    run_recorded(plan, tmp_path / "a.npz")
+    """Within 5 % + 1 ms. The short service time needs a machine that wakes processes in time."""
+    url = simulated({"m": {"ms": service_ms}})
+    rate = utilisation * 1000 / service_ms
+    plan = Plan(url, "m", payload=str(texts), rate=rate, duration_s=seconds, warmup_s=1.0, seed=3)
+    result = run_recorded(plan, tmp_path / "a.npz")
+    late_ms = httpx.get(f"{url}/late").json()
+    if max(late_ms, result.lag_p99_ms or 0.0) > LATE_SHARE * service_ms:
+        pytest.skip(
+            f"this machine is too busy: server {late_ms:.1f} ms, generator {result.lag_p99_ms} ms late"
+        )
     recording = Recording.load(tmp_path / "a.npz")
-    expected = simulate(recording.rows["sent_s"], SERVICE_MS / 1000)[recording.rows["sent_s"] >= 0]
+    expected = simulate(recording.rows["sent_s"], service_ms / 1000)[recording.rows["sent_s"] >= 0]
     measured = recording.latencies_ms()
-    assert len(measured) == pytest.approx(rate * 40, rel=0.2)
+    assert len(measured) == pytest.approx(rate * seconds, rel=0.35)
     for share in (0.5, 0.99):
         wanted = nearest_rank(np.sort(1000 * expected), share)
-        assert nearest_rank(measured, share) == pytest.approx(wanted, rel=0.05, abs=1.0 + 0.05 * wanted)
+        assert wanted is not None
+        assert nearest_rank(measured, share) == pytest.approx(wanted, abs=1.0 + 0.05 * wanted)
 
 
 def test_the_simulation_is_a_queue() -> None:

@@ -1,11 +1,15 @@
 """What the figures mean, in plain sentences; the first one opens the report."""
 
+import math
+
 from fewshard_loadtest.cost import formulas
 from fewshard_loadtest.report.costs import Measured
 from fewshard_loadtest.report.figures import Figures, ModelFigures
+from fewshard_loadtest.report.statistics import mean_interval
 from fewshard_loadtest.report.words import count, money, percent
 
 CHANCE = 0.05
+SAME_LOAD = 0.05
 
 
 def verdicts(figures: Figures) -> list[str]:
@@ -24,12 +28,16 @@ def _beside(figures: Figures, model: ModelFigures) -> str:
     if model.sustained is None or dense.sustained is None:
         return _not_searched(figures, model, dense)
     ratio = model.sustained.mean / dense.sustained.mean
-    if _overlap(model.sustained, dense.sustained):
-        load = f"{model.name} and {dense.name} serve the same load {within}, as far as this run can tell"
-    elif ratio >= 1:
-        load = f"{model.name} serves {ratio:.1f}x the load of {dense.name} {within}"
+    if abs(ratio - 1) < SAME_LOAD:
+        load = f"{model.name} and {dense.name} serve the same load {within}"
     else:
-        load = f"{model.name} serves only {ratio:.2f}x the load of {dense.name} {within}"
+        times = f"{ratio:.1f}x" if ratio > 1 else f"only {ratio:.2f}x"
+        load = f"{model.name} serves {times} the load of {dense.name} {within}"
+        load += (
+            ""
+            if _is_sure(model.sustained, dense.sustained)
+            else ", though repeats differ too much to be sure,"
+        )
     limited = " (measure again: the generator was the limit)" if model.is_limited or dense.is_limited else ""
     return f"{load}{_accuracy(model, dense)}{_price(figures, model, dense)}{limited}."
 
@@ -49,11 +57,14 @@ def _not_searched(figures: Figures, model: ModelFigures, dense: ModelFigures) ->
     return f"{model.name} and {dense.name} were not measured to the end{_accuracy(model, dense)}."
 
 
-def _overlap(a: Measured, b: Measured) -> bool:
-    """Whether the intervals touch; without repeats, whether the means are within five percent."""
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return abs(a.mean / b.mean - 1) < 0.05
-    return a.low <= b.high and b.low <= a.high
+def _is_sure(a: Measured, b: Measured) -> bool:
+    """Whether the 95 % interval of the ratio leaves out 1: repeat by repeat, since models of a repeat get the
+    same arrivals. One repeat says nothing of it; `warnings` does."""
+    if len(a.values) != len(b.values):
+        return False
+    logs = [math.log(x / y) for x, y in zip(a.values, b.values, strict=True)]
+    _, low, high = mean_interval(logs)
+    return low is None or high is None or low > 0 or high < 0
 
 
 def _accuracy(model: ModelFigures, dense: ModelFigures) -> str:
