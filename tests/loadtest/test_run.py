@@ -142,13 +142,18 @@ STALLING = """
 import gevent, json, sys, time
 from fewshard_loadtest.headless import run_here
 from fewshard_loadtest.measure import Plan
+from fewshard_loadtest.users import PoissonUser
 
 def stall():
     until = time.perf_counter() + 0.6
     while time.perf_counter() < until:
         pass
 
-gevent.spawn_later(0.7, stall)
+def on_start(user):
+    begin(user)
+    gevent.spawn_later(0.7, stall)
+
+begin, PoissonUser.on_start = PoissonUser.on_start, on_start
 plan = Plan(sys.argv[1], "m", rate=50, duration_s=2, warmup_s=0)
 print(json.dumps(run_here(plan).as_dict()))
 """
@@ -212,7 +217,7 @@ def test_locusts_own_command_runs_the_file(echo: EchoServer, tmp_path: Path) -> 
         "--headless",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "locust", *arguments, "-u", "2", "-t", "1s", "--json", "--skip-log"],
+        [sys.executable, "-m", "locust", *arguments, "-u", "2", "-t", "4s", "--json", "--skip-log"],
         cwd=tmp_path,
         env={**os.environ, "LOCUST_STOP_TIMEOUT": "5"},
         capture_output=True,
