@@ -53,12 +53,12 @@ def _lines(node: yaml.Node, at: Location) -> Iterator[tuple[Location, int]]:
 
 def _explain(path: Path, detail: dict[str, Any], lines: dict[Location, int]) -> str:
     # pydantic puts the chosen kind of a union into the way to a value; a file has no such step.
-    at = tuple(step for step in detail["loc"] if not _is_tag(step, detail["loc"], lines))
+    at = tuple(step for step in detail["loc"] if not _is_tag(step, detail["loc"]))
     line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), 1)
     return f"{path}, line {line}: {_words(detail, at)}"
 
 
-def _is_tag(step: int | str, loc: Location, lines: dict[Location, int]) -> bool:
+def _is_tag(step: int | str, loc: Location) -> bool:
     index = loc.index(step)
     return isinstance(step, str) and index > 0 and isinstance(loc[index - 1], int) and index < len(loc) - 1
 
