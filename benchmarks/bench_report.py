@@ -52,7 +52,7 @@ def _runs_table(all_runs: dict[str, list[Result]]) -> str:
     header = (
         "server",
         "model",
-        "scenario",
+        "protocol",
         "users",
         "requests",
         "failures",
@@ -68,7 +68,7 @@ def _runs_table(all_runs: dict[str, list[Result]]) -> str:
 def _run_row(server: str, run: Result) -> tuple[str, ...]:
     counts = (str(run.plan.num_users), str(run.num_requests), str(run.num_failures), f"{run.rps:.1f}")
     latencies = (_milliseconds(run.p50_ms), _milliseconds(run.p99_ms))
-    return (server, run.plan.model, run.plan.scenario, *counts, *latencies, f"{run.generator_cpu:.2f}")
+    return (server, run.plan.model, run.plan.protocol, *counts, *latencies, f"{run.generator_cpu:.2f}")
 
 
 def _milliseconds(value: float | None) -> str:

@@ -49,7 +49,8 @@ def measure(
             Plan(
                 host=url,
                 model=model,
-                scenario="image" if task == "image" else "classify",
+                protocol="binary" if task == "image" else "classify",
+                payload="images" if task == "image" else "texts",
                 num_users=num_users,
                 duration_s=options.duration,
                 warmup_s=options.warmup,
@@ -71,7 +72,7 @@ def served_models(url: str, wanted: list[str] | None) -> dict[str, str]:
 
 
 def _run(plan: Plan) -> Result:
-    print(f"{plan.model}, {plan.scenario}, {plan.num_users} users", file=sys.stderr, flush=True)
+    print(f"{plan.model}, {plan.protocol}, {plan.num_users} users", file=sys.stderr, flush=True)
     return run_headless(plan)
 
 

@@ -1,6 +1,8 @@
 """Fewshard's load generator: speaks to servers over the network alone and imports nothing of theirs."""
 
-from fewshard_loadtest.measure import SCENARIOS, Plan, Result, Scenario
-from fewshard_loadtest.run import LoadTestError, run_headless
+from fewshard_loadtest.arrivals import Stage
+from fewshard_loadtest.errors import LoadTestError, ScenarioError
+from fewshard_loadtest.measure import Plan, Result
+from fewshard_loadtest.run import run_headless, run_recorded
 
-__all__ = ["SCENARIOS", "LoadTestError", "Plan", "Result", "Scenario", "run_headless"]
+__all__ = ["LoadTestError", "Plan", "Result", "ScenarioError", "Stage", "run_headless", "run_recorded"]

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewshard_loadtest.payloads import JSON_HEADERS, Request, classify_request
+from fewshard_loadtest.payloads import Payload
+from fewshard_loadtest.protocols import JSON_HEADERS, PROTOCOLS, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,16 @@ def _one_text(path: str, body: Callable[[str, str], Any]) -> Callable[[str, Sequ
     return request
 
 
+def _ours(model: str, texts: Sequence[str]) -> Request:
+    return PROTOCOLS["classify"].body(model, Payload("", tuple(texts)), range(len(texts)))
+
+
 def _best(entries: Sequence[dict[str, Any]]) -> str:
     return str(max(entries, key=lambda entry: entry["score"])["label"])
 
 
 DIALECTS: dict[str, Dialect] = {
-    "fewshard": Dialect(classify_request, lambda answer: _best(answer["predictions"][0])),
+    "fewshard": Dialect(_ours, lambda answer: _best(answer["predictions"][0])),
     "litserve": Dialect(_one_text("/predict", lambda _, text: {"text": text}), lambda a: str(a["label"])),
     "rayserve": Dialect(_one_text("/", lambda _, text: {"text": text}), lambda a: str(a["label"])),
     "bentoml": Dialect(

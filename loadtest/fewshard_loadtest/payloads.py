@@ -1,82 +1,80 @@
-"""The requests a load test sends, made once before it begins; `users` takes from them. No Locust in here."""
+"""What a load test sends: texts or images with their true labels where these are known. No Locust in here."""
 
 import csv
+import io
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_loadtest.errors import ScenarioError
+
+Task = Literal["text", "image"]
 
 IMAGE_SHAPE = (32, 32, 3)
-JSON_HEADERS = {"Content-Type": "application/json"}
+NUM_DRAWN = 64
+MAX_NAMED_ROWS = 5
+SST2_LABELS = ("negative", "positive")
+NAMES = ("texts", "images", "sst2", "cifar10")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One POST. An answer without the bytes `expected` counts as a failure, whatever its status."""
+class Payload:
+    """Items in a fixed order: `texts`, or `images` uint8 [N, height, width, 3]; one of the two is given.
 
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    expected: bytes
+    `labels`: the true name of each item, empty where nobody knows them.
+    """
 
+    name: str
+    texts: tuple[str, ...] = ()
+    images: NDArray[np.uint8] | None = None
+    labels: tuple[str, ...] = ()
 
-def sentences(data_dir: Path | None) -> list[str]:
-    """SST-2's dev sentences where the data folder is given, else our own 60 that ship with the package."""
-    if data_dir is None:
-        text = (files("fewshard_loadtest") / "sentences.txt").read_text(encoding="utf-8")
-        return text.splitlines()
-    with (data_dir / "sst2" / "dev.tsv").open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [row["sentence"].strip() for row in rows]
+    @property
+    def task(self) -> Task:
+        return "text" if self.images is None else "image"
 
-
-def classify_request(model: str, texts: Sequence[str]) -> Request:
-    """The `classify` endpoint with one text or a list."""
-    inputs = texts[0] if len(texts) == 1 else list(texts)
-    return Request(_path(model, "classify"), JSON_HEADERS, _json({"inputs": inputs}), b'"predictions"')
+    def __len__(self) -> int:
+        return len(self.texts) if self.images is None else len(self.images)
 
 
-def infer_request(model: str, texts: Sequence[str]) -> Request:
-    """Open Inference Protocol V2 in JSON: `text` BYTES [N], asking for the scores."""
-    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
-    body = _json({"inputs": [tensor], "outputs": [{"name": "scores"}]})
-    return Request(_path(model, "infer"), JSON_HEADERS, body, b'"outputs"')
+def load(name: str, seed: int = 0) -> Payload:
+    """The payload of a name, or of a file of the user's own.
+
+    `texts`: SST-2's dev sentences where FEWSHARD_DATA names a folder that has them, else our own; `images`:
+    drawn ones; `sst2`, `cifar10`: from FEWSHARD_DATA. Raises `ScenarioError` where it cannot be had.
+    """
+    data = os.environ.get("FEWSHARD_DATA")
+    folder = Path(data) if data else None
+    if name == "texts":
+        return own_texts() if folder is None else sst2(folder)
+    if name == "images":
+        return drawn_images(seed)
+    if name in ("sst2", "cifar10"):
+        if folder is None:
+            raise ScenarioError(f"the payload {name!r} needs FEWSHARD_DATA, the folder that holds {name}/")
+        return sst2(folder) if name == "sst2" else cifar10(folder)
+    return from_file(Path(name))
 
 
-def image_request(model: str, images: Sequence[bytes]) -> Request:
-    """Open Inference Protocol V2 with a binary tensor: `image` UINT8 [N,32,32,3], asking for the scores."""
-    pixels = b"".join(images)
-    tensor = {
-        "name": "image",
-        "datatype": "UINT8",
-        "shape": [len(images), *IMAGE_SHAPE],
-        "parameters": {"binary_data_size": len(pixels)},
-    }
-    head = _json({"inputs": [tensor], "outputs": [{"name": "scores"}]})
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return Request(_path(model, "infer"), headers, head + pixels, b'"outputs"')
+def own_texts() -> Payload:
+    """Sixty sentences of one to over forty words that ship with the package."""
+    text = (files("fewshard_loadtest") / "sentences.txt").read_text(encoding="utf-8")
+    return Payload("our own sentences", tuple(text.splitlines()))
 
 
-def text_requests(
-    make: Callable[[str, Sequence[str]], Request],
-    model: str,
-    num_items: int,
-    seed: int,
-    data_dir: Path | None,
-) -> list[Request]:
-    """One request a sentence, each filled up with `num_items - 1` more drawn at random."""
-    texts = sentences(data_dir)
-    rng = random.Random(seed)
-    return [make(model, [text, *rng.choices(texts, k=num_items - 1)]) for text in texts]
-
-
-def image_requests(model: str, num_items: int, seed: int, num_requests: int = 64) -> list[Request]:
+def drawn_images(seed: int, num_images: int = NUM_DRAWN) -> Payload:
     """Images of smooth random blocks: what a classifier's cost needs, not what its accuracy needs."""
     rng = random.Random(seed)
-    return [image_request(model, [random_image(rng) for _ in range(num_items)]) for _ in range(num_requests)]
+    pixels = b"".join(random_image(rng) for _ in range(num_images))
+    return Payload("drawn images", images=np.frombuffer(pixels, np.uint8).reshape(-1, *IMAGE_SHAPE))
 
 
 def random_image(rng: random.Random) -> bytes:
@@ -86,9 +84,109 @@ def random_image(rng: random.Random) -> bytes:
     return b"".join(colours[y // 8][x // 8] for y in range(height) for x in range(width))
 
 
-def _path(model: str, verb: str) -> str:
-    return f"/v2/models/{quote(model, safe='')}/{verb}"
+def sst2(folder: Path) -> Payload:
+    """SST-2's dev set: 872 sentences."""
+    with _open(folder / "sst2" / "dev.tsv") as file:
+        rows = [*csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    labels = tuple(SST2_LABELS[int(row["label"])] for row in rows)
+    return Payload("SST-2 dev", tuple(row["sentence"].strip() for row in rows), labels=labels)
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
+def cifar10(folder: Path) -> Payload:
+    """CIFAR-10's test set: 10,000 images."""
+    return _images_of(folder / "cifar10" / "test.npz", "CIFAR-10 test")
+
+
+def from_file(path: Path) -> Payload:
+    """.txt with a text a line; .tsv, .csv or .jsonl with `text` (or `sentence`) and, if known, `label`; .npz
+    with `images` uint8 [N,H,W,3] and, if known, `labels`. Bad rows are named, and nothing is sent."""
+    readers: dict[str, Callable[[Path], list[Any]]] = {
+        ".txt": _lines,
+        ".tsv": lambda file: _table(file, "\t"),
+        ".csv": lambda file: _table(file, ","),
+        ".jsonl": _jsonl,
+    }
+    if path.suffix == ".npz":
+        return _images_of(path, path.name)
+    if path.suffix not in readers:
+        known = ", ".join([*NAMES, *(f"a {suffix} file" for suffix in [*readers, ".npz"])])
+        raise ScenarioError(f"there is no payload {str(path)!r}; there are: {known}")
+    return _texts_of(path, readers[path.suffix](path))
+
+
+def _open(path: Path) -> io.TextIOWrapper:
+    try:
+        return path.open(encoding="utf-8", newline="")
+    except OSError as error:
+        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _lines(path: Path) -> list[Any]:
+    with _open(path) as file:
+        return [{"text": line.rstrip("\r\n")} for line in file]
+
+
+def _table(path: Path, delimiter: str) -> list[Any]:
+    with _open(path) as file:
+        if delimiter == "\t":
+            return [*csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)]
+        return [*csv.DictReader(file, delimiter=delimiter)]
+
+
+def _jsonl(path: Path) -> list[Any]:
+    with _open(path) as file:
+        return [_json_or_none(line) for line in file]
+
+
+def _json_or_none(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _texts_of(path: Path, rows: Sequence[Any]) -> Payload:
+    try:
+        texts = [_text(row) for row in rows]
+    except UnicodeDecodeError:
+        raise ScenarioError(f"{path}: is not UTF-8") from None
+    bad = [number for number, text in enumerate(texts, start=1) if not text]
+    if bad or not texts:
+        some = ", ".join(map(str, bad[:MAX_NAMED_ROWS])) + (", …" if len(bad) > MAX_NAMED_ROWS else "")
+        what = f"{len(bad)} of {len(texts)} rows hold no text (rows {some})" if texts else "holds no row"
+        raise ScenarioError(f"{path}: {what}; each needs `text` or `sentence`, mend or remove them")
+    labels = [row.get("label") for row in rows]
+    known = tuple(str(label) for label in labels) if all(label is not None for label in labels) else ()
+    return Payload(path.name, tuple(map(str, texts)), labels=known)
+
+
+def _text(row: Any) -> str | None:
+    """None of a row that has no text, or one that is blank."""
+    text = (row.get("text") or row.get("sentence")) if isinstance(row, dict) else None
+    return text.strip() if isinstance(text, str) else None
+
+
+def _images_of(path: Path, name: str) -> Payload:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["images"]
+            labels = file.get("labels")
+            classes = file.get("classes")
+    except (OSError, ValueError, KeyError) as error:
+        raise ScenarioError(f"{path}: cannot be read as images: {error}") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        raise ScenarioError(
+            f"{path}: `images` must be uint8 [N,H,W,3], not {images.dtype} {list(images.shape)}"
+        )
+    if labels is not None and len(labels) != len(images):
+        raise ScenarioError(f"{path}: {len(images)} images but {len(labels)} labels")
+    return Payload(name, images=images, labels=_label_names(labels, classes))
+
+
+def _label_names(labels: NDArray[Any] | None, classes: NDArray[Any] | None) -> tuple[str, ...]:
+    if labels is None:
+        return ()
+    if classes is None:
+        return tuple(map(str, labels.tolist()))
+    names = [each.decode() if isinstance(each, bytes) else str(each) for each in classes.tolist()]
+    return tuple(names[label] for label in labels.tolist())

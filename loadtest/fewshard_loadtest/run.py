@@ -1,29 +1,103 @@
-"""Runs a plan from any Python process, as benchmarks and tests do: Locust gets a process of its own."""
+"""Runs a plan from any Python process, as benchmarks and tests do: Locust gets processes of its own."""
 
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from fewshard_loadtest.measure import Plan, Result
+from fewshard_loadtest.arrivals import Stage
+from fewshard_loadtest.errors import LoadTestError
+from fewshard_loadtest.measure import Plan, Result, summarise
+from fewshard_loadtest.recording import Recording, merge, samples_of
 
-_OPTION_OF = {"num_users": "users", "duration_s": "duration", "warmup_s": "warmup", "num_items": "items"}
+__all__ = ["LoadTestError", "run_headless", "run_recorded"]
 
-
-class LoadTestError(RuntimeError):
-    """The generator itself failed; a server that fails is a result, not an error."""
+CUT_TIMEOUT_S = 15.0
 
 
 def run_headless(plan: Plan) -> Result:
-    """Raises `LoadTestError` with the generator's own words where it prints no result."""
-    command = [sys.executable, "-m", "fewshard_loadtest", *_options(plan)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """One generator. Raises `LoadTestError` with its own words where it prints no result."""
+    return _result(_start(plan))
+
+
+def run_recorded(plan: Plan, file: Path, num_generators: int = 1) -> Result:
+    """The plan shared among processes, its samples in `file`. Where this is interrupted (Ctrl-C), they stop
+    sending, and what they have measured is in `file` before KeyboardInterrupt goes on."""
+    with TemporaryDirectory(prefix="fewshard-load-") as folder:
+        files = [Path(folder) / f"{number}.npz" for number in range(num_generators)]
+        parts = _shares(plan, num_generators)
+        processes = [_start(part, one) for part, one in zip(parts, files, strict=True)]
+        try:
+            results = [_result(process) for process in processes]
+        except KeyboardInterrupt:
+            _cut(processes)
+            _together([one for one in files if one.is_file()], file)
+            raise
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+        _together(files, file)
+    return results[0] if num_generators == 1 else _merged(plan, results, Recording.load(file))
+
+
+def _shares(plan: Plan, num: int) -> list[Plan]:
+    """Independent Poisson processes add up to one; each generator has its own seed."""
+    if num == 1:
+        return [plan]
+    if num > plan.num_users and not plan.is_open:
+        raise LoadTestError(f"{num} generators need as many users, not {plan.num_users}")
+    stages = tuple(Stage(stage.seconds, stage.rate / num) for stage in plan.stages)
+    rate = None if plan.rate is None else plan.rate / num
+    users = [max(plan.num_users // num + (number < plan.num_users % num), 1) for number in range(num)]
+    return [
+        replace(plan, rate=rate, stages=stages, num_users=users[number], seed=1000 * plan.seed + number)
+        for number in range(num)
+    ]
+
+
+def _start(plan: Plan, file: Path | None = None) -> subprocess.Popen[str]:
+    """In a session of its own: a Ctrl-C is for us, and we tell it."""
+    command = [sys.executable, "-m", "fewshard_loadtest", "--plan", json.dumps(asdict(plan))]
+    if file is not None:
+        command += ["--samples", str(file)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def _result(process: subprocess.Popen[str]) -> Result:
+    output, errors = process.communicate()
     try:
-        return Result.from_dict(json.loads(done.stdout))
+        return Result.from_dict(json.loads(output))
     except ValueError:
-        raise LoadTestError(f"exit code {done.returncode}: {done.stderr.strip()}") from None
+        raise LoadTestError(f"exit code {process.returncode}: {errors.strip()}") from None
 
 
-def _options(plan: Plan) -> list[str]:
-    names = {field.name: _OPTION_OF.get(field.name, field.name).replace("_", "-") for field in fields(plan)}
-    return [f"--{option}={getattr(plan, name)}" for name, option in names.items()]
+def _cut(processes: Sequence[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.communicate(timeout=CUT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _together(files: Sequence[Path], file: Path) -> None:
+    if len(files) == 1:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(files[0].read_bytes())
+    elif files:
+        merge([Recording.load(one) for one in files]).save(file)
+
+
+def _merged(plan: Plan, results: Sequence[Result], recording: Recording) -> Result:
+    """The busiest generator's processor time; the server's, which all saw."""
+    busiest = max(result.generator_cpu for result in results)
+    samples = samples_of(recording)
+    server_s = results[0].server_cpu_s
+    return summarise(plan, samples, recording.begun_at, busiest, server_s, recording.measured_s)

@@ -1,86 +1,151 @@
-"""The users Locust runs: three closed-loop ones, which wait for each answer, and an open-loop one.
+"""The users Locust runs: over HTTP and over gRPC, each with a closed loop and with an open one.
 
 `locustfile` and `headless` choose among them. Importing this imports Locust, which patches the whole process.
 """
 
-import os
-import random
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gevent
 from gevent.pool import Pool
-from locust import FastHttpUser, task
+from locust import FastHttpUser, User
 
-from fewshard_loadtest.arrivals import poisson_arrivals
+from fewshard_loadtest.arrivals import Stage, poisson_arrivals, staged_arrivals
+from fewshard_loadtest.deck import Deck, deck_of
 from fewshard_loadtest.dialects import DIALECTS
-from fewshard_loadtest.measure import Plan, Scenario
-from fewshard_loadtest.payloads import Request, image_requests, infer_request, text_requests
+from fewshard_loadtest.grpcwire import INFER_METHOD
+from fewshard_loadtest.measure import Plan
+from fewshard_loadtest.protocols import PROTOCOLS, Request
 
 NETWORK_TIMEOUT_S = 30.0
 MAX_IN_FLIGHT = 4096
+PAUSE_AFTER_NO_ANSWER_S = 0.05
+TAIL_S = 2.0
 
 
-class ModelUser(FastHttpUser):
-    """The base of all users. `prepare` fills the class attributes before the test begins."""
+class Asking:
+    """What all users share. `prepare` fills the class attributes before the test begins.
+
+    `send` sends one request and returns whether there was an answer, good or not. With `due_at`
+    (`time.perf_counter` seconds) latency counts from then.
+    """
+
+    deck: Deck
+    protocol: str = "classify"
+    dialect: str = "fewshard"
+    reads_labels: bool = False
+    seed: int = 0
+    rate_per_user: float = 1.0
+    stages_per_user: tuple[Stage, ...] = ()
+    _num_started: int = 0
+
+    def on_start(self) -> None:
+        """Number the users, so that each draws its own arrivals, the same in every run."""
+        Asking._num_started += 1
+        self.number = Asking._num_started
+
+    def send(self, due_at: float | None = None) -> bool:
+        raise NotImplementedError
+
+
+class HttpAsking(Asking, FastHttpUser):
+    """Sends by Locust's fast client, one pool of kept-alive connections a user."""
 
     abstract = True
     network_timeout = NETWORK_TIMEOUT_S
     connection_timeout = NETWORK_TIMEOUT_S
-    requests: tuple[Request, ...] = ()
-    seed: int = 0
-    rate_per_user: float = 1.0
-    _num_started: int = 0
 
-    def on_start(self) -> None:
-        """Number the users, so that each draws its own sequence, the same in every run."""
-        ModelUser._num_started += 1
-        self.number = ModelUser._num_started
-        self.rng = random.Random(f"{self.seed}/{self.number}")
-
-    def send(self, due_at: float | None = None) -> None:
-        """Send one request. With `due_at` (`time.perf_counter` seconds) latency is counted from then."""
-        request = self.rng.choice(self.requests)
+    def send(self, due_at: float | None = None) -> bool:
+        request = self.deck.draw()
+        context = about(request, due_at)
         with self.client.post(
-            request.path, data=request.body, headers=request.headers, catch_response=True
+            request.path,
+            data=request.body,
+            headers=request.headers,
+            catch_response=True,
+            context=context,
         ) as response:
             if due_at is not None:
                 _count_from(due_at, response.request_meta)
-            if (
-                response.status_code
-                and response.status_code < 300
-                and request.expected not in response.content
-            ):
-                response.failure(f"the answer lacks {request.expected.decode()}")
+            if response.status_code and response.status_code < 300:
+                self._read(request, response, context)
+            return bool(response.status_code)
+
+    def _read(self, request: Request, response: Any, context: dict[str, Any]) -> None:
+        if request.expected not in response.content:
+            response.failure(f"the answer lacks {request.expected.decode()}")
+            return
+        if self.dialect != "fewshard" or not self.reads_labels:
+            return
+        try:
+            label = PROTOCOLS[self.protocol].label(response.content, response.headers)
+        except (ValueError, LookupError, TypeError) as error:
+            response.failure(f"the answer names no label: {error!r}")
+            return
+        response.request_meta["context"]["label"] = label
 
 
-class ClosedLoopUser(ModelUser):
-    """Sends the next request as soon as the last is answered."""
+class GrpcAsking(Asking, User):
+    """Sends by gRPC; the host is host:port. Every user has a connection of its own."""
 
     abstract = True
 
-    @task
+    def on_start(self) -> None:
+        super().on_start()
+        import grpc
+
+        target = self.host.removeprefix("http://").removeprefix("grpc://")
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        self._channel = grpc.insecure_channel(target, options=options)
+        self._infer = self._channel.unary_unary(INFER_METHOD)
+
+    def send(self, due_at: float | None = None) -> bool:
+        import grpc
+
+        request = self.deck.draw()
+        error: Exception | None = None
+        context = about(request, due_at)
+        begun_at, begun = time.time(), time.perf_counter()
+        body = b""
+        try:
+            body = self._infer(request.body, timeout=NETWORK_TIMEOUT_S)
+            context["label"] = PROTOCOLS["grpc"].label(body, {})
+        except grpc.RpcError as failure:
+            error = _RpcFailure(f"{failure.code().name}: {failure.details()}")
+        except (ValueError, LookupError) as failure:
+            error = failure
+        meta = {
+            "request_type": "gRPC",
+            "name": f"ModelInfer {request.model}",
+            "start_time": begun_at,
+            "response_time": 1000 * (time.perf_counter() - begun),
+            "response_length": len(body),
+            "exception": error,
+            "context": context,
+            "response": None,
+        }
+        if due_at is not None:
+            _count_from(due_at, meta)
+        self.environment.events.request.fire(**meta)
+        return not (error and "UNAVAILABLE" in str(error))
+
+
+class _RpcFailure(RuntimeError):
+    """What a gRPC call failed with."""
+
+
+class ClosedLoop(Asking):
+    """Sends the next request as soon as the last is answered."""
+
     def ask(self) -> None:
-        """One request after the other, no pause."""
-        self.send()
+        """One request after the other, no pause; a short one where there is no server."""
+        if not self.send():
+            gevent.sleep(PAUSE_AFTER_NO_ANSWER_S)
 
 
-class ClassifyUser(ClosedLoopUser):
-    """Texts to `/v2/models/<m>/classify`."""
-
-
-class InferUser(ClosedLoopUser):
-    """Texts to `/v2/models/<m>/infer` in JSON."""
-
-
-class ImageUser(ClosedLoopUser):
-    """Images to `/v2/models/<m>/infer` as a binary tensor."""
-
-
-class PoissonUser(ModelUser):
-    """Texts to `/classify` at times that do not depend on the answers, each from a greenlet of its own.
+class OpenLoop(Asking):
+    """Sends at times that do not depend on the answers, each request from a greenlet of its own.
 
     Latency is counted from the time a request was due, so that a request which had to wait for the generator
     or for a connection shows its wait: no coordinated omission.
@@ -89,19 +154,22 @@ class PoissonUser(ModelUser):
     concurrency = MAX_IN_FLIGHT
 
     def on_start(self) -> None:
-        """Draw the schedule and wait for its first request."""
+        """Draw the schedule."""
         super().on_start()
         self._pool = Pool()
-        self._schedule: Iterator[float] = poisson_arrivals(self.rate_per_user, f"{self.seed}/{self.number}")
+        seed = f"{self.seed}/{self.number}"
+        stages = self.stages_per_user
+        self._schedule: Iterator[float] = (
+            staged_arrivals(stages, seed) if stages else poisson_arrivals(self.rate_per_user, seed)
+        )
         self._begun_at = time.perf_counter()
         self._draw_next()
-        gevent.sleep(self.wait_time())
 
-    @task
     def send_what_is_due(self) -> None:
-        """Send one request and leave it to its greenlet."""
-        self._pool.spawn(self.send, self._due_at)
-        self._draw_next()
+        """Send one request and leave it to its greenlet; nothing yet where none is due, as at the start."""
+        if self.wait_time() == 0:
+            self._pool.spawn(self.send, self._due_at)
+            self._draw_next()
 
     def wait_time(self) -> float:
         """Seconds until the next request is due; 0 when the generator is late."""
@@ -112,7 +180,38 @@ class PoissonUser(ModelUser):
         self._pool.join()
 
     def _draw_next(self) -> None:
-        self._due_at = self._begun_at + next(self._schedule)
+        """After the last stage nothing is due any more."""
+        self._due_at = self._begun_at + next(self._schedule, 1e9)
+
+
+class HttpUser(ClosedLoop, HttpAsking):
+    """Closed loop over HTTP: `/classify`, V2 JSON or V2 binary."""
+
+    tasks = (ClosedLoop.ask,)
+
+
+class PoissonUser(OpenLoop, HttpAsking):
+    """Open loop over HTTP."""
+
+    tasks = (OpenLoop.send_what_is_due,)
+
+
+class GrpcUser(ClosedLoop, GrpcAsking):
+    """Closed loop over gRPC."""
+
+    tasks = (ClosedLoop.ask,)
+
+
+class GrpcPoissonUser(OpenLoop, GrpcAsking):
+    """Open loop over gRPC."""
+
+    tasks = (OpenLoop.send_what_is_due,)
+
+
+def about(request: Request, due_at: float | None) -> dict[str, Any]:
+    """What the samples need to know of a request, `headless` reads it; sent now."""
+    lag_s = 0.0 if due_at is None else time.perf_counter() - due_at
+    return {"item": request.item, "model": request.model, "lag_ms": 1000 * lag_s, "label": None}
 
 
 def _count_from(due_at: float, meta: dict[str, Any]) -> None:
@@ -122,29 +221,37 @@ def _count_from(due_at: float, meta: dict[str, Any]) -> None:
     meta["start_time"] = time.time() - waited_s
 
 
-USERS: dict[Scenario, type[ModelUser]] = {
-    "classify": ClassifyUser,
-    "infer": InferUser,
-    "image": ImageUser,
-    "open-loop": PoissonUser,
-}
+def prepare(plan: Plan, rate_per_user: float | None = None, reads_labels: bool = False) -> type[Asking]:
+    """The user class of a plan, with its requests at hand. Raises `ScenarioError` for a payload that is not.
 
-
-def prepare(plan: Plan, rate_per_user: float | None = None) -> type[ModelUser]:
-    """The user class of a plan's scenario, with its requests made. Reads SST-2 where FEWSHARD_DATA is set.
-
-    `rate_per_user` None: the plan's rate, shared by its users.
+    `rate_per_user` None: the plan's rate, shared by its users. `reads_labels`: an answer must name a label.
     """
-    user = USERS[plan.scenario]
-    user.requests = tuple(_requests(plan))
-    user.seed = plan.seed
-    user.rate_per_user = plan.rate / plan.num_users if rate_per_user is None else rate_per_user
+    user = _user_class(plan)
+    user.reads_labels = reads_labels
+    user.deck = deck_of(plan)
+    user.protocol, user.dialect, user.seed = plan.protocol, plan.dialect, plan.seed
+    user.rate_per_user = (plan.rate or 1.0) / plan.num_users if rate_per_user is None else rate_per_user
+    user.stages_per_user = _with_warmup(_shared(plan.stages, plan.num_users), plan.warmup_s)
     return user
 
 
-def _requests(plan: Plan) -> list[Request]:
-    if plan.scenario == "image":
-        return image_requests(plan.model, plan.num_items, plan.seed)
-    make = infer_request if plan.scenario == "infer" else DIALECTS[plan.dialect].request
-    data = os.environ.get("FEWSHARD_DATA")
-    return text_requests(make, plan.model, plan.num_items, plan.seed, Path(data) if data else None)
+def _user_class(plan: Plan) -> type[Asking]:
+    if plan.protocol == "grpc":
+        import grpc.experimental.gevent
+
+        grpc.experimental.gevent.init_gevent()
+        return GrpcPoissonUser if plan.is_open else GrpcUser
+    assert plan.dialect in DIALECTS
+    return PoissonUser if plan.is_open else HttpUser
+
+
+def _shared(stages: Sequence[Stage], num_users: int) -> tuple[Stage, ...]:
+    return tuple(Stage(stage.seconds, stage.rate / num_users) for stage in stages)
+
+
+def _with_warmup(stages: tuple[Stage, ...], warmup_s: float) -> tuple[Stage, ...]:
+    """The first stage's rate before the measured time begins, the last one's until it has surely ended."""
+    if not stages:
+        return ()
+    before = (Stage(warmup_s, stages[0].rate),) if warmup_s else ()
+    return (*before, *stages, Stage(TAIL_S, stages[-1].rate))

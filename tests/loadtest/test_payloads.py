@@ -1,18 +1,19 @@
 """The requests a load test sends; pure values, no Locust (which would patch this process)."""
 
-import json
 import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fewshard_loadtest import payloads
-from fewshard_loadtest.arrivals import poisson_arrivals
+from fewshard_loadtest.arrivals import Stage, poisson_arrivals, sine, spikes, staged_arrivals
+from fewshard_loadtest.errors import ScenarioError
 
 
 def test_our_own_sentences_are_many_and_of_mixed_length() -> None:
-    texts = payloads.sentences(None)
+    texts = payloads.own_texts().texts
     lengths = sorted(len(text.split()) for text in texts)
     assert len(texts) == len(set(texts)) == 60
     assert all(text == text.strip() != "" for text in texts)
@@ -21,40 +22,63 @@ def test_our_own_sentences_are_many_and_of_mixed_length() -> None:
     assert lengths[-1] > 40
 
 
-def test_sst2_is_read_without_quoting_and_stripped(tmp_path: Path) -> None:
+def test_sst2_is_read_without_quoting_and_stripped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2/dev.tsv").write_text(
         'sentence\tlabel\na " bare quote \t1\nsecond\t0\n', encoding="utf-8"
     )
-    assert payloads.sentences(tmp_path) == ['a " bare quote', "second"]
+    monkeypatch.setenv("FEWSHARD_DATA", str(tmp_path))
+    payload = payloads.load("sst2")
+    assert payload.texts == ('a " bare quote', "second")
+    assert payload.labels == ("positive", "negative")
+    monkeypatch.delenv("FEWSHARD_DATA")
+    with pytest.raises(ScenarioError, match="needs FEWSHARD_DATA"):
+        payloads.load("sst2")
 
 
-def test_classify_sends_one_text_or_a_list() -> None:
-    one = payloads.classify_request("m", ["a"])
-    assert one.path == "/v2/models/m/classify"
-    assert json.loads(one.body) == {"inputs": "a"}
-    assert json.loads(payloads.classify_request("m", ["a", "b"]).body) == {"inputs": ["a", "b"]}
+@pytest.mark.parametrize(
+    ("name", "text", "texts", "labels"),
+    [
+        ("a.txt", "one\ntwo\n", ("one", "two"), ()),
+        ("a.csv", 'text,label\n"a, b",x\nc,y\n', ("a, b", "c"), ("x", "y")),
+        ("a.tsv", 'sentence\tlabel\na "b\t1\n', ('a "b',), ("1",)),
+        ("a.jsonl", '{"text": "é", "label": 1}\n{"text": "b"}\n', ("é", "b"), ()),
+    ],
+)
+def test_a_file_of_the_users_own(
+    tmp_path: Path, name: str, text: str, texts: tuple[str, ...], labels: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    payload = payloads.load(str(tmp_path / name))
+    assert (payload.texts, payload.labels) == (texts, labels)
 
 
-def test_infer_is_a_v2_bytes_tensor() -> None:
-    request = payloads.infer_request("m", ["a", "é"])
-    body = json.loads(request.body)
-    assert request.path == "/v2/models/m/infer"
-    assert body["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a", "é"]}]
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "text,label\na,1\n,0\nb,1\n  ,0\n", "2 of 4 rows hold no text .rows 2, 4."),
+        ("a.csv", "words\na\n", "1 of 1 rows hold no text .rows 1.; each needs `text` or `sentence`"),
+        ("a.jsonl", '{"text": "a"}\nnot json\n[1]\n', "2 of 3 rows hold no text .rows 2, 3."),
+        ("a.txt", "", "holds no row"),
+        ("a.xls", "a", "there is no payload .*a.xls'; there are: texts, images, sst2, cifar10, a .txt file"),
+        ("a.npz", "not a zip", "cannot be read as images"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ScenarioError, match=words):
+        payloads.load(str(tmp_path / name))
 
 
-def test_image_is_a_v2_binary_tensor() -> None:
-    images = [bytes([i]) * 3072 for i in (1, 2)]
-    request = payloads.image_request("m", images)
-    size = int(request.headers["Inference-Header-Content-Length"])
-    (tensor,) = json.loads(request.body[:size])["inputs"]
-    assert (tensor["datatype"], tensor["shape"]) == ("UINT8", [2, 32, 32, 3])
-    assert request.body[size:] == b"".join(images)
-    assert tensor["parameters"]["binary_data_size"] == len(request.body) - size
-
-
-def test_names_are_quoted_in_the_path() -> None:
-    assert payloads.classify_request("a/b", ["x"]).path == "/v2/models/a%2Fb/classify"
+def test_images_come_from_a_file_with_their_classes(tmp_path: Path) -> None:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    np.savez(tmp_path / "a.npz", images=images, labels=[1, 0], classes=np.array([b"cat", b"dog"]))
+    payload = payloads.load(str(tmp_path / "a.npz"))
+    assert payload.labels == ("dog", "cat")
+    assert np.array_equal(payload.images, images)
+    np.savez(tmp_path / "b.npz", images=images.astype(float))
+    with pytest.raises(ScenarioError, match=r"must be uint8 \[N,H,W,3\], not float64"):
+        payloads.load(str(tmp_path / "b.npz"))
 
 
 def test_random_images_differ_and_are_smooth() -> None:
@@ -62,18 +86,6 @@ def test_random_images_differ_and_are_smooth() -> None:
     assert len(image) == 32 * 32 * 3
     assert image[:3] == image[3:6]
     assert image != payloads.random_image(random.Random(2))
-
-
-def test_every_sentence_is_sent_and_requests_are_filled_up() -> None:
-    requests = payloads.text_requests(payloads.classify_request, "m", 4, 0, None)
-    inputs = [json.loads(request.body)["inputs"] for request in requests]
-    assert [texts[0] for texts in inputs] == payloads.sentences(None)
-    assert {len(texts) for texts in inputs} == {4}
-
-
-def test_the_same_seed_gives_the_same_requests() -> None:
-    made = [payloads.image_requests("m", 1, seed, num_requests=2) for seed in (3, 3, 4)]
-    assert made[0] == made[1] != made[2]
 
 
 def test_arrivals_are_poisson() -> None:
@@ -95,3 +107,28 @@ def test_arrivals_follow_their_seed() -> None:
 def test_a_rate_must_be_positive(rate: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         next(poisson_arrivals(rate, 1))
+
+
+def test_staged_arrivals_follow_their_rates_and_end() -> None:
+    stages = (Stage(100.0, 5.0), Stage(50.0, 0.0), Stage(100.0, 20.0))
+    times = [*staged_arrivals(stages, 1)]
+    counts = [sum(a <= t < b for t in times) for a, b in ((0, 100), (100, 150), (150, 250))]
+    assert counts[0] == pytest.approx(500, abs=90)
+    assert counts[1] == 0
+    assert counts[2] == pytest.approx(2000, abs=180)
+    assert times == sorted(times)
+    assert times[-1] < 250
+
+
+def test_a_day_rises_and_falls() -> None:
+    stages = sine(low=10, high=30, period_s=48, duration_s=96)
+    rates = [stage.rate for stage in stages]
+    assert len(stages) == 96
+    assert min(rates) == pytest.approx(10, abs=0.1)
+    assert max(rates) == pytest.approx(30, abs=0.1)
+    assert sum(rates) / 96 == pytest.approx(20)
+    assert rates[0] < rates[12] < rates[24] > rates[36]
+
+
+def test_spikes_come_at_the_end_of_each_stretch() -> None:
+    assert spikes(5, 50, every_s=10, spike_s=2, duration_s=20) == (Stage(8, 5), Stage(2, 50)) * 2

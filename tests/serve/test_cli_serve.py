@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from fewshard_loadtest import Plan, run_headless
+from fewshard_loadtest import Plan, run_recorded
+from fewshard_loadtest.recording import Recording
 
 ROOT = Path(__file__).parents[2]
 FEWSHARD = [sys.executable, "-c", "import sys; from fewshard_serve.cli import main; sys.exit(main())"]
@@ -69,6 +70,7 @@ class Running:
     process: subprocess.Popen[str]
     url: str
     greeting: str
+    grpc: str
 
 
 def free_port() -> int:
@@ -79,17 +81,17 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def running(config_file: Path) -> Iterator[Running]:
-    port, log = free_port(), config_file.with_name("log")
+    port, grpc_port, log = free_port(), free_port(), config_file.with_name("log")
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*FEWSHARD, "serve", str(config_file), "--port", str(port)],
+            [*FEWSHARD, "serve", str(config_file), "--port", str(port), "--grpc-port", str(grpc_port)],
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
         )
     try:
         _wait_for(process, log, "Try it:")
-        yield Running(process, f"http://127.0.0.1:{port}", log.read_text())
+        yield Running(process, f"http://127.0.0.1:{port}", log.read_text(), f"127.0.0.1:{grpc_port}")
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
@@ -131,20 +133,26 @@ def test_models_lists_it(running: Running) -> None:
     assert line.split()[:4] == ["words", "READY", "text", "dense"]
 
 
-@pytest.mark.parametrize("scenario", ["classify", "infer", "open-loop"])
-def test_the_load_generator_gets_good_answers_alone(running: Running, scenario: str) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "rate"),
+    [("classify", None), ("json", None), ("binary", 20.0), ("grpc", None), ("grpc", 20.0)],
+)
+def test_the_load_generator_gets_good_answers_alone(
+    running: Running, tmp_path: Path, protocol: str, rate: float | None
+) -> None:
     plan = Plan(
-        running.url,
+        running.grpc if protocol == "grpc" else running.url,
         "words",
-        scenario=scenario,  # type: ignore[arg-type] # parametrize knows no Literal
+        protocol=protocol,
         num_users=4,
-        rate=20,
+        rate=rate,
         duration_s=1.5,
         warmup_s=0.5,
     )
-    result = run_headless(plan)
+    result = run_recorded(plan, tmp_path / "a.npz")
     assert result.errors == {}
     assert result.num_requests > 10
+    assert set(Recording.load(tmp_path / "a.npz").labels) <= {"negative", "positive"}
 
 
 def test_a_second_server_on_the_port_is_refused(running: Running, config_file: Path) -> None:

@@ -1,14 +1,13 @@
 """`fewshard bench server`, as a process of its own: options, environments, checkpoint, rounds, report."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fewshard_loadtest.payloads import sentences
+from fewshard_loadtest.payloads import load
 from fewshard_loadtest.peers import catalogue, checkpoint, environments, rounds, summary
 from fewshard_loadtest.peers.errors import BenchmarkError
 from fewshard_loadtest.peers.machine import num_cores
@@ -127,8 +126,7 @@ def _measure(options: argparse.Namespace, work: Path) -> Report:
 
 
 def _texts() -> list[str]:
-    data = os.environ.get("FEWSHARD_DATA")
-    return sentences(Path(data) if data else None)
+    return [*load("texts").texts]
 
 
 def _model(options: argparse.Namespace, work: Path, texts: Sequence[str]) -> Path:

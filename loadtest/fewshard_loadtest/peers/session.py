@@ -120,9 +120,8 @@ def _plan(
     return Plan(
         host=url,
         model=MODEL,
-        scenario="classify" if rate is None else "open-loop",
         num_users=num_users,
-        rate=1.0 if rate is None else round(rate, 3),
+        rate=None if rate is None else round(rate, 3),
         duration_s=load.duration_s,
         warmup_s=load.warmup_s,
         seed=load.seed,
@@ -132,7 +131,7 @@ def _plan(
 
 
 def _run(subject: Subject, plan: Plan) -> Result:
-    load = f"{plan.num_users} users" if plan.scenario == "classify" else f"{plan.rate:.1f} requests/s"
+    load = f"{plan.num_users} users" if plan.rate is None else f"{plan.rate:.1f} requests/s"
     result = run_headless(plan)
     found = f"{result.answered_rps:.1f}/s, p50 {result.p50_ms} ms, {result.num_failures} failures"
     print(f"{subject}, {load}: {found}", file=sys.stderr, flush=True)

@@ -162,12 +162,12 @@ def _by_load(
 
 def _row(subject: Subject, load: float, runs: Sequence[Result]) -> Row:
     refused = sum(n for run in runs for error, n in run.errors.items() if _REFUSAL.search(error))
-    is_open = runs[0].plan.scenario == "open-loop"
+    rates = [run.plan.rate for run in runs if run.plan.rate is not None]
     return Row(
         subject=subject,
         load=load,
         num_rounds=len(runs),
-        rate=median(run.plan.rate for run in runs) if is_open else None,
+        rate=median(rates) if rates else None,
         answered_rps=median(run.answered_rps for run in runs),
         p50_ms=_median(run.p50_ms for run in runs),
         p95_ms=_median(run.p95_ms for run in runs),

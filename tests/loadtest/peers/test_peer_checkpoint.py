@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fewshard_loadtest.payloads import sentences
+from fewshard_loadtest.payloads import own_texts
 from fewshard_loadtest.peers import checkpoint
 from fewshard_loadtest.peers.errors import BenchmarkError
 
 
 @pytest.mark.slow
 def test_a_made_up_checkpoint_has_two_labels_and_runs_here(tmp_path: Path) -> None:
-    texts = sentences(None)
+    texts = [*own_texts().texts]
     checkpoint.make(tmp_path / "model", None, texts)
     expected = checkpoint.expected_labels(tmp_path / "model", texts)
     assert [one.text for one in expected] == texts

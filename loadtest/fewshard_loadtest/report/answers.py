@@ -1,0 +1,101 @@
+"""How right the answers were while the load ran, from raw samples and the payload's true labels."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fewshard_loadtest.recording import Recording
+from fewshard_loadtest.report.statistics import mcnemar, wilson
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Right answers of `num`, with a 95 % interval (Wilson)."""
+
+    num: int
+    right: int
+
+    @property
+    def value(self) -> float | None:
+        return self.right / self.num if self.num else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.right, self.num)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One model's first answer to each item, and how many items got another answer later on."""
+
+    labels: dict[int, str]
+    num_changed: int
+
+    @property
+    def num_items(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two models on the items that both answered. `flips`: another label, right or wrong."""
+
+    num: int
+    flips: int
+    only_dense: int
+    only_this: int
+
+    @property
+    def p(self) -> float:
+        """McNemar's; below 0.05 is more than chance."""
+        return mcnemar(self.only_dense, self.only_this)
+
+
+def answers_of(recordings: Iterable[Recording], model: str) -> Answers:
+    """Over all runs, warm-ups included; failed requests have no answer."""
+    labels: dict[int, str] = {}
+    changed: set[int] = set()
+    for recording in recordings:
+        if model not in recording.models:
+            continue
+        rows = recording.rows[recording.rows["model"] == recording.models.index(model)]
+        rows = rows[(rows["label"] >= 0) & (rows["item"] >= 0)]
+        for item, place in zip(rows["item"].tolist(), rows["label"].tolist(), strict=True):
+            label = recording.labels[place]
+            if labels.setdefault(item, label) != label:
+                changed.add(item)
+    return Answers(labels, len(changed))
+
+
+def accuracy(answers: Answers, truth: Sequence[str]) -> Share | None:
+    """None where the truth is not known, or no predicted name is among the true ones."""
+    known = {name.lower() for name in truth}
+    if not truth or not {label.lower() for label in answers.labels.values()} & known:
+        return None
+    return Share(len(answers.labels), sum(_is_right(answers, item, truth) for item in answers.labels))
+
+
+def by_class(answers: Answers, truth: Sequence[str]) -> dict[str, Share]:
+    """Accuracy of the items of each true class."""
+    items: dict[str, list[int]] = {}
+    for item in answers.labels:
+        items.setdefault(truth[item], []).append(item)
+    return {
+        name: Share(len(own), sum(_is_right(answers, item, truth) for item in own))
+        for name, own in sorted(items.items())
+    }
+
+
+def paired(this: Answers, dense: Answers, truth: Sequence[str]) -> Paired:
+    """This model beside the dense one."""
+    both = this.labels.keys() & dense.labels.keys()
+    right = [(_is_right(this, item, truth), _is_right(dense, item, truth)) for item in both]
+    return Paired(
+        num=len(both),
+        flips=sum(this.labels[item] != dense.labels[item] for item in both),
+        only_dense=sum(not own and theirs for own, theirs in right),
+        only_this=sum(own and not theirs for own, theirs in right),
+    )
+
+
+def _is_right(answers: Answers, item: int, truth: Sequence[str]) -> bool:
+    return answers.labels[item].lower() == truth[item].lower()

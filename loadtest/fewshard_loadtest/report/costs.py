@@ -1,0 +1,119 @@
+"""Energy and money of one model, from its runs and the rate that it sustains; `figures` asks for them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fewshard_loadtest.cost import formulas
+from fewshard_loadtest.cost.prices import Price
+from fewshard_loadtest.report.latency import Point, strictest
+from fewshard_loadtest.rundir import Leg
+from fewshard_loadtest.scenario import EnergyPart, FleetPart, SloPart
+
+SLO_FACTORS = (0.5, 1.0, 2.0)
+PRICE_FACTORS = (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Mean over repeats with its 95 % interval, which one repeat does not have."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """`method`: measured, or modelled and how."""
+
+    joules: float
+    kwh_per_million: float
+    carbon_g_per_million: float
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """In the price's currency. `low`, `high`: from the interval of the sustained rate. `by_slo`, `by_batch`
+    and `by_price`: a million where the SLO, the items a request or the price are others."""
+
+    per_million: float
+    low: float | None
+    high: float | None
+    fleet: formulas.Fleet
+    by_slo: dict[str, float | None]
+    by_price: dict[str, float]
+    by_batch: dict[str, float]
+
+
+def energy_of(legs: Sequence[Leg], name: str, part: EnergyPart) -> Energy | None:
+    """For each prediction of some runs; None where not even processor time is known."""
+    gpu = per_item(legs, lambda leg: leg.usage.gpu_joules, name)
+    cpu = per_item(legs, lambda leg: leg.usage.joules, name)
+    if cpu is not None or gpu is not None:
+        joules = (cpu or 0.0) + (gpu or 0.0)
+        what = " and ".join(
+            name for name, value in (("the CPU package", cpu), ("the GPUs", gpu)) if value is not None
+        )
+        method = f"measured, {what} with the load generator"
+    else:
+        used = per_item(
+            legs,
+            lambda leg: (
+                None
+                if leg.usage.cpu_s is None
+                else formulas.modelled_joules(leg.usage.cpu_s, part.core_w, part.idle_w, leg.usage.seconds)
+            ),
+            name,
+        )
+        if used is None:
+            return None
+        joules, method = used, f"modelled: {part.core_w:g} W a busy core, {part.idle_w:g} W idle"
+    carbon = formulas.carbon_g_per_million(joules, part.carbon_g_per_kwh)
+    return Energy(joules, formulas.kwh_per_million(joules), carbon, method)
+
+
+def money_of(
+    price: Price,
+    fleet: FleetPart,
+    slo: SloPart,
+    sustained: Measured,
+    batches: dict[int, float],
+    curve: Sequence[Point],
+) -> Money:
+    """`batches`: sustained rates by items a request; `curve`: runs among which other SLOs are looked for."""
+
+    def cost(rate: float | None, factor: float = 1.0) -> float | None:
+        if not rate or rate <= 0:
+            return None
+        return formulas.per_million(factor * price.per_hour, rate, fleet.utilisation, price.num_machines)
+
+    per_million = cost(sustained.mean)
+    assert per_million is not None
+    return Money(
+        per_million=per_million,
+        low=cost(sustained.high),
+        high=cost(sustained.low),
+        fleet=formulas.fleet(
+            fleet.rate,
+            sustained.mean / price.num_machines,
+            price.per_hour,
+            fleet.headroom,
+            fleet.spare,
+        ),
+        by_slo={
+            f"{factor * slo.p99_ms:g}": cost(strictest(curve, factor * slo.p99_ms, slo.max_errors))
+            for factor in SLO_FACTORS
+        },
+        by_price={f"{factor:g}": factor * per_million for factor in PRICE_FACTORS},
+        by_batch={str(items): value for items, rate in batches.items() if (value := cost(rate))},
+    )
+
+
+def per_item(legs: Sequence[Leg], value: Callable[[Leg], float | None], name: str) -> float | None:
+    """A sum over some runs for each item that went through the model in them."""
+    values = [(value(leg), leg.counters[name].items) for leg in legs]
+    there = [(amount, items) for amount, items in values if amount is not None]
+    items = sum(items for _, items in there)
+    return float(sum(amount for amount, _ in there)) / items if items else None

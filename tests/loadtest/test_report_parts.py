@@ -1,0 +1,209 @@
+"""Statistics, the front, charts and the comparison, each by itself."""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewshard_loadtest.errors import ScenarioError
+from fewshard_loadtest.report import charts, paper, words
+from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
+from fewshard_loadtest.report.charts import Axis, Dot, Series
+from fewshard_loadtest.report.compare import compare
+from fewshard_loadtest.report.pictures import pareto
+from fewshard_loadtest.report.statistics import mcnemar, mean_interval, nearest_rank, wilson
+from fewshard_loadtest.watch import Watch, rapl_joules, read_gpus
+from fewshard_models.judge.systems import SYSTEMS
+
+
+def test_the_papers_figures_are_those_of_the_judge() -> None:
+    """Written twice, since the load test imports no other room; this keeps them one."""
+    theirs = {name: system.paper for name, system in SYSTEMS.items() if system.paper}
+    assert set(paper.TABLE_II) == set(theirs)
+    for name, row in paper.TABLE_II.items():
+        other = theirs[name]
+        assert (row.accuracy, row.f1, row.parameters, row.macs, row.ms) == (
+            other.accuracy,
+            other.f1,
+            other.parameters,
+            other.macs,
+            other.ms,
+        )
+
+
+def test_intervals() -> None:
+    assert mean_interval([5.0]) == (5.0, None, None)
+    mean, low, high = mean_interval([9.0, 10.0, 11.0])
+    assert (mean, low, high) == pytest.approx((10.0, 10 - 4.303 / math.sqrt(3), 10 + 4.303 / math.sqrt(3)))
+    low, high = wilson(90, 100)
+    assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(10, 10)[1] == 1.0
+
+
+def test_intervals_hold_their_truth() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for right in rng.binomial(200, 0.9, 2000):
+        low, high = wilson(int(right), 200)
+        inside += low <= 0.9 <= high
+    assert inside / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_mcnemar_is_the_binomial_test() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(1, 9) == pytest.approx(2 * 11 / 1024)
+    assert mcnemar(900, 1100) == pytest.approx(8.5e-6, rel=0.2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.29, 0.5, 0.95, 0.99, 1.0])
+def test_nearest_rank_is_numpys_inverted_cdf(share: float) -> None:
+    for num in (1, 7, 100, 101):
+        values = np.sort(np.random.default_rng(num).random(num))
+        assert nearest_rank(values, share) == np.percentile(values, 100 * share, method="inverted_cdf")
+    assert nearest_rank([], 0.5) is None
+
+
+def test_answers_beside_the_truth() -> None:
+    truth = ["pos", "neg", "pos", "neg"]
+    dense = Answers({0: "POS", 1: "neg", 2: "pos", 3: "neg"}, 0)
+    this = Answers({0: "neg", 1: "neg", 3: "pos"}, 0)
+    share = accuracy(this, truth)
+    assert share is not None
+    assert (share.num, share.right) == (3, 1)
+    assert {name: (one.num, one.right) for name, one in by_class(this, truth).items()} == {
+        "neg": (2, 1),
+        "pos": (1, 0),
+    }
+    pair = paired(this, dense, truth)
+    assert (pair.num, pair.flips, pair.only_dense, pair.only_this) == (3, 2, 2, 0)
+    assert accuracy(Answers({0: "LABEL_0"}, 0), truth) is None, "other names are no wrong answers"
+    assert accuracy(this, []) is None
+
+
+def test_the_front_holds_what_no_other_beats() -> None:
+    assert pareto([(3, 90), (1, 80), (2, 79), (2, 85), (4, 90)]) == [(1, 80), (2, 85), (3, 90)]
+
+
+def test_charts_are_well_formed_and_stay_inside() -> None:
+    curve = [Series("a<b", [(1, 1), (2, 1000)], dots=[(1, 1, False), (2, 1000, True)]), Series("empty", [])]
+    made = [
+        charts.lines(curve, Axis("x"), Axis("y", is_log=True), (50, "SLO")),
+        charts.lines([Series("flat", [(0, 0), (0, 0)])], Axis("x", low=0), Axis("y")),
+        charts.points(
+            [Dot("a", 1, 2, "#000", (1, 3)), Dot("b", 1, 2, "#000")], [(1, 2)], Axis("x"), Axis("y")
+        ),
+        charts.grid([("layer 0", [0.5, 0.5, 0.0])], 1 / 3),
+    ]
+    for text in made:
+        root = ET.fromstring(text)
+        width = float(root.attrib["width"])
+        for mark in root.iter("{http://www.w3.org/2000/svg}circle"):
+            assert 0 <= float(mark.attrib["cx"]) <= width
+            assert 0 <= float(mark.attrib["cy"]) <= float(root.attrib["height"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.25, "0.25"), (41.53, "41.5"), (1234.0, "1,234"), (4.9e8, "490 M"), (2.1e9, "2.1 G")],
+)
+def test_numbers_in_words(value: float | None, text: str) -> None:
+    assert words.count(value) == text
+
+
+def test_money_shows_its_currency() -> None:
+    assert words.money(1234.5, "USD") == "$1,234.50"
+    assert words.money(0.0456, "CHF") == "0.0456 CHF"
+
+
+MODEL: dict[str, Any] = {
+    "sustained": {"mean": 100.0},
+    "accuracy": {"share": {"num": 1000, "right": 900}},
+    "cpu_ms": 2.0,
+    "memory_mib": 500.0,
+}
+
+
+def write_report(folder: Path, **models: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps({"models": models}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, []),
+        ({"sustained": {"mean": 85.0}}, ["predictions/s within the SLO"]),
+        ({"sustained": {"mean": 95.0}}, []),
+        ({"sustained": {"mean": 150.0}}, []),
+        ({"sustained": None}, ["predictions/s within the SLO"]),
+        ({"accuracy": {"share": {"num": 1000, "right": 890}}}, ["accuracy, %"]),
+        ({"accuracy": {"share": {"num": 1000, "right": 896}}}, []),
+        ({"cpu_ms": 2.4}, ["CPU ms a prediction"]),
+    ],
+)
+def test_a_budget_is_broken_by_what_got_worse(
+    tmp_path: Path, change: dict[str, Any], broken: list[str]
+) -> None:
+    before = write_report(tmp_path / "a", m=MODEL)
+    after = write_report(tmp_path / "b", m={**MODEL, **change})
+    assert [one.title for one in compare(before, after).broken] == broken
+
+
+def test_a_model_that_has_gone_breaks_the_budget(tmp_path: Path) -> None:
+    before = write_report(tmp_path / "a", m=MODEL, n=MODEL)
+    after = write_report(tmp_path / "b", n=MODEL)
+    assert {one.model for one in compare(before, after).broken} == {"m"}
+    with pytest.raises(ScenarioError, match="no model in common"):
+        compare(before, write_report(tmp_path / "c", o=MODEL))
+    with pytest.raises(ScenarioError, match="is not a report"):
+        compare(before, tmp_path)
+
+
+def test_a_budget_with_a_typo_is_refused(tmp_path: Path) -> None:
+    before = write_report(tmp_path / "a", m=MODEL)
+    budget = tmp_path / "budget.yaml"
+    budget.write_text("default:\n  sustaind: 0.1\n")
+    with pytest.raises(ScenarioError, match=r"line 2: unknown key 'sustaind'; did you mean 'sustained'"):
+        compare(before, before, budget)
+    budget.write_text("models: {x: {}}\n")
+    with pytest.raises(ScenarioError, match="the model 'x' is not in"):
+        compare(before, before, budget)
+
+
+def test_energy_counters_are_added_up_where_there_are_any(tmp_path: Path) -> None:
+    assert rapl_joules(tmp_path) is None
+    for package, joules in ((0, 3), (1, 4)):
+        (tmp_path / f"intel-rapl:{package}").mkdir()
+        (tmp_path / f"intel-rapl:{package}/energy_uj").write_text(f"{joules * 1_000_000}\n")
+    assert rapl_joules(tmp_path) == 7.0
+
+
+def test_gpus_are_read_from_their_own_command() -> None:
+    """The command's form; `echo` says what two GPUs would."""
+    assert read_gpus(("printf", "50, 1000, 200.5\n70, 500, 99.5\n")) == (60.0, 1500.0, 300.0)
+    assert read_gpus(("printf", "[N/A], 1, 2\n")) is None
+    assert read_gpus(("no-such-command",)) is None
+
+
+def test_a_watch_sees_this_process_work(tmp_path: Path) -> None:
+    import os
+    import time
+
+    with Watch(os.getpid(), powercap=tmp_path, gpu_command=("no-such-command",)) as watch:
+        until = time.process_time() + 0.3
+        while time.process_time() < until:
+            pass
+    usage = watch.usage()
+    assert usage.cpu_s is not None
+    assert usage.cpu_s >= 0.2
+    assert usage.memory_mib is not None
+    assert usage.memory_mib > 5
+    assert usage.joules is None
+    assert usage.gpu_joules is None
