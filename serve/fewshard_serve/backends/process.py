@@ -151,6 +151,11 @@ def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
             [sys.executable, "-c", f"from {child.__name__} import main; main()", str(other.fileno())],
             pass_fds=[other.fileno()],
             stdin=subprocess.PIPE,  # whose end tells that this process has ended
-            env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(num_threads),
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "TQDM_DISABLE": "1",  # transformers' bars would go to the user's terminal
+            },
         )
         return process, Connection(own.detach())

@@ -69,6 +69,11 @@ def png():
     return buffer.getvalue()
 
 
+def test_loading_draws_no_bars(process, capfd):
+    real(process, "sst2-narrow")
+    assert "Loading" not in capfd.readouterr().err
+
+
 def test_errors_arrive_as_they_were_raised(process):
     with pytest.raises(FileNotFoundError, match="no checkpoint for m"):
         fake(process, "missing")
