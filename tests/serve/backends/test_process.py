@@ -69,7 +69,7 @@ def png():
     return buffer.getvalue()
 
 
-def test_loading_draws_no_bars(process, capfd):
+def test_loading_draws_no_bars(capfd, process):
     real(process, "sst2-narrow")
     assert "Loading" not in capfd.readouterr().err
 
