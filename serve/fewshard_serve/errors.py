@@ -119,6 +119,10 @@ class InternalError(FewshardError):
     code = "internal"
 
 
+class ModelRestarted(InternalError):
+    """The process of the models ended in a forward pass; another one has loaded them."""
+
+
 class NotReady(FewshardError):
     code = "not_ready"
 

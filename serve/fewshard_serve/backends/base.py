@@ -21,6 +21,8 @@ class Model(ABC):
 
     info: ModelInfo
     preparing: Preparing
+    gpu_uuid = ""
+    """Of the one GPU that runs it; "" where there is none, or several."""
 
     def estimate_tokens(self, inputs: Sequence[Input]) -> int:
         """An upper estimate of the tokens these inputs will cost, without tokenising; cheap."""

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -51,6 +52,7 @@ class Loaded:
     info: ModelInfo
     preparing: Preparing
     seen: Seen
+    gpu_uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Child:
         model.self_check()
         model.diagnose(loading.diagnostics_share)
         self._models[loading.name] = model
-        return Loaded(model.info, model.preparing, _seen(model))
+        return Loaded(model.info, model.preparing, _seen(model), _gpu_uuid(model.info))
 
     def run(self, name: str, items: Sequence[Item]) -> Passed:
         model = self._models[name]
@@ -95,12 +97,23 @@ def _seen(model: Model) -> Seen:
     return Seen(model.expert_counts(), model.diagnosis(), model.group())
 
 
+def _gpu_uuid(info: ModelInfo) -> str:
+    """Of the GPU the model is on; "" where it is on none."""
+    if info.device == "cpu":
+        return ""
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else ""
+
+
 def answer(child: Child, asked: tuple[str, tuple[Any, ...]]) -> Any:
     """What the method returns, or `Failed`; never raises."""
     name, arguments = asked
     try:
         return getattr(child, name)(*arguments)
     except Exception as error:  # noqa: BLE001  any model may raise anything; the process must survive it
+        # Tracebacks do not travel, notes do; whoever logs the error prints them.
+        error.add_note(f"In the process of the models:\n{traceback.format_exc()}")
         return Failed(_picklable(error))
 
 

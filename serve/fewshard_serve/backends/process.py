@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -20,12 +21,14 @@ from fewshard_serve.backends import child
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.child import Failed, Loaded, Loading, Passed
 from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelOutput
-from fewshard_serve.errors import InternalError
+from fewshard_serve.errors import InternalError, ModelRestarted
 
 logger = logging.getLogger(__name__)
 
 
 STOP_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 120.0
+"""A process that has not loaded its models again after so long hangs."""
 
 
 class ProcessEnded(InternalError):
@@ -36,7 +39,7 @@ class ModelProcess:
     """Started at once; asked one thing at a time, from any thread.
 
     Where the process ends unasked, as by a crash of a kernel or for want of memory, another one is started,
-    which loads the same models, and what was asked is asked again, once.
+    which loads the same models.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -44,6 +47,7 @@ class ModelProcess:
         self._loaded: list[Loading] = []
         self._lock = threading.Lock()
         self._is_closed = False
+        self._restart_began_at: float | None = None
         self.problem = ""
         """Why there will be no more answers; "" while there may be."""
         self._process, self._connection = _start(num_threads)
@@ -52,15 +56,27 @@ class ModelProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_restarting(self) -> bool:
+        """Whether a pass takes long because another process loads the models meanwhile."""
+        began_at = self._restart_began_at
+        return began_at is not None and time.monotonic() - began_at < START_TIMEOUT_S
+
     def load(self, loading: Loading) -> "RemoteModel":
-        """Raises as the loader does, and where the golden inputs are answered wrongly."""
+        """Raises as the loader does, and where the golden inputs are answered wrongly. A checkpoint that ends
+        the process leaves another one with the models before it."""
         with self._lock:
-            loaded = self._ask("load", loading)
+            try:
+                loaded = self._ask("load", loading)
+            except ProcessEnded as error:
+                self._restart(error)
+                raise
             self._loaded.append(loading)
         return RemoteModel(self, loaded)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method of `Child`. Raises what it raises, and `ProcessEnded` where it is fatal twice."""
+        """Call a method of `Child`. Raises what it raises; `ModelRestarted` where the process ended and
+        another one is there to be asked."""
         with self._lock:
             try:
                 return self._ask(method, *arguments)
@@ -69,7 +85,7 @@ class ModelProcess:
                     raise
                 logger.error("%s; starting another", error)
                 self._restart(error)
-                return self._ask(method, *arguments)
+                raise ModelRestarted(str(error)) from error
 
     def close(self) -> None:
         self._is_closed = True
@@ -97,12 +113,17 @@ class ModelProcess:
             return "it does not answer"
 
     def _restart(self, reason: ProcessEnded) -> None:
-        self._end()
-        self._process, self._connection = _start(self._num_threads)
-        self.problem = str(reason)
-        for loading in self._loaded:
-            self._ask("load", loading)
-        self.problem = ""
+        self._restart_began_at = time.monotonic()
+        try:
+            self._end()
+            self._process, self._connection = _start(self._num_threads)
+            for loading in self._loaded:
+                self._ask("load", loading)
+        except Exception as error:
+            self.problem = f"{reason}, and another one cannot load the models: {error}"
+            raise
+        finally:
+            self._restart_began_at = None
 
 
 class RemoteModel(Model):
@@ -111,7 +132,7 @@ class RemoteModel(Model):
     def __init__(self, process: ModelProcess, loaded: Loaded) -> None:
         self.info, self.preparing = loaded.info, loaded.preparing
         self._process, self._pid = process, process.pid
-        self._seen = loaded.seen
+        self._seen, self.gpu_uuid = loaded.seen, loaded.gpu_uuid
         self._counts_of_the_dead: ExpertCounts | None = None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:

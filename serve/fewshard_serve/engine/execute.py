@@ -9,7 +9,7 @@ import numpy as np
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import Item, ModelOutput
 from fewshard_serve.engine.queue import Outcome
-from fewshard_serve.errors import FewshardError, InternalError
+from fewshard_serve.errors import FewshardError, InternalError, ModelRestarted
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,15 @@ class Executed:
 def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None) -> Executed:
     """Run the items together; where that fails, halve the batch until only the culprits fail.
 
-    Halving also saves a batch that was merely too large for the device's memory. `on_pass` is called before
-    every forward pass, so that a watcher sees progress.
+    Halving also saves a batch that was merely too large for the device's memory. A pass in which the model's
+    process ended is repeated once. `on_pass` is called before every forward pass, so that a watcher sees
+    progress.
     """
     on_pass()
     ran = _run(model, items)
+    if isinstance(ran, ModelRestarted):
+        on_pass()
+        ran = _run(model, items)
     if isinstance(ran, ModelOutput):
         return _finite(model, items, ran, on_pass)
     executed = _halved(model, items, on_pass) if len(items) > 1 else Executed([ran])

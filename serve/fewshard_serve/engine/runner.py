@@ -199,9 +199,10 @@ class Runner:
         items = [entry.item for entry in scheduled.cut.batch]
         self._running = scheduled
         executed = execute(lane.model, items, self._note_pass)
+        # Not all of `infer_s`: passes that failed, and a process started anew, are no measure of a pass.
+        lane.pace.observe(num_tokens, self.stuck_s)
         self._running = self._pass_started_at = None
         ran = Ran(executed, self._clock() - started_at)
-        lane.pace.observe(num_tokens, ran.infer_s)
         if executed.was_out_of_memory:
             lane.lower_budget(num_tokens, len(items))
         return ran

@@ -103,8 +103,8 @@ FAMILIES = (
     Family("fewshard_model_macs", "gauge", "Multiply-accumulates of one item by the model's card."),
     Family("fewshard_model_parameters", "gauge", "Parameters by the model's card.", ("model", "state")),
     Family("fewshard_build_info", "gauge", "1; its labels say what runs.", ("version", "python")),
-    Family("fewshard_process_cpu_seconds_total", "counter", "CPU time of the replica's process.", ()),
-    Family("fewshard_process_resident_bytes", "gauge", "Memory of the replica's process.", ()),
+    Family("fewshard_process_cpu_seconds_total", "counter", "CPU time of the replica's processes.", ()),
+    Family("fewshard_process_resident_bytes", "gauge", "Memory of the replica's processes.", ()),
     Family("fewshard_replica_up", "gauge", "1 where a replica answered this scrape, else 0.", REPLICA),
     Family("fewshard_replicas_wanted", "gauge", "Replicas an application has at least.", APPLICATION),
 )

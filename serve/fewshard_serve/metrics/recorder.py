@@ -1,7 +1,7 @@
 """One process's metrics: told of requests and batches, written out when somebody scrapes."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,16 @@ STAGES = ("preprocess", "queue", "infer")
 
 
 class Metrics:
-    """Every method may be called from any thread. `read_joules`: the device's energy counter, if any."""
+    """Every method may be called from any thread. `read_joules`: the device's energy counter, if any;
+    `children`: ids of the processes that work for this one."""
 
     def __init__(
         self,
         settings: MetricsSettings = MetricsSettings(),  # noqa: B008  it is frozen
         read_joules: Callable[[], float] | None = None,
+        children: Callable[[], Sequence[int]] = tuple,
     ) -> None:
+        self._children = children
         self._settings = settings
         self._energy = None if read_joules is None else MeasuredEnergy(read_joules)
         self._lock = threading.Lock()
@@ -105,7 +108,7 @@ class Metrics:
         Prometheus' own format (0.0.4), or OpenMetrics without its last line, where exemplars are asked for.
         """
         out = TextWriter(extra_labels, is_open_metrics)
-        sources.write_process(out)
+        sources.write_process(out, self._children())
         self._write_counted(out)
         self._write_models(out)
         return out.text()

@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,16 +139,29 @@ def write_cost(out: TextWriter, source: ModelSource, busy_s: float, measured_jou
         out.add("fewshard_cost_usd_total", [name], cost.usd_per_hour * busy_s / 3600)
 
 
-def write_process(out: TextWriter) -> None:
-    """What runs, and what this process uses."""
+def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
+    """What runs, and what this process and its children use; the CPU time of those that have ended stays."""
     out.add("fewshard_build_info", [__version__, platform.python_version()], 1)
-    out.add("fewshard_process_cpu_seconds_total", [], time.process_time())
-    if (pages := _resident_pages()) is not None:
+    ended = os.times()
+    cpu_s = time.process_time() + ended.children_user + ended.children_system
+    out.add("fewshard_process_cpu_seconds_total", [], cpu_s + sum(map(_cpu_seconds, children)))
+    if own := _resident_pages(os.getpid()):
+        pages = own + sum(map(_resident_pages, children))
         out.add("fewshard_process_resident_bytes", [], pages * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _resident_pages() -> int | None:
+def _resident_pages(process: int) -> int:
+    """0 where it has ended, or this is not Linux."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1])
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
-        return None  # not Linux
+        return 0
+
+
+def _cpu_seconds(process: int) -> float:
+    """As `_resident_pages`."""
+    try:
+        user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except (OSError, ValueError):
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

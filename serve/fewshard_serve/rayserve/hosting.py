@@ -109,7 +109,9 @@ class Hosting:
         models = [one for one in loaded if not isinstance(one, LoadFailure)]
         self._loaded = models
         self._process = process
-        self.metrics = Metrics(spec.metrics, energy_of(models))
+        self.metrics = Metrics(
+            spec.metrics, energy_of(models), lambda: [] if process is None else [process.pid]
+        )
         settings = {model.name: model.settings for model in spec.models}
         self._costs = {model.name: model.cost for model in spec.models}
         self._engine = Engine(models, settings, self._observe_batch)
@@ -189,9 +191,10 @@ class Hosting:
 
     def check(self) -> None:
         """Raise where the replica should be replaced."""
-        self._engine.check()
         if self._process is not None and self._process.problem:
             raise InternalError(self._process.problem)
+        if self._process is None or not self._process.is_restarting:
+            self._engine.check()
 
     def begin_drain(self) -> None:
         """From now on every model answers that it is not ready; requests inside go on."""
@@ -251,13 +254,8 @@ class Hosting:
 
 def energy_of(models: Sequence[Model]) -> Callable[[], float] | None:
     """The energy counter of the GPU that these models run on; None where there is none, or several."""
-    if not any(model.info.device != "cpu" and model.group() is None for model in models):
-        return None
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return energy_reader(str(torch.cuda.get_device_properties(0).uuid))
+    uuid = next((model.gpu_uuid for model in models if model.gpu_uuid), "")
+    return energy_reader(uuid) if uuid else None
 
 
 def _entry(model: ServedModel) -> ModelEntry:

@@ -11,7 +11,7 @@ from fewshard_serve.rayserve.specs import HostSpec
 
 POLL_S = 1.0
 UPDATE_TIMEOUT_S = 900.0
-FIXED = ("server", "auth", "limits", "logging", "cascades")
+FIXED = ("server", "auth", "limits", "logging", "tracing", "cascades")
 """Parts of the configuration that are read once."""
 
 

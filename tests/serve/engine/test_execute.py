@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fewshard_serve.core import Item, ModelOutput
 from fewshard_serve.engine.execute import execute
-from fewshard_serve.errors import InternalError, UnusableItem
+from fewshard_serve.errors import InternalError, ModelRestarted, UnusableItem
 
 
 def items_of(texts):
@@ -69,6 +69,22 @@ def test_an_item_that_spoils_its_neighbours_rows_fails_alone(model):
 def test_logits_of_a_wrong_shape_are_an_internal_error(model):
     model.run = lambda items: ModelOutput(np.zeros(3, np.float32))
     assert outcome_of(execute(model, items_of(["1"])), 0) is InternalError
+
+
+@pytest.mark.parametrize(("num_ends", "expected"), [(1, 2.0), (2, ModelRestarted)])
+def test_a_pass_in_which_the_models_process_ended_is_repeated_once(model, monkeypatch, num_ends, expected):
+    ends, passes, run = [None] * num_ends, [], model.run
+
+    def run_or_end(items):
+        if ends:
+            ends.pop()
+            raise ModelRestarted("it ended")
+        return run(items)
+
+    monkeypatch.setattr(model, "run", run_or_end)
+    executed = execute(model, items_of(["2"]), lambda: passes.append(len(passes)))
+    assert outcome_of(executed, 0) == expected
+    assert len(passes) == 2
 
 
 def test_every_pass_is_announced(model):

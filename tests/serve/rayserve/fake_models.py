@@ -25,8 +25,9 @@ class FakePreparing:
 
 
 class FakeModel(Model):
-    """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "crash"
-    raises, "die" ends the process. "hang F" sleeps for ever for the first who asks, and leaves the file F."""
+    """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "spin 1.5"
+    computes as long, "crash" raises, "die" ends the process. "hang F" sleeps for ever for the first who asks,
+    and leaves the file F."""
 
     preparing = FakePreparing()
 
@@ -66,6 +67,11 @@ class FakeModel(Model):
             time.sleep(3600)
         if text.startswith("hang"):
             text = "1"
+        if text.startswith("spin"):
+            until = time.process_time() + float(text.split()[1])
+            while time.process_time() < until:
+                pass
+            text = "1"
         if text.startswith("sleep"):
             time.sleep(float(text.split()[1]))
             text = "1"
@@ -98,7 +104,9 @@ class FakeModel(Model):
 
 
 def load_model(name, path, device, dtype):
-    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process."""
+    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process, "heavy" takes its time."""
+    if path == "heavy":
+        time.sleep(1)
     if path == "deadly":
         os._exit(1)
     if path == "missing":

@@ -1,12 +1,17 @@
 """One replica of a host without Ray: loading, counting, refusing, draining, and several replicas as one."""
 
 import asyncio
+import os
 import pickle
+import signal
+import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from fewshard_serve.core import Caller, TextInput
+from fewshard_serve.engine.pace import Pace
 from fewshard_serve.errors import NotReady, Overloaded, UnknownModel, UnusableItem
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.rayserve.hosting import Hosting
@@ -194,5 +199,47 @@ def test_a_model_without_experts_has_none_to_merge(on_hosting):
         assert await service.merged_experts("a") is None
         with pytest.raises(UnknownModel):
             await service.merged_experts("nobody")
+
+    on_hosting(work, {"a": "dense"})
+
+
+def test_a_model_that_is_killed_costs_time_and_nothing_else(on_hosting):
+    """Loading again takes longer than a pass may, and is not taken for a pass that hangs."""
+
+    async def work(hosting):
+        await ask(hosting, "a", "3")
+        hosting._engine._runner._lanes[0].pace = Pace(min_s=0.4, max_s=0.4)
+        first = hosting._process.pid
+        asked = asyncio.create_task(ask(hosting, "a", "sleep 0.3", "7"))
+        await asyncio.sleep(0.2)
+        os.kill(first, signal.SIGKILL)
+        num_checks = 0
+        while not asked.done():
+            if hosting._process.is_restarting:
+                hosting.check()
+                num_checks += 1
+            await asyncio.sleep(0.02)
+        assert (await asked).logits.tolist() == [[1, -1], [7, -7]]
+        assert num_checks > 20
+        assert hosting._process.pid != first
+        hosting.check()
+
+    on_hosting(work, {"a": "heavy"})
+
+
+def test_processor_time_and_memory_of_the_models_process_count(on_hosting):
+    def cpu_s(hosting):
+        return value(hosting, "fewshard_process_cpu_seconds_total{}")
+
+    async def work(hosting):
+        bytes_here = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        assert value(hosting, "fewshard_process_resident_bytes{}") > bytes_here + 5e6
+        before, own = cpu_s(hosting), time.process_time()
+        await ask(hosting, "a", "spin 0.5")
+        assert cpu_s(hosting) - before > 0.4 + time.process_time() - own - 0.1
+        before = cpu_s(hosting)
+        os.kill(hosting._process.pid, signal.SIGKILL)
+        await ask(hosting, "a", "1")
+        assert cpu_s(hosting) >= before
 
     on_hosting(work, {"a": "dense"})

@@ -5,7 +5,7 @@ import pytest
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.rayserve.specs import plan_hosts
-from fewshard_serve.rayserve.updating import UpdateFailed, Updater
+from fewshard_serve.rayserve.updating import FIXED, UpdateFailed, Updater
 
 MODELS = {
     "a": {"name": "a", "path": "zoo:a"},
@@ -78,6 +78,26 @@ def test_a_failed_update_goes_back(updater_of):
         updater_of(deployer).update(config(own={"path": "zoo:damaged"}))
     (_, (host,)) = deployer.deployed
     assert (host.models[0].path, host.must_load) == ("zoo:own", False)
+
+
+@pytest.mark.parametrize("section", sorted(FewshardConfig.model_fields.keys() - {"models"}))
+def test_a_change_of_any_section_is_refused_or_reaches_the_hosts(updater_of, section):
+    other = {
+        "cascades": [{"name": "c", "stages": ["a", "b"], "accept_above": 0.9}],
+        "server": {"port": 9000},
+        "auth": {"tokens_file": "tokens.yaml"},
+        "limits": {"max_items": 7},
+        "logging": {"requests": True},
+        "metrics": {"max_series": 700},
+        "tracing": {"endpoint": "http://127.0.0.1:4318"},
+    }[section]
+    changed = FewshardConfig.model_validate({"models": [*MODELS.values()], section: other})
+    deployer = Deployer(*[("RUNNING", "")] * 9)
+    if section in FIXED:
+        with pytest.raises(ConfigError, match=f"{section} cannot change"):
+            updater_of(deployer).update(changed)
+    else:
+        assert updater_of(deployer).update(changed) == ["a", "b", "own"]
 
 
 @pytest.mark.parametrize(
