@@ -14,6 +14,7 @@
     ├── Overloaded            admission refused; says when to come back
     ├── CallerGone            the client hung up
     ├── InternalError         ours: a bug or a failing device
+    │   └── ModelRestarted    a forward pass that the models' process did not survive; it may be asked again
     ├── NotReady              starting, draining, or a model that failed to load
     ├── ConfigError           the configuration cannot be used (command line: exit code 2)
     └── StartError            the server cannot start here: port in use, no Ray (command line: exit code 1)

@@ -10,10 +10,12 @@ from fewshard_serve.http.responses import error_response, json_response, unfores
 from fewshard_serve.http.status import HTTP_STATUS, status_of
 
 NOT_OF_REQUESTS = {FewshardError, errors.ConfigError, errors.StartError}
+HAS_ITS_PARENTS = {errors.ModelRestarted}
 
 
 def test_every_error_of_a_request_has_a_status(error_kinds: list[type[FewshardError]]) -> None:
-    assert set(HTTP_STATUS) == set(error_kinds) - NOT_OF_REQUESTS
+    assert set(HTTP_STATUS) == set(error_kinds) - NOT_OF_REQUESTS - HAS_ITS_PARENTS
+    assert status_of(errors.ModelRestarted("")) == 500
 
 
 def test_a_subclass_has_its_parents_status_and_strangers_are_ours() -> None:
