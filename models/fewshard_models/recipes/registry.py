@@ -83,8 +83,13 @@ RECIPES = {
         Recipe(
             "small/sst2-dense", "6-layer encoder taught by three of its kind", _student(tiers.SMALL_DENSE)
         ),
-        Recipe("small/sst2-moe", "3 layers, the middle one of 4 experts", _student(tiers.SMALL_MOE)),
-        Recipe("small/sst2-narrow", "as dense, the MACs of small/sst2-moe", _student(tiers.SMALL_NARROW)),
+        Recipe("small/sst2-narrow", "3 layers, 0.45 of the dense MACs", _student(tiers.SMALL_NARROW)),
+        Recipe(
+            "small/sst2-moe",
+            "the narrow one's middle layer upcycled to 4 experts",
+            _student(tiers.SMALL_MOE),
+            ("small/sst2-narrow",),
+        ),
         *_image_recipes(SMALL),
         Recipe("paper/sst2-dense", "BERT-base", partial(sst2.train_fine_tuned, tiers.PAPER_DENSE)),
         Recipe("paper/sst2-moe", "6 layers of 21 experts of 2,304 units", _student(tiers.PAPER_MOE)),
