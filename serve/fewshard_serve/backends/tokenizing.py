@@ -1,12 +1,12 @@
 """Tokenising for every text model: batches of texts or pairs to token ids, off the event loop."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fewshard_serve.core import Input, Item, TextInput
+from fewshard_serve.core import Input, Item, TextInput, TokenRouting
 from fewshard_serve.errors import NotReady, UnusableItem
 
 _CHARACTERS_PER_TOKEN = 3
@@ -56,6 +56,11 @@ class Tokenizing:
         """Token ids of each input. Raises UnusableItem for what is no text, or too long, or empty."""
         texts = [_text(index, item) for index, item in enumerate(inputs)]
         return [self._item(index, encoded) for index, encoded in enumerate(self._encode(texts, truncate))]
+
+    def routed(self, item: Item) -> Item:
+        """The same item with room for where its tokens go."""
+        tokens = self._tokenizer.convert_ids_to_tokens(item.features.ids)
+        return replace(item, routing=TokenRouting(tokens))
 
     def _encode(self, texts: list[TextInput], truncate: bool) -> list[TokenIds]:
         options = {"truncation": truncate, "max_length": self.max_tokens if truncate else None}
