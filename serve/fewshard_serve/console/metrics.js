@@ -1,0 +1,71 @@
+// Reads Prometheus text and turns two readings into rates. Counters are summed over replicas.
+
+const LINE = /^(fewshard_\w+)(?:\{(.*)\})? (\S+)/;
+const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
+const ESCAPES = { "\\n": "\n", "\\\\": "\\", '\\"': '"' };
+
+// Name to a list of { labels, value }; only `wanted` names are kept.
+export function parse(text, wanted) {
+  const found = new Map([...wanted].map((name) => [name, []]));
+  for (const line of text.split("\n")) {
+    const match = LINE.exec(line);
+    if (match && found.has(match[1])) {
+      found.get(match[1]).push({ labels: labels(match[2] ?? ""), value: Number(match[3]) });
+    }
+  }
+  return found;
+}
+
+function labels(text) {
+  return Object.fromEntries([...text.matchAll(LABEL)].map(([, key, value]) =>
+    [key, value.replace(/\\[n"\\]/g, (escaped) => ESCAPES[escaped])]));
+}
+
+// The sum of each model's series, as { model: value }; `keep` chooses series by their labels.
+export function byModel(series, keep = () => true) {
+  const sums = {};
+  for (const { labels: { model = "", ...rest }, value } of series) {
+    if (keep(rest)) sums[model] = (sums[model] ?? 0) + value;
+  }
+  return sums;
+}
+
+// Cumulative bucket counts of each model: { model: Map(upper bound in seconds → count) }.
+export function buckets(series) {
+  const found = {};
+  for (const { labels: { model = "", le }, value } of series) {
+    const bound = le === "+Inf" ? Infinity : Number(le);
+    const counts = (found[model] ??= new Map());
+    counts.set(bound, (counts.get(bound) ?? 0) + value);
+  }
+  return found;
+}
+
+// What a counter has grown by; one that fell belongs to a replica that started anew.
+export const growth = (now, before) => before === undefined ? 0 : now < before ? now : now - before;
+
+// Growth of the buckets of several models together.
+export function bucketGrowth(now, before, models) {
+  const grown = new Map();
+  for (const model of models) {
+    for (const [bound, value] of now[model] ?? []) {
+      grown.set(bound, (grown.get(bound) ?? 0) + growth(value, before[model]?.get(bound)));
+    }
+  }
+  return grown;
+}
+
+// A quantile in seconds, straight between the bounds of its bucket; null where nothing was counted.
+export function quantile(counts, q) {
+  const bounds = [...counts].sort(([a], [b]) => a - b);
+  const total = bounds.at(-1)?.[1] ?? 0;
+  if (!total) return null;
+  let lower = 0, below = 0;
+  for (const [bound, upTo] of bounds) {
+    if (upTo >= q * total) {
+      return bound === Infinity ? lower : lower + (bound - lower) * (q * total - below) / (upTo - below || 1);
+    }
+    [lower, below] = [bound, upTo];
+  }
+  return lower;
+}
