@@ -32,7 +32,8 @@ def work(data, tmp_path) -> Workspace:
 
 
 def test_dynamic_is_cut_from_its_masked_twin_and_narrow_costs_the_same(work, tmp_path):
-    cifar10.train_dynamic(SMALLER, work, tmp_path / "dst")
+    cifar10.train_dense(SMALLER, work, tmp_path / "dense")
+    cifar10.train_dynamic(SMALLER, work, tmp_path / "dst", tmp_path / "dense")
     dense_macs = count_macs(cifar10.dense_config(SMALLER))
     cut, masked = (load_checkpoint(tmp_path / name).model for name in ("dst", "dst-masked"))
     assert count_macs(cut.config) <= 0.4 * dense_macs
@@ -47,7 +48,7 @@ def test_dynamic_is_cut_from_its_masked_twin_and_narrow_costs_the_same(work, tmp
     assert card.sparsity > 0.5
     curve = load_curve(work.run_dir / "cifar10-dst" / CURVE_FILE)
     assert [line["epoch"] for line in curve if "accuracy" in line] == list(range(1, SMALLER.epochs + 1))
-    cifar10.train_narrow(SMALLER, work, tmp_path / "narrow", tmp_path / "dst")
+    cifar10.train_narrow(SMALLER, work, tmp_path / "narrow", tmp_path / "dense", tmp_path / "dst")
     narrow = load_checkpoint(tmp_path / "narrow").model
     assert narrow.config.sparsity_kind is None
     assert count_macs(narrow.config) == pytest.approx(count_macs(cut.config), rel=0.3)

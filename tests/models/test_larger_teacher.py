@@ -60,6 +60,24 @@ def test_one_that_is_fine_tuned_already_is_shared(data, small_encoder, larger, t
     assert not other.run_dir.exists()
 
 
+def test_its_answers_are_shared_too(data, small_encoder, larger, tmp_path, monkeypatch):
+    texts, labels = load_sst2("train")
+    work = Workspace(tmp_path / "a", teacher=larger, epochs=1)
+    made = larger_teacher.fine_tuned(work, LARGER_TUNING, texts, labels)
+    asked = []
+    logits_of = larger_teacher.logits_of
+    monkeypatch.setattr(larger_teacher, "logits_of", lambda *args: asked.append(args) or logits_of(*args))
+    other = Workspace(tmp_path / "b", seed=1, teacher=made)
+    first = larger_teacher.answers(other, made, texts)
+    assert not (made / "answers.safetensors").exists()  # it is not this run's folder
+    torch.testing.assert_close(larger_teacher.answers(work, made, texts), first)
+    assert len(asked) == 2
+    torch.testing.assert_close(larger_teacher.answers(other, made, texts), first)
+    assert len(asked) == 2
+    assert len(larger_teacher.answers(other, made, texts[1:])) == len(texts) - 1
+    assert len(asked) == 3
+
+
 def test_padding_changes_no_answer(data, small_encoder, larger, tmp_path):
     work = Workspace(tmp_path / "runs", teacher=larger, epochs=1)
     texts, labels = load_sst2("train")

@@ -50,6 +50,15 @@ def test_a_share_that_no_width_reaches_is_refused():
         narrowed(small(), 0.01)
 
 
+def test_a_prepared_network_costs_what_it_cost_before():
+    model = small().eval()
+    before = cost_of(model)
+    model.prepare_for_inference()
+    with torch.no_grad():
+        assert model.stages[0].down.usable is not None
+    assert cost_of(model) == before
+
+
 def test_macs_of_a_mask_leave_out_zero_weights():
     model = small()
     assert nonzero_macs(model) == count_macs(model.config)

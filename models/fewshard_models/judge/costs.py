@@ -74,5 +74,5 @@ def _run_one_image(model: PreTrainedModel) -> None:
     parameter = next(model.parameters())
     size = model.config.image_size
     image = torch.zeros(1, model.config.num_channels, size, size, dtype=parameter.dtype)
-    with torch.inference_mode():
+    with torch.enable_grad():  # else a prepared model would not pass through its convolutions
         model(image.to(parameter.device))

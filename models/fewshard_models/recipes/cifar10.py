@@ -40,21 +40,22 @@ def train_dense(tier: ImageTier, work: Workspace, out: Path) -> None:
     _save(_fit(model, work, tier, "cifar10-dense"), out)
 
 
-def train_narrow(tier: ImageTier, work: Workspace, out: Path, dynamic: Path) -> None:
-    """`cifar10-narrow`: a dense network with the MACs of the `dynamic` one's checkpoint, trained as dense."""
-    dense = dense_config(tier)
+def train_narrow(tier: ImageTier, work: Workspace, out: Path, dense: Path, dynamic: Path) -> None:
+    """`cifar10-narrow`: a dense network with the MACs of the `dynamic` checkpoint, trained as that was."""
+    config = dense_config(tier)
     target = count_macs(load_checkpoint(dynamic).model.config)
     round_to = min(8, tier.round_to)
-    widths = narrow_widths(widths_of(dense), lambda widths: macs_of(dense, widths), target, round_to)
-    model = _start(with_widths(dense, widths, None), work)
-    _save(_fit(model, work, tier, "cifar10-narrow"), out)
+    widths = narrow_widths(widths_of(config), lambda widths: macs_of(config, widths), target, round_to)
+    model = _start(with_widths(config, widths, None), work)
+    _save(_fit(model, work, tier, "cifar10-narrow", dense), out)
 
 
-def train_dynamic(tier: ImageTier, work: Workspace, out: Path) -> None:
-    """`cifar10-dst`: RigL from scratch while channels die; the cut network goes to `out`, and the masked one
-    it was cut from, which gives the same logits, beside it with `-masked` at the end of its name."""
+def train_dynamic(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> None:
+    """`cifar10-dst`: RigL from scratch while channels die, taught by the `dense` checkpoint as every smaller
+    network here is; the cut network goes to `out`, and the masked one it was cut from, which gives the same
+    logits, beside it with `-masked` at the end of its name."""
     model = _start(dense_config(tier), work)
-    dense = copy.deepcopy(model)
+    whole = copy.deepcopy(model)
     total_steps = work.num_epochs(tier.epochs) * _batches(work, tier).steps_per_epoch()
     settings = RiglSettings(
         density=tier.density,
@@ -64,14 +65,14 @@ def train_dynamic(tier: ImageTier, work: Workspace, out: Path) -> None:
         seed=work.seed,
     )
     hook = Rigl(model, settings, total_steps)
-    trained = _fit(model, work, tier, "cifar10-dst", hook, max_grad_norm=MAX_GRAD_NORM)
+    trained = _fit(model, work, tier, "cifar10-dst", dense, hook, max_grad_norm=MAX_GRAD_NORM)
     hook.finish(trained)
     trained.config.sparsity_kind = "dynamic"
     masked = out.with_name(out.name + MASKED_SUFFIX)
     asked = {"density": tier.density, "macs_share": tier.dynamic_share}
     for folder, model in ((masked, trained), (out, cut(trained))):
         _save(model, folder)
-        compare(dense, model, "rigl, channels die", asked).save(folder)
+        compare(whole, model, "rigl, channels die", asked).save(folder)
     write_card(masked, f"cifar10-dst{MASKED_SUFFIX}", f"{tier.name}/cifar10-dst", work.seed, work.limit)
 
 
@@ -88,7 +89,7 @@ def train_static(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> No
     trained = fit(
         _placed(student),
         _batches(work, tier),
-        image_distillation_loss(_placed(teacher).requires_grad_(False)),
+        _taught_by(dense),
         settings,
         work.phase("cifar10-static", {"tier": asdict(tier), "dense": digest(dense)}),
         accuracy_of=image_accuracy(),
@@ -127,22 +128,29 @@ def _fit(
     work: Workspace,
     tier: ImageTier,
     phase: str,
+    teacher: Path | None = None,
     hook: UpdateHook | None = None,
     max_grad_norm: float = 0.0,
 ) -> Cnn:
+    """Train from scratch: on the labels, or taught by a checkpoint."""
     settings = replace(_settings(work, tier, tier.epochs, tier.learning_rate), max_grad_norm=max_grad_norm)
-    loss: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor] = smoothed_loss
+    asked = {"tier": asdict(tier)} | ({} if teacher is None else {"dense": digest(teacher)})
     return require_cnn(
         fit(
             model,
             _batches(work, tier),
-            loss,
+            smoothed_loss if teacher is None else _taught_by(teacher),
             settings,
-            work.phase(phase, {"tier": asdict(tier)}),
+            work.phase(phase, asked),
             hook,
             image_accuracy(),
         )
     )
+
+
+def _taught_by(dense: Path) -> Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]:
+    teacher = require_cnn(load_checkpoint(dense).model)
+    return image_distillation_loss(_placed(teacher).requires_grad_(False))
 
 
 def _settings(work: Workspace, tier: ImageTier, epochs: int, learning_rate: float) -> FitSettings:

@@ -23,7 +23,7 @@ class ImageTier:
     ema_decay: float = 0.99
     static_share: float = 0.5
     dynamic_share: float = 0.4
-    density: float = 0.35
+    density: float = 0.4
     round_to: int = 16
 
 

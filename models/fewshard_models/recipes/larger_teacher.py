@@ -1,5 +1,6 @@
 """A teacher larger than the student's own encoder, of any architecture transformers knows; used by `sst2`."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -8,6 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -20,7 +23,7 @@ from transformers import (
 from fewshard_models.data.sst2 import LABELS
 from fewshard_models.devices import choose_dtype, training_device
 from fewshard_models.errors import RecipeError
-from fewshard_models.files import whole_folder
+from fewshard_models.files import whole_file, whole_folder
 from fewshard_models.recipes.fit import fit
 from fewshard_models.recipes.text_settings import FineTuning
 from fewshard_models.recipes.texts import TextBatch, TextBatches, over_batches, tokenize
@@ -57,6 +60,22 @@ def fine_tuned(work: Workspace, settings: FineTuning, texts: list[str], labels: 
     return folder / "model"
 
 
+def answers(work: Workspace, folder: Path, texts: list[str]) -> Tensor:
+    """`logits_of` a teacher that `fine_tuned` gave. Kept beside the teachers made here, for the other seeds
+    that are given them: a larger teacher's answers take as long as a student's training."""
+    file, asked = folder / "answers.safetensors", {"texts": _digest_of(texts)}
+    if file.is_file():
+        with safe_open(file, framework="pt") as kept:
+            if kept.metadata() == asked:
+                found: Tensor = kept.get_tensor("logits")
+                return found
+    logits = logits_of(folder, texts)
+    if folder.is_relative_to(work.run_dir):
+        with whole_file(file) as partial:
+            save_file({"logits": logits.contiguous()}, partial, metadata=asked)
+    return logits
+
+
 def logits_of(folder: Path, texts: list[str]) -> Tensor:
     """The fine-tuned teacher's logits, fp32 [N, num_labels], computed in bf16 where it pays."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -69,6 +88,10 @@ def logits_of(folder: Path, texts: list[str]) -> Tensor:
             return _logits(model, packed, tokenizer.pad_token_id)
 
     return over_batches(tokenize(tokenizer, texts), answer, device)
+
+
+def _digest_of(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _config(folder: Path) -> PreTrainedConfig:

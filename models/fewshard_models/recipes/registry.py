@@ -25,13 +25,13 @@ TIERS = {
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`train(work, out)` writes a checkpoint into the folder `out`, and returns why its accuracy is not to be
-    measured, or None; with `start`, the full name of another recipe, it is given that one's checkpoint third.
+    measured, or None. `starts`: full names of other recipes, whose checkpoints it is given after that.
     """
 
     name: str
     summary: str
     train: Callable[..., str | None]
-    start: str | None = None
+    starts: tuple[str, ...] = ()
 
     @property
     def tier(self) -> str:
@@ -51,18 +51,18 @@ def _image_recipes(tier: ImageTier) -> tuple[Recipe, ...]:
     dense, dynamic = f"{tier.name}/cifar10-dense", f"{tier.name}/cifar10-dst"
     return (
         Recipe(dense, "residual CNN", partial(cifar10.train_dense, tier)),
-        Recipe(dynamic, "RigL while channels die, then cut", partial(cifar10.train_dynamic, tier)),
+        Recipe(dynamic, "RigL while channels die, then cut", partial(cifar10.train_dynamic, tier), (dense,)),
         Recipe(
             f"{tier.name}/cifar10-static",
             "the dense CNN pruned, distilled",
             partial(cifar10.train_static, tier),
-            dense,
+            (dense,),
         ),
         Recipe(
             f"{tier.name}/cifar10-narrow",
             "dense, the MACs of cifar10-dst",
             partial(cifar10.train_narrow, tier),
-            dynamic,
+            (dense, dynamic),
         ),
     )
 
@@ -76,7 +76,7 @@ RECIPES = {
             _student(tiers.TINY_DENSE),
         ),
         Recipe(
-            "tiny/sst2-moe", "its units split into 4 experts", _student(tiers.TINY_MOE), "tiny/sst2-dense"
+            "tiny/sst2-moe", "its units split into 4 experts", _student(tiers.TINY_MOE), ("tiny/sst2-dense",)
         ),
         Recipe("tiny/sst2-narrow", "as dense, the MACs of tiny/sst2-moe", _student(tiers.TINY_NARROW)),
         *_image_recipes(TINY),
@@ -106,14 +106,14 @@ def of_tier(tier: str) -> list[Recipe]:
 
 
 def train(name: str, work: Workspace, out: Path) -> Card:
-    """Run a recipe, and before it the one it starts from where that has not been run in this workspace.
+    """Run a recipe, and before it those it starts from that have not been run in this workspace.
 
     Its phases lie in `work.run_dir`/TIER. Writes the checkpoint and its card to `out`. Raises RecipeError for
     an unknown name, or where a phase was begun with other settings.
     """
     recipe = find(name)
-    start = () if recipe.start is None else (_starting_point(recipe.start, work),)
-    unmeasured = recipe.train(replace(work, run_dir=work.run_dir / recipe.tier), out, *start)
+    starts = [_starting_point(start, work) for start in recipe.starts]
+    unmeasured = recipe.train(replace(work, run_dir=work.run_dir / recipe.tier), out, *starts)
     return write_card(out, recipe.model, recipe.name, work.seed, work.limit, unmeasured)
 
 

@@ -53,7 +53,7 @@ def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | 
     asked = _asked(work, recipe) | _larger(work) | {"start": None if start is None else digest(start)}
     folder = work.phase(recipe.name, asked)
     texts, labels = _train_rows(work)
-    joined = joined_texts(texts, min(recipe.teaching.num_joined, len(texts)), work.seed)
+    joined = joined_texts(texts, min(recipe.teaching.num_joined, len(texts)))
     targets = _targets(work, recipe.teaching, texts + joined)
     student, tokenizer = _student(work, recipe, texts, start)
     ids = tokenize(tokenizer, texts + joined)
@@ -132,7 +132,7 @@ def _targets(work: Workspace, teaching: Teaching, texts: list[str]) -> Targets:
                 for index, folder in enumerate(folders)
             ]
         )
-        logits = targets.logits if larger is None else larger_teacher.logits_of(larger, texts)
+        logits = targets.logits if larger is None else larger_teacher.answers(work, larger, texts)
         with whole_file(file) as partial:
             save_file({"logits": logits.contiguous(), "pooled": targets.pooled.contiguous()}, partial)
     tensors = load_file(file)
