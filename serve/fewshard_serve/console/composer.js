@@ -4,7 +4,6 @@ import { $, fill, h } from "/console/dom.js";
 import { bytes } from "/console/format.js";
 
 const TYPING_PAUSE_MS = 350;
-const MAX_EXAMPLES = 4;
 
 // `onsend({ text } | { image }, models)` when the user asks, `onclear()` when there is nothing to show.
 export class Composer {
@@ -145,12 +144,10 @@ export class Composer {
   }
 }
 
-// The inputs of a card whose answers are known, which each model checks before it takes requests.
+// Inputs from the models' cards; of a few of these each model's answer is known and checked when it is loaded.
 function examples(models, task) {
-  const golden = models.map(({ config }) => config?.card?.golden).find((each) => Array.isArray(each) && each.length) ?? [];
-  const inputs = golden.map(({ input }) => input).filter((input) => typeof input === "string");
-  if (task === "image") return inputs.slice(0, MAX_EXAMPLES).flatMap((input, index) => decoded(input, index));
-  return inputs.sort((a, b) => b.length - a.length).slice(0, MAX_EXAMPLES).map((text) => ({ text }));
+  const found = models.map(({ config }) => config?.card?.examples).find(Array.isArray) ?? [];
+  return task === "image" ? found.flatMap(decoded) : found.map((text) => ({ text }));
 }
 
 function decoded(base64, index) {
