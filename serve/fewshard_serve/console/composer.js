@@ -41,6 +41,7 @@ export class Composer {
   }
 
   send() {
+    if ($("send").disabled) return;
     const models = this.models.ready(this.task).filter(({ name }) => !this.#off.has(name));
     const text = $("text").value;
     if (!models.length) return this.#complain("Choose at least one model.");

@@ -79,7 +79,7 @@ export class Live {
     this.#tiles.Throughput.show(now.rate === null ? "–" : digits(now.rate), "requests/s",
       `${count(now.items)} items/s${now.failed ? `, ${plural(Math.round(now.failed), "error")}` : ""}`, rate);
     this.#tiles.Latency.show(now.p50 === null ? "–" : digits(now.p50), now.p50 === null ? "" : "ms median",
-      now.p99 === null ? "no requests in the last 10 s" : `99 % within ${milliseconds(now.p99)}`, latency);
+      now.p99 === null ? "No requests in the last 10 s" : `99 % within ${milliseconds(now.p99)}`, latency);
     this.#tiles["In flight"].show(count(now.inflight), now.inflight === 1 ? "item" : "items", `${count(now.queued)} waiting in queues`, inflight);
     this.#showCost(now);
   }
@@ -87,7 +87,7 @@ export class Live {
   #showCost({ hasPrice, cost, spending, energy }) {
     const used = energy === null || energy === undefined ? "" : `, ${joules(energy)} used`;
     if (hasPrice) this.#tiles.Cost.show(dollars(cost), "since start", `${dollars(3600 * (spending ?? 0))} an hour now${used}`);
-    else if (hasPrice === false) this.#tiles.Cost.show("Not set", "", `a model’s price is cost.usd_per_hour in the configuration${used}`);
+    else if (hasPrice === false) this.#tiles.Cost.show("Not set", "", `Give models cost.usd_per_hour in the configuration${used}`);
     else this.#tiles.Cost.show("–", "", "");
   }
 }

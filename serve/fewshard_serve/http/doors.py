@@ -22,8 +22,8 @@ PRIORITY_HEADER = b"x-request-priority"
 REQUEST_ID_PATTERN = "[A-Za-z0-9._:+/=@-]{1,128}"
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
-"""Whoever watches the server or wants to know how to ask needs no token; nor does `…/ready` of a model, nor the
-console, which holds no data and asks for a token itself."""
+"""Whoever watches the server or wants to know how to ask needs no token; nor does `…/ready` of a model, nor
+the console, which holds no data and asks for a token itself."""
 
 _logger = logging.getLogger("fewshard.http")
 _SANE_ID = re.compile(REQUEST_ID_PATTERN)

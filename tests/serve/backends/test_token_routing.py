@@ -1,4 +1,4 @@
-"""Where the tokens of a text went, told to those who ask: from the request to the answer, over a real model."""
+"""Where the tokens of a text went, told to those who ask; from request to answer, over a real model."""
 
 import asyncio
 import json

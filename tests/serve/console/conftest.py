@@ -201,7 +201,7 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """`open_page(url, **context)`: a page of its own whose faults fail the test at its end.
 
-    `page.faults` gathers what the policy refused and what scripts threw; a test that provokes some empties it.
+    `page.faults` gathers what the policy refused and what scripts threw; a test that means to empties it.
     """
     pages: list[Any] = []
 
