@@ -3,7 +3,7 @@
 import { getText } from "/console/api.js";
 import { fill, h, svg } from "/console/dom.js";
 import { count, digits, dollars, joules, milliseconds, plural } from "/console/format.js";
-import { bucketGrowth, buckets, byModel, growth, parse, quantile } from "/console/metrics.js";
+import { Growth, buckets, byModel, parse, quantile } from "/console/metrics.js";
 
 const WINDOW_MS = 10_000;
 const NUM_POINTS = 60;
@@ -17,10 +17,12 @@ const NAMES = {
   energy: "fewshard_energy_joules_total",
 };
 
+const of = (values, models) => models.reduce((sum, model) => sum + (values[model] ?? 0), 0);
 const total = (values) => Object.values(values).reduce((sum, each) => sum + each, 0);
 
 export class Live {
   #readings = [];
+  #growth = new Growth();
   #history = { rate: [], latency: [], inflight: [] };
   #tiles;
 
@@ -31,7 +33,7 @@ export class Live {
   }
 
   async poll() {
-    const reading = read(await getText("/metrics"));
+    const reading = this.#read(await getText("/metrics"));
     while (this.#readings.length > 1 && this.#readings[1].at <= reading.at - WINDOW_MS) this.#readings.shift();
     this.#readings.push(reading);
     const now = this.#summary(Object.keys(reading.items));
@@ -52,18 +54,32 @@ export class Live {
   }
 
   #summary(models) {
-    const now = this.#readings.at(-1), before = this.#readings[0];
+    const now = this.#readings.at(-1), [before, ...later] = this.#readings;
     const seconds = (now.at - before.at) / 1000;
-    const grown = (name) => models.reduce((sum, each) => sum + growth(now[name][each] ?? 0, before[name][each]), 0);
+    const grown = (name) => later.reduce((sum, { growth }) => sum + of(growth[name], models), 0);
     const rate = (name) => seconds > 0 ? grown(name) / seconds : null;
-    const counts = bucketGrowth(now.latency, before.latency, models);
+    const counts = together(later.flatMap(({ growth }) => models.map((model) => growth.latency[model] ?? new Map())));
     const [p50, p99] = [0.5, 0.99].map((q) => quantile(counts, q)).map((value) => value === null ? null : 1000 * value);
-    const sum = (name) => models.reduce((all, each) => all + (now[name][each] ?? 0), 0);
     return {
       rate: rate("requests"), items: rate("items"), failed: grown("failed"), p50, p99,
-      queued: sum("queued"), inflight: sum("inflight"),
+      queued: of(now.queued, models), inflight: of(now.inflight, models),
       hasPrice: Object.keys(now.cost).length > 0, cost: total(now.cost), spending: rate("cost"),
       energy: Object.keys(now.energy).length ? total(now.energy) : null,
+    };
+  }
+
+  // What stands now, and under `growth` what came since the reading before.
+  #read(text) {
+    const found = parse(text, new Set(Object.values(NAMES)));
+    const grown = this.#growth.of(found);
+    const standing = (key) => byModel(found.get(NAMES[key])), since = (key) => byModel(grown.get(NAMES[key]));
+    return {
+      at: performance.now(),
+      items: standing("items"), queued: standing("queued"), inflight: standing("inflight"), cost: standing("cost"), energy: standing("energy"),
+      growth: {
+        requests: since("requests"), items: since("items"), cost: since("cost"), latency: buckets(grown.get(NAMES.latency)),
+        failed: byModel(grown.get(NAMES.requests), ({ outcome }) => outcome !== "ok"),
+      },
     };
   }
 
@@ -92,15 +108,11 @@ export class Live {
   }
 }
 
-function read(text) {
-  const found = parse(text, new Set(Object.values(NAMES)));
-  const series = Object.fromEntries(Object.entries(NAMES).map(([key, name]) => [key, found.get(name)]));
-  return {
-    at: performance.now(),
-    ...Object.fromEntries(["requests", "items", "queued", "inflight", "cost", "energy"].map((key) => [key, byModel(series[key])])),
-    failed: byModel(series.requests, ({ outcome }) => outcome !== "ok"),
-    latency: buckets(series.latency),
-  };
+// Bucket counts added up.
+function together(counts) {
+  const sums = new Map();
+  for (const [bound, value] of counts.flatMap((each) => [...each])) sums.set(bound, (sums.get(bound) ?? 0) + value);
+  return sums;
 }
 
 function tile(name) {

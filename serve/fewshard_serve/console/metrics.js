@@ -1,16 +1,16 @@
-// Reads Prometheus text and turns two readings into rates. Counters are summed over replicas.
+// Reads Prometheus text and what its counters have grown by between two readings.
 
 const LINE = /^(fewshard_\w+)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 const ESCAPES = { "\\n": "\n", "\\\\": "\\", '\\"': '"' };
 
-// Name to a list of { labels, value }; only `wanted` names are kept.
+// Name to a list of { key, labels, value }; only `wanted` names are kept.
 export function parse(text, wanted) {
   const found = new Map([...wanted].map((name) => [name, []]));
   for (const line of text.split("\n")) {
     const match = LINE.exec(line);
     if (match && found.has(match[1])) {
-      found.get(match[1]).push({ labels: labels(match[2] ?? ""), value: Number(match[3]) });
+      found.get(match[1]).push({ key: match[2], labels: labels(match[2] ?? ""), value: Number(match[3]) });
     }
   }
   return found;
@@ -41,18 +41,24 @@ export function buckets(series) {
   return found;
 }
 
-// What a counter has grown by; one that fell belongs to a replica that started anew.
-export const growth = (now, before) => before === undefined ? 0 : now < before ? now : now - before;
+// What each series has grown by since it was last seen. A replica may be missing from a reading and come back;
+// one that started anew counts from zero.
+export class Growth {
+  #last = new Map();
+  #isFirst = true;
 
-// Growth of the buckets of several models together.
-export function bucketGrowth(now, before, models) {
-  const grown = new Map();
-  for (const model of models) {
-    for (const [bound, value] of now[model] ?? []) {
-      grown.set(bound, (grown.get(bound) ?? 0) + growth(value, before[model]?.get(bound)));
-    }
+  // `found` is what `parse` gave; the values of the answer are the growth.
+  of(found) {
+    const grown = new Map([...found].map(([name, series]) => [name, series.map((each) => ({ ...each, value: this.#step(name, each) }))]));
+    this.#isFirst = false;
+    return grown;
   }
-  return grown;
+
+  #step(name, { key, value }) {
+    const id = `${name}{${key}}`, last = this.#last.get(id) ?? (this.#isFirst ? value : 0);
+    this.#last.set(id, value);
+    return value < last ? value : value - last;
+  }
 }
 
 // A quantile in seconds, straight between the bounds of its bucket; null where nothing was counted.

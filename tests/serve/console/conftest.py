@@ -43,6 +43,7 @@ class LabelsModel(Model):
         )
         self.gate = threading.Event()
         self.gate.set()
+        self.is_running = threading.Event()
         self.num_rows = 0
 
     def estimate_tokens(self, inputs: Any) -> int:
@@ -52,6 +53,7 @@ class LabelsModel(Model):
         return [Item(one.text, 1) for one in inputs]
 
     def run(self, items: Any) -> ModelOutput:
+        self.is_running.set()
         self.gate.wait(WAIT_S)
         self.num_rows += len(items)
         return ModelOutput(np.tile(-np.arange(len(self.info.labels), dtype=np.float32), (len(items), 1)))
@@ -183,9 +185,12 @@ def evil() -> str:
     return EVIL
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium: `FEWSHARD_CHROMIUM`, or the one on the path."""
+    """A headless Chromium: `FEWSHARD_CHROMIUM`, or the one on the path.
+
+    It ends with its module: playwright runs an event loop in this thread, where other tests run theirs.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = os.environ.get("FEWSHARD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
