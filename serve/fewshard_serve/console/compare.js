@@ -93,6 +93,7 @@ export class Compare {
 function agreement({ label, times }, asked) {
   const shown = label.length > 80 ? `${label.slice(0, 79)}…` : label;
   if (asked === 1) return `The answer is “${shown}”.`;
+  if (asked === 2 && times === 2) return `Both models say “${shown}”.`;
   return times === asked ? `All ${asked} models say “${shown}”.` : `${times} of ${asked} models say “${shown}”.`;
 }
 

@@ -77,7 +77,7 @@ def test_texts_are_compared_and_their_tokens_told(zoo, open_page, expect):
         expect(card.locator(".best strong")).to_have_text("positive")
         expect(card.locator(".times")).to_contain_text("round trip")
         expect(card.locator(".stages")).to_contain_text(re.compile("queue.*preprocess.*infer"))
-    expect(page.locator("#summary")).to_contain_text("All 2 models say “positive”")
+    expect(page.locator("#summary")).to_contain_text("Both models say “positive”")
     expect(page.locator(".mark[data-mark=good]")).to_have_count(1)
     expect(page.locator(".routes li")).to_have_count(3)
     told = httpx.post(
