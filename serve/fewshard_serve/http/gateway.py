@@ -149,8 +149,8 @@ def _index_line(entry: ModelEntry) -> dict[str, str]:
 
 
 def _described(entry: ModelEntry) -> dict[str, str | None]:
-    info = entry.info
-    return {**_index_line(entry), "kind": info and info.kind, "task": info and info.task}
+    kind, task = (entry.info.kind, entry.info.task) if entry.info else (None, None)
+    return {**_index_line(entry), "kind": kind, "task": task}
 
 
 def _wants_only_ready(body: bytes, limits: Limits) -> bool:
