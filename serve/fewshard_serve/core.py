@@ -30,10 +30,11 @@ ANYBODY = Caller()
 
 @dataclass(frozen=True, slots=True)
 class TextInput:
-    """One text to classify, or one pair of texts."""
+    """One text to classify, or one pair of texts. `wants_routing`: tell where its tokens go, if they do."""
 
     text: str
     text_pair: str | None = None
+    wants_routing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,29 @@ class PixelArray:
 Input = TextInput | EncodedImage | PixelArray
 
 
+@dataclass(slots=True)
+class TokenRouting:
+    """The experts that one text's tokens went to.
+
+    `tokens` are spelled as the tokenizer spells them. `experts` [num_layers][num_tokens][top_k], the layers
+    with experts alone; empty until the model that runs the text has filled it in.
+    """
+
+    tokens: list[str]
+    experts: list[list[list[int]]] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One prepared input: what the model's `prepare` made of it, and what it costs in a batch.
 
-    `num_tokens` is 0 for images, whose batches are limited by `max_items` alone.
+    `num_tokens` is 0 for images, whose batches are limited by `max_items` alone. `routing` is there where the
+    caller asked for it and the model can tell.
     """
 
     features: Any
     num_tokens: int
+    routing: TokenRouting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +122,7 @@ class Classified:
 
     `stages` names the model that spoke for each item, where a cascade was asked.
     `is_degraded`: some experts were missing when at least one of the items ran.
+    `routing`: one an item where the caller asked and the model can tell, else empty.
     """
 
     logits: NDArray[np.float32]
@@ -114,6 +130,7 @@ class Classified:
     timings: Timings
     is_degraded: bool = False
     stages: tuple[str, ...] = ()
+    routing: tuple[TokenRouting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.modeling import FewshardTextForSequenceClassification, PackedOutput
 from fewshard_models.text.packing import PackedTokens, pack, pack_padded
+from fewshard_models.text.watching import watched_experts
 
 __all__ = [
     "FewshardTextConfig",
@@ -11,4 +12,5 @@ __all__ = [
     "PackedTokens",
     "pack",
     "pack_padded",
+    "watched_experts",
 ]

@@ -18,7 +18,15 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from fewshard_serve.backends.base import Model, Preparing
-from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import (
+    Diagnosis,
+    ExpertCounts,
+    GroupState,
+    Item,
+    ModelInfo,
+    ModelOutput,
+    TokenRouting,
+)
 from fewshard_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -57,10 +65,11 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A forward pass, and what was seen after it."""
+    """A forward pass, what was seen after it, and where each item's tokens went, if that was asked."""
 
     output: ModelOutput
     seen: Seen
+    routing: list[TokenRouting | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,8 @@ class Child:
 
     def run(self, name: str, items: Sequence[Item]) -> Passed:
         model = self._models[name]
-        return Passed(model.run(items), _seen(model))
+        output = model.run(items)
+        return Passed(output, _seen(model), [item.routing for item in items])
 
 
 def _seen(model: Model) -> Seen:

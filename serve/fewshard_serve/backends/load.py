@@ -1,7 +1,7 @@
 """Builds the right `Model` for a checkpoint; called in the replica by `rayserve.loading`, and by tests."""
 
 from dataclasses import asdict
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from transformers import PreTrainedConfig
@@ -17,6 +17,10 @@ from fewshard_serve.backends.packed_text import PackedTextModel
 from fewshard_serve.backends.padded_text import PaddedTextModel
 from fewshard_serve.core import ModelInfo, ProblemType, Task
 from fewshard_serve.errors import NotReady
+
+MAX_EXAMPLES = 4
+MAX_EXAMPLE_LENGTH = 8000
+"""The card travels with every look at a model's state."""
 
 
 def load_model(name: str, path: str, device: str = "auto", dtype: str = "auto") -> Model:
@@ -74,11 +78,19 @@ def describe(
         dtype=dtype,
         device=_device_name(device),
         max_tokens=getattr(config, "max_position_embeddings", 0) if task == "text" else 0,
-        card={key: value for key, value in fields.items() if key != "golden"},
+        card=_told_of(fields),
     )
 
 
-def _card_fields(card: Card | None) -> dict[str, object]:
+def _told_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """A card without its golden logits; of their inputs a few that are small, for whoever wants to try."""
+    told = {key: value for key, value in fields.items() if key != "golden"}
+    inputs = [golden["input"] for golden in fields.get("golden", ())]
+    small = [given for given in inputs if isinstance(given, str) and len(given) <= MAX_EXAMPLE_LENGTH]
+    return {**told, "examples": small[:MAX_EXAMPLES]} if small else told
+
+
+def _card_fields(card: Card | None) -> dict[str, Any]:
     return {} if card is None else asdict(card)
 
 

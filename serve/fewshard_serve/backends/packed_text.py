@@ -2,18 +2,25 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewshard_kernels import MoeStats
 from fewshard_models.checkpoint import Checkpoint
-from fewshard_models.text import FewshardTextForSequenceClassification, pack
+from fewshard_models.text import (
+    FewshardTextForSequenceClassification,
+    PackedTokens,
+    pack,
+    watched_experts,
+)
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.diagnosing import Diagnosing
 from fewshard_serve.backends.golden import check_golden
 from fewshard_serve.backends.tokenizing import Tokenizing
-from fewshard_serve.core import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
 
 
 class PackedTextModel(Model):
@@ -26,16 +33,20 @@ class PackedTextModel(Model):
         self._network = checkpoint.model
         self._network.prepare_for_inference()
         self._device = next(checkpoint.model.parameters()).device
-        self.preparing = Tokenizing(checkpoint.directory, info.max_tokens)
+        has_experts = bool(checkpoint.model.config.num_experts)
+        self.preparing = Tokenizing(checkpoint.directory, info.max_tokens, has_experts)
         self._diagnosing: Diagnosing | None = None
-        self._routing = _RoutingTotals(checkpoint.model) if checkpoint.model.config.num_experts else None
+        self._routing = _RoutingTotals(checkpoint.model) if has_experts else None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
         order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
         features = [items[index].features for index in order]
         types = None if features[0].types is None else [item.types for item in features]
-        with torch.inference_mode():
-            out = self._network.forward_packed(pack([item.ids for item in features], types, self._device))
+        packed = pack([item.ids for item in features], types, self._device)
+        wanted = [items[index].routing for index in order]
+        with torch.inference_mode(), self._watched(any(wanted)) as chosen:
+            out = self._network.forward_packed(packed)
+        _tell(wanted, packed, chosen)
         if self._routing is not None:
             self._routing.add(out.moe_stats)
         logits = np.empty(out.logits.shape, dtype=np.float32)
@@ -57,6 +68,19 @@ class PackedTextModel(Model):
         check_golden(self, self._card)
         if self._routing is not None:
             self._routing.clear()
+
+    def _watched(self, is_wanted: bool) -> AbstractContextManager[list[Tensor]]:
+        return watched_experts(self._network) if is_wanted else nullcontext([])
+
+
+def _tell(wanted: Sequence[TokenRouting | None], packed: PackedTokens, chosen: Sequence[Tensor]) -> None:
+    """Give each item that wants it the part of `chosen`, [num_tokens, top_k] a layer, that is its own."""
+    if not chosen:
+        return
+    by_item = zip(*(layer.split(packed.lengths) for layer in chosen), strict=True)
+    for routing, layers in zip(wanted, by_item, strict=True):
+        if routing is not None:
+            routing.experts = [layer.tolist() for layer in layers]
 
 
 class _RoutingTotals:

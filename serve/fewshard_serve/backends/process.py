@@ -140,6 +140,9 @@ class RemoteModel(Model):
         if self._process.pid != self._pid:
             self._pid, self._counts_of_the_dead = self._process.pid, self.expert_counts()
         self._seen = passed.seen
+        for item, routing in zip(items, passed.routing, strict=True):
+            if item.routing is not None and routing is not None:
+                item.routing.experts = routing.experts
         return passed.output
 
     def expert_counts(self) -> ExpertCounts | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fewshard_serve.core import Input, Item, TextInput
+from fewshard_serve.core import Input, Item, TextInput, TokenRouting
 from fewshard_serve.errors import NotReady, UnusableItem
 
 _CHARACTERS_PER_TOKEN = 3
@@ -22,9 +22,13 @@ class TokenIds:
 
 
 class Tokenizing:
-    """The checkpoint's own tokenizer, truncating at `max_tokens` where the caller allows it."""
+    """The checkpoint's own tokenizer, truncating at `max_tokens` where the caller allows it.
 
-    def __init__(self, directory: Path, max_tokens: int) -> None:
+    `has_experts`: the model can tell where tokens go, so items whose caller asks get room for it.
+    """
+
+    def __init__(self, directory: Path, max_tokens: int, has_experts: bool = False) -> None:
+        self._has_experts = has_experts
         # Without any of these files transformers makes up an empty tokenizer and says nothing.
         if not any(any(directory.glob(name)) for name in _TOKENIZER_FILES):
             raise NotReady(
@@ -55,7 +59,10 @@ class Tokenizing:
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """Token ids of each input. Raises UnusableItem for what is no text, or too long, or empty."""
         texts = [_text(index, item) for index, item in enumerate(inputs)]
-        return [self._item(index, encoded) for index, encoded in enumerate(self._encode(texts, truncate))]
+        return [
+            self._item(index, text, encoded)
+            for index, (text, encoded) in enumerate(zip(texts, self._encode(texts, truncate), strict=True))
+        ]
 
     def _encode(self, texts: list[TextInput], truncate: bool) -> list[TokenIds]:
         options = {"truncation": truncate, "max_length": self.max_tokens if truncate else None}
@@ -72,7 +79,7 @@ class Tokenizing:
         types = found["token_type_ids"] if self._has_types else [None] * len(texts)
         return [TokenIds(ids, kinds) for ids, kinds in zip(found["input_ids"], types, strict=True)]
 
-    def _item(self, index: int, encoded: TokenIds) -> Item:
+    def _item(self, index: int, text: TextInput, encoded: TokenIds) -> Item:
         if not encoded.ids:
             raise UnusableItem(
                 index, "the text is empty and this model adds no special tokens; send some text"
@@ -82,7 +89,13 @@ class Tokenizing:
                 index,
                 f"{len(encoded.ids)} tokens, over the model's {self.max_tokens}; shorten it or set truncate",
             )
-        return Item(encoded, len(encoded.ids))
+        return Item(encoded, len(encoded.ids), self._room(encoded) if text.wants_routing else None)
+
+    def _room(self, encoded: TokenIds) -> TokenRouting | None:
+        """Where it will be told which experts the tokens went to."""
+        if not self._has_experts:
+            return None
+        return TokenRouting(self._tokenizer.convert_ids_to_tokens(encoded.ids))
 
 
 def _text(index: int, item: Input) -> TextInput:

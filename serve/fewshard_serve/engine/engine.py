@@ -138,7 +138,8 @@ class Engine:
         ticket.note_wait(prepared_at - started_at + answer.queue_s)
         timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s, answer.exchange_s)
         num_tokens = sum(item.num_tokens for item in items)
-        return Classified(answer.logits, num_tokens, timings, answer.is_degraded)
+        routing = tuple(item.routing for item in items if item.routing is not None)
+        return Classified(answer.logits, num_tokens, timings, answer.is_degraded, routing=routing)
 
     async def _answer(
         self, served: Served, items: Sequence[Item], enqueued_at: float, deadline_at: float, caller: Caller

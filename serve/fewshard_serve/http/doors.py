@@ -26,7 +26,8 @@ PRIORITY_HEADER = b"x-request-priority"
 REQUEST_ID_PATTERN = "[A-Za-z0-9._:+/=@-]{1,128}"
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
-"""Whoever watches the server or wants to know how to ask needs no token; nor does `…/ready` of a model."""
+"""Whoever watches the server or wants to know how to ask needs no token; nor does `…/ready` of a model, nor
+the console, which holds no data and asks for a token itself."""
 
 _logger = logging.getLogger("fewshard.http")
 _SANE_ID = re.compile(REQUEST_ID_PATTERN)
@@ -80,7 +81,7 @@ class Doors:
 
     def enter(self, request: Request) -> None:
         """Say who asks. Raises as `admit` does."""
-        if not is_open(request.path):
+        if not is_open(request.path) and not wants_page(request):
             request.caller = self.admit(
                 request.header(b"authorization"),
                 request.header(PRIORITY_HEADER),
@@ -178,7 +179,15 @@ def _is_urgent(priority: str | None) -> bool:
 def is_open(path: str) -> bool:
     """Whether nobody needs a token there."""
     path = path.rstrip("/")
-    return path in OPEN_PATHS or (path.startswith("/v2/models/") and path.endswith("/ready"))
+    is_readiness = path.startswith("/v2/models/") and path.endswith("/ready")
+    return path in OPEN_PATHS or is_readiness or path.startswith("/console/")
+
+
+def wants_page(request: Request) -> bool:
+    """Whether `/` is asked for by a person, rather than as JSON by a program."""
+    accept = request.header(b"accept") or ""
+    is_program = "application/json" in accept and "text/html" not in accept
+    return request.method == "GET" and request.path in ("", "/") and not is_program
 
 
 def needed_scope(request: Request) -> Scope | None:

@@ -8,10 +8,10 @@ from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotRe
 from fewshard_serve.http import jobs, questions
 from fewshard_serve.http.asgi import App, for_method, while_connected
 from fewshard_serve.http.body import read_body
+from fewshard_serve.http.console import console_files
 from fewshard_serve.http.docs import docs_page
-from fewshard_serve.http.doors import Doors
+from fewshard_serve.http.doors import Doors, wants_page
 from fewshard_serve.http.host import PREFIX, parse_target
-from fewshard_serve.http.landing import landing_page
 from fewshard_serve.http.openapi import openapi_document
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import (
@@ -50,12 +50,15 @@ class GatewayApp(App):
         self._limits = limits
         self._openapi = openapi_document(limits)
         self._docs = docs_page(self._openapi)
+        self._console = console_files()
 
     async def respond(self, request: Request) -> Response:
         path = request.path.rstrip("/") or "/"
         handlers = _ROUTES.get(path)
         if handlers is not None:
             return await for_method(handlers, request)(self, request)
+        if path in self._console:
+            return for_method({"GET": self._console[path]}, request)
         if path.startswith(f"{PREFIX}/"):
             raise await self._why_no_host(path)
         raise NotFound(f"there is no {request.path}; GET /docs lists what there is")
@@ -65,12 +68,10 @@ class GatewayApp(App):
         return why_not(parse_target(path).model, await self._service.model_index())
 
     async def _home(self, request: Request) -> Response:
-        index = await self._service.model_index()
-        accept = request.header(b"accept") or ""
-        if "application/json" in accept and "text/html" not in accept:
-            models = [{**_index_line(entry), "kind": entry.info and entry.info.kind} for entry in index]
-            return json_response({"name": "fewshard", "version": __version__, "models": models})
-        return html_response(landing_page(index, request.header(b"host") or "localhost:8000"))
+        if wants_page(request):
+            return self._console["/"]
+        models = [_described(entry) for entry in await self._service.model_index()]
+        return json_response({"name": "fewshard", "version": __version__, "models": models})
 
     async def _server_metadata(self, _: Request) -> Response:
         return json_response({"name": "fewshard", "version": __version__, "extensions": EXTENSIONS})
@@ -155,6 +156,11 @@ def _only_one(index: Sequence[ModelEntry]) -> str:
 
 def _index_line(entry: ModelEntry) -> dict[str, str]:
     return {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
+
+
+def _described(entry: ModelEntry) -> dict[str, str | None]:
+    kind, task = (entry.info.kind, entry.info.task) if entry.info else (None, None)
+    return {**_index_line(entry), "kind": kind, "task": task}
 
 
 def _wants_only_ready(body: bytes, limits: Limits) -> bool:

@@ -1,4 +1,4 @@
-"""The frame and the look of our two pages; called by `docs` and `landing`. No script, no font, no network."""
+"""The frame and the look of the page at `/docs`. No script, no font, no network."""
 
 from html import escape
 
@@ -55,7 +55,7 @@ def page(title: str, body: str) -> str:
         f'<title>{escape(title)}</title><link rel="icon" href="{_ICON}"><style>{_STYLE}</style></head>\n'
         "<body><header><div><strong>Fewshard</strong>"
         f'<span class="soft">{escape(__version__)}</span>'
-        '<nav><a href="/">Models</a><a href="/docs">API</a><a href="/metrics">Metrics</a></nav>'
+        '<nav><a href="/">Console</a><a href="/docs">API</a><a href="/metrics">Metrics</a></nav>'
         "</div></header>\n"
         f"<main>{body}</main></body></html>\n"
     )

@@ -21,6 +21,8 @@ from fewshard_serve.protocol.limits import Limits
 _INPUTS_HELP = 'inputs must be a text, {"text", "text_pair"}, or a list of these; an image is a base64 string'
 _MAX_VALUES_PER_ITEM = 8
 """A pair has two values; what is far above that is no list of items, and is refused before it is parsed."""
+MAX_ROUTED_ITEMS = 8
+"""Routing is many numbers a token, for people to look at."""
 
 
 class _Body(BaseModel):
@@ -48,6 +50,13 @@ class ClassifyRequest(ClassifyOptions):
     """The body of `POST /v2/models/<m>/classify`. Images are base64 strings or data URLs."""
 
     inputs: str | Pair | Annotated[list[str | Pair], Field(fail_fast=True)]
+    routing: Annotated[
+        bool,
+        Field(
+            description="tell which experts each token went to, where the model can: an unsharded mixture of "
+            f"experts over text; for at most {MAX_ROUTED_ITEMS} items a request"
+        ),
+    ] = False
 
     @property
     def items(self) -> list[str | Pair]:
@@ -78,6 +87,16 @@ class TimingsMs(BaseModel):
     infer: float
 
 
+class RoutingOfItem(BaseModel):
+    """The experts that the tokens of one item went to."""
+
+    tokens: Annotated[list[str], Field(description="as the tokenizer spells them")]
+    experts: Annotated[
+        list[list[list[int]]],
+        Field(description="by layer with experts, token and choice, the router's first choice first"),
+    ]
+
+
 class ClassifyResponse(BaseModel):
     """One list of labels for each item, in their order, best first."""
 
@@ -89,6 +108,9 @@ class ClassifyResponse(BaseModel):
         list[str] | None, Field(description="of a cascade: the model that spoke for each item")
     ] = None
     degraded: Annotated[bool, Field(description="true, and there, where some experts were missing")] = False
+    routing: Annotated[
+        list[RoutingOfItem] | None, Field(description="there where it was asked for and the model can tell")
+    ] = None
 
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -108,8 +130,11 @@ def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list
     """The items of a request. Raises `UnusableItem` for one bad item, `TooLarge` above a limit."""
     items = request.items
     check_num_items(len(items), limits)
-    item_to_input = _text_item if info.task == "text" else _image_item
-    return [item_to_input(index, item, limits) for index, item in enumerate(items)]
+    if request.routing and len(items) > MAX_ROUTED_ITEMS:
+        raise MalformedRequest(f"routing is told for at most {MAX_ROUTED_ITEMS} items a request; send fewer")
+    if info.task == "text":
+        return [_text_item(index, item, limits, request.routing) for index, item in enumerate(items)]
+    return [_image_item(index, item, limits) for index, item in enumerate(items)]
 
 
 def image_body(body: bytes, info: ModelInfo, limits: Limits) -> list[Input]:
@@ -137,6 +162,7 @@ def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classifie
             "timings_ms": timings_ms(answer),
             **({"stages": answer.stages} if answer.stages else {}),
             **degraded(answer),
+            **({"routing": answer.routing} if answer.routing else {}),
         }
     )
 
@@ -164,10 +190,9 @@ def _ranked(
     ]
 
 
-def _text_item(index: int, item: str | Pair, limits: Limits) -> Input:
-    if isinstance(item, str):
-        return text_input(index, item, None, limits)
-    return text_input(index, item.text, item.text_pair, limits)
+def _text_item(index: int, item: str | Pair, limits: Limits, wants_routing: bool) -> Input:
+    text, pair = (item, None) if isinstance(item, str) else (item.text, item.text_pair)
+    return text_input(index, text, pair, limits, wants_routing)
 
 
 def _image_item(index: int, item: str | Pair, limits: Limits) -> Input:

@@ -18,10 +18,12 @@ def check_num_items(num_items: int, limits: Limits) -> None:
         raise MalformedRequest("the request has no items; send at least one")
 
 
-def text_input(index: int, text: str | bytes, pair: str | bytes | None, limits: Limits) -> TextInput:
+def text_input(
+    index: int, text: str | bytes, pair: str | bytes | None, limits: Limits, wants_routing: bool = False
+) -> TextInput:
     """Item `index` as one text or a pair. Raises `TooLarge`, or `UnusableItem` where bytes are not UTF-8."""
     second = None if pair is None else _checked_text(index, pair, limits)
-    return TextInput(_checked_text(index, text, limits), second)
+    return TextInput(_checked_text(index, text, limits), second, wants_routing)
 
 
 def image_from_base64(index: int, text: str, limits: Limits) -> EncodedImage:

@@ -62,6 +62,18 @@ def test_a_model_answers_as_in_this_process(process, name, png):
         there.prepare([TextInput("")] if here.info.task == "image" else [EncodedImage(png)])
 
 
+def test_the_experts_of_tokens_are_told_as_in_this_process(process):
+    here, there = load_model("sst2-moe", "zoo:sst2-moe", "cpu", "fp32"), real(process, "sst2-moe")
+    told = []
+    for model in (here, there):
+        items = model.prepare([TextInput("a fine film", wants_routing=True), TextInput("dull")])
+        model.run(items)
+        assert items[1].routing is None
+        told.append(items[0].routing)
+    assert told[0].experts
+    assert told[0] == told[1]
+
+
 @pytest.fixture
 def png():
     buffer = io.BytesIO()

@@ -86,7 +86,8 @@ def test_a_host_asks_for_the_scope_of_each_path(guarded_host, call, method, path
         ("GET", "/v2/health/ready", None, 503),
         ("GET", "/docs", None, 200),
         ("GET", "/openapi.json", None, 200),
-        ("GET", "/", None, 401),
+        ("GET", "/", None, 200),
+        ("GET", "/console/app.js", None, 200),
         ("GET", "/metrics", None, 401),
         ("GET", "/metrics", READER, 200),
         ("POST", "/v2/repository/index", READER, 200),
@@ -101,6 +102,14 @@ def test_the_gateway_asks_for_the_scope_of_each_path(guarded_gateway, call, meth
     body = {"content": b""} if "index" in path else {"json": {"model": "sst2", "inputs": "a"}}
     answer = call(guarded_gateway, method, path, headers=bearer(token) if token else {}, **body)
     assert answer.status_code == status
+
+
+def test_the_page_needs_no_token_but_what_it_shows_does(guarded_gateway, call):
+    wants_json = {"Accept": "application/json"}
+    assert call(guarded_gateway, "GET", "/", headers=wants_json).status_code == 401
+    assert call(guarded_gateway, "GET", "/", headers={**wants_json, **bearer(READER)}).status_code == 200
+    assert "sst2" not in call(guarded_gateway, "GET", "/").text
+    assert call(guarded_gateway, "POST", "/", headers={"Accept": "text/html"}).status_code == 401
 
 
 def test_a_reload_counts_tokens_and_replicas(guarded_gateway, call, tmp_path):

@@ -1,0 +1,161 @@
+// What is to be classified: a text that is typed, or an image that is dropped, pasted or chosen.
+
+import { $, fill, h } from "/console/dom.js";
+import { bytes } from "/console/format.js";
+
+const TYPING_PAUSE_MS = 350;
+
+// `onsend({ text } | { image }, models)` when the user asks, `onclear()` when there is nothing to show.
+export class Composer {
+  #image = null;
+  #off = new Set();
+  #typing = 0;
+  #offered = "";
+
+  constructor(models, { onsend, onclear }) {
+    Object.assign(this, { models, onsend, onclear });
+    $("composer").addEventListener("submit", (event) => { event.preventDefault(); this.send(); });
+    $("text").addEventListener("keydown", (event) => this.#key(event));
+    $("text").addEventListener("input", () => this.#typed());
+    $("file").addEventListener("change", (event) => this.take(event.target.files[0]));
+    for (const radio of document.getElementsByName("mode")) radio.addEventListener("change", () => this.#switch(radio.value));
+    this.#listenForFiles();
+  }
+
+  get task() {
+    return document.querySelector("input[name=mode]:checked").value;
+  }
+
+  // Shows the models and examples of the kind of input that is chosen.
+  offer() {
+    const fitting = this.models.ready(this.task);
+    const offered = JSON.stringify([this.task, fitting.map(({ name, config }) => [name, Boolean(config)])]);
+    if (offered === this.#offered) return;
+    this.#offered = offered;
+    $("send").disabled = fitting.length === 0;
+    $("hint").textContent = fitting.length === 0 ? `No model that takes ${this.task === "text" ? "texts" : "images"} is ready.` :
+      this.task === "text" ? "Enter sends, Shift+Enter makes a new line" : "";
+    $("chosen").hidden = fitting.length < 2;
+    fill($("chosen"), h("legend", { class: "sr" }, "Models to ask"), fitting.map((model) => this.#chip(model)));
+    this.#showExamples(examples(fitting, this.task));
+  }
+
+  send() {
+    if ($("send").disabled) return;
+    const models = this.models.ready(this.task).filter(({ name }) => !this.#off.has(name));
+    const text = $("text").value;
+    if (!models.length) return this.#complain("Choose at least one model.");
+    if (this.task === "image") return this.#image ? this.onsend({ image: this.#image }, models) : this.#complain("Choose an image first.");
+    return text.trim() ? this.onsend({ text }, models) : this.#complain("Type a text first.");
+  }
+
+  // An image from wherever it came; the server's limit is known before it is sent.
+  take(file) {
+    if (!file) return;
+    if (this.task !== "image") this.#choose("image");
+    const limit = this.models.ready("image")[0]?.config?.limits?.max_body_bytes ?? Infinity;
+    if (!file.type.startsWith("image/")) return this.#refuse(`“${file.name}” is not an image.`);
+    if (file.size > limit) return this.#refuse(`The image has ${bytes(file.size)}; this server takes at most ${bytes(limit)}.`);
+    this.#image = file;
+    this.#preview(file);
+    this.send();
+  }
+
+  #preview(file) {
+    const preview = $("preview");
+    if (preview.src) URL.revokeObjectURL(preview.src);
+    preview.src = URL.createObjectURL(file);
+    preview.alt = file.name ? `The image ${file.name}` : "The chosen image";
+    preview.hidden = false;
+    fill($("drop-text"), h("strong", {}, file.name || "Image"), ` ${bytes(file.size)}, click to choose another`);
+  }
+
+  #refuse(message) {
+    this.#image = null;
+    $("preview").hidden = true;
+    this.onclear();
+    this.#complain(message);
+  }
+
+  #complain(message) {
+    fill($("summary"), h("span", { class: "wrong" }, message));
+  }
+
+  #key(event) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      clearTimeout(this.#typing);
+      this.send();
+    }
+  }
+
+  #typed() {
+    clearTimeout(this.#typing);
+    if (!$("as-i-type").checked) return;
+    this.#typing = setTimeout(() => $("text").value.trim() ? this.send() : this.onclear(), TYPING_PAUSE_MS);
+  }
+
+  #choose(task) {
+    document.querySelector(`input[name=mode][value=${task}]`).checked = true;
+    this.#switch(task);
+  }
+
+  #switch(task) {
+    $("text-input").hidden = task !== "text";
+    $("live-switch").hidden = task !== "text";
+    $("image-input").hidden = task !== "image";
+    this.onclear();
+    this.offer();
+  }
+
+  #chip({ name }) {
+    const box = h("input", { type: "checkbox", checked: !this.#off.has(name), onchange: () => {
+      if (box.checked) this.#off.delete(name);
+      else this.#off.add(name);
+    } });
+    return h("label", { class: "chip-box" }, box, h("span", { title: name }, name));
+  }
+
+  #showExamples(found) {
+    $("examples").hidden = found.length === 0;
+    fill($("examples"), h("span", { class: "soft" }, "Try"), found.map(({ text, image }) => image ? this.#imageExample(image) :
+      h("button", { type: "button", class: "example", title: text, onclick: () => { $("text").value = text; this.send(); } }, text)));
+  }
+
+  #imageExample(image) {
+    const picture = h("img", { src: URL.createObjectURL(image), alt: "example image" });
+    return h("button", { type: "button", class: "example picture", onclick: () => this.take(image) }, picture);
+  }
+
+  #listenForFiles() {
+    const zone = $("dropzone");
+    const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+    addEventListener("dragover", (event) => { if (carriesFiles(event)) { event.preventDefault(); zone.classList.add("over"); } });
+    addEventListener("dragleave", (event) => { if (!event.relatedTarget) zone.classList.remove("over"); });
+    addEventListener("drop", (event) => {
+      if (!carriesFiles(event)) return;
+      event.preventDefault();
+      zone.classList.remove("over");
+      this.take(event.dataTransfer.files[0]);
+    });
+    addEventListener("paste", (event) => {
+      const file = [...(event.clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
+      if (file) { event.preventDefault(); this.take(file); }
+    });
+  }
+}
+
+// Inputs from the models' cards; of a few of these each model's answer is known and checked when it is loaded.
+function examples(models, task) {
+  const found = models.map(({ config }) => config?.card?.examples).find(Array.isArray) ?? [];
+  return task === "image" ? found.flatMap(decoded) : found.map((text) => ({ text }));
+}
+
+function decoded(base64, index) {
+  try {
+    const data = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    return [{ image: new File([data], `example ${index + 1}`, { type: "image/png" }) }];
+  } catch {
+    return [];
+  }
+}
