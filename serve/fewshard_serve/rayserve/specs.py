@@ -175,6 +175,14 @@ def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
     return [replace(host, num_gpus=_gpus_of(host, share)) for host in hosts]
 
 
+def reserve_gpus(hosts: Sequence[HostSpec]) -> list[HostSpec]:
+    """One GPU for each process of the models that ask for `cuda`, whatever the cluster has at this moment.
+
+    For clusters whose nodes come when they are asked for: there nothing can be shared out beforehand.
+    """
+    return [replace(host, num_gpus=1.0) if host.needs_gpu else host for host in hosts]
+
+
 def what_is_missing(host: AppSpec, resources: Mapping[str, float]) -> str:
     """What a cluster of these `resources` ("CPU", "GPU") lacks for this host; "" where it has enough."""
     num_processes = host.min_replicas * host.num_shards
