@@ -1,4 +1,4 @@
-"""A Ray with its dashboard on this machine's loopback, as `serve deploy` wants it; ends with its standard input.
+"""A Ray with its dashboard on the loopback address, for `serve deploy`; ends with its standard input.
 
 Run by test_serve_deploy: `python ray_head.py WORK_DIR DASHBOARD_PORT`.
 """

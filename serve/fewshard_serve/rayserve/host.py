@@ -27,7 +27,7 @@ MAX_ONGOING_REQUESTS = 100_000
 TARGET_ONGOING_REQUESTS = 64
 """Requests in flight that one replica should have; more make autoscaling add another."""
 SURGE_PERCENT = 25
-"""Replicas that start beside those that a change of the configuration ends, at least one: no request fails."""
+"""Replicas that start before a change of the configuration ends others, at least one: no request fails."""
 PEER_TIMEOUT_S = 2.0
 PLACING_TIMEOUT_S = 90.0
 """Weights are loaded before a placement is in force."""
