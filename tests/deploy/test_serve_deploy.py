@@ -1,4 +1,4 @@
-"""A rendered configuration on a real Ray by Ray's own `serve deploy`: a prediction, then a change in place.
+"""What the chart renders, on a real Ray by Ray's own `serve deploy`: a prediction, then a change in place.
 
 The change is made while clients ask one request after another; none of them may fail.
 """
@@ -16,10 +16,10 @@ import httpx
 import pytest
 import yaml
 
+from chart_render import Renderer, serve_config_of
 from fewshard_serve.rayserve.environment import LOOPBACK_ONLY, free_ports
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 START_TIMEOUT_S = 240
 SERVE = "from ray.serve.scripts import cli; cli()"
 TEXT = "a gripping and often funny film"
@@ -120,18 +120,13 @@ def head():
 
 @pytest.fixture
 def config():
-    return yaml.safe_load((ROOT / "deploy/serve/two-texts.yaml").read_text())
-
-
-def with_limits(config, max_items):
-    """The same with another limit everywhere, as after an edit of `limits:`."""
-    for app in config["applications"]:
-        app["args"]["config"]["limits"] = {"max_items": max_items}
-    return config
+    """From values of the chart to the Serve configuration in its RayService."""
+    chart = Renderer()
+    return lambda values: serve_config_of(chart.render(values))
 
 
 def test_a_prediction_then_a_change_without_a_failed_request(head, config, tmp_path):
-    head.deploy(config, tmp_path)
+    head.deploy(config({}), tmp_path)
     head.wait_for(lambda: httpx.get(f"{head.url}/v2/health/ready", timeout=5).status_code == 200)
     for path in (None, "/classify"):
         answer = head.classify("sst2-dense", TEXT, path)
@@ -141,7 +136,7 @@ def test_a_prediction_then_a_change_without_a_failed_request(head, config, tmp_p
     clients = [Asking(lambda: head.classify("sst2-dense", TEXT)) for _ in range(2)]
     clients.append(Asking(lambda: head.classify("sst2-moe", TEXT, "/classify")))
     time.sleep(1)
-    head.deploy(with_limits(config, 3), tmp_path)
+    head.deploy(config({"limits": {"max_items": 3}}), tmp_path)
     ways = (None, "/classify")
     head.wait_for(lambda: {head.classify("sst2-dense", [TEXT] * 4, way).status_code for way in ways} == {413})
     time.sleep(10)  # while those that were replaced go

@@ -1,6 +1,6 @@
 """Brings into the chart what is defined elsewhere; `make chart` runs it, and a test sees what was forgotten.
 
-- values.schema.json: values.schema.yaml with the server's own definitions of models, cascades, limits, logging
+- values.schema.json: values.schema.yaml with the server's own definitions of models, cascades and limits
 - files/environment.yaml: the environment of every Ray process, from rayserve/environment.py
 - files/rules.yml, files/dashboards/*.json: those of deploy/, once they are there
 """
