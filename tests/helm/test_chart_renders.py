@@ -13,6 +13,7 @@ from chart_render import CHART, Renderer, examples, of_kind, pod_templates, serv
 from chart_sync import chart_files
 
 NUM_EXAMPLES = int(os.environ.get("FEWSHARD_FUZZ_EXAMPLES", "12"))
+SERVE_PORT = {"protocol": "TCP", "port": 8000}
 NAMES = ["a", "b-1", "C.c", "d_4"]
 
 
@@ -210,6 +211,19 @@ def test_the_dashboard_is_open_to_the_operator_alone(render):
     ray_pods = {"podSelector": {"matchLabels": head["spec"]["podSelector"]["matchLabels"].copy()}}
     ray_pods["podSelector"]["matchLabels"].pop("ray.io/node-type")
     assert [rule["from"] for rule in head["spec"]["ingress"] if "ports" not in rule] == [[ray_pods]]
+
+
+def test_the_test_may_ask_where_clients_are_named(render):
+    manifests = render(examples()["production-values.yaml"])
+    (worker,) = [
+        one for one in of_kind(manifests, "NetworkPolicy") if one["metadata"]["name"].endswith("-worker")
+    ]
+    (clients,) = [rule["from"] for rule in worker["spec"]["ingress"] if rule.get("ports") == [SERVE_PORT]]
+    labels = of_kind(manifests, "Pod")[0]["metadata"]["labels"]
+    assert clients[0] == {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}
+    }
+    assert clients[-1]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_selectors_find_the_pods(render):

@@ -60,6 +60,17 @@ def test_every_application_plans_what_the_whole_configuration_plans():
     assert doors.limits.max_items == 100
 
 
+def test_every_section_of_the_configuration_reaches_an_application():
+    """A new one needs its place in `serveconfig`, and in the chart's values.yaml and _serve.tpl."""
+    sections = {"models", "cascades", "auth", "limits", "logging", "server"}
+    assert set(FewshardConfig.model_fields) == sections
+    configs = [
+        app["args"]["config"] for app in rendered(auth={"tokens_file": "t"}, logging={})["applications"]
+    ]
+    assert {key for config in configs for key in config} == sections
+    assert all({"models", "auth", "limits", "logging"} <= set(config) for config in configs)
+
+
 def changed(before, after):
     return {name for name, app in applications(before).items() if applications(after).get(name) != app}
 
