@@ -76,12 +76,12 @@ CASES = {
     "a claim without a name": ({"modelStorage": {"type": "claim"}}, "modelStorage.existingClaim"),
     "a pull without an image": ({"modelStorage": {"type": "pull"}}, "modelStorage.pull.image"),
     "a grace period too short": (
-        {"terminationGracePeriodSeconds": 29},
-        "terminationGracePeriodSeconds.* make 30",
+        {"terminationGracePeriodSeconds": 44},
+        "terminationGracePeriodSeconds.* make 45",
     ),
     "a deadline too long": (
         {"models": [{**MODEL, "admission": {"deadline_ms": 60_000}}]},
-        "terminationGracePeriodSeconds.* make 80",
+        "terminationGracePeriodSeconds.* make 95",
     ),
     "more at rest than at most": (
         {"workerGroups": {"cpu": {"minReplicas": 9}}},

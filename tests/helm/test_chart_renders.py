@@ -50,7 +50,7 @@ def models():
                 ),
                 "experts": st.fixed_dictionaries({"shards": st.integers(1, 64)}),
                 "batching": st.fixed_dictionaries({"max_tokens": st.integers(1, 10_000_000)}),
-                "admission": st.fixed_dictionaries({"deadline_ms": st.integers(1, 40_000)}),
+                "admission": st.fixed_dictionaries({"deadline_ms": st.integers(1, 25_000)}),
             },
         ),
         min_size=1,

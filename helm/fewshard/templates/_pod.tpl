@@ -179,7 +179,13 @@ spec:
       lifecycle:
         preStop:
           exec:
-            command: [bash, -c, "sleep {{ $values.preStopSeconds }}; ray stop"]
+            command:
+              - bash
+              - -c
+              - >-
+                ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is going'
+                --deadline-remaining-seconds {{ $values.preStopSeconds }};
+                sleep {{ $values.preStopSeconds }}; ray stop
       {{- range $probe := list "livenessProbe" "readinessProbe" "startupProbe" }}
       {{- with index $.pod $probe }}
       {{ $probe }}: {{- toYaml . | nindent 8 }}
