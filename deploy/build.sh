@@ -40,7 +40,7 @@ build() {
 
 try() {
     local container
-    container=$(bud from "$image")
+    container=$(bud from --ulimit nofile=65536:65536 "$image")
     echo "size: $(du -sh "$(bud mount "$container")" | cut -f1)"
     bud umount "$container" >/dev/null
     echo "user: $(bud inspect --type image --format '{{.Docker.Config.User}}' "$image")"

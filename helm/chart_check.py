@@ -14,13 +14,14 @@ def main() -> int:
     for name, given in examples().items():
         manifests = renderer.render(given)
         kinds.update(manifest["kind"] for manifest in manifests)
+        num_objects = sum(manifest["kind"] != "Notes" for manifest in manifests)
         found = renderer.lint(given)
         found += chart_validate.complaints(manifests, renderer.all_values(given))
         num_wrong += len(found)
         pods = len(chart_validate.pod_templates(manifests))
         apps = len(chart_validate.serve_config_of(manifests)["applications"])
         said = "\n  ".join(["no complaint" if not found else "", *found]).strip()
-        print(f"{name:28} {len(manifests):3} objects {pods:2} pods {apps:2} applications  {said}")
+        print(f"{name:28} {num_objects:3} objects {pods:2} pods {apps:2} applications  {said}")
     print(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     checks = f"Helm lint strict, Kubernetes {chart_validate.KUBERNETES} schemas, Serve's schema, security"
     crd = os.environ.get(chart_validate.CRD_VARIABLE)

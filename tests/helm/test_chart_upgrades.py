@@ -46,6 +46,7 @@ NEW_CLUSTER = {
     "a variable": {"env": [{"name": "A", "value": "b"}]},
     "tokens asked for": {"auth": {"enabled": True, "existingSecret": "s"}},
     "Redis": {"redis": {"enabled": True, "address": "redis://r", "existingSecret": "s"}},
+    "Ray's token": {"rayAuth": {"enabled": False}},
     "the autoscaler": {"autoscaling": {"enabled": False}},
     "the grace period": {"terminationGracePeriodSeconds": 90},
 }
