@@ -40,7 +40,8 @@ build() {
 
 try() {
     local container
-    container=$(bud from --ulimit nofile=65536:65536 "$image")
+    # HAProxy wants some 10,000 open files; buildah's containers have 1,024 by themselves.
+    container=$(bud from --ulimit "nofile=$(ulimit -Hn):$(ulimit -Hn)" "$image")
     echo "size: $(du -sh "$(bud mount "$container")" | cut -f1)"
     bud umount "$container" >/dev/null
     echo "user: $(bud inspect --type image --format '{{.Docker.Config.User}}' "$image")"
