@@ -19,8 +19,13 @@ ifneq ($(wildcard ../shared/data),)
 export FEWSHARD_DATA ?= $(abspath ../shared/data)
 endif
 
+# Tests of the chart read KubeRay's CRD from FEWSHARD_KUBERAY_CRD; without it some skip and say so.
+ifneq ($(wildcard ../shared/k8s/rayservice-crd-*.yaml),)
+export FEWSHARD_KUBERAY_CRD ?= $(abspath $(lastword $(sort $(wildcard ../shared/k8s/rayservice-crd-*.yaml))))
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check check-all bench chaos fuzz gpu-check clean
+.PHONY: help setup serve test check check-all bench chaos chart fuzz gpu-check image clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -52,6 +57,13 @@ fuzz: $(VENV)/.installed ## made-up requests for every parser and endpoint, EXAM
 chaos: $(VENV)/.installed ## kill, update, flood and drain under load: the shards of a model, then a server; prints tables
 	$(BIN)/python benchmarks/chaos.py $(CHAOS)
 	$(BIN)/python benchmarks/server_chaos.py $(CHAOS_SERVER)
+
+chart: $(VENV)/.installed ## the Helm chart: bring its files up to date, lint, render, validate, count
+	$(BIN)/python -W ignore helm/chart_sync.py
+	$(BIN)/python -W ignore helm/chart_check.py
+
+image: ## build the image with buildah and ask it for a prediction; see deploy/build.sh
+	deploy/build.sh
 
 gpu-check: ## on a GPU, with GPU_PYTHON's torch: test kernels and models, then measure into GPU_RESULTS
 	$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'

@@ -95,27 +95,27 @@ def _unknown_key(detail: dict[str, Any], root: type[BaseModel]) -> str:
     known = list(_section_at(root, tuple(parent)).model_fields)
     near = difflib.get_close_matches(str(key), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-    return f"unknown key {str(key)!r} in {_spell(tuple(parent))}; {hint}"
+    return f"unknown key {str(key)!r} in {spell(tuple(parent))}; {hint}"
 
 
 def _missing_key(detail: dict[str, Any], _root: type[BaseModel]) -> str:
     *parent, key = detail["loc"]
-    return f"{_spell(tuple(parent))} lacks the key {key!r}"
+    return f"{spell(tuple(parent))} lacks the key {key!r}"
 
 
 def _not_a_section(detail: dict[str, Any], root: type[BaseModel]) -> str:
     keys = ", ".join(_section_at(root, detail["loc"]).model_fields)
-    return f"{_spell(detail['loc'])} must be a mapping with the keys {keys}"
+    return f"{spell(detail['loc'])} must be a mapping with the keys {keys}"
 
 
 def _not_a_list(detail: dict[str, Any], _root: type[BaseModel]) -> str:
-    return f"{_spell(detail['loc'])} must be a list (given: {detail['input']!r})"
+    return f"{spell(detail['loc'])} must be a list (given: {detail['input']!r})"
 
 
 def _invalid_value(detail: dict[str, Any], _root: type[BaseModel]) -> str:
     text = str(detail["msg"]).removeprefix("Value error, ")
     shown = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
-    where = f"{_spell(detail['loc'])}: " if detail["loc"] else ""
+    where = f"{spell(detail['loc'])}: " if detail["loc"] else ""
     return f"{where}{text[:1].lower()}{text[1:]}{shown}"
 
 
@@ -128,7 +128,7 @@ _WORDS: dict[str, Callable[[dict[str, Any], type[BaseModel]], str]] = {
 }
 
 
-def _spell(at: Location) -> str:
+def spell(at: Location) -> str:
     """("models", 0, "batching") as `models[0].batching`."""
     parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in at)
     return "".join(parts).lstrip(".") or "the file"

@@ -63,7 +63,9 @@ def _as_written(default: object) -> str:
 
 
 def test_the_documented_configuration_loads(tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", "".join(p.read_text() for p in DOCUMENTS), re.DOTALL)
+    # Those of docs/kubernetes.md are values of the chart, whose tests render them.
+    own = [p for p in DOCUMENTS if p.name != "kubernetes.md"]
+    blocks = re.findall(r"```yaml\n(.*?)```", "".join(p.read_text() for p in own), re.DOTALL)
     assert len(blocks) >= 2
     for block in blocks:
         path = tmp_path / "fewshard.yaml"

@@ -10,9 +10,17 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from fewshard_serve.rayserve.haproxy import BUFFER_BYTES, RETRIES, RETRY_ON, Waits, has_haproxy, write_wrapper
+from fewshard_serve.rayserve.haproxy import (
+    BINARY,
+    BUFFER_BYTES,
+    RETRIES,
+    RETRY_ON,
+    Waits,
+    has_haproxy,
+    write_wrapper,
+)
 
-__all__ = ["free_ports", "has_haproxy", "prepare_environment"]
+__all__ = ["cluster_environment", "free_ports", "has_haproxy", "prepare_environment"]
 
 MIN_DRAINING_S = 5
 """How long a replica that is scaled away stays reachable while HAProxy forgets it."""
@@ -48,12 +56,12 @@ FOR_WORKERS = {
     # oneDNN keeps the products it has compiled, by size; several models need more than its usual 1,024.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
 }
+ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 FREE_PORTS = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
-BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 ANSWER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
 LOOPBACK_ONLY = {
     # Ray's own servers (GCS, raylet, workers, agents) then listen on 127.0.0.1 instead of every address. The
@@ -80,15 +88,19 @@ def prepare_environment(
     `work_dir` holds HAProxy's files of a Ray started here; None when joining.
     """
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
-    _set_defaults(ALWAYS | FOR_WORKERS)
-    _set_defaults({"RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy()))})
-    _set_defaults({ANSWER_TIMEOUT: str(math.ceil(waits.answer_s))})
+    _set_defaults(cluster_environment(waits))
     if work_dir is not None:
         _set_defaults(LOOPBACK_ONLY)
         own_haproxy = _own_haproxy(work_dir, waits) if has_haproxy() else {}
         _set_defaults(own_haproxy)
         return BINARY in own_haproxy and os.environ[BINARY] == own_haproxy[BINARY]
     return False
+
+
+def cluster_environment(waits: Waits = Waits()) -> dict[str, str]:  # noqa: B008  it is frozen
+    """What every process of a Ray needs that is started elsewhere, as by `ray start` or KubeRay."""
+    answer_s = {ANSWER_TIMEOUT: str(math.ceil(waits.answer_s))}
+    return {**ALWAYS, **FOR_WORKERS, ENABLE_HAPROXY: str(int(has_haproxy())), **answer_s}
 
 
 def _own_haproxy(work_dir: str, waits: Waits) -> dict[str, str]:

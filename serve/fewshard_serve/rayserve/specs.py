@@ -12,6 +12,7 @@ from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.doors import DoorSettings
 from fewshard_serve.logs import LogSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
+from fewshard_serve.rayserve.haproxy import Waits
 from fewshard_serve.rayserve.shadowing import ShadowSpec
 
 SHARED_APP = "models"
@@ -21,6 +22,8 @@ DEFAULT_LOADER = "fewshard_serve.backends.load:load_model"
 
 HOST_CPUS = 0.5
 GATEWAY_CPUS = 0.1
+ANSWER_MARGIN_S = 5.0
+"""A replica that has said nothing for so long after the longest deadline hangs."""
 DRAIN_MARGIN_S = 5.0
 """How much longer than the longest deadline a drain may take: the answers have to be written too."""
 
@@ -173,6 +176,13 @@ def door_settings(
     )
 
 
+def haproxy_waits(config: FewshardConfig) -> Waits:
+    """How long HAProxy waits for a body, and for an answer before it asks another replica."""
+    longest_s = max(model.engine_settings.deadline_s for model in config.models)
+    num_stages = max((len(cascade.stages) for cascade in config.cascades), default=1)
+    return Waits(config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S)
+
+
 def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
     """Give every replica that may use a GPU its share of those there are.
 
@@ -196,6 +206,14 @@ def share_cores(hosts: list[HostSpec], num_nodes: int) -> list[HostSpec]:
     """Tell every host how many processes will compute on its machine, were they spread evenly."""
     num_processes = sum(host.max_replicas * host.num_shards for host in hosts)
     return [replace(host, num_neighbours=-(-num_processes // num_nodes)) for host in hosts]
+
+
+def reserve_gpus(hosts: Sequence[HostSpec]) -> list[HostSpec]:
+    """One GPU for each process of the models that ask for `cuda`, whatever the cluster has at this moment.
+
+    For clusters whose nodes come when they are asked for: there nothing can be shared out beforehand.
+    """
+    return [replace(host, num_gpus=1.0) if host.needs_gpu else host for host in hosts]
 
 
 def what_is_missing(host: AppSpec, resources: Mapping[str, float]) -> str:

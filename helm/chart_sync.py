@@ -1,0 +1,67 @@
+"""Brings into the chart what is defined elsewhere; `make chart` runs it, and a test sees what was forgotten.
+
+- values.schema.json: values.schema.yaml with the server's own definitions of models, cascades and limits
+- files/environment.yaml: the environment of every Ray process, from rayserve/environment.py
+- files/rules.yml, files/dashboards/*.json: those of deploy/
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.serve.schema import DeploymentSchema
+
+from fewshard_serve.config import NAME_PATTERN, PATH_WORDS, FewshardConfig
+from fewshard_serve.rayserve.environment import ALWAYS, ENABLE_HAPROXY, FOR_WORKERS
+
+HERE = Path(__file__).parent
+DEPLOY = HERE.parent / "deploy"
+THREADS = "RAY_SERVE_HAPROXY_NBTHREAD"
+"""Depends on the machine; the chart has a value for it."""
+
+
+def chart_files() -> dict[str, str]:
+    """The text of every file that is made, by its path in the chart."""
+    dashboards = DEPLOY.glob("grafana/dashboards/*.json")
+    copies = {f"files/dashboards/{path.name}": path for path in dashboards}
+    copies["files/rules.yml"] = DEPLOY / "prometheus/rules.yml"
+    return {
+        "values.schema.json": json.dumps(schema(), indent=2) + "\n",
+        "files/environment.yaml": yaml.safe_dump(environment()),
+        **{name: path.read_text(encoding="utf-8") for name, path in copies.items()},
+    }
+
+
+def environment() -> dict[str, str]:
+    """What KubeRay's pods need before Ray starts in them."""
+    values = {**ALWAYS, **FOR_WORKERS, ENABLE_HAPROXY: "1"}
+    return {key: value for key, value in sorted(values.items()) if key != THREADS}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the chart's values."""
+    whole: dict[str, Any] = yaml.safe_load((HERE / "values.schema.yaml").read_text(encoding="utf-8"))
+    whole["$defs"] |= FewshardConfig.model_json_schema()["$defs"]
+    name = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "not": {"enum": sorted(PATH_WORDS)}}
+    for kind in ("ModelConfig", "CascadeConfig"):
+        whole["$defs"][kind]["properties"]["name"] |= name
+    known = [key for key in DeploymentSchema.model_fields if key != "name"]
+    whole["$defs"]["Deployment"] |= {"propertyNames": {"enum": known}}
+    return whole
+
+
+def main() -> None:
+    """Write them all, and remove copies of what is gone."""
+    files = chart_files()
+    for path in (HERE / "fewshard/files").rglob("*"):
+        if path.is_file() and path.relative_to(HERE / "fewshard").as_posix() not in files:
+            path.unlink()
+    for name, text in files.items():
+        path = HERE / "fewshard" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`fewshard render`: a `fewshard.yaml` as a Ray Serve configuration, and what a cluster needs beside it."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewshard_serve.config import FewshardConfig, bundled_config, load_config
+from fewshard_serve.errors import StartError
+from fewshard_serve.yamlfile import read_yaml
+
+
+def register(subparsers: Any) -> None:
+    """Add the command; `cli` calls it."""
+    parser = subparsers.add_parser(
+        "render",
+        help="print a Ray Serve configuration",
+        description="Print the configuration with which `serve deploy` serves the models of a file, or the "
+        "bundled ones, on a Ray cluster.",
+    )
+    parser.add_argument("config", metavar="fewshard.yaml", nargs="?", help="default: every bundled model")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", metavar="FILE", help="check a Ray Serve configuration strictly instead")
+    what.add_argument(
+        "--env", action="store_true", help="print the environment that Ray must be started with instead"
+    )
+    what.add_argument(
+        "--haproxy", metavar="DIR", help="write the HAProxy script of a cluster's nodes there instead"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or check; returns 0."""
+    print(_said(args), end="")
+    return 0
+
+
+def _said(args: argparse.Namespace) -> str:
+    if args.check:
+        from fewshard_serve.rayserve.strict import check_serve_config
+
+        return f"{args.check}: {check_serve_config(read_yaml(Path(args.check)))} applications, no mistake\n"
+    config = load_config(args.config) if args.config else bundled_config()
+    if args.env:
+        from fewshard_serve.rayserve.environment import cluster_environment
+        from fewshard_serve.rayserve.specs import haproxy_waits
+
+        values = cluster_environment(haproxy_waits(config))
+        return "".join(f"export {k}={shlex.quote(v)}\n" for k, v in values.items())
+    if args.haproxy:
+        return _write_haproxy(config, Path(args.haproxy))
+    return _rendered(config)
+
+
+def _rendered(config: FewshardConfig) -> str:
+    from fewshard_serve.rayserve.serveconfig import serve_config
+
+    return yaml.safe_dump(serve_config(config), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _write_haproxy(config: FewshardConfig, folder: Path) -> str:
+    from fewshard_serve.rayserve.haproxy import BINARY, has_haproxy, write_wrapper
+    from fewshard_serve.rayserve.specs import haproxy_waits
+
+    folder.mkdir(parents=True, exist_ok=True)
+    script = write_wrapper(str(folder), haproxy_waits(config)) if has_haproxy() else None
+    if script is None:
+        raise StartError(f"HAProxy cannot run from {folder}; Ray Serve would use its own proxy")
+    return f"export {BINARY}={shlex.quote(script)}\n"
