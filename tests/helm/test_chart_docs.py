@@ -71,6 +71,7 @@ def test_every_section_is_in_the_readme():
         "commonAnnotations",
         "suspend",
         "haproxyThreads",
+        "haproxyAnswerSeconds",
     }
     small |= {"env", "envFrom", "extraVolumes", "extraVolumeMounts"}
     assert {name for name in sections - small if f"`{name}`" not in readme} == set()
