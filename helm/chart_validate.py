@@ -129,12 +129,12 @@ def of_serve_config(manifests: list[Manifest], values: Mapping[str, Any]) -> Ite
         except ConfigError as error:
             yield f"serveConfigV2: {error}"
             return
-    ours = serve_config(FewshardConfig.model_validate(fewshard_yaml(values)))
+    ours = serve_config(FewshardConfig.model_validate(server_config(values)))
     if comparable(config) != comparable(ours):
         yield "serveConfigV2 is not what `fewshard render` makes of the same models"
 
 
-def fewshard_yaml(values: Mapping[str, Any]) -> dict[str, Any]:
+def server_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fewshard.yaml that says what the chart's values say."""
     sections = ("models", "cascades", "limits", "logging", "metrics")
     config: dict[str, Any] = {key: values[key] for key in sections}

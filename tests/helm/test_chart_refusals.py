@@ -83,6 +83,10 @@ CASES = {
         {"models": [{**MODEL, "admission": {"deadline_ms": 60_000}}]},
         "terminationGracePeriodSeconds.* make 95",
     ),
+    "a proxy that gives up too soon": (
+        {"haproxyAnswerSeconds": 14},
+        "haproxyAnswerSeconds.* make 15",
+    ),
     "more at rest than at most": (
         {"workerGroups": {"cpu": {"minReplicas": 9}}},
         "workerGroups.cpu.minReplicas: 9 is above maxReplicas, 4",

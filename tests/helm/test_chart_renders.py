@@ -49,6 +49,7 @@ def models():
                     {"min": st.integers(1, 3)}, optional={"max": st.integers(3, 99)}
                 ),
                 "experts": st.fixed_dictionaries({"shards": st.integers(1, 64)}),
+                "cost": st.fixed_dictionaries({"usd_per_hour": st.floats(0, 99)}),
                 "batching": st.fixed_dictionaries({"max_tokens": st.integers(1, 10_000_000)}),
                 "admission": st.fixed_dictionaries({"deadline_ms": st.integers(1, 25_000)}),
             },
@@ -62,10 +63,14 @@ def models():
 @st.composite
 def values(draw):
     """Values that go together, as a user might have them."""
-    given = {"models": draw(models()), "terminationGracePeriodSeconds": 60}
+    given = {"models": draw(models()), "terminationGracePeriodSeconds": 60, "haproxyAnswerSeconds": 55}
     names = [model["name"] for model in given["models"]]
     if len(names) > 1 and draw(st.booleans()):
         given["cascades"] = [{"name": "both", "stages": names[:2], "accept_above": draw(st.floats(0, 1))}]
+    if len(names) > 1 and draw(st.booleans()):
+        given["models"][0]["shadow"] = draw(st.sampled_from([names[1], {"model": names[-1], "share": 0.5}]))
+    given["metrics"] = draw(st.sampled_from([{}, {"max_series": 9, "expert_layers": [0]}]))
+    given["tracing"] = draw(st.sampled_from([{}, {"endpoint": "http://collector:4318"}]))
     given["limits"] = draw(st.fixed_dictionaries({}, optional={"max_text_bytes": st.integers(1, 10**9)}))
     given["auth"] = draw(st.sampled_from([{}, {"enabled": True, "existingSecret": "s", "key": "t.yaml"}]))
     given["redis"] = draw(
