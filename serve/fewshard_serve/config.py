@@ -9,7 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings, Scaling
@@ -72,10 +80,21 @@ def _known_placement(placement: str) -> str:
     return placement
 
 
+def _with_exponent(value: object) -> object:
+    """1e-5 is a number in JSON, YAML 1.2 and what Helm writes; PyYAML reads YAML 1.1, and a string."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
 ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
-Confidence = Annotated[float, Field(strict=True, ge=0, le=1)]
-NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+WithExponent = BeforeValidator(_with_exponent)
+Confidence = Annotated[float, Field(strict=True, ge=0, le=1), WithExponent]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), WithExponent]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), WithExponent]
+WaitMs = Annotated[float, Field(strict=True, ge=0, le=60_000), WithExponent]
+ExchangeMs = Annotated[float, Field(strict=True, ge=100, le=30_000), WithExponent]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -84,9 +103,9 @@ class ReplicasConfig(_Section):
 
     min: PositiveInt = 1
     max: PositiveInt = 1
-    target_items: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 64.0
-    scale_up_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 5.0
-    scale_down_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 60.0
+    target_items: Positive = 64.0
+    scale_up_s: NonNegative = 5.0
+    scale_down_s: NonNegative = 60.0
 
     @property
     def scaling(self) -> Scaling:
@@ -112,7 +131,7 @@ class BatchingConfig(_Section):
 
     max_tokens: PositiveInt = 16384
     max_items: PositiveInt = 512
-    max_wait_ms: Annotated[float, Field(strict=True, ge=0, le=60_000, allow_inf_nan=False)] = 0.0
+    max_wait_ms: WaitMs = 0.0
 
 
 class AdmissionConfig(_Section):
@@ -121,8 +140,8 @@ class AdmissionConfig(_Section):
     min_items: PositiveInt = 32
     max_items: PositiveInt = 2048
     max_tokens: PositiveInt = 262_144
-    queue_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 2500.0
-    deadline_ms: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
+    queue_ms: Positive = 2500.0
+    deadline_ms: Positive = 10_000.0
 
 
 class ExpertsConfig(_Section):
@@ -133,8 +152,8 @@ class ExpertsConfig(_Section):
     max_slots_per_shard: PositiveInt | Literal["auto"] = "auto"
     placement: Annotated[str, AfterValidator(_known_placement)] = "balanced"
     strategy: Literal["pack", "spread"] = "pack"
-    rebalance_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 60.0
-    exchange_timeout_ms: Annotated[float, Field(strict=True, ge=100, le=30_000, allow_inf_nan=False)] = 3000.0
+    rebalance_s: NonNegative = 60.0
+    exchange_timeout_ms: ExchangeMs = 3000.0
     degraded: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
@@ -177,10 +196,16 @@ class ShadowConfig(_Section):
     model: ModelName
     share: Confidence = 0.1
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
+
+def _shadow_from_name(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+# A model's name alone stands for that model with the default share; JSON schemas say so too.
+Shadow = Annotated[
+    ShadowConfig | None,
+    BeforeValidator(_shadow_from_name, json_schema_input_type=ShadowConfig | ModelName | None),
+]
 
 
 class ModelConfig(_Section):
@@ -195,7 +220,7 @@ class ModelConfig(_Section):
     admission: AdmissionConfig = AdmissionConfig()
     experts: ExpertsConfig | None = None
     cost: CostConfig = CostConfig()
-    shadow: ShadowConfig | None = None
+    shadow: Shadow = None
     diagnostics_share: Confidence = 0.0
 
     @property
@@ -271,7 +296,7 @@ class LimitsConfig(_Section):
     max_text_bytes: PositiveInt = 1_000_000
     max_json_depth: Annotated[int, Field(strict=True, ge=4, le=200)] = 32
     max_image_pixels: PositiveInt = 25_000_000
-    max_body_s: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 30.0
+    max_body_s: Positive = 30.0
 
     @property
     def limits(self) -> Limits:

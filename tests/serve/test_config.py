@@ -163,6 +163,20 @@ models:
     ]
 
 
+@pytest.mark.parametrize("price", ["1e-05", "2.5e3", "1E2", "0.5"])
+def test_numbers_are_read_as_helm_writes_them(tmp_path: Path, price: str) -> None:
+    text = f"models: [{{name: a, path: d, cost: {{usd_per_hour: {price}}}}}]"
+    (model,) = load_config(write(tmp_path, text)).models
+    assert model.cost.usd_per_hour == float(price)
+
+
+def test_a_shadows_name_stands_for_the_shadow(tmp_path: Path) -> None:
+    text = "models: [{name: a, path: d, shadow: b}, {name: b, path: e}]"
+    shadow = load_config(write(tmp_path, text)).models[0].shadow
+    assert shadow is not None
+    assert (shadow.model, shadow.share) == ("b", 0.1)
+
+
 def test_an_unknown_key_is_refused_with_the_nearest_and_its_line(tmp_path: Path) -> None:
     text = "models:\n  - name: m\n    path: d\n    batchng: {}\n"
     said = complaint(tmp_path, text)
