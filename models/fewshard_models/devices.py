@@ -47,6 +47,15 @@ def _choose_on_gpu() -> Choice:
     return Choice("fp32", "this GPU has no tensor cores for bf16")
 
 
+def flush_subnormals() -> None:
+    """Have the CPU take numbers nearer zero than 1.2e-38 for zero, in this thread and those it starts.
+
+    For such numbers it leaves its fast path: GELU of large negative values, common after pooling, took
+    six times as long (docs/log.md). Call it before the first product, where a process computes answers.
+    """
+    torch.set_flush_denormal(True)
+
+
 def training_device() -> torch.device:
     """Where recipes train: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

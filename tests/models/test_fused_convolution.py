@@ -65,6 +65,21 @@ def test_another_size_of_image_works_too():
         torch.testing.assert_close(served(pixels).logits, plain(pixels).logits, atol=1e-5, rtol=0)
 
 
+def test_each_batch_has_its_own_order_of_the_weights_and_few_are_kept():
+    plain, served = network(), network()
+    served.to(torch.bfloat16).prepare_for_inference()
+    served.classifier.float()
+    layers = [module.fused for module in served.modules() if getattr(module, "fused", None) is not None]
+    with torch.inference_mode():
+        for batch in (1, 64, 2, 30, 1, 64):
+            pixels = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+            torch.testing.assert_close(
+                served(pixels.bfloat16()).logits, plain(pixels).logits, atol=6e-2, rtol=0
+            )
+    assert {len(layer._by_shape) for layer in layers} == {4}
+    assert all(1 <= len(layer._by_order) <= 3 for layer in layers)
+
+
 def test_a_norm_that_turns_a_sign_stays_behind_its_pooling():
     plain = network()
     with torch.no_grad():

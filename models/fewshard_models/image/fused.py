@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_TYPICAL_BATCH = 64
-
 
 def padded_batch(num_images: int) -> int:
     """`num_images` rounded up to one of eight sizes an octave: oneDNN compiles each layer anew for a number
@@ -25,38 +23,35 @@ def can_fuse(conv: nn.Conv2d) -> bool:
 class FusedConv:
     """[N, I, H, W] to GELU(norm(conv)) [N, O, H', W'], with 2x2 max-pooling before the norm where `pool`.
 
-    `norm` is folded into the convolution in fp32; None for none. Weights are laid out for oneDNN once, for
-    maps of `size`; other sizes and batches work too.
+    `norm` is folded into the convolution in fp32; None for none. Which order of the weights oneDNN wants
+    depends on the input's shape, and to turn one order into another at each call can take 100 times as long
+    as the convolution (docs/log.md): each order met is kept. There are two or three for all batches.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, pool: bool, size: int) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, pool: bool) -> None:
         weight, bias = folded(conv, norm)
         self.pool, self.bias = pool, bias.to(conv.weight.dtype)
-        self.padding, self.stride = _pair(conv.padding), _pair(conv.stride)
-        self.weight: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-            weight.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last),
-            self.padding,
-            self.stride,
-            [1, 1],
-            1,
-            [_TYPICAL_BATCH, conv.in_channels, size, size],
-        )
+        self.weight = weight.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        self._geometry = (_pair(conv.padding), _pair(conv.stride), [1, 1], 1)
+        self._by_shape: dict[torch.Size, Tensor] = {}
+        self._by_order: dict[bytes, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
+        weight = self._by_shape.get(x.shape)
+        if weight is None:
+            weight = self._by_shape[x.shape] = self._ordered_for(x.shape)
         activation = "none" if self.pool else "gelu"
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x,
-            self.weight,
-            self.bias,
-            self.padding,
-            self.stride,
-            [1, 1],
-            1,
-            activation,
-            [],
-            "none",
+            x, weight, self.bias, *self._geometry, activation, [], "none"
         )
         return F.gelu(max_pool(out)) if self.pool else out
+
+    def _ordered_for(self, shape: torch.Size) -> Tensor:
+        ordered: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight, *self._geometry, list(shape)
+        )
+        order: Tensor = torch.ops.mkldnn._get_mkldnn_serialized_md(ordered)
+        return self._by_order.setdefault(order.numpy().tobytes(), ordered)
 
 
 def max_pool(x: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ class Stem(nn.Conv2d, Fusable[FusedConv]):
             return fused(x)
         return F.gelu(super().forward(x))
 
-    def fuse(self, size: int) -> None:
+    def fuse(self) -> None:
         if can_fuse(self):
-            self.fused = FusedConv(self, None, pool=False, size=size)
+            self.fused = FusedConv(self, None, pool=False)
 
 
 class ConvNorm(Fusable[FusedConv]):
@@ -45,10 +45,10 @@ class ConvNorm(Fusable[FusedConv]):
             x = F.max_pool2d(x, 2)
         return F.gelu(self.norm(x))
 
-    def fuse(self, size: int) -> None:
-        """For maps of `size`. A norm that turns a channel's sign cannot move to the other side of pooling."""
+    def fuse(self) -> None:
+        """A norm that turns a channel's sign cannot move to the other side of pooling."""
         if can_fuse(self.conv) and not (self.pool and bool((self.norm.weight < 0).any())):
-            self.fused = FusedConv(self.conv, self.norm, self.pool, size)
+            self.fused = FusedConv(self.conv, self.norm, self.pool)
 
 
 class Stage(nn.Module):
@@ -66,13 +66,11 @@ class Stage(nn.Module):
         out: Tensor = x + self.block(x)
         return out
 
-    def fuse(self, size: int) -> int:
-        """For maps of `size`; returns the size of its output."""
-        self.down.fuse(size)
+    def fuse(self) -> None:
+        self.down.fuse()
         for layer in self.block:
             assert isinstance(layer, ConvNorm)
-            layer.fuse(size // 2)
-        return size // 2
+            layer.fuse()
 
 
 class FewshardImageForImageClassification(PreTrainedModel):
@@ -117,8 +115,7 @@ class FewshardImageForImageClassification(PreTrainedModel):
         Call it when the model is loaded, cast and moved.
         """
         self.eval()
-        self.stem.fuse(self.config.image_size)
-        size = self.config.image_size - 1
+        self.stem.fuse()
         for stage in self.stages:
             assert isinstance(stage, Stage)
-            size = stage.fuse(size)
+            stage.fuse()

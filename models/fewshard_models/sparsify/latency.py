@@ -98,7 +98,7 @@ def _candidates(full: Mapping[str, int], group: str, round_to: int) -> list[int]
 
 def _call(layer: ConvNorm, pixels: Tensor) -> Callable[[], object]:
     layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    layer.fuse(pixels.shape[-1])
+    layer.fuse()
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return lambda: layer(pixels)
 
