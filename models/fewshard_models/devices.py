@@ -1,5 +1,7 @@
 """Which device and number format "auto" means on this machine; used by recipes, the server and `doctor`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +49,18 @@ def _choose_on_gpu() -> Choice:
     return Choice("fp32", "this GPU has no tensor cores for bf16")
 
 
-def flush_subnormals() -> None:
-    """Have the CPU take numbers nearer zero than 1.2e-38 for zero, in this thread and those it starts.
+@contextmanager
+def subnormals_flushed() -> Iterator[None]:
+    """The CPU takes numbers nearer zero than 1.2e-38 for zero, in this thread and those it starts meanwhile.
 
     For such numbers it leaves its fast path: GELU of large negative values, common after pooling, took
-    six times as long (docs/log.md). Call it before the first product, where a process computes answers.
+    six times as long (docs/log.md).
     """
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def training_device() -> torch.device:

@@ -14,7 +14,7 @@ import torch
 
 from fewshard_models.bench.timing import Budget, Call, clock_for, interleaved
 from fewshard_models.counting import count_macs
-from fewshard_models.devices import DTYPES, flush_subnormals
+from fewshard_models.devices import DTYPES, subnormals_flushed
 from fewshard_models.errors import DataError
 from fewshard_models.figures.style import BLUE, ORANGE, figure, millions, save
 from fewshard_models.image import FewshardImageForImageClassification as Cnn
@@ -42,11 +42,11 @@ class CnnTime:
         return self.dense_ms / self.sparse_ms * self.sparse_macs / self.dense_macs
 
 
+@subnormals_flushed()
 def measure_cnns(
     device: str, dtype: str, widths: Sequence[float] = WIDTHS, budget: Budget | None = None
 ) -> list[CnnTime]:
     """Every size, dense and cut to KEPT of its MACs, all in turns in one run for each batch."""
-    flush_subnormals()
     pairs = {width: _pair(width, device, dtype) for width in widths}
     found = []
     for batch in BATCHES:

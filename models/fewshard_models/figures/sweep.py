@@ -1,5 +1,7 @@
 """Short runs for figure 2: five CNN widths dense, and the widest pruned to five sizes; resumable.
 
+Every network has the same number of epochs in all: a pruned one half of them before it is pruned.
+
 Called by `fewshard figures sweep`.
 """
 
@@ -12,6 +14,7 @@ import torch
 from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
+from fewshard_models.errors import RecipeError
 from fewshard_models.evaluate import evaluate
 from fewshard_models.figures.tradeoff import Point
 from fewshard_models.image import FewshardImageConfig
@@ -24,7 +27,7 @@ from fewshard_models.recipes.workspace import Workspace
 
 WIDTHS = (0.4, 0.6, 0.8, 1.0, 1.4)
 SHARES = (0.08, 0.18, 0.33, 0.5, 0.75)
-EPOCHS = 4
+EPOCHS = 8
 BATCH_SIZE = 512
 Prune = Callable[[Cnn, float], Cnn]
 
@@ -32,7 +35,7 @@ Prune = Callable[[Cnn, float], Cnn]
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """`widths`: of the dense CNNs, the last the widest, from which `shares` of its MACs are kept; `prune`: a
-    function of a trained CNN and such a share."""
+    function of a CNN trained for half of the epochs and such a share."""
 
     work: Workspace
     widths: Sequence[float] = WIDTHS
@@ -45,16 +48,25 @@ class Sweep:
 
 
 def run(sweep: Sweep, say: Callable[[str], None] = lambda _text: None) -> list[Point]:
-    """Train what is not trained yet; a point for each network, dense first."""
+    """Train what is not trained yet; a point for each network, dense first.
+
+    Raises RecipeError for fewer than two epochs: a pruned network needs one before and one after.
+    """
+    if sweep.epochs < 2:
+        raise RecipeError(f"the sweep needs 2 epochs, half of them before pruning, not {sweep.epochs}")
     points = []
     for width in sweep.widths:
         say(f"dense, {width} times as wide, {sweep.epochs} epochs")
-        points.append(_point(sweep, f"dense-{width}", "dense", sweep.epochs, _fresh(sweep, width)))
-    widest = sweep.work.phase(f"sweep-dense-{sweep.widths[-1]}") / "model"
+        folder = _trained(sweep, f"dense-{width}", sweep.epochs, 0.4, _fresh(sweep, width))
+        points.append(_point(sweep, f"dense-{width}", "dense", folder))
+    before = sweep.epochs // 2
+    say(f"the widest, {before} epochs before it is pruned")
+    start = _trained(sweep, "start", before, 0.4, _fresh(sweep, sweep.widths[-1]))
     for share in sweep.shares:
-        say(f"the widest pruned to {share} of its MACs, {sweep.epochs} epochs more")
-        start = _pruned(sweep, widest, share)
-        points.append(_point(sweep, f"pruned-{share}", "pruned", 2 * sweep.epochs, start))
+        say(f"the widest pruned to {share} of its MACs, {sweep.epochs - before} epochs more")
+        cut = _pruned(sweep, start, share)
+        folder = _trained(sweep, f"pruned-{share}", sweep.epochs - before, 0.1, cut)
+        points.append(_point(sweep, f"pruned-{share}", "pruned", folder))
     return points
 
 
@@ -80,23 +92,27 @@ def _pruned(sweep: Sweep, widest: Path, share: float) -> Callable[[], Cnn]:
     return make
 
 
-def _point(sweep: Sweep, name: str, kind: str, epochs: int, start: Callable[[], Cnn]) -> Point:
+def _trained(sweep: Sweep, name: str, epochs: int, peak: float, start: Callable[[], Cnn]) -> Path:
+    """The checkpoint, trained if it is not there yet; `peak`: the largest learning rate."""
     folder = sweep.work.phase(f"sweep-{name}")
-    out = folder / "model"
-    if not (out / "preprocessor_config.json").is_file():
-        _train(sweep, start(), folder, peak=0.4 if kind == "dense" else 0.1)
-    found, config = evaluate(out, sweep.work.limit), load_checkpoint(out).model.config
+    if not (folder / "model" / "preprocessor_config.json").is_file():
+        _train(sweep, start(), folder, epochs, peak)
+    return folder / "model"
+
+
+def _point(sweep: Sweep, name: str, kind: str, model: Path) -> Point:
+    found, config = evaluate(model, sweep.work.limit), load_checkpoint(model).model.config
     note = f"short run, batches of {BATCH_SIZE}, seed {sweep.work.seed}"
     figures = (count_macs(config), round(found.accuracy, 5), len(found.labels))
-    return Point(name, kind, *figures, epochs, note)
+    return Point(name, kind, *figures, sweep.epochs, note)
 
 
-def _train(sweep: Sweep, model: Cnn, folder: Path, peak: float) -> None:
-    """As the tiny tier's recipe does, in fewer epochs; `peak`: the largest learning rate."""
+def _train(sweep: Sweep, model: Cnn, folder: Path, epochs: int, peak: float) -> None:
+    """As the tiny tier's recipe does, in fewer epochs."""
     images, labels = load_cifar10("train")
     images, labels = images[: sweep.work.limit], labels[: sweep.work.limit]
     settings = FitSettings(
-        epochs=sweep.epochs,
+        epochs=epochs,
         learning_rate=peak,
         optimizer="sgd",
         weight_decay=5e-4,

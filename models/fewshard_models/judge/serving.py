@@ -4,14 +4,13 @@ from pathlib import Path
 
 from fewshard_models.checkpoint import load_checkpoint
 from fewshard_models.classifier import Classifier, classifier
-from fewshard_models.devices import DTYPES, choose_device, choose_dtype, flush_subnormals
+from fewshard_models.devices import DTYPES, choose_device, choose_dtype
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.text import FewshardTextForSequenceClassification
 
 
 def load_for_serving(directory: Path, device: str = "auto", dtype: str = "auto") -> Classifier:
     """In the dtype `auto` means here; experts packed, convolutions fused. Raises CheckpointError."""
-    flush_subnormals()
     chosen = choose_device(device).name
     checkpoint = load_checkpoint(directory, DTYPES[choose_dtype(dtype, chosen).name], chosen)
     found = classifier(checkpoint)

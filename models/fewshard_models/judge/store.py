@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fewshard_models.bench.timing import Budget
 from fewshard_models.card import load_card
+from fewshard_models.devices import subnormals_flushed
 from fewshard_models.errors import CheckpointError, DataError
 from fewshard_models.judge.assess import evaluate_model, weights_digest
 from fewshard_models.judge.measure import BUDGET
@@ -77,6 +78,7 @@ def _with_cards(folder: Path) -> list[Path]:
     return [file.parent for file in files if (file.parent / "config.json").is_file()]
 
 
+@subnormals_flushed()
 def measure(checkpoints: Iterable[Found], asked: Asked, say: Say = lambda _text: None) -> None:
     """Measure what has no result of these weights yet. Models of a task and seed are timed in one run."""
     everything = list(checkpoints)

@@ -7,6 +7,7 @@ from pathlib import Path
 from fewshard_models.bench.report import machine
 from fewshard_models.bench.timing import Budget
 from fewshard_models.classifier import Classifier
+from fewshard_models.devices import subnormals_flushed
 from fewshard_models.judge.assess import evaluate_model
 from fewshard_models.judge.measure import BUDGET, time_side_by_side
 from fewshard_models.judge.result import Result, Timings
@@ -16,6 +17,7 @@ from fewshard_models.judge.tasks import held_out
 NUM_TIMED_INPUTS = 872
 
 
+@subnormals_flushed()
 def judge_together(
     directories: Mapping[str, Path],
     limit: int | None = None,

@@ -145,7 +145,13 @@ def main() -> None:
     # Ctrl-C reaches every process of a terminal; this one ends with the replica that asks it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_replica, daemon=True).start()
-    connection, child = Connection(int(sys.argv[1])), Child()
+    from fewshard_models.devices import subnormals_flushed
+
+    with subnormals_flushed():
+        _answer_all(Connection(int(sys.argv[1])), Child())
+
+
+def _answer_all(connection: Connection, child: Child) -> None:
     while True:
         try:
             asked = connection.recv()

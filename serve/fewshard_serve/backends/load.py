@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint, resolve
-from fewshard_models.devices import DTYPES, choose_device, choose_dtype, flush_subnormals
+from fewshard_models.devices import DTYPES, choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
 from fewshard_models.text import FewshardTextForSequenceClassification
 from fewshard_serve.backends.base import Model
@@ -28,7 +28,6 @@ def load_model(name: str, path: str, device: str = "auto", dtype: str = "auto") 
 
     Raises NotReady saying what is wrong with the checkpoint or the device and what to do.
     """
-    flush_subnormals()
     try:
         chosen_device = choose_device(device).name
         chosen_dtype = choose_dtype(dtype, chosen_device).name

@@ -2,7 +2,7 @@
 
 import { ApiError, Gone } from "/console/api.js";
 import { fill, h } from "/console/dom.js";
-import { count, digits, dollars, milliseconds, percent, plural } from "/console/format.js";
+import { count, digits, dollars, joules, milliseconds, percent, plural } from "/console/format.js";
 import { badge } from "/console/models.js";
 
 export const NUM_LABELS = 5;
@@ -97,7 +97,8 @@ function facts({ config }, answer, perMillion) {
     answer.tokens ? fact("Tokens", String(answer.tokens)) : null,
     answer.stages ? fact("Answered by", answer.stages.join(", ")) : null,
     answer.degraded ? fact("Degraded", "some experts were missing") : null,
-    fact("Cost a million", perMillion === null ? "no price set" : dollars(perMillion)),
+    fact("Cost a million", perMillion.dollars === null ? "no price set" : dollars(perMillion.dollars)),
+    perMillion.joules === null ? null : fact("Energy a million", `${joules(perMillion.joules)}, ${perMillion.method}`),
   ];
 }
 

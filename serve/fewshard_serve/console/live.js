@@ -46,11 +46,12 @@ export class Live {
     return this.#readings.length < 2 ? { rate: null, p50: null, p99: null } : this.#summary([model]);
   }
 
-  // What a million items of the model have cost so far, in dollars; null where no price is set.
+  // Dollars and joules of a million of the model's items, by what the items so far took; null where no price or
+  // power is known. `method`: "measured" or "modelled".
   perMillion(model) {
-    const latest = this.#readings.at(-1);
-    const cost = latest?.cost[model], items = latest?.items[model];
-    return cost === undefined || !items ? null : 1e6 * cost / items;
+    const latest = this.#readings.at(-1), items = latest?.items[model];
+    const million = (sum) => sum === undefined || !items ? null : 1e6 * sum / items;
+    return { dollars: million(latest?.cost[model]), joules: million(latest?.energy[model]), method: latest?.methods[model] };
   }
 
   #summary(models) {
@@ -76,6 +77,7 @@ export class Live {
     return {
       at: performance.now(),
       items: standing("items"), queued: standing("queued"), inflight: standing("inflight"), cost: standing("cost"), energy: standing("energy"),
+      methods: Object.fromEntries(found.get(NAMES.energy).map(({ labels: { model = "", method } }) => [model, method])),
       growth: {
         requests: since("requests"), items: since("items"), cost: since("cost"), latency: buckets(grown.get(NAMES.latency)),
         failed: byModel(grown.get(NAMES.requests), ({ outcome }) => outcome !== "ok"),

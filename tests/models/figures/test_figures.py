@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewshard_models.bench.timing import Budget
-from fewshard_models.errors import DataError
+from fewshard_models.errors import DataError, RecipeError
 from fewshard_models.figures.cnn_times import CnnTime, measure_cnns, read_times, write_times
 from fewshard_models.figures.curves import kilojoules
 from fewshard_models.figures.patterns import is_masked, kept_shares
@@ -122,12 +122,18 @@ def test_four_sizes_are_timed_dense_and_cut():
 
 
 def test_the_sweep_trains_each_network_once(data, tmp_path):
-    sweep = Sweep(Workspace(tmp_path, epochs=1), widths=(0.2, 0.3), shares=(0.6,))
+    sweep = Sweep(Workspace(tmp_path, epochs=2), widths=(0.2, 0.3), shares=(0.6,))
     said: list[str] = []
     points = run(sweep, said.append)
-    assert [(point.kind, point.epochs) for point in points] == [("dense", 1), ("dense", 1), ("pruned", 2)]
+    assert [(point.kind, point.epochs) for point in points] == [("dense", 2), ("dense", 2), ("pruned", 2)]
     assert points[2].macs <= 0.6 * points[1].macs
     assert points[0].num_items == 60
     before = (tmp_path / "sweep-dense-0.3" / "model" / "model.safetensors").stat().st_mtime_ns
     assert run(sweep) == points
     assert (tmp_path / "sweep-dense-0.3" / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_sweep_needs_an_epoch_before_and_one_after_pruning(tmp_path):
+    with pytest.raises(RecipeError, match="2 epochs, half"):
+        run(Sweep(Workspace(tmp_path, epochs=1)))
+    assert not list(tmp_path.iterdir())

@@ -27,10 +27,14 @@ DROP = """([data, type, name]) => {
   }
 }"""
 
+PRICES = """fewshard_cost_usd_total{model="sst2-moe"} 0.25
+fewshard_energy_joules_total{model="sst2-moe",method="modelled"} 0.01
+"""
+
 
 @pytest.fixture(scope="module")
 def zoo(serve, zoo_models):
-    return serve(zoo_models, prices='fewshard_cost_usd_total{model="sst2-moe"} 0.25\n')
+    return serve(zoo_models, prices=PRICES)
 
 
 @pytest.fixture
@@ -105,7 +109,11 @@ def test_the_numbers_live(zoo, open_page, expect):
     expect(page.locator("#models tbody tr").nth(1).locator("td").nth(7)).to_contain_text("ms")
     compare(page, TEXT)
     expect(page.locator(".card[aria-label=sst2-moe] .facts")).to_contain_text("$")
+    expect(page.locator(".card[aria-label=sst2-moe] .facts")).to_contain_text(
+        re.compile(r"Energy a million[0-9.]+ (J|Wh), modelled")
+    )
     expect(page.locator(".card[aria-label=sst2-dense] .facts")).to_contain_text("no price set")
+    expect(page.locator(".card[aria-label=sst2-dense] .facts")).not_to_contain_text("Energy")
 
 
 def test_answers_follow_typing_and_models_can_be_left_out(zoo, open_page, expect):
