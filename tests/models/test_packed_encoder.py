@@ -56,7 +56,7 @@ def test_logits_and_statistics_are_those_of_the_plain_encoder(fields, lengths):
     packed = pack(items(*lengths), None, CPU)
     with torch.inference_mode():
         expected, out = plain.forward_packed(packed), served.forward_packed(packed)
-    torch.testing.assert_close(out.logits, expected.logits, atol=6e-2, rtol=0)
+    torch.testing.assert_close(out.logits, expected.logits, atol=8e-2, rtol=0)
     assert [len(hidden) for hidden in out.hidden_states] == [sum(lengths)] * 4
     assert all(int(stats.expert_rows.sum()) == 3 * sum(lengths) for stats in out.moe_stats)
 

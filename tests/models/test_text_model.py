@@ -8,7 +8,7 @@ from fewshard_kernels import MoeStats
 from fewshard_models import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.text import pack
-from fewshard_models.text.attention import packed_attention
+from fewshard_models.text.attention import attention_layout, packed_attention
 
 CPU = torch.device("cpu")
 
@@ -156,15 +156,48 @@ def test_half_precision_keeps_head_and_router_in_fp32(tmp_path):
     assert (logits_of(loaded, items) - logits_of(model, items)).abs().max() < 6e-2
 
 
+@pytest.mark.parametrize(
+    "lengths", [[1], [16, 31], [31] * 9, [2, 5, 16, 17, 31, 33, 50, 90, 256], [40, 3, 15, 15, 64, 130]]
+)
+def test_items_made_longer_attend_to_their_own_rows_alone(lengths):
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths) + 2, 3 * 16)
+    with torch.inference_mode():
+        together = packed_attention(qkv, attention_layout(lengths, qkv.device), 4)
+    assert together.shape == (len(qkv), 16)
+    assert torch.equal(together[-2:], torch.zeros(2, 16))
+    for item, part, out in zip(lengths, qkv[:-2].split(lengths), together[:-2].split(lengths), strict=True):
+        query, key, value = part.view(item, 3, 4, 4).permute(1, 2, 0, 3)
+        weights = (query @ key.transpose(1, 2) / 2).softmax(-1)
+        torch.testing.assert_close(
+            out, (weights @ value).transpose(0, 1).reshape(item, 16), atol=1e-5, rtol=0
+        )
+
+
+def test_items_are_made_longer_where_that_pays():
+    lengths = [5] * 40 + [23] * 20 + [33]
+    with torch.no_grad():
+        layout = attention_layout(lengths, torch.device("cpu"))
+        few = attention_layout([5, 23], torch.device("cpu"))
+    recorded = attention_layout(lengths, torch.device("cpu"))
+    assert [(group.num_items, group.length) for group in layout.groups] == [(40, 16), (20, 32), (1, 33)]
+    assert [(group.num_items, group.length) for group in recorded.groups] == [(40, 5), (20, 23), (1, 33)]
+    assert recorded.rows is None
+    assert few.rows is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_the_same_where_gradients_are_recorded(dtype):
     torch.manual_seed(0)
     qkv = torch.randn(7, 3 * 16).to(dtype)
-    runs, width = [(2, 2), (1, 3)], {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    layout, width = (
+        attention_layout([2, 2, 3], qkv.device),
+        {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype],
+    )
     recorded = qkv.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = packed_attention(recorded, runs, 4)
+        out = packed_attention(recorded, layout, 4)
     assert out.dtype == dtype
-    torch.testing.assert_close(out, packed_attention(qkv, runs, 4), atol=width, rtol=0)
+    torch.testing.assert_close(out, packed_attention(qkv, layout, 4), atol=width, rtol=0)
     out.float().sum().backward()
     assert recorded.grad.abs().sum() > 0

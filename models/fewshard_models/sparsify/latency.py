@@ -15,6 +15,7 @@ from fewshard_models.image.modeling import ConvNorm
 from fewshard_models.sparsify.allocation import multiples
 from fewshard_models.sparsify.channels import Cnn, widths_of
 from fewshard_models.text import FewshardTextForSequenceClassification, pack
+from fewshard_models.text.attention import attention_layout
 from fewshard_models.text.modeling import EncoderLayer
 
 TEXT_TOKENS = 32
@@ -78,13 +79,14 @@ def measure_text(
 
     config, device = model.config, next(model.parameters()).device
     packed = pack([[1] * TEXT_TOKENS] * batch, None, device)
+    layout = attention_layout(packed.lengths, device)
     hidden = torch.randn(batch * TEXT_TOKENS, config.hidden_size, device=device, dtype=dtype)
     calls: dict[tuple[str, tuple[int, ...]], Callable[[], object]] = {}
     for heads in multiples(config.num_attention_heads, 1):
         layer = (
             EncoderLayer(text_config(config, {"heads": heads, "units": round_to}), 0).to(device, dtype).eval()
         )
-        calls["attention", (heads,)] = partial(layer.attention, hidden, packed.runs)
+        calls["attention", (heads,)] = partial(layer.attention, hidden, layout)
     for units in multiples(config.intermediate_size, round_to):
         layer = EncoderLayer(text_config(config, {"heads": 1, "units": units}), 0).to(device, dtype).eval()
         calls["ffn", (units,)] = partial(layer.ffn, hidden, packed)

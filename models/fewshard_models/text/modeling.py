@@ -19,7 +19,7 @@ from fewshard_kernels import (
     rounded,
 )
 from fewshard_models.losses import classification_loss
-from fewshard_models.text.attention import packed_attention
+from fewshard_models.text.attention import AttentionLayout, attention_layout, packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.dropout import Dropout
 from fewshard_models.text.linear import Linear
@@ -79,8 +79,8 @@ class Attention(nn.Module):
         self.qkv = Linear(config.hidden_size, 3 * config.attention_size)
         self.output = Linear(config.attention_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, runs: list[tuple[int, int]]) -> Tensor:
-        out: Tensor = self.output(packed_attention(self.qkv(hidden), runs, self.num_heads))
+    def forward(self, hidden: Tensor, layout: AttentionLayout) -> Tensor:
+        out: Tensor = self.output(packed_attention(self.qkv(hidden), layout, self.num_heads))
         return out
 
     def prepare_for_inference(self) -> None:
@@ -184,9 +184,9 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden: Tensor, packed: PackedTokens, runs: list[tuple[int, int]]
+        self, hidden: Tensor, packed: PackedTokens, layout: AttentionLayout
     ) -> tuple[Tensor, MoeStats | None]:
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, runs)))
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, layout)))
         out, stats = self.ffn(hidden, packed)
         return self.ffn_norm(hidden + self.dropout(out)), stats
 
@@ -236,10 +236,10 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
     def forward_packed(self, packed: PackedTokens) -> PackedOutput:
         """One pass over a packed batch; logits in the order of `packed.lengths`."""
         hidden = self.embeddings(packed, self._num_rows(packed))
-        runs = packed.runs
+        layout = attention_layout(packed.lengths, hidden.device)
         hidden_states, moe_stats = [hidden[: packed.num_tokens]], []
         for layer in self.layers:
-            hidden, stats = layer(hidden, packed, runs)
+            hidden, stats = layer(hidden, packed, layout)
             hidden_states.append(hidden[: packed.num_tokens])
             if stats is not None:
                 moe_stats.append(stats)

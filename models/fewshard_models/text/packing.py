@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +23,6 @@ class PackedTokens:
     @property
     def num_tokens(self) -> int:
         return self.input_ids.shape[0]
-
-    @property
-    def runs(self) -> list[tuple[int, int]]:
-        """(number of items, length) of each run of equal neighbours."""
-        return [(len(list(group)), length) for length, group in groupby(self.lengths)]
 
     @property
     def lengths_tensor(self) -> Tensor:

@@ -18,6 +18,9 @@ from fewshard_serve.errors import DeadlineExceeded, FewshardError, NotReady
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+UNSPLIT_ITEMS = 16
+"""A batch of so few is taken whole: on a CPU smaller ones cost more an item."""
+
 EXPIRED = "the deadline passed while the item was queued; send fewer items or allow more time"
 
 
@@ -46,6 +49,7 @@ class Lane:
     settings: EngineSettings
     queue: Queue = field(default_factory=Queue)
     pace: Pace = field(init=False)
+    _last_size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.pace = _pace_of(self.model)
@@ -63,7 +67,15 @@ class Lane:
         return self.queue.head_enqueued_at + waits
 
     def cut(self, now: float) -> Cut:
-        return self.queue.cut(self.settings.max_tokens, self.settings.max_items, now)
+        """What runs next: at most the mean of what waits and what ran last.
+
+        Clients who wait for their answers would otherwise all end in one batch, and then nothing runs while
+        they are answered and nobody is answered while it runs. So they fall into two halves that take turns.
+        """
+        share = max(UNSPLIT_ITEMS, (len(self.queue) + self._last_size + 1) // 2)
+        cut = self.queue.cut(self.settings.max_tokens, min(self.settings.max_items, share), now)
+        self._last_size = len(cut.batch)
+        return cut
 
     def lower_budget(self, num_tokens: int, num_items: int) -> None:
         """Batches of this size have no room in memory: from now on they are half as large at the most."""

@@ -90,6 +90,29 @@ def test_what_arrives_while_a_batch_runs_forms_the_next(bench, model):
     assert model.batches == [["1"], ["2", "3", "4", "5"]]
 
 
+def test_those_who_ended_in_one_batch_fall_into_two_halves(model):
+    lane = Lane(model, EngineSettings())
+    now = time.monotonic()
+
+    def arrive(number):
+        lane.queue.extend([Entry(Item("text", 4), Someone(), 0, now, NEVER) for _ in range(number)])
+
+    sizes, waiting = [], 64
+    for _ in range(6):
+        arrive(waiting)
+        sizes.append(len(lane.cut(now).batch))
+        waiting = sizes[-2] if len(sizes) > 1 else 0  # who was answered meanwhile comes again
+    assert sizes == [32, 32, 32, 32, 32, 32]
+
+
+def test_small_batches_and_equal_ones_are_taken_whole(model):
+    lane = Lane(model, EngineSettings())
+    now = time.monotonic()
+    for number, taken in ((16, 16), (3, 3), (16, 16), (100, 58), (0, 42)):
+        lane.queue.extend([Entry(Item("text", 4), Someone(), 0, now, NEVER) for _ in range(number)])
+        assert len(lane.cut(now).batch) == taken
+
+
 def test_the_oldest_head_goes_first(bench, new_model):
     lanes = [Lane(new_model(name), EngineSettings(max_items=1)) for name in "ab"]
     one = bench(*lanes)
