@@ -33,7 +33,7 @@ Input = str | TextPair | Image | Path
 
 
 def as_json(inputs: Input | Sequence[Input]) -> list[Any]:
-    """One entry an input. Raises `ClientError` where a file cannot be read."""
+    """One entry an input. Raises `ClientError` for a file that cannot be read, and for any other type."""
     given = [inputs] if isinstance(inputs, str | TextPair | Image | Path) else inputs
     return [_one(each) for each in given]
 
@@ -44,6 +44,9 @@ def _one(given: Input) -> Any:
     if isinstance(given, TextPair):
         return {"text": given.text, "text_pair": given.text_pair}
     image = _read(given) if isinstance(given, Path) else given
+    if not isinstance(image, Image):
+        advice = "give a text, a TextPair, the Path of an image file, or an Image of such a file's bytes"
+        raise ClientError(f"a {type(given).__name__} cannot be classified: {advice}")
     return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode('ascii')}"
 
 

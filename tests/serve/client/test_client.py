@@ -134,6 +134,12 @@ def test_inputs_of_every_kind(tmp_path):
     assert file == f"data:image/png;base64,{base64.b64encode(b'PNG').decode()}"
 
 
+@pytest.mark.parametrize("given", [b"PNG", 3, [1.0]], ids=lambda given: type(given).__name__)
+def test_what_is_no_input_is_named_with_what_is(given):
+    with pytest.raises(ClientError, match=rf"a {type(given).__name__} cannot be classified: give a text"):
+        Blocking(Server()).classify("m", ["text", given])
+
+
 def test_an_image_that_is_missing_is_named(tmp_path):
     with pytest.raises(ClientError, match=r"none\.png cannot be read"):
         Blocking(Server()).classify("m", tmp_path / "none.png")
