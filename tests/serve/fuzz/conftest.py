@@ -100,8 +100,13 @@ class OneGateway:
     async def reload_tokens(self):
         return 0
 
-    async def metrics(self):
+    async def metrics(self, is_open_metrics):
         return b""
+
+    own_metrics = metrics
+
+    async def metrics_targets(self):
+        return [{"targets": ["127.0.0.1:8000"], "labels": {"replica": "r"}}]
 
 
 class Both:

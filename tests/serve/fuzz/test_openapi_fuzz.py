@@ -47,7 +47,9 @@ def fuzz(address, folder, *more):
         *more,
     ]
     env = {**os.environ, "NO_PROXY": "127.0.0.1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, check=False, env=env)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=MAX_SECONDS, check=False, env=env
+    )
     return done.returncode, done.stdout + done.stderr
 
 
