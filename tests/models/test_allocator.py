@@ -7,7 +7,7 @@ import pytest
 
 CHURN = """
 import resource, sys
-from fewshard_models.recipes.allocator import keep_freed_memory
+from fewshard_models.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 import torch

@@ -12,6 +12,7 @@ from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.directory import Directory
+from fewshard_serve.rayserve.garbage import freeze_loaded
 from fewshard_serve.rayserve.handles import HandleCalls
 from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS, SURGE_PERCENT
 from fewshard_serve.rayserve.inflight import CountedApp
@@ -48,6 +49,7 @@ class Gateway:
         if self._server.grpc_port:
             service = InferenceService(self._directory, limits, doors, count)
             self._rpc = await start(service, self._server.host, self._server.grpc_port, limits.max_body_bytes)
+        freeze_loaded()
         return self._app
 
     async def check_health(self) -> None:

@@ -15,6 +15,7 @@ from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.protocol.stats import ModelStatistics
 from fewshard_serve.rayserve.cascading import Cascading
+from fewshard_serve.rayserve.garbage import freeze_loaded
 from fewshard_serve.rayserve.handles import HandleCalls, ask_all
 from fewshard_serve.rayserve.hosting import Hosting
 from fewshard_serve.rayserve.inflight import CountedApp
@@ -60,6 +61,7 @@ class Host:
             on_request=self._hosting.metrics.observe_request,
         )
         self._app = CountedApp(app)
+        freeze_loaded()
         return self._app
 
     async def check_health(self) -> None:
