@@ -1,10 +1,11 @@
 """What metrics cost: CPU time of a request through a replica's application, metrics on and off by turns.
 
-`python benchmarks/metrics_overhead.py` loads a bundled model in this process and sends it the same requests
+`python benchmarks/metrics_overhead.py` loads a bundled model as a replica does and sends it the same requests
 over ASGI, without a network, round by round, metrics on and off in random order. It prints the CPU time of a
-request with metrics off, the model's process included, the difference in the replica's own process with its
-95 % confidence interval (Student's t over the pairs of rounds), the share, and the calls that count by themselves. Scrapes are added as one every 15 seconds at
-`--rate` requests a second. Run it on a machine that does nothing else.
+request with metrics off, the model's process included; the difference in the replica's own process with its
+95 % confidence interval (Student's t over the pairs of rounds); the share, and the calls that count by
+themselves. Scrapes are added as one every 15 seconds at `--rate` requests a second. Run it on a machine that
+does nothing else.
 """
 
 import argparse
