@@ -17,7 +17,8 @@ class Preparing(Protocol):
 
 
 class Model(ABC):
-    """One loaded classifier. `prepare` runs on a thread pool, `run` on the runner's thread alone."""
+    """One loaded classifier. `prepare` runs on a thread pool, `run` on the threads of the runner: one, if its
+    depth is 1."""
 
     info: ModelInfo
     preparing: Preparing

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -36,7 +36,8 @@ class ProcessEnded(InternalError):
 
 
 class ModelProcess:
-    """Started at once; asked one thing at a time, from any thread.
+    """Started at once; asked from any thread. What is asked while a pass runs is done right after it, so that
+    the process need not wait for this one between two passes.
 
     Where the process ends unasked, as by a crash of a kernel or for want of memory, another one is started,
     which loads the same models.
@@ -50,11 +51,11 @@ class ModelProcess:
         self._restart_began_at: float | None = None
         self.problem = ""
         """Why there will be no more answers; "" while there may be."""
-        self._process, self._connection = _start(num_threads)
+        self._line = _Line(num_threads)
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._line.process.pid
 
     @property
     def is_restarting(self) -> bool:
@@ -67,63 +68,91 @@ class ModelProcess:
         the process leaves another one with the models before it."""
         with self._lock:
             try:
-                loaded = self._ask("load", loading)
+                loaded = self._line.ask("load", loading)
             except ProcessEnded as error:
                 self._restart(error)
                 raise
             self._loaded.append(loading)
         return RemoteModel(self, loaded)
 
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def ask(self, method: str, *arguments: Any, in_turn: Callable[[Any], None] | None = None) -> Any:
         """Call a method of `Child`. Raises what it raises; `ModelRestarted` where the process ended and
-        another one is there to be asked."""
-        with self._lock:
-            try:
-                return self._ask(method, *arguments)
-            except ProcessEnded as error:
+        another one is there to be asked. `in_turn` gets the answers in the order of the questions."""
+        line = self._line
+        try:
+            return line.ask(method, *arguments, in_turn=in_turn)
+        except ProcessEnded as error:
+            with self._lock:
                 if self._is_closed:
                     raise
-                logger.error("%s; starting another", error)
-                self._restart(error)
-                raise ModelRestarted(str(error)) from error
+                if line is self._line:
+                    logger.error("%s; starting another", error)
+                    self._restart(error)
+            raise ModelRestarted(str(error)) from error
 
     def close(self) -> None:
         self._is_closed = True
-        self._end()
+        self._line.end()
 
-    def _end(self) -> None:
-        self._connection.close()
-        self._process.kill()
-        self._process.communicate()
-
-    def _ask(self, method: str, *arguments: Any) -> Any:
+    def _restart(self, reason: ProcessEnded) -> None:
+        self._restart_began_at = time.monotonic()
         try:
-            self._connection.send((method, arguments))
-            answer = self._connection.recv()
+            self._line.end()
+            self._line = _Line(self._num_threads)
+            for loading in self._loaded:
+                self._line.ask("load", loading)
+        except Exception as error:
+            self.problem = f"{reason}, and another one cannot load the models: {error}"
+            raise
+        finally:
+            self._restart_began_at = None
+
+
+class _Line:
+    """One process and the connection to it, which holds what is asked until its turn comes."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.process, self._connection = _start(num_threads)
+        self._sending = threading.Lock()
+        self._turn = threading.Condition()
+        self._num_asked = self._num_answered = 0
+
+    def ask(self, method: str, *arguments: Any, in_turn: Callable[[Any], None] | None = None) -> Any:
+        try:
+            with self._sending:
+                self._connection.send((method, arguments))
+                number = self._num_asked
+                self._num_asked += 1
+            answer = self._answer_to(number, in_turn)
         except (EOFError, OSError) as error:
             raise ProcessEnded(f"the process of the models has ended ({self._last_words()})") from error
         if isinstance(answer, Failed):
             raise answer.error
         return answer
 
+    def _answer_to(self, number: int, in_turn: Callable[[Any], None] | None) -> Any:
+        with self._turn:
+            self._turn.wait_for(lambda: self._num_answered == number)
+        try:
+            answer = self._connection.recv()
+            if in_turn is not None and not isinstance(answer, Failed):
+                in_turn(answer)
+            return answer
+        finally:
+            with self._turn:
+                self._num_answered += 1
+                self._turn.notify_all()
+
+    def end(self) -> None:
+        self._connection.close()
+        self.process.kill()
+        self.process.communicate()
+
     def _last_words(self) -> str:
         try:
-            return f"exit code {self._process.wait(STOP_TIMEOUT_S)}"
+            return f"exit code {self.process.wait(STOP_TIMEOUT_S)}"
         except subprocess.TimeoutExpired:
             return "it does not answer"
-
-    def _restart(self, reason: ProcessEnded) -> None:
-        self._restart_began_at = time.monotonic()
-        try:
-            self._end()
-            self._process, self._connection = _start(self._num_threads)
-            for loading in self._loaded:
-                self._ask("load", loading)
-        except Exception as error:
-            self.problem = f"{reason}, and another one cannot load the models: {error}"
-            raise
-        finally:
-            self._restart_began_at = None
 
 
 class RemoteModel(Model):
@@ -136,14 +165,16 @@ class RemoteModel(Model):
         self._counts_of_the_dead: ExpertCounts | None = None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        passed: Passed = self._process.ask("run", self.info.name, list(items))
-        if self._process.pid != self._pid:
-            self._pid, self._counts_of_the_dead = self._process.pid, self.expert_counts()
-        self._seen = passed.seen
+        passed: Passed = self._process.ask("run", self.info.name, list(items), in_turn=self._see)
         for item, routing in zip(items, passed.routing, strict=True):
             if item.routing is not None and routing is not None:
                 item.routing.experts = routing.experts
         return passed.output
+
+    def _see(self, passed: Passed) -> None:
+        if self._process.pid != self._pid:
+            self._pid, self._counts_of_the_dead = self._process.pid, self.expert_counts()
+        self._seen = passed.seen
 
     def expert_counts(self) -> ExpertCounts | None:
         """As they were after the last pass, as all that is seen: asking would wait for the one that runs."""

@@ -37,9 +37,10 @@ class Served:
 
 
 class Engine:
-    """The models of one host, one runner thread and a small pool that prepares inputs.
+    """The models of one host, the runner's threads and a small pool that prepares inputs.
 
-    Build and use it on one event loop. `on_batch` is called from the runner's thread, once a forward pass.
+    Build and use it on one event loop. `on_batch` is called from the runner's threads, once a batch. `depth`:
+    how many batches the models may be given at a time.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Engine:
         models: Sequence[Model],
         settings: Mapping[str, EngineSettings],
         on_batch: Callable[[BatchStats], None],
+        depth: int = 1,
     ) -> None:
         self.served = {model.info.name: _served(model, settings) for model in models}
         self._loop = asyncio.get_running_loop()
         self._preparer = Preparer()
-        self._runner = Runner([served.lane for served in self.served.values()], self._deliver, on_batch)
+        lanes = [served.lane for served in self.served.values()]
+        self._runner = Runner(lanes, self._deliver, on_batch, depth=depth)
         self._is_draining = self._is_stuck = False
         self._runner.start()
 

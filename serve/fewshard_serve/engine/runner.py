@@ -1,4 +1,4 @@
-"""The one thread of a host that runs its models; fed and stopped by the engine."""
+"""The threads of a host that run its models; fed and stopped by the engine."""
 
 import logging
 import threading
@@ -66,6 +66,11 @@ class Lane:
         waits = 0.0 if self.is_full else self.settings.max_wait_s
         return self.queue.head_enqueued_at + waits
 
+    @property
+    def is_ahead(self) -> bool:
+        """Enough waits to cut a batch although another one runs: waiting longer would not make it larger."""
+        return self.is_full or len(self.queue) >= max(UNSPLIT_ITEMS, self._last_size)
+
     def cut(self, now: float) -> Cut:
         """What runs next: at most the mean of what waits and what ran last.
 
@@ -92,16 +97,18 @@ class Lane:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Scheduled:
-    """What the runner does next: a cut of one lane, taken at `cut_at`."""
+    """A cut of one lane on its way through the model. `began_at`: when it was taken or, where another batch
+    ran then, when that one ended; `pass_began_at`: the same of the latest pass, where it took several."""
 
     lane: Lane
     cut: Cut
-    cut_at: float
+    began_at: float
+    pass_began_at: float = 0.0
 
     def queue_s(self, entry: Entry) -> float:
-        return self.cut_at - entry.enqueued_at
+        return self.began_at - entry.enqueued_at
 
     @property
     def num_tokens(self) -> int:
@@ -117,7 +124,9 @@ class Ran:
 class Runner:
     """Serves the lanes one batch at a time, the lane with the oldest head first.
 
-    `deliver` and `on_batch` are called from the runner's thread, `on_batch` first, so that whoever has an
+    With a `depth` of 2 a second batch is handed to the models while one runs, as soon as it is as large as it
+    would become: for models in a process of their own, which do one after the other. `on_batch` and `deliver`
+    are called from a thread of the runner, one call at a time, `on_batch` first, so that whoever has an
     answer finds its batch counted.
     """
 
@@ -127,19 +136,25 @@ class Runner:
         deliver: Callable[[list[Resolution]], None],
         on_batch: Callable[[BatchStats], None],
         clock: Callable[[], float] = time.monotonic,
+        depth: int = 1,
     ) -> None:
         self._lanes = list(lanes)
         self._deliver = deliver
         self._on_batch = on_batch
         self._clock = clock
         self._changed = threading.Condition()
+        self._resolving = threading.Lock()
         self._is_stopping = False
-        self._pass_started_at: float | None = None
-        self._running: Scheduled | None = None
-        self._thread = threading.Thread(target=self._main, name="fewshard-runner", daemon=True)
+        self._running: list[Scheduled] = []
+        self._progress_at = clock()
+        self._threads = [
+            threading.Thread(target=self._main, name=f"fewshard-runner-{number}", daemon=True)
+            for number in range(depth)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, lane: Lane, entries: Sequence[Entry]) -> None:
         """Queue the entries; raises `NotReady` once the runner is stopping. Safe from any thread."""
@@ -147,37 +162,39 @@ class Runner:
             if self._is_stopping:
                 raise NotReady("the server is draining; ask another replica or come back")
             lane.queue.extend(entries)
-            self._changed.notify()
+            if lane.is_ahead or not self._running:
+                self._changed.notify()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Refuse new entries, finish those queued, end the thread; False if it has not ended in time."""
+        """Refuse new entries, finish those queued, end the threads; False if they have not ended in time."""
         with self._changed:
             self._is_stopping = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+            self._changed.notify_all()
+        give_up_at = None if timeout_s is None else self._clock() + timeout_s
+        for thread in self._threads:
+            thread.join(None if give_up_at is None else max(0.0, give_up_at - self._clock()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def stuck_s(self) -> float:
-        """How long the present forward pass has taken; 0.0 when none runs."""
-        started_at = self._pass_started_at
-        return 0.0 if started_at is None else self._clock() - started_at
+        """For how long no forward pass has begun or ended; 0.0 when none runs."""
+        return self._clock() - self._progress_at if self._running else 0.0
 
     @property
     def is_stuck(self) -> bool:
         """Whether the present forward pass takes so long that it will hardly end."""
-        running = self._running
-        return running is not None and self.stuck_s > running.lane.pace.allowed_s(running.num_tokens)
+        allowed_s = [one.lane.pace.allowed_s(one.num_tokens) for one in list(self._running)]
+        return bool(allowed_s) and self.stuck_s > max(allowed_s)
 
     def fail_all(self, error: FewshardError) -> None:
         """Give this answer to all who wait, those of the present pass included. Safe from any thread."""
         with self._changed:
             waiting = [Scheduled(lane, lane.queue.take_all(), self._clock()) for lane in self._lanes]
-            running = [self._running] if self._running else []
+            running = list(self._running)
         resolutions = [
             Resolution(entry, error, scheduled.queue_s(entry), 0.0)
             for scheduled in [*running, *waiting]
@@ -199,34 +216,53 @@ class Runner:
                     return None
                 now = self._clock()
                 ripe = [lane for lane in waiting if self._is_stopping or lane.ripe_at <= now]
-                if ripe:
-                    lane = min(ripe, key=lambda lane: lane.queue.head_enqueued_at)
-                    return Scheduled(lane, lane.cut(now), now)
-                self._changed.wait(min((lane.ripe_at - now for lane in waiting), default=None))
+                lane = min(ripe, key=lambda lane: lane.queue.head_enqueued_at, default=None)
+                if lane is not None and (lane.is_ahead or not self._running):
+                    return self._cut(lane, now)
+                ripens_at = [] if ripe else [lane.ripe_at for lane in waiting]
+                self._changed.wait(min(ripens_at) - now if ripens_at else None)
+
+    def _cut(self, lane: Lane, now: float) -> Scheduled:
+        scheduled = Scheduled(lane, lane.cut(now), now)
+        if scheduled.cut.batch:
+            self._running.append(scheduled)
+        return scheduled
 
     def _run(self, scheduled: Scheduled) -> Ran:
         if not scheduled.cut.batch:
             return Ran(Executed([]), 0.0)
-        lane, num_tokens, started_at = scheduled.lane, scheduled.num_tokens, self._clock()
+        lane, num_tokens = scheduled.lane, scheduled.num_tokens
         items = [entry.item for entry in scheduled.cut.batch]
-        self._running = scheduled
-        executed = execute(lane.model, items, self._note_pass)
+
+        def note_pass() -> None:
+            scheduled.pass_began_at = self._progress_at = self._clock()
+
+        executed = execute(lane.model, items, note_pass)
+        ended_at = self._end(scheduled)
         # Not all of `infer_s`: passes that failed, and a process started anew, are no measure of a pass.
-        lane.pace.observe(num_tokens, self.stuck_s)
-        self._running = self._pass_started_at = None
-        ran = Ran(executed, self._clock() - started_at)
+        lane.pace.observe(num_tokens, ended_at - scheduled.pass_began_at)
         if executed.was_out_of_memory:
             lane.lower_budget(num_tokens, len(items))
-        return ran
+        return Ran(executed, ended_at - scheduled.began_at)
 
-    def _note_pass(self) -> None:
-        self._pass_started_at = self._clock()
+    def _end(self, scheduled: Scheduled) -> float:
+        """When the batch ended; from then on the one behind it runs, and another may be cut."""
+        with self._changed:
+            now = self._progress_at = self._clock()
+            place = self._running.index(scheduled)
+            for behind in self._running[place + 1 :]:
+                behind.began_at = behind.pass_began_at = now
+            del self._running[place]
+            if any(lane.queue for lane in self._lanes):
+                self._changed.notify()
+        return now
 
     def _resolve(self, scheduled: Scheduled, ran: Ran) -> None:
-        if scheduled.cut.batch:
-            _guarded("on_batch", self._on_batch, _stats(scheduled, ran))
-        if resolutions := _resolutions(scheduled, ran):
-            _guarded("deliver", self._deliver, resolutions)
+        with self._resolving:
+            if scheduled.cut.batch:
+                _guarded("on_batch", self._on_batch, _stats(scheduled, ran))
+            if resolutions := _resolutions(scheduled, ran):
+                _guarded("deliver", self._deliver, resolutions)
 
 
 def _resolutions(scheduled: Scheduled, ran: Ran) -> list[Resolution]:

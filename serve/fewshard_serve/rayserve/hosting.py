@@ -114,7 +114,8 @@ class Hosting:
         )
         settings = {model.name: model.settings for model in spec.models}
         self._costs = {model.name: model.cost for model in spec.models}
-        self._engine = Engine(models, settings, self._observe_batch)
+        # A process of its own does one batch while it is given the next.
+        self._engine = Engine(models, settings, self._observe_batch, depth=1 if process is None else 2)
         self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
         failures = [one for one in loaded if isinstance(one, LoadFailure)]
         self._failed = {failure.name: FailedModel(failure) for failure in failures}

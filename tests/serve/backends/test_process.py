@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,29 @@ def test_one_that_is_killed_in_a_pass_is_replaced(process):
     assert (process.problem, process.is_restarting) == ("", False)
     assert run(model, "5") == [[5, -5]]
     assert model.expert_counts().tokens.tolist() == [[3, 0]], "those of the dead are not forgotten"
+
+
+def test_it_is_asked_by_many_threads_and_does_one_pass_after_the_other(process):
+    model = fake(process, "moe")
+
+    def ask(number):
+        assert run(model, str(number)) == [[number, -number]]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(40)))
+    assert model.expert_counts().tokens.sum() == 40, "the last answer is what is kept"
+
+
+def test_all_who_wait_for_one_that_dies_are_told_and_one_other_is_started(process, caplog):
+    model, first = fake(process), process.pid
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(run, model, "sleep 10") for _ in range(2)]
+        threading.Timer(0.3, os.kill, (first, signal.SIGKILL)).start()
+        for one in asked:
+            with pytest.raises(ModelRestarted):
+                one.result(60)
+    assert caplog.text.count("starting another") == 1
+    assert run(model, "5") == [[5, -5]]
 
 
 def test_a_checkpoint_that_ends_the_process_takes_no_other_along(process):

@@ -25,11 +25,11 @@ class Someone:
 class Bench:
     """A runner over lanes, and everything it delivered."""
 
-    def __init__(self, *lanes, on_batch=None):
+    def __init__(self, *lanes, on_batch=None, **options):
         self.lanes = lanes
         self.stats = []
         self.deliveries = []
-        self.runner = Runner(lanes, self.deliveries.append, on_batch or self.stats.append)
+        self.runner = Runner(lanes, self.deliveries.append, on_batch or self.stats.append, **options)
 
     def submit(self, lane, *texts, deadline_at=NEVER, caller=None):
         now = time.monotonic()
@@ -229,6 +229,94 @@ def test_stuck_is_told_from_idle_and_busy(bench, model):
     assert one.runner.stuck_s == 0.0
 
 
+def numbers(*bounds):
+    return [str(number) for number in range(*bounds)]
+
+
+def wait_until(condition, within_s=5.0):
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.002)
+
+
+def test_a_second_batch_is_handed_over_once_it_would_not_grow(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane, depth=2)
+    model.gate.clear()
+    one.submit(lane, *numbers(16))
+    assert model.running.wait(5)
+    one.submit(lane, *numbers(16, 31))
+    time.sleep(0.05)
+    assert len(model.batches) == 1, "15 wait while 16 run: the next batch may still become larger"
+    one.submit(lane, "31")
+    wait_until(lambda: len(model.batches) == 2)
+    one.submit(lane, *numbers(32, 100))
+    time.sleep(0.05)
+    assert len(model.batches) == 2, "two at a time are enough"
+    model.gate.set()
+    one.wait_for(100)
+    assert [int(resolution.outcome[0]) for resolution in sorted(one.outcomes(), key=answer)] == [*range(100)]
+
+
+def answer(resolution):
+    return resolution.outcome[0]
+
+
+def test_nothing_is_handed_over_ahead_of_an_older_head(bench, new_model):
+    lanes = [Lane(new_model(name), EngineSettings()) for name in "ab"]
+    one = bench(*lanes, depth=2)
+    lanes[0].model.gate.clear()
+    one.submit(lanes[0], *numbers(16))
+    assert lanes[0].model.running.wait(5)
+    one.submit(lanes[1], "16")
+    one.submit(lanes[0], *numbers(17, 40))
+    time.sleep(0.05)
+    assert (len(lanes[0].model.batches), lanes[1].model.batches) == (1, [])
+    lanes[0].model.gate.set()
+    one.wait_for(40)
+    assert lanes[1].model.batches == [["16"]]
+
+
+def test_waiting_behind_another_batch_is_time_in_the_queue(bench, model):
+    now, ends = [0.0], {"0": threading.Event(), "16": threading.Event()}
+
+    def run(items):
+        handed.append(items[0].features)
+        assert ends[items[0].features].wait(5)
+        return ModelOutput(np.zeros((len(items), 2), np.float32))
+
+    lane, handed, model.run = Lane(model, EngineSettings()), [], run
+    one = bench(lane, depth=2, clock=lambda: now[0])
+    entries = [Entry(Item(text, 1), Someone(), 0, 0.0, NEVER) for text in numbers(32)]
+    one.runner.submit(lane, entries[:16])
+    wait_until(lambda: handed == ["0"])
+    one.runner.submit(lane, entries[16:])
+    wait_until(lambda: handed == ["0", "16"])
+    now[0] = 3.0
+    assert one.runner.stuck_s == 3.0
+    ends["0"].set()
+    one.wait_for(16)
+    assert one.runner.stuck_s == 0.0, "the second one has just begun"
+    now[0] = 5.0
+    ends["16"].set()
+    one.wait_for(32)
+    assert [(stats.queue_s[0], stats.infer_s) for stats in one.stats] == [(0.0, 3.0), (3.0, 2.0)]
+
+
+def test_all_in_flight_are_failed_together(bench, model):
+    lane = Lane(model, EngineSettings())
+    one = bench(lane, depth=2)
+    model.gate.clear()
+    one.submit(lane, *numbers(16))
+    assert model.running.wait(5)
+    one.submit(lane, *numbers(16, 32))
+    wait_until(lambda: len(model.batches) == 2)
+    one.submit(lane, "32")
+    one.runner.fail_all(NotReady("hangs"))
+    assert [type(resolution.outcome) for resolution in one.outcomes()] == [NotReady] * 33
+
+
 def test_a_failing_observer_does_not_end_the_thread(bench, model, caplog):
     def observe(stats):
         raise ValueError("observer")
@@ -242,9 +330,10 @@ def test_a_failing_observer_does_not_end_the_thread(bench, model, caplog):
     assert "on_batch callback failed" in caplog.text
 
 
-def test_many_submitters_lose_nothing(bench, new_model):
+@pytest.mark.parametrize("depth", [1, 2])
+def test_many_submitters_lose_nothing(bench, new_model, depth):
     lanes = [Lane(new_model(name), EngineSettings(max_items=7, max_tokens=20)) for name in "abc"]
-    one = bench(*lanes)
+    one = bench(*lanes, depth=depth)
 
     def submit(worker):
         for number in range(100):
