@@ -35,6 +35,7 @@ def larger(small_encoder, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_its_answers_are_the_targets_and_it_is_trained_once(data, small_encoder, larger, tmp_path):
     work = Workspace(tmp_path / "runs", init=small_encoder, teacher=larger, epochs=2)
     train("sst2-narrow", work, tmp_path / "out")

@@ -10,8 +10,13 @@ from contextlib import contextmanager
 from fewshard_serve.config import ServerConfig
 from fewshard_serve.errors import StartError
 
+logger = logging.getLogger(__name__)
+
 OBJECT_STORE_BYTES = 128 * 2**20
 """Requests never pass through the object store, so a small one is enough."""
+START_TRIES = 3
+TOO_SLOW = "timed out during startup"
+"""Ray gives its first node 30 s, which no setting changes; a machine that does much else may need more."""
 
 
 def check_port(server: ServerConfig) -> None:
@@ -44,11 +49,15 @@ def ray_cluster(address: str | None, num_cpus_wanted: int) -> Iterator[None]:
     """Ray, started here where `address` is None and shut down at the end, with all its processes."""
     import ray
 
-    try:
-        _init(address, num_cpus_wanted)
-    except Exception as error:
-        ray.shutdown()
-        raise StartError(_why_no_ray(address, error)) from error
+    for tries_left in reversed(range(START_TRIES if address is None else 1)):
+        try:
+            _init(address, num_cpus_wanted)
+            break
+        except Exception as error:
+            ray.shutdown()
+            if not tries_left or TOO_SLOW not in str(error):
+                raise StartError(_why_no_ray(address, error)) from error
+            logger.warning("Ray has not started within the time it gives itself; starting it again")
     try:
         yield
     finally:

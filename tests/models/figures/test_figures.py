@@ -121,6 +121,7 @@ def test_four_sizes_are_timed_dense_and_cut():
     assert all(time.dense_ms > 0 and time.sparse_macs <= 0.4 * time.dense_macs for time in found)
 
 
+@pytest.mark.slow
 def test_the_sweep_trains_each_network_once(data, tmp_path):
     sweep = Sweep(Workspace(tmp_path, epochs=2), widths=(0.2, 0.3), shares=(0.6,))
     said: list[str] = []

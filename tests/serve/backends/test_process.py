@@ -23,6 +23,14 @@ from fewshard_serve.errors import ModelRestarted, NotReady, UnusableItem
 FAKES = str(Path(__file__).parents[1] / "rayserve")
 
 
+@pytest.fixture(scope="module")
+def lasting():
+    """One for the tests that do it no harm."""
+    process = ModelProcess(num_threads=1)
+    yield process
+    process.close()
+
+
 @pytest.fixture
 def process(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, FAKES])
@@ -46,8 +54,8 @@ def run(model, *texts):
 
 
 @pytest.mark.parametrize("name", sorted(folder.name for folder in ZOO.iterdir()))
-def test_a_model_answers_as_in_this_process(process, name, png):
-    here, there = load_model(name, f"zoo:{name}", "cpu", "fp32"), real(process, name)
+def test_a_model_answers_as_in_this_process(lasting, name, png):
+    here, there = load_model(name, f"zoo:{name}", "cpu", "fp32"), real(lasting, name)
     assert there.info == here.info
     inputs = (
         [EncodedImage(png)] if here.info.task == "image" else [TextInput("fine"), TextInput("not at all")]
@@ -63,8 +71,8 @@ def test_a_model_answers_as_in_this_process(process, name, png):
         there.prepare([TextInput("")] if here.info.task == "image" else [EncodedImage(png)])
 
 
-def test_the_experts_of_tokens_are_told_as_in_this_process(process):
-    here, there = load_model("sst2-moe", "zoo:sst2-moe", "cpu", "fp32"), real(process, "sst2-moe")
+def test_the_experts_of_tokens_are_told_as_in_this_process(lasting):
+    here, there = load_model("sst2-moe", "zoo:sst2-moe", "cpu", "fp32"), real(lasting, "sst2-moe")
     told = []
     for model in (here, there):
         items = model.prepare([TextInput("a fine film", wants_routing=True), TextInput("dull")])

@@ -55,7 +55,6 @@ class Server:
         self._seen = queue.SimpleQueue()
         self._file = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115  lives as long as this
         self.write(config)
-        self.started_at = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "serve_fakes.py"), self._file.name],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},

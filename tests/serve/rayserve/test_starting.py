@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import pytest
 
 from fewshard_serve.config import ServerConfig
 from fewshard_serve.errors import StartError
-from fewshard_serve.rayserve.cluster import check_port
+from fewshard_serve.rayserve import cluster
+from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.environment import ALWAYS, BINARY, FREE_PORTS, HAPROXY_FILES, free_ports
 from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
 from fewshard_serve.rayserve.loopthread import LoopThread
@@ -54,11 +54,49 @@ def test_an_address_that_is_not_ours():
         check_port(ServerConfig(host="192.0.2.77", port=18000))
 
 
-def test_a_taken_port_ends_the_command_before_ray_is_imported(start_server, taken_port):
+def test_a_taken_port_ends_the_command_before_ray_is_imported(start_server, taken_port, monkeypatch):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     server = start_server([{"name": "a", "path": "dense"}], port=taken_port)
-    assert server.wait(20) == 1
+    assert server.wait() == 1
     assert "StartError: port" in server.output
-    assert time.monotonic() - server.started_at < 5
+    imported = {line.rpartition("|")[2].strip() for line in server.lines}
+    assert "fewshard_serve.config" in imported
+    assert "ray" not in imported
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """How each start of Ray shall end; those that were not made are left."""
+    outcomes = []
+
+    def init(address, num_cpus_wanted):
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    monkeypatch.setattr(cluster, "_init", init)
+    return outcomes
+
+
+def test_a_ray_that_starts_too_slowly_is_started_again(starts, caplog):
+    starts += [Exception("The current node timed out during startup."), None]
+    with ray_cluster(None, 1):
+        assert starts == []
+    assert "starting it again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "words", "num_left"),
+    [
+        (None, "no room", 2),
+        ("10.0.0.1:6379", "timed out during startup", 2),
+        (None, "timed out during startup", 0),
+    ],
+)
+def test_a_ray_that_cannot_start_is_told(starts, address, words, num_left):
+    starts += [Exception(words)] * 3
+    with pytest.raises(StartError, match=words), ray_cluster(address, 1):
+        pass
+    assert len(starts) == num_left
 
 
 def environment(code, **env):

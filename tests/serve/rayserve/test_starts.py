@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,8 @@ from fewshard_serve.rayserve.starts import MAX_WAIT_S, counted_start, wait_after
 @pytest.fixture
 def waits(monkeypatch):
     waited = []
-    monkeypatch.setattr(starts.time, "sleep", waited.append)
+    # Not `time.sleep` itself, by which other threads sleep as well.
+    monkeypatch.setattr(starts, "time", SimpleNamespace(sleep=waited.append, time=time.time))
     return waited
 
 

@@ -74,13 +74,13 @@ def main():
     away = cluster.add_node(num_cpus=1.0)
     bundles = [{"CPU": HOST_CPUS, "leader": 1}, *[{"CPU": HOST_CPUS}] * (SHARDS - 1)]
     group = placement_group(bundles, strategy="SPREAD")
-    ray.get(group.ready(), timeout=60)
+    ray.get(group.ready(), timeout=180)
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
     leader = ray.remote(Leader).options(num_cpus=HOST_CPUS, scheduling_strategy=strategy).remote()
     found = {}
 
     def check(name):
-        error = float(np.abs(ray.get(leader.logits.remote(), timeout=60) - expected).max())
+        error = float(np.abs(ray.get(leader.logits.remote(), timeout=180) - expected).max())
         found[name] = {"error": error, **ray.get(leader.state.remote())}
         print(name, found[name], flush=True)
         return found[name]

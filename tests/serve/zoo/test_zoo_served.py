@@ -31,6 +31,8 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2}
 MAX_FLIPS = {"fp32": 1e-3, "bf16": 1e-2}
 MAX_ROUTING_EXCEPTIONS = 0.01
 NUM_IMAGES = 2000
+SLOWLY_TOLD = ["cifar10-dense", "cifar10-dst", "cifar10-static"]
+"""Evaluating 10,000 images takes a while; one image model is enough for every run."""
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +235,13 @@ def test_experts_of_the_moe_add_up(zoo_url):
     assert "fewshard_expert_tokens_total{" in metrics
 
 
-@pytest.mark.parametrize("model", [*TEXT_MODELS, *IMAGE_MODELS])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOWLY_TOLD else [])
+        for name in [*TEXT_MODELS, *IMAGE_MODELS]
+    ],
+)
 def test_evaluate_prints_what_the_card_says(model):
     card = load_card(resolve(f"zoo:{model}"))
     command = [str(Path(sys.executable).with_name("fewshard")), "evaluate", f"zoo:{model}"]
