@@ -25,14 +25,14 @@ table { border-collapse: collapse; font-size: .84em; font-variant-numeric: tabul
 th, td { padding: .28em .6em; text-align: right; border-bottom: 1px solid #e2e2e2; vertical-align: top; }
 th { border-bottom: 1.5px solid #222; font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, td.words, table.facts td { text-align: left; }
-td:first-child { white-space: nowrap; }
+td { white-space: nowrap; } td.words, table.facts td { white-space: normal; }
 tr.paper td { color: #777; border-bottom-color: #bbb; }
 svg { display: block; max-width: 100%; height: auto; font-family: inherit; font-size: 12px; margin: .3em 0; }
 code, pre { font: .86em ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6em .8em; }
 section { break-inside: avoid; }
 @media print { body { margin: 0; max-width: none; padding: 0; font-size: 10pt; } svg { width: 88%; }
-  h2 { margin-top: 1.2em; } section.long { break-inside: auto; }
+  th, td { padding: .28em .4em; } h2 { margin-top: 1.2em; } section.long { break-inside: auto; }
   tr, svg { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 @page { size: A4; margin: 14mm; }
 """

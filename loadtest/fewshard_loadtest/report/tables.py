@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fewshard_loadtest.report.costs import Measured
+from fewshard_loadtest.report.costs import Measured, Money
 from fewshard_loadtest.report.figures import Figures, ModelFigures
 from fewshard_loadtest.report.paper import TABLE_II
 from fewshard_loadtest.report.words import count, interval, milliseconds, money, percent, ratio
@@ -177,6 +177,7 @@ def energy(figures: Figures) -> Table:
 def fleets(figures: Figures) -> Table:
     """Machines for the wished rate."""
     part, price = figures.fleet, figures.price
+    batches = any(model.money and len(model.money.by_batch) > 1 for model in figures.models)
     rows = [
         (
             model.name,
@@ -185,7 +186,7 @@ def fleets(figures: Figures) -> Table:
             money(own.fleet.per_million, price.currency),
             *(money(value, price.currency) for value in own.by_slo.values()),
             *(money(value, price.currency) for value in own.by_price.values()),
-            ", ".join(f"{items}: {money(value, price.currency)}" for items, value in own.by_batch.items()),
+            *([_by_batch(own, price.currency)] if batches else []),
         )
         for model in figures.models
         if price and (own := model.money)
@@ -194,13 +195,17 @@ def fleets(figures: Figures) -> Table:
     prices = [f"price {factor}" for factor in ("half", "as set", "double")]
     return Table(
         f"A fleet for {count(part.rate)} predictions/s",
-        ("model", "machines", "a month", "a million", *slos, *prices, "by items a request"),
+        ("model", "machines", "a month", "a million", *slos, *prices, *(["by items a request"] * batches)),
         tuple(rows),
         f"With {percent(part.headroom)} headroom and {part.spare} spare, busy or not. To the right, what a "
         f"million costs at {percent(part.utilisation)} utilisation if the SLO or the price were "
         "another: only "
         "rates that were measured count, so an empty cell says that none was measured there.",
     )
+
+
+def _by_batch(own: Money, currency: str) -> str:
+    return ", ".join(f"{items}: {money(value, currency)}" for items, value in own.by_batch.items())
 
 
 def classes(figures: Figures) -> Table:
