@@ -61,6 +61,8 @@ def measure(server: Server, payload: str, seconds: float, folder: Path) -> dict[
         "cpu_ms_answer": round(1000 * cpu_each_s, 2),
         "cpu_ms_refusal": round(1000 * spent_s / over.num_failures, 2) if over.num_failures else None,
         "generator_cpu": over.generator_cpu,
+        "lag_p50_ms": _quantile(rows["lag_ms"], 0.5),
+        "lag_p99_ms": over.lag_p99_ms,
     }
 
 
@@ -84,7 +86,7 @@ def main() -> int:
     payload = "sst2" if os.environ.get("FEWSHARD_DATA") else "texts"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path, title = options.model, options.model
+        path, title = options.model, Path(options.model).name
         if options.bert_base:
             path, title = str(make_bert_base(Path(path), folder / "bert")), "BERT-base's size, random weights"
         config = {"models": [{"name": "m", "path": path}], "server": {"port": PORT, "grpc_port": 0}}

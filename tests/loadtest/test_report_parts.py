@@ -4,16 +4,19 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fewshard_loadtest.errors import ScenarioError
-from fewshard_loadtest.report import charts, paper, words
+from fewshard_loadtest.report import charts, paper, verdict, words
 from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
 from fewshard_loadtest.report.charts import Axis, Dot, Series
 from fewshard_loadtest.report.compare import compare
+from fewshard_loadtest.report.costs import Measured
 from fewshard_loadtest.report.pictures import pareto
 from fewshard_loadtest.report.statistics import mcnemar, mean_interval, nearest_rank, wilson
 from fewshard_loadtest.watch import Watch, rapl_joules, read_gpus
@@ -43,6 +46,26 @@ def test_intervals() -> None:
     assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(10, 10)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("own", "begins"),
+    [
+        ([200.0, 204.0, 198.0], "moe serves 2.0x the load of dense within 50 ms p99"),
+        ([50.0, 51.0, 50.0], "moe serves only 0.50x the load of dense within 50 ms p99"),
+        ([102.0, 103.0, 101.0], "moe and dense serve the same load within 50 ms p99"),
+        (
+            [60.0, 220.0, 110.0],
+            "moe and dense cannot be told apart by the load they serve",
+        ),
+    ],
+)
+def test_a_verdict_claims_what_the_repeats_show(own: list[float], begins: str) -> None:
+    dense, moe = (
+        SimpleNamespace(name=name, sustained=Measured(fmean(rates), None, None, tuple(rates)))
+        for name, rates in (("dense", [100.0, 101.0, 99.0]), ("moe", own))
+    )
+    assert verdict._load(moe, dense, "within 50 ms p99").startswith(begins)
 
 
 def test_intervals_hold_their_truth() -> None:

@@ -27,17 +27,7 @@ def _beside(figures: Figures, model: ModelFigures) -> str:
     within = f"within {figures.slo.p99_ms:g} ms p99"
     if model.sustained is None or dense.sustained is None:
         return _not_searched(figures, model, dense)
-    ratio = model.sustained.mean / dense.sustained.mean
-    if abs(ratio - 1) < SAME_LOAD:
-        load = f"{model.name} and {dense.name} serve the same load {within}"
-    else:
-        times = f"{ratio:.1f}x" if ratio > 1 else f"only {ratio:.2f}x"
-        load = f"{model.name} serves {times} the load of {dense.name} {within}"
-        load += (
-            ""
-            if _is_sure(model.sustained, dense.sustained)
-            else ", though repeats differ too much to be sure,"
-        )
+    load = _load(model, dense, within)
     limited = " (measure again: the generator was the limit)" if model.is_limited or dense.is_limited else ""
     return f"{load}{_accuracy(model, dense)}{_price(figures, model, dense)}{limited}."
 
@@ -55,6 +45,21 @@ def _not_searched(figures: Figures, model: ModelFigures, dense: ModelFigures) ->
             f"{_accuracy(model, dense)}; no rate within the SLO was looked for."
         )
     return f"{model.name} and {dense.name} were not measured to the end{_accuracy(model, dense)}."
+
+
+def _load(model: ModelFigures, dense: ModelFigures, within: str) -> str:
+    assert model.sustained is not None
+    assert dense.sustained is not None
+    ratio = model.sustained.mean / dense.sustained.mean
+    if abs(ratio - 1) < SAME_LOAD:
+        return f"{model.name} and {dense.name} serve the same load {within}"
+    if not _is_sure(model.sustained, dense.sustained):
+        return (
+            f"{model.name} and {dense.name} cannot be told apart by the load they serve {within} "
+            f"({ratio:.2f}x, but repeats differ too much)"
+        )
+    times = f"{ratio:.1f}x" if ratio > 1 else f"only {ratio:.2f}x"
+    return f"{model.name} serves {times} the load of {dense.name} {within}"
 
 
 def _is_sure(a: Measured, b: Measured) -> bool:
@@ -144,12 +149,15 @@ def _ceiling(figures: Figures) -> list[str]:
 
 
 def break_even(figures: Figures, model: ModelFigures) -> str:
-    """From which rate, and after how many predictions, the model is cheaper than the dense one."""
+    """From which rate, and after how many predictions, the model is cheaper than the dense one; "" where the
+    repeats do not tell."""
     dense = figures.model(model.dense)
     if dense is None or figures.price is None or not model.money or not dense.money:
         return ""
     assert model.sustained is not None
     assert dense.sustained is not None
+    if not _is_sure(model.sustained, dense.sustained):
+        return ""
     price, fleet = figures.price, figures.fleet
     rates = [each.sustained.mean / price.num_machines for each in (dense, model) if each.sustained]
     rate = formulas.break_even_rate(
