@@ -225,6 +225,8 @@ class Runner:
     def _cut(self, lane: Lane, now: float) -> Scheduled:
         scheduled = Scheduled(lane, lane.cut(now), now)
         if scheduled.cut.batch:
+            if not self._running:
+                self._progress_at = now  # what went before was idleness
             self._running.append(scheduled)
         return scheduled
 

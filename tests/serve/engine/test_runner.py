@@ -317,6 +317,16 @@ def test_all_in_flight_are_failed_together(bench, model):
     assert [type(resolution.outcome) for resolution in one.outcomes()] == [NotReady] * 33
 
 
+def test_idleness_before_a_batch_is_not_counted_as_its_time(model):
+    now = [0.0]
+    lane = Lane(model, EngineSettings())
+    runner = Runner([lane], [].append, [].append, clock=lambda: now[0])
+    now[0] = 1000.0
+    runner.submit(lane, [Entry(Item("1", 1), Someone(), 0, 1000.0, NEVER)])
+    assert runner._schedule() is not None
+    assert runner.stuck_s == 0.0
+
+
 def test_a_failing_observer_does_not_end_the_thread(bench, model, caplog):
     def observe(stats):
         raise ValueError("observer")
