@@ -116,10 +116,13 @@ class _Line:
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._num_asked = self._num_answered = 0
+        self._is_ended = False
+        """Then nobody touches the connection: its number may be that of the next one by now."""
 
     def ask(self, method: str, *arguments: Any, in_turn: Callable[[Any], None] | None = None) -> Any:
         try:
             with self._sending:
+                self._check()
                 self._connection.send((method, arguments))
                 number = self._num_asked
                 self._num_asked += 1
@@ -134,18 +137,28 @@ class _Line:
         with self._turn:
             self._turn.wait_for(lambda: self._num_answered == number)
         try:
+            self._check()
             answer = self._connection.recv()
             if in_turn is not None and not isinstance(answer, Failed):
                 in_turn(answer)
             return answer
+        except (EOFError, OSError):
+            self._is_ended = True
+            raise
         finally:
             with self._turn:
                 self._num_answered += 1
                 self._turn.notify_all()
 
+    def _check(self) -> None:
+        if self._is_ended:
+            raise EOFError
+
     def end(self) -> None:
-        self._connection.close()
-        self.process.kill()
+        self.process.kill()  # first, so that nobody is left sending to it
+        with self._sending:
+            self._is_ended = True
+            self._connection.close()
         self.process.communicate()
 
     def _last_words(self) -> str:

@@ -243,7 +243,9 @@ def test_a_killed_shard_costs_no_answer_and_comes_back(server, expected):
 
 def test_a_stopped_shard_is_replaced(server, expected):
     os.kill(server.workers()[-1], signal.SIGSTOP)
+    started_at = time.monotonic()
     assert np.abs(server.scores(TEXTS) - expected).max() < 1e-4
+    assert time.monotonic() - started_at < 10
     reforms = server.metric("fewshard_group_reforms_total")
     wait_until(lambda: server.metric("fewshard_group_reforms_total") > reforms or reforms >= 4)
     wait_until(lambda: server.metric("fewshard_group_size") == SHARDS)
