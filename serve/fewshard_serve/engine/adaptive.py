@@ -18,14 +18,24 @@ class AdaptiveShare:
     """The share of the configured limits that may be used now, from `floor` to 1.
 
     It falls as soon as a request has waited too long. It grows when requests were refused and, for as long as
-    the longest wait lasts, none has waited too long.
+    the longest wait lasts, none has waited too long; but not beyond `served`, the share that is served in the
+    wanted wait. That counts what no wait does, such as the time until a request is read, and what has been
+    let in by the last step but has not waited yet.
     """
 
-    def __init__(self, floor: float, start: float, target_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        floor: float,
+        start: float,
+        target_s: float,
+        clock: Callable[[], float],
+        served: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self.share = max(floor, min(start, 1.0))
         self.target_s = target_s
         self._floor = floor
         self._clock = clock
+        self._served = served
         self._has_refused = False
         self._longest_s = 0.0
         self._changed_at, self._window_from = float("-inf"), clock()
@@ -46,7 +56,8 @@ class AdaptiveShare:
 
     def _end_window(self, now: float) -> None:
         if self._has_refused and self._longest_s <= self.target_s:
-            self._change(self.share * self.target_s / max(self._longest_s, 1e-9), now)
+            wanted = self.share * self.target_s / max(self._longest_s, 1e-9)
+            self._change(max(self.share, min(wanted, self._served())), now)
         self._begin_window(now)
 
     def _change(self, share: float, now: float) -> None:

@@ -25,18 +25,18 @@ START_ITEMS = 512
 
 
 class RecentRate:
-    """Items per second over the last `window_s`, kept in `num_slices` counters however many items pass."""
+    """Things per second over the last `window_s`, kept in `num_slices` counters however many pass."""
 
     def __init__(self, window_s: float = 10.0, num_slices: int = 20) -> None:
         self._slice_s = window_s / num_slices
         self._num_slices = num_slices
         self._slices: deque[tuple[int, int]] = deque()
 
-    def add(self, num_items: int, now: float) -> None:
+    def add(self, count: int, now: float) -> None:
         current = int(now / self._slice_s)
         if self._slices and self._slices[-1][0] == current:
-            num_items += self._slices.pop()[1]
-        self._slices.append((current, num_items))
+            count += self._slices.pop()[1]
+        self._slices.append((current, count))
         self._forget(current)
 
     def per_second(self, now: float) -> float:
@@ -121,8 +121,9 @@ class Admission:
         self._model = model
         self._clock = clock
         self._served = RecentRate()
+        self._served_tokens = RecentRate()
         floor, start = min_items / max_items, START_ITEMS / max_items
-        self._adaptive = AdaptiveShare(min(floor, 1.0), start, target_wait_s, clock)
+        self._adaptive = AdaptiveShare(min(floor, 1.0), start, target_wait_s, clock, self._served_share)
 
     @property
     def num_items(self) -> int:
@@ -160,6 +161,10 @@ class Admission:
         self._held.setdefault(caller, _Room()).add(num_items, num_tokens)
         return Ticket(self, caller, num_items, num_tokens, self._clock())
 
+    def note_refusals(self) -> None:
+        """Requests were refused elsewhere, by what is told of this limit; it learns from them, too."""
+        self._adaptive.note_refusal()
+
     def _release(self, ticket: Ticket, served: bool) -> None:
         held = self._held[ticket.caller]
         for room in (self._used, held):
@@ -168,10 +173,18 @@ class Admission:
         if held.items == 0:
             del self._held[ticket.caller]
         if served:
-            self._served.add(ticket.num_items, self._clock())
+            now = self._clock()
+            self._served.add(ticket.num_items, now)
+            self._served_tokens.add(ticket.num_tokens, now)
 
     def _observe(self, ticket: Ticket, wait_s: float) -> None:
         self._adaptive.observe(wait_s, ticket.load)
+
+    def _served_share(self) -> float:
+        """What is served in the wanted wait, as a share of the most there may be in flight."""
+        now = self._clock()
+        items, tokens = self._served.per_second(now), self._served_tokens.per_second(now)
+        return self._adaptive.target_s * max(items / self.max_items, tokens / self.max_tokens)
 
     def _has_room(self, caller: Caller, num_items: int, num_tokens: int) -> bool:
         if self._used.items == 0:

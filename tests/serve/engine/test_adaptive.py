@@ -109,6 +109,17 @@ def test_one_odd_wait_cuts_so_far_and_no_further():
     assert share.share == 1 / MAX_CUT, "all of the same moment"
 
 
+def test_the_limit_does_not_grow_beyond_what_is_served_in_the_wanted_wait():
+    """Requests that wait where nobody sees it, say, to be read."""
+    clock = Clock()
+    share = AdaptiveShare(floor=0.001, start=0.2, target_s=1.0, clock=clock, served=lambda: 0.3)
+    for _ in range(20):
+        share.note_refusal()
+        clock.now += 0.2
+        share.observe(wait_s=0.1, load=1.0)
+    assert share.share == 0.3
+
+
 def test_a_flood_leaves_room_for_a_newcomer():
     """One caller floods; another gets nearly all its answers."""
     device = Device(150)
