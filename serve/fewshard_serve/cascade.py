@@ -77,6 +77,10 @@ class Cascade:
             self.info = _joint_info(self.info.name, self._infos, self._accept_above[:-1])
         self.not_ready_reason = reason
 
+    @property
+    def room(self) -> None:
+        return None
+
     def check_room(self, caller: Caller) -> None:
         """Each stage admits for itself."""
 

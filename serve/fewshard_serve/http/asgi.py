@@ -141,6 +141,7 @@ async def _send_response(request: Request, response: Response, send: Send, echoe
         (b"content-type", response.content_type),
         (b"content-length", b"%d" % len(response.body)),
         *response.headers,
+        *request.answer_headers,
     ]
     if echoes_id:
         headers.append((REQUEST_ID_HEADER, request.id.encode()))

@@ -63,7 +63,7 @@ class Doors:
     def __init__(self, settings: DoorSettings = DoorSettings(), echoes_id: bool = True) -> None:
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
         self.echoes_id = echoes_id
-        self._is_behind_haproxy = settings.is_behind_haproxy
+        self.is_behind_haproxy = settings.is_behind_haproxy
         self._logs_requests = settings.logs.requests
         self.tracing = None if settings.tracing is None else _open_tracing(settings.tracing)
 
@@ -156,7 +156,7 @@ class Doors:
             return False
 
     def _address(self, request: Request) -> str:
-        forwarded = request.header(b"x-forwarded-for") if self._is_behind_haproxy else None
+        forwarded = request.header(b"x-forwarded-for") if self.is_behind_haproxy else None
         client = request.scope.get("client")
         return forwarded or (client[0] if client else "")
 

@@ -14,6 +14,7 @@ from fewshard_serve.http.body import LARGE_BYTES, off_loop, read_body
 from fewshard_serve.http.doors import Doors
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
+from fewshard_serve.http.room import REFUSED_HEADER, refused_before, room_header
 from fewshard_serve.http.service import (
     HostService,
     RequestHook,
@@ -67,6 +68,26 @@ class HostApp(App):
         super().__init__(doors, on_request)
         self._service = service
         self._limits = limits
+
+    async def _answer(self, request: Request) -> Response:
+        if not self._doors.is_behind_haproxy:
+            return await super()._answer(request)
+        model = self._service.models().get(_model_in(request.path))
+        if model is None or model.room is None:
+            return await super()._answer(request)
+        self._count_refused(request, model)
+        response = await super()._answer(request)
+        request.answer_headers = (room_header(model.room),)
+        return response
+
+    def _count_refused(self, request: Request, model: ServedModel) -> None:
+        """Those that HAProxy has refused for the model, since it last passed one on."""
+        refused = list(refused_before(request.headers.get(REFUSED_HEADER)))
+        for protocol in refused:
+            model.stats.add_failure(0.0)
+            self._on_request(model.info.name, protocol, Overloaded.code, 0.0)
+        if refused and model.room is not None:
+            model.room.note_refusals()
 
     async def respond(self, request: Request) -> Response:
         target = parse_target(request.path)
@@ -149,6 +170,11 @@ class HostApp(App):
     async def _metrics(self, request: Request, _: ServedModel | None = None) -> Response:
         is_open = request.wants_open_metrics
         return metrics_response(await self._service.metrics_text(is_open), is_open)
+
+
+def _model_in(path: str) -> str:
+    """The name of a model in a path below `/v2/models`, or what stands in its place."""
+    return path.removeprefix(f"{PREFIX}/").partition("/")[0]
 
 
 def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:

@@ -21,10 +21,12 @@ class Request:
     """`model_name` stays "unknown" until a handler has found the model; metrics are labelled with it.
 
     `id` and `caller`, a token's holder or an address, are set at the doors; `trace_id` there at the end.
-    `is_body_abandoned` is set where the body is refused unread: the connection cannot be used again.
+    `answer_headers` go with the answer, whatever it is. `is_body_abandoned` is set where the body is refused
+    unread: the connection cannot be used again.
     """
 
     __slots__ = (
+        "answer_headers",
         "answered_at",
         "caller",
         "headers",
@@ -50,6 +52,7 @@ class Request:
         self.path = full_path(scope)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.model_name = UNKNOWN_MODEL
+        self.answer_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.is_body_abandoned = False
         self.id = ""
         self.caller = ANYBODY

@@ -1,6 +1,5 @@
 """What goes back to a client: bodies, headers and errors; built by handlers, sent by `asgi`."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from fewshard_serve.errors import (
     Overloaded,
     Unauthorized,
 )
+from fewshard_serve.http.room import retry_after
 from fewshard_serve.http.service import RequestProtocol
 from fewshard_serve.http.status import status_of
 from fewshard_serve.protocol import tei, vllm
@@ -99,7 +99,7 @@ def _error_headers(error: FewshardError) -> Headers:
     if isinstance(error, MethodNotAllowed):
         return ((b"allow", error.allowed.encode()),)
     if isinstance(error, Overloaded):
-        return ((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),)
+        return ((b"retry-after", b"%d" % retry_after(error.retry_after_s)),)
     if isinstance(error, NotReady):
         return ((b"retry-after", b"%d" % NOT_READY_RETRY_AFTER_S),)
     if isinstance(error, Unauthorized):

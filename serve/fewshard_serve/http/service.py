@@ -35,6 +35,20 @@ def ignore_request(
     """The hook of those who count nothing."""
 
 
+class Room(Protocol):
+    """How much of a model may be in flight. Used on the event loop alone."""
+
+    @property
+    def limit_items(self) -> int:
+        """The most there may be now."""
+
+    def retry_after_s(self) -> float:
+        """When one who finds no room should come back."""
+
+    def note_refusals(self) -> None:
+        """Requests found no room and were refused elsewhere."""
+
+
 class ServedModel(Protocol):
     """One model on one replica."""
 
@@ -51,6 +65,10 @@ class ServedModel(Protocol):
     @property
     def stats(self) -> ModelStatistics:
         """The HTTP layer adds requests; whoever runs the batches adds those."""
+
+    @property
+    def room(self) -> Room | None:
+        """None where nothing limits what is in flight."""
 
     def check_room(self, caller: Caller) -> None:
         """Raise `Overloaded` where any request of the caller's would be refused; asked before it is read."""

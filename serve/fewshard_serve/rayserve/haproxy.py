@@ -3,7 +3,8 @@
 Serve's configuration asks for `option splice-request`. With it HAProxy 2.8 keeps from the replica that a
 client has hung up, where the body came in a packet after the headers, as most clients send it; the model then
 works for nobody. It also listens on every address for its statistics, waits for ever for the end of a
-request's headers, passes on any X-Request-Id, and answers errors of its own in plain text.
+request's headers, passes on any X-Request-Id, and answers errors of its own in plain text. `refusing` has it
+refuse what a model has no room for.
 
 A request whose replica dies is sent again to another one, but only where HAProxy had all of it before it sent
 the first byte; otherwise the client's connection is closed without a word. So it waits for the body, which
@@ -15,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -23,6 +25,7 @@ from pathlib import Path
 from fewshard_serve.errors import DeadlineExceeded, FewshardError, InternalError, MalformedRequest, NotReady
 from fewshard_serve.http.doors import REQUEST_ID_PATTERN
 from fewshard_serve.http.responses import error_response
+from fewshard_serve.rayserve.refusing import RULES
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """The variable that tells Ray Serve which HAProxy to start."""
@@ -62,14 +65,15 @@ class Waits:
 
 def edits(folder: Path, waits: Waits) -> str:
     """For sed. Serve writes its configuration anew each time before it starts HAProxy."""
-    files = "\\\n".join(f"    errorfile {status} {_error_file(folder, status)}" for status in OWN_ERRORS)
+    files = _appended(f"errorfile {status} {_error_file(folder, status)}" for status in OWN_ERRORS)
     return rf"""# Statistics and metrics are for this machine alone.
 /^frontend prometheus/,/^frontend http/ s/bind \*\?:/bind 127.0.0.1:/
 /^listen stats/,$ s/bind \*:/bind 127.0.0.1:/
 /^ *errorfile /d
 /^backend default_backend/,$ s/return status 404 .*/return status 503 default-errorfiles/
 /^backend http-/a\
-    http-request set-timeout server {PLACING_S}s if {{ path_end /placement }}
+    http-request set-timeout server {PLACING_S}s if {{ path_end /placement }}\
+{_appended(RULES.splitlines())}
 /^defaults/a\
     timeout http-request {HEADERS_TIMEOUT_S}s\
     option forwardfor\
@@ -79,6 +83,11 @@ def edits(folder: Path, waits: Waits) -> str:
     http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID_PATTERN}$ }}\
     http-request wait-for-body time {round(1000 * waits.body_s)}ms
 """
+
+
+def _appended(lines: Iterable[str]) -> str:
+    """For sed's command `a`."""
+    return "\\\n".join(f"    {line}" for line in lines)
 
 
 WRAPPER = """#!/bin/sh

@@ -12,7 +12,7 @@ from fewshard_serve.cores import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.routing import Routing, RoutingWindow, describe_routing
 from fewshard_serve.errors import FewshardError, InternalError, NotReady, StartError
-from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
+from fewshard_serve.http.service import ModelEntry, Room, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.nvml import energy_reader
 from fewshard_serve.protocol.stats import ModelStatistics, merge
@@ -47,6 +47,10 @@ class HostedModel:
     @property
     def ready(self) -> bool:
         return not self.not_ready_reason
+
+    @property
+    def room(self) -> Room:
+        return self._engine.served[self.info.name].admission
 
     def check_room(self, caller: Caller) -> None:
         self._engine.check_room(self.info.name, caller)
@@ -83,6 +87,7 @@ class FailedModel:
         self.stats = ModelStatistics()
         self.not_ready_reason = failure.reason
         self.ready = False
+        self.room = None
 
     def check_room(self, caller: Caller) -> None:
         pass

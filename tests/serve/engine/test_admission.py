@@ -145,3 +145,16 @@ def test_never_over_the_limits_and_nothing_leaks(steps):
     for ticket in held:
         ticket.release()
     assert (admission.num_items, admission.num_tokens) == (0, 0)
+
+
+def test_refusals_elsewhere_let_the_limit_grow_too(clock):
+    admission = Admission("sst2", max_items=1024, max_tokens=10**6, clock=clock)
+    limit = admission.limit_items
+    for has_refused, grown in ((False, limit), (True, min(2 * limit, 1024))):
+        if has_refused:
+            admission.note_refusals()
+        for _ in range(2):
+            with admission.admit(500, 1) as ticket:
+                clock.now += 0.2
+                ticket.note_wait(0.2)
+        assert admission.limit_items == grown

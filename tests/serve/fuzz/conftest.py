@@ -74,6 +74,8 @@ class Served:
     def __init__(self, engine, info):
         self.info, self.stats, self._engine = info, ModelStatistics(), engine
 
+    room = None
+
     def check_room(self, caller):
         self._engine.check_room(self.info.name, caller)
 

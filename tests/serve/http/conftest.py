@@ -26,7 +26,7 @@ from fewshard_serve.errors import (
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import LocalService, ModelEntry
+from fewshard_serve.http.service import LocalService, ModelEntry, Room
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.stats import ModelStatistics
 
@@ -76,6 +76,7 @@ class FakeModel:
         self.calls: list[dict[str, Any]] = []
         self.callers: list[Caller] = []
         self.is_full = False
+        self.room: Room | None = None
         self.hold: asyncio.Event | None = None
         self.was_cancelled = False
 

@@ -66,6 +66,8 @@ class EngineModel:
         self.info, self.stats, self.ready, self.not_ready_reason = info, stats, True, ""
         self._engine = engine
 
+    room = None
+
     def check_room(self, caller: Caller) -> None:
         self._engine.check_room(self.info.name, caller)
 

@@ -1,16 +1,27 @@
-"""A replica as HAProxy sees one: answers every request after 20 ms. Started by test_haproxy with a port."""
+"""A replica as HAProxy sees one. Started by haproxy_front with a port and the room to tell of, if any.
+
+It answers after 20 ms, or after the milliseconds that the header X-Hold asks for, and says in X-Seen what
+HAProxy told it of refusals.
+"""
 
 import asyncio
 import sys
+
+ROOM = f"X-Fewshard-Room: {sys.argv[2]}\r\n".encode() if sys.argv[2] else b""
+
+
+def value_of(name, head):
+    return head.partition(name + b": ")[2].partition(b"\r\n")[0]
 
 
 async def answer(reader, writer):
     try:
         while head := (await reader.readuntil(b"\r\n\r\n")).lower():
-            length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            await reader.readexactly(int(length or 0))
-            await asyncio.sleep(0 if b"/-/healthz" in head else 0.02)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            await reader.readexactly(int(value_of(b"content-length", head) or 0))
+            hold_ms = int(value_of(b"x-hold", head) or 20)
+            await asyncio.sleep(0 if b"/-/healthz" in head else hold_ms / 1000)
+            seen = value_of(b"x-fewshard-refused", head)
+            writer.write(b"HTTP/1.1 200 OK\r\n%bX-Seen: %b\r\nContent-Length: 2\r\n\r\nok" % (ROOM, seen))
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
 

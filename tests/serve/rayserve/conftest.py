@@ -35,6 +35,12 @@ def fake_models():
     sys.path.remove(str(HERE))
 
 
+@pytest.fixture(scope="session")
+def front_type(fake_models):
+    """`Front` of `haproxy_front`, imported once `HERE` is on the path."""
+    return importlib.import_module("haproxy_front").Front
+
+
 @pytest.fixture
 def host_spec():
     def make(paths, **more):
