@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.server
 MODELS = [
     {"name": "dense", "path": "dense"},
     {"name": "moe", "path": "moe"},
+    {"name": "small", "path": "dense", "admission": {"min_items": 1, "max_items": 8}},
     {"name": "twice", "path": "moe", "replicas": {"min": 2, "max": 2}},
 ]
 
@@ -100,6 +103,21 @@ def test_metrics_count_every_request_once(server):
     assert text.count("# TYPE fewshard_requests_total counter") == 1
     replicas = {part for part in text.split('"') if part in ("models", "model-twice", "gateway")}
     assert replicas == {"models", "model-twice", "gateway"}
+
+
+def test_every_refusal_is_counted_whether_the_replica_or_haproxy_refused(server):
+    with ThreadPoolExecutor(24) as pool:
+        calls = [pool.submit(server.classify, "small", "sleep 0.05") for _ in range(240)]
+        answers = [call.result() for call in calls]
+    assert Counter(answer.status_code for answer in answers).keys() == {200, 429}
+    refused = [answer for answer in answers if answer.status_code == 429]
+    by_haproxy = [answer for answer in refused if "too much is in flight" in answer.json()["error"]]
+    assert len(by_haproxy) > len(refused) / 2
+    assert {answer.json()["code"] for answer in refused} == {"overloaded"}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    stats = httpx.get(f"{server.url}/v2/models/small/stats").json()["model_stats"][0]["inference_stats"]
+    assert stats["fail"]["count"] == len(refused)
+    assert metric(server, "fewshard_requests_total", model="small", outcome="overloaded") == len(refused)
 
 
 def hold_the_runner(server, seconds):
