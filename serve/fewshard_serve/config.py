@@ -140,7 +140,7 @@ class AdmissionConfig(_Section):
     min_items: PositiveInt = 32
     max_items: PositiveInt = 2048
     max_tokens: PositiveInt = 262_144
-    queue_ms: Positive = 1000.0
+    queue_ms: Positive = 2500.0
     deadline_ms: Positive = 10_000.0
 
 

@@ -19,7 +19,7 @@ class EngineSettings:
     admission_min_items: int = 32
     admission_max_items: int = 2048
     admission_max_tokens: int = 262144
-    queue_ms: float = 1000
+    queue_ms: float = 2500
     deadline_ms: float = 10000
 
     @property
