@@ -127,9 +127,12 @@ class ReplicasConfig(_Section):
 
 
 class BatchingConfig(_Section):
-    """What one forward pass may hold, and how long a batch that is not full may wait for more."""
+    """What one forward pass may hold, and how long a batch that is not full may wait for more.
 
-    max_tokens: PositiveInt = 16384
+    Without `max_tokens` a batch has as many as suit the device.
+    """
+
+    max_tokens: PositiveInt | None = None
     max_items: PositiveInt = 512
     max_wait_ms: WaitMs = 0.0
 
@@ -227,7 +230,7 @@ class ModelConfig(_Section):
     def engine_settings(self) -> EngineSettings:
         """The limits in the form the engine takes."""
         return EngineSettings(
-            max_tokens=self.batching.max_tokens,
+            max_tokens=self.batching.max_tokens or 0,
             max_items=self.batching.max_items,
             max_wait_ms=self.batching.max_wait_ms,
             admission_min_items=self.admission.min_items,

@@ -52,6 +52,7 @@ class Lane:
     _last_size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self.settings = self.settings.on(self.model.info.device)
         self.pace = _pace_of(self.model)
 
     @property

@@ -3,17 +3,24 @@
 `Scaling` is for whoever decides how many engines there are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
+
+CPU_BATCH_TOKENS = 4096
+"""Larger batches leave the caches: 512 sentences take up to 1.3 times as long each as 128 (docs/log.md)."""
+GPU_BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`max_tokens` and `max_items` bound one batch, `admission_*` all that is in flight for the model.
 
+    `max_tokens` is 0 until `on` has chosen what suits the device.
+
     `queue_ms` is how long an item should wait at the most while more is asked for than can be done.
     """
 
-    max_tokens: int = 16384
+    max_tokens: int = 0
     max_items: int = 512
     max_wait_ms: float = 0
     admission_min_items: int = 32
@@ -21,6 +28,11 @@ class EngineSettings:
     admission_max_tokens: int = 262144
     queue_ms: float = 2500
     deadline_ms: float = 10000
+
+    def on(self, device: str) -> Self:
+        """These, as they are for a model on that device."""
+        suits = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
+        return replace(self, max_tokens=self.max_tokens or suits)
 
     @property
     def max_wait_s(self) -> float:

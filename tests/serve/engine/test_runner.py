@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -377,3 +378,12 @@ def test_after_running_out_of_memory_batches_are_smaller(bench, model, caplog):
     one.submit(lane, *"123456")
     one.wait_for(12)
     assert sizes == [6, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "tokens"), [("cpu", 0, 4096), ("cuda:0", 0, 16384), ("cpu", 9000, 9000)]
+)
+def test_a_batch_has_as_many_tokens_as_suit_the_device(new_model, device, asked, tokens):
+    model = new_model("fake")
+    model.info = replace(model.info, device=device)
+    assert Lane(model, EngineSettings(max_tokens=asked)).settings.max_tokens == tokens
