@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from fewshard_loadtest import Plan, run_recorded
 from fewshard_loadtest.recording import Recording
+from fewshard_serve.rayserve.environment import free_ports
 
 ROOT = Path(__file__).parents[2]
 FEWSHARD = [sys.executable, "-c", "import sys; from fewshard_serve.cli import main; sys.exit(main())"]
@@ -73,15 +73,9 @@ class Running:
     grpc: str
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def running(config_file: Path) -> Iterator[Running]:
-    port, grpc_port, log = free_port(), free_port(), config_file.with_name("log")
+    (port, grpc_port), log = free_ports(2), config_file.with_name("log")
     with log.open("w") as output:
         process = subprocess.Popen(
             [*FEWSHARD, "serve", str(config_file), "--port", str(port), "--grpc-port", str(grpc_port)],
@@ -175,7 +169,7 @@ def test_sigint_stops_it_cleanly(running: Running) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_measures_the_server_and_the_echo(config_file: Path, tmp_path: Path) -> None:
-    options = ["--users", "1", "4", "--duration", "2", "--warmup", "0.5", "--port", str(free_port())]
+    options = ["--users", "1", "4", "--duration", "2", "--warmup", "0.5", "--port", str(*free_ports(1))]
     subprocess.run(
         [
             sys.executable,

@@ -5,11 +5,13 @@ What the user has set already wins: every value here is a default.
 
 import math
 import os
+import random
 import socket
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve.haproxy import (
     BINARY,
     BUFFER_BYTES,
@@ -62,6 +64,9 @@ FREE_PORTS = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
+PORTS = range(20_000, 30_000)
+"""Above those of Ray's workers and below those of Serve's replicas and of outgoing connections, of which one
+took a port between its choice and its use."""
 ANSWER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
 LOOPBACK_ONLY = {
     # Ray's own servers (GCS, raylet, workers, agents) then listen on 127.0.0.1 instead of every address. The
@@ -112,12 +117,19 @@ def _own_haproxy(work_dir: str, waits: Waits) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now; HAProxy's defaults are fixed, so a second server would meet them."""
+    """Ports of `PORTS` that nothing listens on now; HAProxy's defaults are fixed, so a second server would
+    meet them. Raises `StartError` where there are too few."""
+    found: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for port in random.sample(PORTS, len(PORTS)):
+            try:
+                stack.enter_context(socket.socket()).bind(("", port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise StartError(f"fewer than {count} of the ports {PORTS.start} to {PORTS.stop - 1} are free; free some")
 
 
 def _set_defaults(values: Mapping[str, str]) -> None:

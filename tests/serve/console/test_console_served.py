@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from fewshard_serve.rayserve.environment import free_ports
 
 pytestmark = pytest.mark.server
 
@@ -20,9 +21,7 @@ MODELS = ("sst2-dense", "sst2-moe", "cifar10-dense")
 
 @pytest.fixture(scope="module")
 def served_url(browser, tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     log = tmp_path_factory.mktemp("console") / "serve.log"
     config = log.with_name("fewshard.yaml")
     models = [f"  - {{name: {name}, path: 'zoo:{name}'}}" for name in MODELS]

@@ -5,7 +5,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.rayserve.environment import free_ports
 from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
 
 HERE = Path(__file__).parent
@@ -150,18 +150,13 @@ class Server:
             os.kill(pid, signal.SIGKILL)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def start_server():
     servers = []
 
     def start(models, port=None, **more):
-        ports = {"port": port or free_port(), "grpc_port": free_port()}
+        free, grpc = free_ports(2)
+        ports = {"port": port or free, "grpc_port": grpc}
         servers.append(Server({"models": models, "server": ports, **more}))
         return servers[-1]
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+
+from fewshard_serve.rayserve.environment import free_ports
 
 DEPLOY = Path(__file__).parents[3] / "deploy/prometheus"
 START_S = 60
@@ -28,9 +29,7 @@ class Prometheus:
         (job,) = config["scrape_configs"]
         config["scrape_configs"] = [{"job_name": job["job_name"], **scrape}]
         (folder / "prometheus.yml").write_text(json.dumps(config))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "prometheus.log"
         with self.log.open("wb") as output:

@@ -5,7 +5,6 @@ The tests run in order on one server; the last one stops it.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import pytest
 
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.core import TextInput
+from fewshard_serve.rayserve.environment import free_ports
 
 pytestmark = pytest.mark.server
 
@@ -36,9 +36,7 @@ TEXTS = [
 
 class Server:
     def __init__(self, folder, experts):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self.session = httpx.Client(timeout=30)
         config = folder / "fewshard.yaml"

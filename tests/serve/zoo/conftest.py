@@ -1,7 +1,6 @@
 """One real server over the bundled zoo, started as a user starts it, shared by this folder's tests."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,20 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fewshard_serve.rayserve.environment import free_ports
+
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
 def zoo_url(tmp_path_factory) -> Iterator[str]:
     """The URL of `fewshard serve`; at the end the server must stop by itself on SIGTERM, with exit code 0."""
-    port, log = free_port(), tmp_path_factory.mktemp("zoo") / "serve.log"
+    (port,), log = free_ports(1), tmp_path_factory.mktemp("zoo") / "serve.log"
     command = [str(Path(sys.executable).with_name("fewshard")), "serve", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
