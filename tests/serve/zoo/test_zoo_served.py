@@ -31,6 +31,8 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2}
 MAX_FLIPS = {"fp32": 1e-3, "bf16": 1e-2}
 MAX_ROUTING_EXCEPTIONS = 0.01
 NUM_IMAGES = 2000
+SENTENCE_BY_SENTENCE = ["sst2-dense", "sst2-moe", pytest.param("sst2-narrow", marks=pytest.mark.slow)]
+"""The third is a dense one, too, only narrower."""
 SLOWLY_TOLD = ["cifar10-dense", "cifar10-dst", "cifar10-static"]
 """Evaluating 10,000 images takes a while; one image model is enough for every run."""
 
@@ -114,7 +116,7 @@ def test_dev_set_through_tritonclient(client, zoo_url, dev, offline_text, model,
     assert (served.argmax(1) == labels).mean() == pytest.approx(card.accuracy, abs=1.5 / len(labels))
 
 
-@pytest.mark.parametrize("model", TEXT_MODELS)
+@pytest.mark.parametrize("model", SENTENCE_BY_SENTENCE)
 def test_dev_set_one_sentence_a_request_through_httpx(zoo_url, dev, offline_text, model):
     texts, _ = dev
     names = ["negative", "positive"]
@@ -162,7 +164,7 @@ def test_images_as_binary_tensors_through_httpx(zoo_url, cifar, offline_image):
     check_labels(np.concatenate(parts), offline_image["cifar10-dense"], dtype_of(zoo_url, "cifar10-dense"))
 
 
-@pytest.mark.parametrize("model", TEXT_MODELS)
+@pytest.mark.parametrize("model", SENTENCE_BY_SENTENCE)
 def test_a_sentence_alone_and_in_company(client, zoo_url, dev, model):
     """A prediction does not depend on its neighbours: alone, among 64 of mixed lengths, among others."""
     texts, _ = dev
