@@ -1,7 +1,6 @@
 """HAProxy refuses what two replicas have no room for; each has told it of room for ten requests."""
 
 import asyncio
-import json
 
 import httpx
 import pytest
@@ -97,4 +96,4 @@ def test_a_client_cannot_say_what_was_refused(front):
         async with Callers(front.port) as callers:
             return (await callers.post(x_fewshard_refused="9/9/9")).headers["x-seen"]
 
-    assert json.loads(f"[{asyncio.run(run()).replace('/', ',')}]") != [9, 9, 9]
+    assert asyncio.run(run()) == "0/0/0"
