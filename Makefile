@@ -43,7 +43,7 @@ check: $(VENV)/.installed ## lint, formatting, types, import arrows, version
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/house/test_version.py
+	$(BIN)/pytest -q tests/repo/test_version.py
 
 check-all: check ## check, then every test, the slow ones included
 	$(BIN)/pytest -m ''

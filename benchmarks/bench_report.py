@@ -7,7 +7,7 @@ from typing import Any
 
 from fewshard_loadtest import Result
 from fewshard_loadtest.peers.machine import machine, markdown_table
-from fewshard_loadtest.proctree import Memory
+from fewshard_loadtest.resource_usage import Memory
 
 
 @dataclass(frozen=True, slots=True)

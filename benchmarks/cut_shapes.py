@@ -12,11 +12,11 @@ from statistics import median
 import torch
 from prepared import cast, image_calls
 
-from fewshard_models.bench.timing import Budget, clock_for, interleaved
+from fewshard_models.bench.measurement import Budget, clock_for, interleaved
 from fewshard_models.devices import choose_dtype
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
 from fewshard_models.recipes.cifar10 import dense_config
-from fewshard_models.recipes.image_tiers import SMALL
+from fewshard_models.recipes.tiers import SMALL
 from fewshard_models.sparsify.channels import macs_of, widths_of, with_widths
 
 BATCH = 64

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewshard_models.sharding.exchange import GlooExchange, Meeting, join_store, serve_store
+from fewshard_models.sharding.exchange import GlooExchange, Rendezvous, join_store, serve_store
 
 ROUNDS, WARMUP = 60, 10
 
@@ -39,7 +39,7 @@ def main() -> int:
 def run(rank: int, port: int, size: int, hidden: int, rows: Sequence[int], results: Any) -> None:
     """One shard; the first tells what it saw."""
     torch.set_num_threads(1)
-    exchange = GlooExchange(join_store("127.0.0.1", port, 60), Meeting("bench", rank, size, timeout_s=60))
+    exchange = GlooExchange(join_store("127.0.0.1", port, 60), Rendezvous("bench", rank, size, timeout_s=60))
     found = []
     for count in rows:
         mine, all_rows = torch.randn(count, hidden), torch.randn(size * count, hidden)

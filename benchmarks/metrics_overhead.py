@@ -24,9 +24,9 @@ from fewshard_serve.core import BatchStats, Timings
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.metrics import MetricsSettings
-from fewshard_serve.rayserve.hosting import Hosting
-from fewshard_serve.rayserve.peers import MergedService
-from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
+from fewshard_serve.rayserve.broadcast import MergedService
+from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
+from fewshard_serve.rayserve.replica import Replica
 
 SCRAPE_S = 15.0
 T_95 = {20: 2.093, 30: 2.045, 40: 2.023, 60: 2.001, 100: 1.984}
@@ -35,7 +35,7 @@ T_95 = {20: 2.093, 30: 2.045, 40: 2.023, 60: 2.001, 100: 1.984}
 
 @dataclass
 class Replica:
-    hosting: Hosting
+    hosting: Replica
     app: HostApp
 
 
@@ -45,7 +45,7 @@ async def open_replica(model: str) -> Replica:
         "/v2/models",
         (ModelSpec(model, f"zoo:{model}", "cpu", "auto", EngineSettings()),),
     )
-    hosting = await Hosting.open(spec)
+    hosting = await Replica.open(spec)
 
     async def alone(method: str, *args: Any) -> list[Any]:
         return []

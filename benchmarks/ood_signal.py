@@ -16,9 +16,9 @@ import numpy as np
 from fewshard_models.checkpoint import load_checkpoint, resolve
 from fewshard_models.data.ood import load_review_sentences
 from fewshard_models.data.sst2 import load_sst2
-from fewshard_models.judge.ood import Values, auroc_with_interval
-from fewshard_models.text.signs import Signs, signs_of
-from fewshard_serve.backends.tokenizing import Tokenizing
+from fewshard_models.evaluation.metrics import Values, auroc_with_interval
+from fewshard_models.text.observers import ActivationStats, signs_of
+from fewshard_serve.backends.tokenizer import TextPreprocessor
 from fewshard_serve.core import TextInput
 
 BATCH = 64
@@ -29,13 +29,13 @@ def numbers_of(path: str, texts: list[str]) -> dict[str, Values]:
     checkpoint = load_checkpoint(resolve(path))
     checkpoint.model.eval()
     config = checkpoint.model.config
-    tokenizing = Tokenizing(checkpoint.directory, config.max_position_embeddings)
+    tokenizing = TextPreprocessor(checkpoint.directory, config.max_position_embeddings)
     ids = [item.features.ids for item in tokenizing.items([TextInput(text) for text in texts], truncate=True)]
     parts = [signs_of(checkpoint.model, ids[at : at + BATCH]) for at in range(0, len(ids), BATCH)]
     return {**named(parts), "number of tokens": np.array([float(len(each)) for each in ids])}
 
 
-def named(parts: list[Signs]) -> dict[str, Values]:
+def named(parts: list[ActivationStats]) -> dict[str, Values]:
     logits = np.concatenate([part.logits for part in parts]).astype(np.float64)
     sparsity = np.concatenate([part.sparsity for part in parts]).astype(np.float64)
     entropy = np.concatenate([part.entropy for part in parts]).astype(np.float64)

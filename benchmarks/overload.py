@@ -27,8 +27,8 @@ import numpy as np
 from chaos_load import Server, running
 
 from fewshard_loadtest.measure import Plan, Result
-from fewshard_loadtest.recording import Recording
 from fewshard_loadtest.run import run_recorded
+from fewshard_loadtest.samples_file import Recording
 
 PORT = 8240
 USERS = 64

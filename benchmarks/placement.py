@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT / "tests" / "serve" / "placement"))
 
 from greedy_rule import greedy_rule  # noqa: E402
 
-from fewshard_serve.placement.balanced import balanced, heaviest_loads  # noqa: E402
-from fewshard_serve.placement.bounds import heaviest_bound, moves_bound  # noqa: E402
+from fewshard_serve.placement.cost_model import heaviest_bound, moves_bound  # noqa: E402
 from fewshard_serve.placement.loads import zipf  # noqa: E402
-from fewshard_serve.placement.retain import num_moves  # noqa: E402
+from fewshard_serve.placement.local_search import num_moves  # noqa: E402
+from fewshard_serve.placement.planner import balanced, heaviest_loads  # noqa: E402
 
 HAIR = 1 + 1e-9
 DRIFTS = (0.05, 0.1, 0.2)

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from fewshard_models.bench.timing import Budget, Call, clock_for, interleaved
+from fewshard_models.bench.measurement import Budget, Call, clock_for, interleaved
 from fewshard_models.checkpoint import ZOO
 from fewshard_models.counting import count_macs
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.devices import DTYPES, choose_dtype
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.recipes.cifar10 import dense_config
-from fewshard_models.recipes.image_tiers import SMALL
 from fewshard_models.recipes.texts import tokenize
+from fewshard_models.recipes.tiers import SMALL
 from fewshard_models.sparsify.channels import macs_of, widths_of, with_widths
 from fewshard_models.sparsify.prune import narrow_widths
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification, pack

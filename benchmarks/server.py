@@ -16,7 +16,7 @@ from bench_report import Report
 from fewshard_loadtest import Plan, Result, run_headless
 from fewshard_loadtest.peers.catalogue import ECHO, echo_command
 from fewshard_loadtest.peers.processes import serving
-from fewshard_loadtest.proctree import Memory, memory_of
+from fewshard_loadtest.resource_usage import Memory, memory_of
 
 
 def main() -> int:

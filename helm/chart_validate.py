@@ -17,9 +17,8 @@ import yaml
 from chart_render import Manifest, of_kind, pod_templates, serve_config_of, the_service
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError
-from fewshard_serve.rayserve.serveconfig import AppArguments, serve_config
-from fewshard_serve.rayserve.strict import check_serve_config
-from fewshard_serve.yamlfile import read_yaml
+from fewshard_serve.rayserve.serve_config import AppArguments, check_serve_config, serve_config
+from fewshard_serve.yaml_reader import read_yaml
 
 KUBERNETES = "1.34"
 CORE = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from fewshard_loadtest.dialects import DIALECTS
+from fewshard_loadtest.adapters import DIALECTS
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.measure import Plan
 from fewshard_loadtest.protocols import PROTOCOLS

@@ -72,9 +72,9 @@ def _with_plain_errors(act: Callable[[], int]) -> int:
 
 
 def _loadtest(args: argparse.Namespace) -> int:
-    from fewshard_loadtest.conduct import conduct
     from fewshard_loadtest.cost.prices import price_of
-    from fewshard_loadtest.report.write import write_report
+    from fewshard_loadtest.report.output import write_report
+    from fewshard_loadtest.runner import conduct
     from fewshard_loadtest.scenario import load_scenario
 
     scenario = load_scenario(args.scenario, args.models.split(",") if args.models else ())
@@ -97,8 +97,8 @@ def _loadtest(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from fewshard_loadtest.report.write import write_report
-    from fewshard_loadtest.rundir import Run
+    from fewshard_loadtest.report.output import write_report
+    from fewshard_loadtest.results_store import Run
 
     folder = Path(args.folders[0])
     run = Run.load(folder)

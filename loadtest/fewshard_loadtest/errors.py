@@ -3,6 +3,8 @@
 LoadTestError
 ├── ScenarioError    the scenario, a price list, a budget or a payload cannot be used (exit code 2)
 └── ServerGone       the server died or stopped answering while it was measured (exit code 4)
+
+What can keep a server from being measured; `__main__` and `session` catch it.
 """
 
 
@@ -16,3 +18,7 @@ class ScenarioError(LoadTestError):
 
 class ServerGone(LoadTestError):
     """What had been measured by then is kept, and reported as partial."""
+
+
+class BenchmarkError(RuntimeError):
+    """A server did not come up, left, answered wrongly or cannot be installed. The message says which."""

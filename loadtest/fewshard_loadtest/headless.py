@@ -15,8 +15,8 @@ from gevent.event import Event
 from locust.env import Environment
 
 from fewshard_loadtest.measure import Plan, Result, Sample, summarise
-from fewshard_loadtest.proctree import cpu_seconds
-from fewshard_loadtest.recording import record
+from fewshard_loadtest.resource_usage import cpu_seconds
+from fewshard_loadtest.samples_file import record
 from fewshard_loadtest.users import NETWORK_TIMEOUT_S, prepare
 
 STOP_TIMEOUT_S = NETWORK_TIMEOUT_S + 5

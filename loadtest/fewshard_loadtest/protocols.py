@@ -40,7 +40,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class WireProtocol:
     """One protocol. `body` makes a request of the items at some places of a payload; `label` reads the first
     item's best label from an answer's body and headers, and raises ValueError or LookupError of none."""
 
@@ -144,9 +144,9 @@ def _grpc_label(body: bytes, _: Mapping[str, str]) -> str:
     return first_of_bytes_tensor(grpcwire.raw_output(body, "label"))
 
 
-PROTOCOLS: dict[str, Spoken] = {
-    "classify": Spoken(_classify, _classify_label),
-    "json": Spoken(_v2_json, _json_label),
-    "binary": Spoken(_v2_binary, _binary_label),
-    "grpc": Spoken(_grpc, _grpc_label),
+PROTOCOLS: dict[str, WireProtocol] = {
+    "classify": WireProtocol(_classify, _classify_label),
+    "json": WireProtocol(_v2_json, _json_label),
+    "binary": WireProtocol(_v2_binary, _binary_label),
+    "grpc": WireProtocol(_grpc, _grpc_label),
 }

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from fewshard_loadtest.arrivals import Stage
 from fewshard_loadtest.errors import LoadTestError
 from fewshard_loadtest.measure import Plan, Result, summarise
-from fewshard_loadtest.recording import Recording, merge, samples_of
+from fewshard_loadtest.samples_file import Recording, merge, samples_of
 
 __all__ = ["LoadTestError", "run_headless", "run_recorded"]
 

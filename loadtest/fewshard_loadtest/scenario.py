@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from fewshard_loadtest.arrivals import Stage, sine, spikes
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.protocols import Protocol
-from fewshard_loadtest.strictyaml import Section, read
+from fewshard_loadtest.yaml_reader import Section, read
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]

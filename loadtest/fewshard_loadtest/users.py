@@ -11,12 +11,12 @@ import gevent
 from gevent.pool import Pool
 from locust import FastHttpUser, User
 
+from fewshard_loadtest.adapters import DIALECTS
 from fewshard_loadtest.arrivals import Stage, poisson_arrivals, staged_arrivals
-from fewshard_loadtest.deck import Deck, deck_of
-from fewshard_loadtest.dialects import DIALECTS
 from fewshard_loadtest.grpcwire import INFER_METHOD
 from fewshard_loadtest.measure import Plan
 from fewshard_loadtest.protocols import PROTOCOLS, Request
+from fewshard_loadtest.request_sampler import RequestSampler, deck_of
 
 NETWORK_TIMEOUT_S = 30.0
 MAX_IN_FLIGHT = 4096
@@ -24,14 +24,14 @@ PAUSE_AFTER_NO_ANSWER_S = 0.05
 TAIL_S = 2.0
 
 
-class Asking:
+class LoadUser:
     """What all users share. `prepare` fills the class attributes before the test begins.
 
     `send` sends one request and returns whether there was an answer, good or not. With `due_at`
     (`time.perf_counter` seconds) latency counts from then.
     """
 
-    deck: Deck
+    deck: RequestSampler
     protocol: str = "classify"
     dialect: str = "fewshard"
     reads_labels: bool = False
@@ -42,14 +42,14 @@ class Asking:
 
     def on_start(self) -> None:
         """Number the users, so that each draws its own arrivals, the same in every run."""
-        Asking._num_started += 1
-        self.number = Asking._num_started
+        LoadUser._num_started += 1
+        self.number = LoadUser._num_started
 
     def send(self, due_at: float | None = None) -> bool:
         raise NotImplementedError
 
 
-class HttpAsking(Asking, FastHttpUser):
+class HttpLoadUser(LoadUser, FastHttpUser):
     """Sends by Locust's fast client, one pool of kept-alive connections a user."""
 
     abstract = True
@@ -86,7 +86,7 @@ class HttpAsking(Asking, FastHttpUser):
         response.request_meta["context"]["label"] = label
 
 
-class GrpcAsking(Asking, User):
+class GrpcLoadUser(LoadUser, User):
     """Sends by gRPC; the host is host:port. Every user has a connection of its own."""
 
     abstract = True
@@ -135,7 +135,7 @@ class _RpcFailure(RuntimeError):
     """What a gRPC call failed with."""
 
 
-class ClosedLoop(Asking):
+class ClosedLoop(LoadUser):
     """Sends the next request as soon as the last is answered."""
 
     def ask(self) -> None:
@@ -144,7 +144,7 @@ class ClosedLoop(Asking):
             gevent.sleep(PAUSE_AFTER_NO_ANSWER_S)
 
 
-class OpenLoop(Asking):
+class OpenLoop(LoadUser):
     """Sends at times that do not depend on the answers, each request from a greenlet of its own.
 
     Latency is counted from the time a request was due, so that a request which had to wait for the generator
@@ -184,25 +184,25 @@ class OpenLoop(Asking):
         self._due_at = self._begun_at + next(self._schedule, 1e9)
 
 
-class HttpUser(ClosedLoop, HttpAsking):
+class HttpUser(ClosedLoop, HttpLoadUser):
     """Closed loop over HTTP: `/classify`, V2 JSON or V2 binary."""
 
     tasks = (ClosedLoop.ask,)
 
 
-class PoissonUser(OpenLoop, HttpAsking):
+class PoissonUser(OpenLoop, HttpLoadUser):
     """Open loop over HTTP."""
 
     tasks = (OpenLoop.send_what_is_due,)
 
 
-class GrpcUser(ClosedLoop, GrpcAsking):
+class GrpcUser(ClosedLoop, GrpcLoadUser):
     """Closed loop over gRPC."""
 
     tasks = (ClosedLoop.ask,)
 
 
-class GrpcPoissonUser(OpenLoop, GrpcAsking):
+class GrpcPoissonUser(OpenLoop, GrpcLoadUser):
     """Open loop over gRPC."""
 
     tasks = (OpenLoop.send_what_is_due,)
@@ -221,7 +221,7 @@ def _count_from(due_at: float, meta: dict[str, Any]) -> None:
     meta["start_time"] = time.time() - waited_s
 
 
-def prepare(plan: Plan, rate_per_user: float | None = None, reads_labels: bool = False) -> type[Asking]:
+def prepare(plan: Plan, rate_per_user: float | None = None, reads_labels: bool = False) -> type[LoadUser]:
     """The user class of a plan, with its requests at hand. Raises `ScenarioError` for a payload that is not.
 
     `rate_per_user` None: the plan's rate, shared by its users. `reads_labels`: an answer must name a label.
@@ -235,7 +235,7 @@ def prepare(plan: Plan, rate_per_user: float | None = None, reads_labels: bool =
     return user
 
 
-def _user_class(plan: Plan) -> type[Asking]:
+def _user_class(plan: Plan) -> type[LoadUser]:
     if plan.protocol == "grpc":
         import grpc.experimental.gevent
 

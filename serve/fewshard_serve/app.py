@@ -5,13 +5,13 @@
 
 from typing import Any
 
-from fewshard_serve.rayserve.serveconfig import AppArguments
+from fewshard_serve.rayserve.serve_config import AppArguments
 
 
 def build(args: AppArguments) -> Any:
     """The Serve application that `args` names. Runs on the cluster; raises `ConfigError`."""
+    from fewshard_serve.rayserve.deployment import host_application
     from fewshard_serve.rayserve.gateway import gateway_application
-    from fewshard_serve.rayserve.host import host_application
 
     apps, doors = args.plan()
     if args.is_gateway:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fewshard_serve.errors import ConfigError, Forbidden, Unauthorized
-from fewshard_serve.yamlfile import explain, read_yaml
+from fewshard_serve.yaml_reader import explain, read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from fewshard_serve.auth import read_tokens
 from fewshard_serve.engine.settings import EngineSettings, Scaling
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
-from fewshard_serve.http.doors import TracingSettings
+from fewshard_serve.http.middleware import TracingSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.yamlfile import Location, YamlFile, explain, read_yaml
+from fewshard_serve.yaml_reader import Location, YamlFile, explain, read_yaml
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 PATH_WORDS = frozenset(

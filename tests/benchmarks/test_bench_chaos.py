@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fewshard_models.sharding import contiguous
-from fewshard_serve.placement.retain import num_moves
+from fewshard_serve.placement.local_search import num_moves
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ import pytest
 
 from fewshard_loadtest import Plan
 from fewshard_loadtest.measure import Sample, summarise
-from fewshard_loadtest.proctree import Memory
+from fewshard_loadtest.resource_usage import Memory
 
 ROOT = Path(__file__).parents[2]
 

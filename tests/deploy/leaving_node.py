@@ -20,7 +20,7 @@ from ray.serve.context import _get_global_client
 
 from fewshard_serve.app import build
 from fewshard_serve.core import ANYBODY, TextInput
-from fewshard_serve.rayserve.serveconfig import AppArguments
+from fewshard_serve.rayserve.serve_config import AppArguments
 
 APP = "model-m"
 MODEL = {"name": "m", "path": "zoo:sst2-dense", "device": "cpu", "replicas": {"min": 2, "max": 2}}

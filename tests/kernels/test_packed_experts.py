@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewshard_kernels import ExpertWeights, PackedCache, Routing, force_path, moe_ffn, pack_experts
-from fewshard_kernels.moe_ffn import measure
+from fewshard_kernels.moe_ffn import layout_timing
+from fewshard_kernels.moe_ffn.batch_plan import Cost
 from fewshard_kernels.moe_ffn.layouts import BatchedLayout, OneDnnLayout, PlainLayout, TransposedLayout
 from fewshard_kernels.moe_ffn.packed import PackedExperts
-from fewshard_kernels.moe_ffn.segments import Cost
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -93,8 +93,8 @@ COST = Cost((1, 512), (1.0, 512.0))
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 4, 1), (9, 1, 1), (200, 5, 2), (12, 40, 8)])
 def test_every_layout_equals_plain(layout, dtype, bias, gated, tokens, experts, top_k):
     weights = make(experts, 20, 36, dtype, gated, bias)
-    tiers = (measure.Tier(math.inf, LAYOUTS[layout](weights, gated)),)
-    packed = PackedExperts(weights, gated, measure.Choice(tiers, COST, None, None))
+    tiers = (layout_timing.Tier(math.inf, LAYOUTS[layout](weights, gated)),)
+    packed = PackedExperts(weights, gated, layout_timing.Choice(tiers, COST, None, None))
     x, router = torch.randn(tokens, 20).to(dtype), torch.randn(experts, 20) / 4
     assert_as_plain(x, router, weights, packed, gated=gated, top_k=top_k, activation="silu")
 
@@ -113,8 +113,11 @@ def test_neighbours_multiplied_together_equal_plain(tokens, experts, gated, dtyp
     weights = make(experts, 24, 40, dtype, gated)
     batched = BatchedLayout(weights, gated)
     # Alone costs so much that neighbours are joined wherever they may be.
-    choice = measure.Choice(
-        (measure.Tier(math.inf, batched),), Cost((1, 512), (1e6, 1e9)), batched, Cost((1, 512), (1.0, 1.1))
+    choice = layout_timing.Choice(
+        (layout_timing.Tier(math.inf, batched),),
+        Cost((1, 512), (1e6, 1e9)),
+        batched,
+        Cost((1, 512), (1.0, 1.1)),
     )
     x, router = torch.randn(tokens, 24).to(dtype), torch.randn(experts, 24) / 5
     packed = PackedExperts(weights, gated, choice)
@@ -183,10 +186,10 @@ class Clock:
 
 def tiers(monkeypatch, few, many):
     clock = Clock()
-    monkeypatch.setattr(measure, "time", clock)
-    monkeypatch.setattr(measure, "_remembered", {})
+    monkeypatch.setattr(layout_timing, "time", clock)
+    monkeypatch.setattr(layout_timing, "_remembered", {})
     layouts = [FakeLayout("few", clock, few), FakeLayout("many", clock, many)]
-    found = measure.choose(layouts, 4, 8, 16)
+    found = layout_timing.choose(layouts, 4, 8, 16)
     return [(tier.max_rows, tier.layout.name) for tier in found.tiers]
 
 
@@ -219,15 +222,15 @@ def test_a_shape_is_timed_once(monkeypatch):
 
     def time_once(layouts, num_experts, hidden):
         calls.append(num_experts)
-        return {layout.name: [1.0] * len(measure._ROWS) for layout in layouts}
+        return {layout.name: [1.0] * len(layout_timing._ROWS) for layout in layouts}
 
-    monkeypatch.setattr(measure, "_remembered", {})
-    monkeypatch.setattr(measure, "_time", time_once)
+    monkeypatch.setattr(layout_timing, "_remembered", {})
+    monkeypatch.setattr(layout_timing, "_time", time_once)
     layouts = [FakeLayout("a", None, None), FakeLayout("b", None, None)]
-    first = measure.choose(layouts, 40, 8, 16)
-    assert measure.choose(layouts, 40, 8, 16) == first
+    first = layout_timing.choose(layouts, 40, 8, 16)
+    assert layout_timing.choose(layouts, 40, 8, 16) == first
     assert calls == [16]
-    measure.choose(layouts, 3, 8, 16)
+    layout_timing.choose(layouts, 3, 8, 16)
     assert calls == [16, 3]
 
 
@@ -243,8 +246,8 @@ def test_packing_without_copies_takes_no_memory(dtype):
 
 def test_without_copies_a_shape_is_timed_once_for_any_number_of_experts(monkeypatch):
     timed = []
-    monkeypatch.setattr(measure, "_remembered", {})
-    monkeypatch.setattr(measure, "_time", lambda candidates, *_: timed.append(1) or even(candidates))
+    monkeypatch.setattr(layout_timing, "_remembered", {})
+    monkeypatch.setattr(layout_timing, "_time", lambda candidates, *_: timed.append(1) or even(candidates))
     for experts in (1, 2, 5):
         pack_experts(*make(experts, 32, 16), copies=False)
     assert len(timed) == 1
@@ -253,7 +256,7 @@ def test_without_copies_a_shape_is_timed_once_for_any_number_of_experts(monkeypa
 
 
 def even(candidates):
-    return {layout.name: [1.0] * len(measure._ROWS) for layout in candidates}
+    return {layout.name: [1.0] * len(layout_timing._ROWS) for layout in candidates}
 
 
 def test_interruptions_do_not_count(monkeypatch):
@@ -268,8 +271,8 @@ def test_tiers_decide_by_the_rows_of_each_expert():
     weights = make(2, 8, 12, torch.bfloat16)
     packed = pack_experts(*weights, compute_dtype=torch.float32)
     few, many = PlainLayout(weights, False), OneDnnLayout(weights, False, torch.float32)
-    both = (measure.Tier(2, few), measure.Tier(math.inf, many))
-    mixed = type(packed)(weights, False, measure.Choice(both, COST, None, None))
+    both = (layout_timing.Tier(2, few), layout_timing.Tier(math.inf, many))
+    mixed = type(packed)(weights, False, layout_timing.Choice(both, COST, None, None))
     assert [mixed.layout_for(rows) for rows in (1, 2, 3, 1000)] == [few, few, many, many]
     assert mixed.describe() == "plain bfloat16 up to 2 rows an expert, then packed float32"
     assert mixed.num_bytes == 4 * (weights.w1.numel() + weights.w2.numel())

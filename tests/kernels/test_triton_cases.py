@@ -22,7 +22,7 @@ from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions  # noqa: 
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference  # noqa: E402
 from fewshard_kernels.moe_ffn.routing import route  # noqa: E402
 from fewshard_kernels.moe_ffn.triton import moe_ffn_triton, supports  # noqa: E402
-from fewshard_kernels.moe_ffn.triton.routed import Routed, max_tiles, route_rows  # noqa: E402
+from fewshard_kernels.moe_ffn.triton.route import Routed, max_tiles, route_rows  # noqa: E402
 
 # Largest error as a share of the largest value. The interpreter cuts bf16 off where a GPU rounds it.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}

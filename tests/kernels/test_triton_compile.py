@@ -33,7 +33,7 @@ from fewshard_kernels.moe_ffn.tiles import (  # noqa: E402
     choose_tiles,
     shared_limit,
 )
-from fewshard_kernels.moe_ffn.triton import experts, routed  # noqa: E402
+from fewshard_kernels.moe_ffn.triton import experts, route  # noqa: E402
 
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
@@ -131,8 +131,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
             return lambda **arguments: recorded.append(Launch(self.kernel, arguments))
 
     for module, name in [
-        (routed, "route_kernel"),
-        (routed, "group_kernel"),
+        (route, "route_kernel"),
+        (route, "group_kernel"),
         (experts, "expert_gemm_kernel"),
         (experts, "combine_kernel"),
     ]:
@@ -181,10 +181,10 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _routed(num_tokens: int, top_k: int, num_tiles: int) -> routed.Routed:
+def _routed(num_tokens: int, top_k: int, num_tiles: int) -> route.Routed:
     pairs = _meta(num_tokens, top_k, dtype=torch.int32)
     tiles = _meta(3, num_tiles, dtype=torch.int32)
-    return routed.Routed(_meta(num_tokens, top_k), pairs, pairs.flatten(), tiles, None)  # type: ignore[arg-type]
+    return route.Routed(_meta(num_tokens, top_k), pairs, pairs.flatten(), tiles, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", list(_cases()))
@@ -234,8 +234,8 @@ def test_routing_compiles(
     tmp_path: Path,
 ) -> None:
     x, router = _meta(tokens, 768, dtype=dtype), _meta(num_experts, 768)
-    routed.route_rows(x, router, num_experts, MoeOptions(top_k=top_k), 64)
-    assert len(launches) == (1 if tokens <= routed.SINGLE_BLOCK_TOKENS else 2)
+    route.route_rows(x, router, num_experts, MoeOptions(top_k=top_k), 64)
+    assert len(launches) == (1 if tokens <= route.SINGLE_BLOCK_TOKENS else 2)
     for launch in launches:
         compiled = _compile(launch, capability)
         assert compiled.metadata.shared <= shared_limit(capability)
@@ -247,7 +247,7 @@ def test_routing_compiles(
 def test_given_routing_with_a_mask_compiles(launches: list[Launch]) -> None:
     given = Routing(_meta(1024, 2), _meta(1024, 2, dtype=torch.int64))
     mask = _meta(8, dtype=torch.bool)
-    routed.route_rows(_meta(1024, 768), given, 8, MoeOptions(top_k=2, expert_mask=mask), 64)
+    route.route_rows(_meta(1024, 768), given, 8, MoeOptions(top_k=2, expert_mask=mask), 64)
     for launch in launches:
         _compile(launch, (9, 0))
 

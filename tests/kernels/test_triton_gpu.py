@@ -16,7 +16,7 @@ from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
 from fewshard_kernels.moe_ffn.routing import route
 from fewshard_kernels.moe_ffn.tiles import LayerShape, from_row
 from fewshard_kernels.moe_ffn.triton import moe_ffn_triton
-from fewshard_kernels.moe_ffn.triton.routed import route_rows
+from fewshard_kernels.moe_ffn.triton.route import route_rows
 
 CUDA = torch.device("cuda")
 # tokens, hidden, width, experts, options

@@ -12,22 +12,21 @@ import numpy as np
 import pytest
 
 from fewshard_loadtest.errors import ScenarioError
-from fewshard_loadtest.report import charts, paper, verdict, words
+from fewshard_loadtest.report import charts, format, speedups, verdict
 from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
-from fewshard_loadtest.report.charts import Axis, Dot, Series
+from fewshard_loadtest.report.charts import Axis, Dot, Series, pareto
 from fewshard_loadtest.report.compare import compare
 from fewshard_loadtest.report.costs import Measured
-from fewshard_loadtest.report.pictures import pareto
 from fewshard_loadtest.report.statistics import mcnemar, mean_interval, nearest_rank, wilson
-from fewshard_loadtest.watch import Watch, rapl_joules, read_gpus
-from fewshard_models.judge.systems import SYSTEMS
+from fewshard_loadtest.resource_usage import ResourceMonitor, rapl_joules, read_gpus
+from fewshard_models.evaluation.baselines import SYSTEMS
 
 
 def test_the_papers_figures_are_those_of_the_judge() -> None:
     """Written twice, since the load test imports no other room; this keeps them one."""
     theirs = {name: system.paper for name, system in SYSTEMS.items() if system.paper}
-    assert set(paper.TABLE_II) == set(theirs)
-    for name, row in paper.TABLE_II.items():
+    assert set(speedups.TABLE_II) == set(theirs)
+    for name, row in speedups.TABLE_II.items():
         other = theirs[name]
         assert (row.accuracy, row.f1, row.parameters, row.macs, row.ms) == (
             other.accuracy,
@@ -136,12 +135,12 @@ def test_charts_are_well_formed_and_stay_inside() -> None:
     [(None, "–"), (0.25, "0.25"), (41.53, "41.5"), (1234.0, "1,234"), (4.9e8, "490 M"), (2.1e9, "2.1 G")],
 )
 def test_numbers_in_words(value: float | None, text: str) -> None:
-    assert words.count(value) == text
+    assert format.count(value) == text
 
 
 def test_money_shows_its_currency() -> None:
-    assert words.money(1234.5, "USD") == "$1,234.50"
-    assert words.money(0.0456, "CHF") == "0.0456 CHF"
+    assert format.money(1234.5, "USD") == "$1,234.50"
+    assert format.money(0.0456, "CHF") == "0.0456 CHF"
 
 
 MODEL: dict[str, Any] = {
@@ -219,7 +218,7 @@ def test_a_watch_sees_this_process_work(tmp_path: Path) -> None:
     import os
     import time
 
-    with Watch(os.getpid(), powercap=tmp_path, gpu_command=("no-such-command",)) as watch:
+    with ResourceMonitor(os.getpid(), powercap=tmp_path, gpu_command=("no-such-command",)) as watch:
         until = time.process_time() + 0.3
         while time.process_time() < until:
             pass

@@ -22,7 +22,7 @@ import pytest
 
 from fewshard_loadtest import LoadTestError, Plan, Stage, run_headless, run_recorded
 from fewshard_loadtest.measure import percentile
-from fewshard_loadtest.recording import Recording
+from fewshard_loadtest.samples_file import Recording
 
 LOCUSTFILE = Path(__file__).parents[2] / "loadtest/fewshard_loadtest/locustfile.py"
 

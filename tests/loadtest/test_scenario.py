@@ -22,7 +22,7 @@ from fewshard_loadtest.scenario import (
     Steps,
     load_scenario,
 )
-from fewshard_loadtest.strictyaml import read
+from fewshard_loadtest.yaml_reader import read
 
 GOOD = """
 name: a

@@ -7,7 +7,7 @@ import torch
 
 from fewshard_models.bench import grid, kernels
 from fewshard_models.bench.kernels import Setup
-from fewshard_models.bench.timing import Budget
+from fewshard_models.bench.measurement import Budget
 
 cli = pytest.importorskip("fewshard_serve.cli", reason="the command belongs to the server")
 
@@ -33,7 +33,7 @@ def test_wrong_options_are_refused(
 def test_a_run_writes_both_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fewshard_models.bench.roofline._PRODUCT_SIZE", {"cpu": 128})
+    monkeypatch.setattr("fewshard_models.bench.measurement._PRODUCT_SIZE", {"cpu": 128})
     monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda _device: 2**20)
     monkeypatch.setattr(grid, "SHAPES", (grid.Shape(16, 32),))
     monkeypatch.setattr(kernels, "Setup", lambda device, peers: Setup(device, Budget(0, 2, 2, 1), peers, 2))

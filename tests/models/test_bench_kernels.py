@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewshard_models.bench import kernels, peers
-from fewshard_models.bench.external import external_builders
+from fewshard_models.bench import baselines, kernels
+from fewshard_models.bench.baselines import (
+    DENSE,
+    OURS,
+    PIPELINE,
+    REFERENCE,
+    TRANSFORMERS,
+    external_builders,
+    transformers_name,
+)
 from fewshard_models.bench.grid import DEVICE_DTYPES, ROUTINGS, TARGET_TOKENS, Point, Shape, points
 from fewshard_models.bench.kernels import TOLERANCES, Measured, Row, Setup
-from fewshard_models.bench.peers import DENSE, OURS, PIPELINE, REFERENCE, TRANSFORMERS, transformers_name
+from fewshard_models.bench.measurement import Budget, Roofline, interleaved, last_level_cache_bytes, measure
 from fewshard_models.bench.problem import make_layer, make_problem
 from fewshard_models.bench.report import Report
-from fewshard_models.bench.roofline import Roofline, last_level_cache_bytes, measure
 from fewshard_models.bench.targets import checks
-from fewshard_models.bench.timing import Budget, interleaved
 
 THREE = [transformers_name(name) for name in TRANSFORMERS]
 PLAIN, GATED = Shape(48, 96), Shape(32, 64, gated=True)
@@ -36,7 +42,7 @@ SETUP = Setup("cpu", Budget(seconds=0.01, min_rounds=3, max_rounds=4, warmups=1)
 def _small_limits():
     """The peak is measured with a product of a size that a test can afford."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewshard_models.bench.roofline._PRODUCT_SIZE", {"cpu": 128})
+        patch.setattr("fewshard_models.bench.measurement._PRODUCT_SIZE", {"cpu": 128})
         patch.setattr(kernels, "last_level_cache_bytes", lambda _device: 2**20)
         yield
 
@@ -56,7 +62,7 @@ def test_every_peer_computes_the_same(measured: Measured) -> None:
 
 def test_the_error_is_of_what_the_peer_returned() -> None:
     problem = make_problem(MICRO[1], make_layer(MICRO[1], 2, "cpu"), "cpu")
-    wrong = {OURS: lambda found: lambda index: 1.5 * peers.builders()[REFERENCE](found)(index)}
+    wrong = {OURS: lambda found: lambda index: 1.5 * baselines.builders()[REFERENCE](found)(index)}
     (row,) = kernels.measure_point(problem, wrong, SETUP, Roofline(1e9, 1e9))
     assert row.error == pytest.approx(0.5, abs=1e-4)
 
@@ -103,7 +109,7 @@ def test_dense_layers_are_as_wide_as_the_experts_of_a_token() -> None:
 
 
 def test_a_peer_that_would_fill_the_memory_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "MAX_GATHERED_BYTES", 1000)
+    monkeypatch.setattr(baselines, "MAX_GATHERED_BYTES", 1000)
     rows = kernels.run(MICRO[:1], SETUP).rows
     reasons = {row.peer: row.skipped for row in rows if row.skipped}
     assert list(reasons) == [transformers_name("batched_mm")]
@@ -112,14 +118,14 @@ def test_a_peer_that_would_fill_the_memory_is_left_out(monkeypatch: pytest.Monke
 
 
 def test_a_peer_that_fails_is_left_out_with_its_words() -> None:
-    def failing(_problem: object) -> peers.Runner:
+    def failing(_problem: object) -> baselines.Runner:
         def run(_index: int) -> torch.Tensor:
             raise NotImplementedError("no kernel for this\nand a trace")
 
         return run
 
     problem = make_problem(MICRO[0], make_layer(MICRO[0], 2, "cpu"), "cpu")
-    everyone = {OURS: peers.builders()[OURS], "broken": failing}
+    everyone = {OURS: baselines.builders()[OURS], "broken": failing}
     ours, broken = kernels.measure_point(problem, everyone, SETUP, Roofline(1e9, 1e9))
     assert ours.skipped is None
     assert broken.skipped == "fails here: no kernel for this"
@@ -270,7 +276,7 @@ def test_the_files(measured: Measured, tmp_path: Path) -> None:
 
 
 def test_a_peak_is_the_best_time_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewshard_models.bench.roofline._UNKNOWN_CACHE_BYTES", 1000)
+    monkeypatch.setattr("fewshard_models.bench.measurement._UNKNOWN_CACHE_BYTES", 1000)
     seconds = iter([9.0, 2.0, *[9.0] * 5, 9.0, 0.5, *[9.0] * 5])
     found = measure("fp32", "cpu", lambda _call: next(seconds), cache_bytes=1000)
     assert found == Roofline(flop_per_s=2 * 128**3 / 2.0, bytes_per_s=2 * 1000 / 0.5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewshard_kernels.moe_ffn import tiles
-from fewshard_models.bench import tuning
+from fewshard_models.bench import session
 from fewshard_models.bench.grid import Point, Shape
 
 GRID = [Point(Shape(384, 1536), "bf16", 8), Point(Shape(384, 1536), "bf16", 2048)]
@@ -17,7 +17,7 @@ GRID = [Point(Shape(384, 1536), "bf16", 8), Point(Shape(384, 1536), "bf16", 2048
 
 def test_a_layer_is_tuned_once_for_each_bucket() -> None:
     gated = Point(Shape(64, 32, gated=True), "bf16", 16, num_experts=4, top_k=2)
-    found = tuning.layers([*GRID, replace(GRID[0], routing="zipf"), gated], (9, 0))
+    found = session.layers([*GRID, replace(GRID[0], routing="zipf"), gated], (9, 0))
     assert [(shape.hidden, shape.gated, sorted(buckets)) for shape, buckets in found.items()] == [
         (384, False, [1, 256]),
         (64, True, [8]),
@@ -36,8 +36,8 @@ def test_measured_tiles_are_used_and_written_as_they_are_shipped(
     monkeypatch.setattr(tune, "tune", fake)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     try:
-        path = tuning.tune(GRID, "cuda", tmp_path, lambda _line: None)
-        (shape,) = tuning.layers(GRID, (9, 0))
+        path = session.tune(GRID, "cuda", tmp_path, lambda _line: None)
+        (shape,) = session.layers(GRID, (9, 0))
         assert tiles.choose_tiles(shape, 256) == measured
         rows = dict(tiles.from_row(row) for row in json.loads(path.read_text())["rows"])
         assert rows[shape, 1] == rows[shape, 256] == measured

@@ -10,9 +10,9 @@ from fewshard_models.card import load_card
 from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.recipes import cifar10, registry
-from fewshard_models.recipes.curve import CURVE_FILE, load_curve
-from fewshard_models.recipes.image_tiers import TIERS, TINY
 from fewshard_models.recipes.images import ImageBatches, hide, image_distillation_loss
+from fewshard_models.recipes.tiers import TIERS, TINY
+from fewshard_models.recipes.training_curve import CURVE_FILE, load_curve
 from fewshard_models.recipes.workspace import Workspace
 
 SMALLER = dataclasses.replace(

@@ -17,9 +17,9 @@ from transformers import (
 from fewshard_models.checkpoint import ZOO, load_checkpoint
 from fewshard_models.classifier import PackedText, PaddedText, classifier
 from fewshard_models.errors import CheckpointError
-from fewshard_models.evaluate import GOLDEN_TEXTS, drawn_images, evaluate
+from fewshard_models.evaluation.accuracy import GOLDEN_TEXTS, drawn_images, evaluate
+from fewshard_models.evaluation.tasks import label_order
 from fewshard_models.image.preprocessing import ImagePreprocessing
-from fewshard_models.judge.tasks import label_order
 
 TEXTS = GOLDEN_TEXTS[:9]
 

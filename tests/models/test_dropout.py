@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewshard_models.text.dropout import Dropout, random_bytes
+from fewshard_models.text.layers import Dropout, random_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
-from fewshard_models.image.fused import max_pool, padded_batch
+from fewshard_models.image.convolution import max_pool, padded_batch
 
 
 def network(seed: int = 0) -> FewshardImageForImageClassification:

@@ -5,7 +5,7 @@ import torch
 
 from fewshard_kernels import onednn_multiplies, rounded
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification, pack
-from fewshard_models.text.linear import Linear
+from fewshard_models.text.layers import Linear
 
 CPU = torch.device("cpu")
 needs_bf16 = pytest.mark.skipif(not onednn_multiplies(torch.bfloat16), reason="oneDNN has no bf16 here")

@@ -15,14 +15,13 @@ from fewshard_models.checkpoint import load_checkpoint
 from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.errors import DataError, RecipeError
-from fewshard_models.evaluate import Evaluation, evaluate, routing_margin
+from fewshard_models.evaluation.accuracy import Evaluation, evaluate, routing_margin
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
-from fewshard_models.recipes import registry, sst2
-from fewshard_models.recipes import sst2_tiers as tiers
+from fewshard_models.recipes import registry, sst2, tiers
 from fewshard_models.recipes.images import ImageBatches, normalise, shift, whiten
 from fewshard_models.recipes.registry import Recipe, train
+from fewshard_models.recipes.student import factorise, trim_vocabulary
 from fewshard_models.recipes.texts import TextBatches, joined_texts
-from fewshard_models.recipes.vocabulary import factorise, trim_vocabulary
 from fewshard_models.recipes.workspace import Workspace
 from fewshard_models.sparsify.moe import cluster
 

@@ -12,9 +12,8 @@ from torch import nn
 from fewshard_models.counting import count_macs
 from fewshard_models.errors import RecipeError
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
-from fewshard_models.recipes.fit import FitSettings, fit
-from fewshard_models.sparsify.channels import living_channels
-from fewshard_models.sparsify.cut import cut
+from fewshard_models.recipes.training_loop import FitSettings, fit
+from fewshard_models.sparsify.channels import cut, living_channels
 from fewshard_models.sparsify.rigl import Rigl, RiglSettings, moved_mask
 
 STEPS = 24

@@ -6,10 +6,10 @@ import torch
 from fewshard_models import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.counting import count_macs, count_parameters
 from fewshard_models.errors import RecipeError
-from fewshard_models.recipes.shrink import shrink
-from fewshard_models.recipes.sst2_tiers import BERT_BASE, PAPER_MOE
-from fewshard_models.sparsify.activity import ffn_units, importance
+from fewshard_models.recipes.student import shrink
+from fewshard_models.recipes.tiers import BERT_BASE, PAPER_MOE
 from fewshard_models.sparsify.moe import fresh_experts, split_into_experts, upcycle
+from fewshard_models.sparsify.observers import ffn_units, importance
 from fewshard_models.text import pack
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from fewshard_models.card import load_card
 from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs, count_parameters
 from fewshard_models.errors import CheckpointError, RecipeError
-from fewshard_models.evaluate import kind_of, write_card
+from fewshard_models.evaluation.accuracy import kind_of, write_card
 from fewshard_models.image.preprocessing import ImagePreprocessing
 from fewshard_models.sparsify.allocation import choose_widths
 from fewshard_models.sparsify.checkpoints import sparsify

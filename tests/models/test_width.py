@@ -5,9 +5,9 @@ import torch
 
 from fewshard_models.counting import count_macs
 from fewshard_models.errors import RecipeError
+from fewshard_models.evaluation.costs import cost_of, nonzero_macs
 from fewshard_models.image import FewshardImageConfig
 from fewshard_models.image import FewshardImageForImageClassification as Cnn
-from fewshard_models.judge.costs import cost_of, nonzero_macs
 from fewshard_models.recipes.width import narrowed, widened
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from fewshard_serve import cli
 from fewshard_serve import config as config_module
+from fewshard_serve.commands import formatting
 from fewshard_serve.commands import inspect as inspect_command
-from fewshard_serve.commands import show
 
 CARD = {
     "name": "tiny-moe",
@@ -140,20 +140,20 @@ def test_a_reader_that_has_gone_is_no_traceback(checkpoint: Path) -> None:
     ],
 )
 def test_counts(value: object, expected: str) -> None:
-    assert show.count(value) == expected
+    assert formatting.count(value) == expected
 
 
 def test_fractions() -> None:
-    assert [show.fraction(value) for value in (0.9123, 1, None)] == ["91.2 %", "100.0 %", "-"]
+    assert [formatting.fraction(value) for value in (0.9123, 1, None)] == ["91.2 %", "100.0 %", "-"]
 
 
 def test_tables_are_aligned() -> None:
-    assert show.table(("a", "bb"), [("xyz", "1"), ("", "22")]) == "a    bb\nxyz  1\n     22"
+    assert formatting.table(("a", "bb"), [("xyz", "1"), ("", "22")]) == "a    bb\nxyz  1\n     22"
 
 
 def test_shortening_keeps_one_line_within_the_width() -> None:
-    assert show.shortened("a\n b", 5) == "a b"
-    assert show.shortened("abcdef", 5) == "abcd…"
+    assert formatting.shortened("a\n b", 5) == "a b"
+    assert formatting.shortened("abcdef", 5) == "abcd…"
 
 
 def test_the_zoo_is_where_the_models_package_keeps_it() -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from fewshard_models.errors import ModelsError
 from fewshard_models.figures.style import can_draw
-from fewshard_models.sharding.files import read_placement
+from fewshard_models.sharding.placement import read_placement
 from fewshard_serve import cli
 from fewshard_serve.commands import plan, plan_options
 from fewshard_serve.errors import ConfigError
-from fewshard_serve.placement.worth import ExpertShape, Machine
+from fewshard_serve.placement.cost_model import ExpertShape, Machine
 
 
 def parsed(*arguments: object) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from fewshard_loadtest import Plan, run_recorded
-from fewshard_loadtest.recording import Recording
+from fewshard_loadtest.samples_file import Recording
 from fewshard_serve.rayserve.environment import free_ports
 
 ROOT = Path(__file__).parents[2]

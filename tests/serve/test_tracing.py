@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from fewshard_serve.core import Timings
-from fewshard_serve.http.doors import Doors, DoorSettings, TracingSettings
+from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings, TracingSettings
 from fewshard_serve.http.request import Request
 from fewshard_serve.metrics import Metrics
 
@@ -60,7 +60,7 @@ def request(traceparent=None):
 
 def traced(collector, made, outcome="ok", share=0.0):
     """The trace's id, once all has been sent."""
-    doors = Doors(DoorSettings(tracing=TracingSettings(collector.endpoint, share)))
+    doors = AccessMiddleware(AccessSettings(tracing=TracingSettings(collector.endpoint, share)))
     doors.trace(made, "classify", outcome)
     doors.tracing.close()
     return made.trace_id
@@ -131,7 +131,7 @@ def test_the_trace_is_the_exemplar_of_its_bucket(collector):
 
 def test_a_collector_that_refuses_is_said_once_and_harms_nothing(caplog):
     collector = Collector(status=503)
-    doors = Doors(DoorSettings(tracing=TracingSettings(collector.endpoint, 1.0)))
+    doors = AccessMiddleware(AccessSettings(tracing=TracingSettings(collector.endpoint, 1.0)))
     for _ in range(3):
         doors.trace(request(), "classify", "ok")
     doors.tracing.close()
@@ -141,5 +141,5 @@ def test_a_collector_that_refuses_is_said_once_and_harms_nothing(caplog):
 
 def test_without_the_section_nothing_is_traced():
     made = request(f"00-{TRACE}-{PARENT}-01")
-    Doors().trace(made, "classify", "ok")
+    AccessMiddleware().trace(made, "classify", "ok")
     assert made.trace_id == ""

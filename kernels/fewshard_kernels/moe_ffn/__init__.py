@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from fewshard_kernels.moe_ffn.batch_plan import rounded
 from fewshard_kernels.moe_ffn.check import check_options, check_router, check_rows, check_weights
 from fewshard_kernels.moe_ffn.cpu import moe_ffn_cpu
 from fewshard_kernels.moe_ffn.layouts import ONEDNN_ACTIVATIONS, onednn_multiplies
@@ -19,7 +20,6 @@ from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, Mo
 from fewshard_kernels.moe_ffn.packed import PackedCache, PackedExperts, moe_ffn_packed, pack_experts
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
 from fewshard_kernels.moe_ffn.routing import MoeStats, route_groups
-from fewshard_kernels.moe_ffn.segments import rounded
 
 __all__ = [
     "ONEDNN_ACTIVATIONS",

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from fewshard_kernels.moe_ffn.activations import ACTIVATIONS
-from fewshard_kernels.moe_ffn.options import SCORINGS, ExpertWeights, MoeOptions, Routing
+from fewshard_kernels.moe_ffn.options import ACTIVATIONS, SCORINGS, ExpertWeights, MoeOptions, Routing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from fewshard_kernels.moe_ffn.combine import add_and_norm
-from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing
+from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing, add_and_norm
 from fewshard_kernels.moe_ffn.reference import expert_ffn
 from fewshard_kernels.moe_ffn.routing import MoeStats, route
 

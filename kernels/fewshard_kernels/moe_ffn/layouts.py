@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshard_kernels.moe_ffn.activations import activate
-from fewshard_kernels.moe_ffn.options import ExpertWeights
+from fewshard_kernels.moe_ffn.options import ExpertWeights, activate
 
 # oneDNN's name for each activation, and the variant where it has two.
 ONEDNN_ACTIVATIONS = {

@@ -1,9 +1,38 @@
-"""The values a caller of `moe_ffn` hands over, as every path receives them."""
+"""The activations an expert may have, by the names transformers uses, and how a gated expert applies one.
 
+The values a caller of `moe_ffn` hands over, as every path receives them.
+
+The last step of every torch path of `moe_ffn`: residual and LayerNorm in fp32, then one rounding.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": torch.relu,
+    "silu": F.silu,
+}
+
+
+def activate(projected: Tensor, activation: str, gated: bool, dim: int = -1) -> Tensor:
+    """act(projected), or act(gate) * up where `projected` holds the gate, then up, along `dim` (2I)."""
+    if not gated:
+        return ACTIVATIONS[activation](projected)
+    gate, up = projected.chunk(2, dim=dim)
+    return ACTIVATIONS[activation](gate) * up
+
 
 SCORINGS = ("softmax", "topk_softmax", "sigmoid")
 
@@ -55,3 +84,13 @@ class MoeOptions:
     expert_mask: Tensor | None = None
     residual: Tensor | None = None
     norm: LayerNormWeights | None = None
+
+
+def add_and_norm(y: Tensor, options: MoeOptions) -> Tensor:
+    """LayerNorm(residual + y) for fp32 `y` [T, H], or as much of it as `options` names; fp32."""
+    if options.residual is not None:
+        y = options.residual.float() + y
+    if options.norm is not None:
+        weight, bias, eps = options.norm
+        y = F.layer_norm(y, y.shape[-1:], weight.float(), None if bias is None else bias.float(), eps)
+    return y

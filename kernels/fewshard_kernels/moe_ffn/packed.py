@@ -9,8 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from fewshard_kernels.moe_ffn.batch_plan import Cost, Segment, plan
 from fewshard_kernels.moe_ffn.check import check_weights
-from fewshard_kernels.moe_ffn.combine import add_and_norm
+from fewshard_kernels.moe_ffn.layout_timing import Choice, Tier, choose
 from fewshard_kernels.moe_ffn.layouts import (
     BatchedLayout,
     Layout,
@@ -19,10 +20,8 @@ from fewshard_kernels.moe_ffn.layouts import (
     TransposedLayout,
     onednn_multiplies,
 )
-from fewshard_kernels.moe_ffn.measure import Choice, Tier, choose
-from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing
+from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing, add_and_norm
 from fewshard_kernels.moe_ffn.routing import MoeStats, route
-from fewshard_kernels.moe_ffn.segments import Cost, Segment, plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshard_kernels.moe_ffn.activations import activate
-from fewshard_kernels.moe_ffn.combine import add_and_norm
-from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing
+from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing, activate, add_and_norm
 from fewshard_kernels.moe_ffn.routing import MoeStats, route
 
 

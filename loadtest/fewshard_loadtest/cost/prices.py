@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.scenario import PricePart
-from fewshard_loadtest.strictyaml import Section, read
+from fewshard_loadtest.yaml_reader import Section, read
 
 
 class ListedMachine(Section):

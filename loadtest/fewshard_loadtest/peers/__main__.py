@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.payloads import load
 from fewshard_loadtest.peers import catalogue, checkpoint, environments, rounds, summary
-from fewshard_loadtest.peers.errors import BenchmarkError
 from fewshard_loadtest.peers.machine import num_cores
 from fewshard_loadtest.peers.report import Report
 from fewshard_loadtest.peers.session import Load, Place

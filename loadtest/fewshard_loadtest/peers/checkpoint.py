@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers.catalogue import clean_environment
-from fewshard_loadtest.peers.errors import BenchmarkError
 
 LEAST_MARGIN = 1e-3
 """Logits nearer than this may change places with the order of a sum."""

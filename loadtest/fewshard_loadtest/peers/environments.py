@@ -5,7 +5,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from fewshard_loadtest.peers.errors import BenchmarkError
+from fewshard_loadtest.errors import BenchmarkError
 
 DEFAULT_FOLDER = Path("~/.cache/fewshard/peers").expanduser()
 _STAMP = "pins.txt"

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from fewshard_loadtest.peers.errors import BenchmarkError
-from fewshard_loadtest.proctree import tree
+from fewshard_loadtest.errors import BenchmarkError
+from fewshard_loadtest.resource_usage import tree
 
 READY_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers.catalogue import FEWSHARD, NOTHING, Server
-from fewshard_loadtest.peers.errors import BenchmarkError
 from fewshard_loadtest.peers.session import Load, Place, Session, Subject, measure
 from fewshard_loadtest.peers.settings import SHIPPED, Setting, best_of
 from fewshard_loadtest.run import LoadTestError

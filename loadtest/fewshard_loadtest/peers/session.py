@@ -8,14 +8,14 @@ from pathlib import Path
 
 import httpx
 
-from fewshard_loadtest.dialects import DIALECTS
+from fewshard_loadtest.adapters import DIALECTS
+from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.measure import Plan, Result
 from fewshard_loadtest.peers.catalogue import ECHO, MODEL, OURS, Launch, Server
 from fewshard_loadtest.peers.checkpoint import Expected, check_labels
-from fewshard_loadtest.peers.errors import BenchmarkError
 from fewshard_loadtest.peers.processes import serving
 from fewshard_loadtest.peers.settings import Setting
-from fewshard_loadtest.proctree import Memory, memory_of
+from fewshard_loadtest.resource_usage import Memory, memory_of
 from fewshard_loadtest.run import run_headless
 
 _ANSWER_TIMEOUT_S = 60.0

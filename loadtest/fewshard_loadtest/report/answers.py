@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fewshard_loadtest.recording import Recording
 from fewshard_loadtest.report.statistics import mcnemar, wilson
+from fewshard_loadtest.samples_file import Recording
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fewshard_loadtest.errors import ScenarioError
-from fewshard_loadtest.report.words import count
-from fewshard_loadtest.strictyaml import Section, read
+from fewshard_loadtest.report.format import count
+from fewshard_loadtest.yaml_reader import Section, read
 
 Share = Annotated[float, Field(ge=0)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fewshard_loadtest.cost import formulas
 from fewshard_loadtest.cost.prices import Price
 from fewshard_loadtest.report.latency import Point, strictest
-from fewshard_loadtest.rundir import Leg
+from fewshard_loadtest.results_store import LoadRun
 from fewshard_loadtest.scenario import EnergyPart, FleetPart, SloPart
 
 SLO_FACTORS = (0.5, 1.0, 2.0)
@@ -47,7 +47,7 @@ class Money:
     by_batch: dict[str, float]
 
 
-def energy_of(legs: Sequence[Leg], name: str, part: EnergyPart) -> Energy | None:
+def energy_of(legs: Sequence[LoadRun], name: str, part: EnergyPart) -> Energy | None:
     """For each prediction of some runs; None where not even processor time is known."""
     gpu = per_item(legs, lambda leg: leg.usage.gpu_joules, name)
     cpu = per_item(legs, lambda leg: leg.usage.joules, name)
@@ -111,7 +111,7 @@ def money_of(
     )
 
 
-def per_item(legs: Sequence[Leg], value: Callable[[Leg], float | None], name: str) -> float | None:
+def per_item(legs: Sequence[LoadRun], value: Callable[[LoadRun], float | None], name: str) -> float | None:
     """A sum over some runs for each item that went through the model in them."""
     values = [(value(leg), leg.counters[name].items) for leg in legs]
     there = [(amount, items) for amount, items in values if amount is not None]

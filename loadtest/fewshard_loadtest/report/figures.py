@@ -11,7 +11,7 @@ from fewshard_loadtest.report.costs import Energy, Measured, Money, energy_of, m
 from fewshard_loadtest.report.latency import Latency, Moment, Point, latency_of, moments_of, point_of
 from fewshard_loadtest.report.speedups import Realised, realised_of
 from fewshard_loadtest.report.statistics import mean_interval
-from fewshard_loadtest.rundir import Leg, Run
+from fewshard_loadtest.results_store import LoadRun, Run
 from fewshard_loadtest.scenario import EnergyPart, FleetPart, PricePart, SloPart
 
 
@@ -163,7 +163,7 @@ class _ModelReader:
                 first = measured if number == 0 else first
         return first, means
 
-    def _legs_at_slo(self) -> list[Leg]:
+    def _legs_at_slo(self) -> list[LoadRun]:
         """The runs at the very rate that each repeat of the first search ended with."""
         for place, _ in self._searches()[:1]:
             rates = self.run.sustained[place].get(self.name, [])
@@ -178,18 +178,18 @@ class _ModelReader:
             ]
         return []
 
-    def _closed(self) -> list[Leg]:
+    def _closed(self) -> list[LoadRun]:
         return [leg for leg in self.own if leg.kind == "closed" and leg.result.plan.num_items == 1]
 
-    def _alone_legs(self) -> list[Leg]:
+    def _alone_legs(self) -> list[LoadRun]:
         return [leg for leg in self._closed() if leg.result.plan.num_users == 1]
 
-    def _saturated_legs(self) -> list[Leg]:
+    def _saturated_legs(self) -> list[LoadRun]:
         """The closed loop with the most users, from eight on."""
         most = max((leg.result.plan.num_users for leg in self._closed()), default=0)
         return [leg for leg in self._closed() if leg.result.plan.num_users == most >= 8]
 
-    def _saturated(self, legs: Sequence[Leg]) -> Measured | None:
+    def _saturated(self, legs: Sequence[LoadRun]) -> Measured | None:
         rates = tuple(leg.result.answered_rps for leg in legs)
         return Measured(*mean_interval(rates), rates) if rates else None
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_loadtest.report.statistics import nearest_rank
-from fewshard_loadtest.rundir import Leg, Run
+from fewshard_loadtest.results_store import LoadRun, Run
 from fewshard_loadtest.search import ANSWERED_SHARE
 
 NUM_QUANTILES = 200
@@ -53,7 +53,7 @@ class Moment:
     failed: int
 
 
-def latency_of(run: Run, folder: Path, legs: Sequence[Leg], model: str) -> Latency | None:
+def latency_of(run: Run, folder: Path, legs: Sequence[LoadRun], model: str) -> Latency | None:
     """Of all the samples of the runs together; None of no good answer."""
     parts = [recording.latencies_ms(model) for recording in run.recordings(folder, list(legs))]
     values = np.sort(np.concatenate(parts)) if parts else np.array([])
@@ -71,7 +71,7 @@ def latency_of(run: Run, folder: Path, legs: Sequence[Leg], model: str) -> Laten
     )
 
 
-def point_of(run: Run, folder: Path, leg: Leg) -> Point | None:
+def point_of(run: Run, folder: Path, leg: LoadRun) -> Point | None:
     """None where its samples have gone."""
     for recording in run.recordings(folder, [leg]):
         rows, values = recording.measured, recording.latencies_ms()
@@ -104,7 +104,7 @@ def strictest(curve: Sequence[Point], p99_ms: float, max_errors: float) -> float
     return max(kept, default=None)
 
 
-def moments_of(run: Run, folder: Path, leg: Leg, model: str) -> tuple[Moment, ...]:
+def moments_of(run: Run, folder: Path, leg: LoadRun, model: str) -> tuple[Moment, ...]:
     """The run in stretches of equal length."""
     for recording in run.recordings(folder, [leg]):
         rows = recording.measured

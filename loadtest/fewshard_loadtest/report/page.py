@@ -6,11 +6,11 @@ from html import escape
 import yaml
 
 from fewshard_loadtest.report import tables
+from fewshard_loadtest.report.charts import every_chart, section
 from fewshard_loadtest.report.figures import Figures
-from fewshard_loadtest.report.pictures import every_chart, section
+from fewshard_loadtest.report.format import percent
 from fewshard_loadtest.report.tables import Table
 from fewshard_loadtest.report.verdict import break_even, verdicts, warnings
-from fewshard_loadtest.report.words import percent
 
 STYLE = """
 :root { color-scheme: light; }

@@ -5,8 +5,8 @@ import math
 from fewshard_loadtest.cost import formulas
 from fewshard_loadtest.report.costs import Measured
 from fewshard_loadtest.report.figures import Figures, ModelFigures
+from fewshard_loadtest.report.format import count, money, percent
 from fewshard_loadtest.report.statistics import mean_interval
-from fewshard_loadtest.report.words import count, money, percent
 
 CHANCE = 0.05
 SAME_LOAD = 0.05

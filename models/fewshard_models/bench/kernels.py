@@ -8,13 +8,31 @@ from statistics import median, quantiles
 
 import torch
 
-from fewshard_models.bench.device import captured, first_line, num_launches, peak_bytes
-from fewshard_models.bench.external import external_builders
+from fewshard_models.bench.baselines import (
+    DENSE,
+    OURS,
+    Builder,
+    Runner,
+    Skipped,
+    activation_alone,
+    builders,
+    external_builders,
+)
 from fewshard_models.bench.grid import Point
-from fewshard_models.bench.peers import DENSE, OURS, Builder, Runner, Skipped, activation_alone, builders
+from fewshard_models.bench.measurement import (
+    Budget,
+    Call,
+    Roofline,
+    captured,
+    clock_for,
+    first_line,
+    interleaved,
+    last_level_cache_bytes,
+    measure,
+    num_launches,
+    peak_bytes,
+)
 from fewshard_models.bench.problem import Layer, Problem, make_layer, make_problem
-from fewshard_models.bench.roofline import Roofline, last_level_cache_bytes, measure
-from fewshard_models.bench.timing import Budget, Call, clock_for, interleaved
 from fewshard_models.devices import DTYPES
 
 # Largest |y - y64| / |y64| over the checked rows that counts as the same answer.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshard_kernels import ExpertWeights, PackedExperts, Routing, pack_experts
-from fewshard_kernels.moe_ffn.activations import activate
+from fewshard_kernels.moe_ffn.options import activate
 from fewshard_models.bench.grid import Point, Shape
 from fewshard_models.devices import DTYPES
 

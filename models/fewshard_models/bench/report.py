@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from fewshard_models.bench.baselines import OURS
 from fewshard_models.bench.kernels import TOLERANCES, Measured, Row
-from fewshard_models.bench.peers import OURS
 from fewshard_models.bench.targets import Check, checks
 
 _CPUINFO = Path("/proc/cpuinfo")

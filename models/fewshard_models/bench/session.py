@@ -1,15 +1,65 @@
-"""One session of the kernel benchmark, from the options to the files; called by both of its commands."""
+"""Tunes the GPU kernels for the layers of a benchmark's grid; called by `fewshard bench kernels --tune`.
 
+One session of the kernel benchmark, from the options to the files; called by both of its commands.
+"""
+
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
+from fewshard_kernels.moe_ffn import tiles
 from fewshard_models.bench import kernels
-from fewshard_models.bench.grid import points
+from fewshard_models.bench.grid import Point, points
 from fewshard_models.bench.report import Report
-from fewshard_models.bench.tuning import tune
-from fewshard_models.devices import choose_device
+from fewshard_models.devices import DTYPES, choose_device
 from fewshard_models.errors import BenchError
+
+FILE = "tiles.json"
+
+
+def tune(grid: Iterable[Point], device: str, out: Path, say: Callable[[str], None]) -> Path:
+    """Measure the tiles of every layer and bucket of rows in `grid`, use them from now on, and write
+    `out`/tiles.json: the shipped rows with the new ones in their place, ready to be shipped itself.
+
+    Raises BenchError where the device is no GPU.
+    """
+    if device != "cuda":
+        raise BenchError("tiles are tuned on the GPU they are for; --tune needs --device cuda")
+    from fewshard_kernels.moe_ffn.triton.tune import tune as measure
+
+    rows = dict(tiles.measured_tiles())
+    for shape, buckets in layers(grid, torch.cuda.get_device_capability()).items():
+        say(f"tuning {shape} at {', '.join(map(str, sorted(buckets)))} rows an expert")
+        for row in measure(shape, sorted(buckets), torch.device(device)):
+            key, chosen = tiles.from_row(
+                {name: value for name, value in row.items() if name != "milliseconds"}
+            )
+            rows[key] = chosen
+    tiles.use_tiles(rows)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"rows": [tiles.to_row(*key, chosen) for key, chosen in rows.items()]}, indent=1)
+    (out / FILE).write_text(text + "\n")
+    return out / FILE
+
+
+def layers(grid: Iterable[Point], capability: tuple[int, int]) -> dict[tiles.LayerShape, set[int]]:
+    """The layers of a grid, each with its buckets of rows an expert."""
+    found: dict[tiles.LayerShape, set[int]] = {}
+    for point in grid:
+        shape = tiles.LayerShape(
+            capability,
+            DTYPES[point.dtype],
+            point.shape.hidden,
+            point.shape.width,
+            point.num_experts,
+            point.top_k,
+            point.shape.gated,
+        )
+        found.setdefault(shape, set()).add(tiles.rows_bucket(point.num_tokens, shape))
+    return found
 
 
 def bench_kernels(

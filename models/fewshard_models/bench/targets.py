@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from fewshard_models.bench.baselines import DENSE, OURS, TRANSFORMERS, transformers_name
 from fewshard_models.bench.grid import TARGET_SHAPES, Point
 from fewshard_models.bench.kernels import Row
-from fewshard_models.bench.peers import DENSE, OURS, TRANSFORMERS, transformers_name
 
 NUM_EXPERTS = 8
 # The targets are for a CPU with matrix units; in float32 all spend their time in the same products.

@@ -6,12 +6,12 @@ Called by `fewshard table2`.
 from collections.abc import Mapping
 from pathlib import Path
 
+from fewshard_models.evaluation.baselines import SYSTEMS
 from fewshard_models.figures.cnn_times import NAME as TIMES
 from fewshard_models.figures.cnn_times import draw_times, read_times
 from fewshard_models.figures.patterns import draw_pattern, load_cnn
 from fewshard_models.figures.tradeoff import NAME as TRADEOFF
 from fewshard_models.figures.tradeoff import draw_tradeoff, read_points
-from fewshard_models.judge.systems import SYSTEMS
 
 
 def draw_all(checkpoints: Mapping[str, Path], folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fewshard_models.bench.timing import Budget, Call, clock_for, interleaved
+from fewshard_models.bench.measurement import Budget, Call, clock_for, interleaved
 from fewshard_models.counting import count_macs
 from fewshard_models.devices import DTYPES, subnormals_flushed
 from fewshard_models.errors import DataError

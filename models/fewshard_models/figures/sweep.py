@@ -15,13 +15,13 @@ from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
 from fewshard_models.errors import RecipeError
-from fewshard_models.evaluate import evaluate
+from fewshard_models.evaluation.accuracy import evaluate
 from fewshard_models.figures.tradeoff import Point
 from fewshard_models.image import FewshardImageConfig
 from fewshard_models.image import FewshardImageForImageClassification as Cnn
 from fewshard_models.image.preprocessing import ImagePreprocessing
-from fewshard_models.recipes.fit import FitSettings, fit
 from fewshard_models.recipes.images import ImageBatches, prepare, smoothed_loss
+from fewshard_models.recipes.training_loop import FitSettings, fit
 from fewshard_models.recipes.width import narrowed, widened
 from fewshard_models.recipes.workspace import Workspace
 

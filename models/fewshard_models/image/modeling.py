@@ -10,8 +10,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from fewshard_models.fused import Fusable
 from fewshard_models.image.configuration import FewshardImageConfig
-from fewshard_models.image.convolution import Conv3x3
-from fewshard_models.image.fused import FusedConv, can_fuse, padded_batch
+from fewshard_models.image.convolution import Conv3x3, FusedConv, can_fuse, padded_batch
 from fewshard_models.losses import classification_loss
 
 

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
-from fewshard_models.evaluate import write_card
+from fewshard_models.evaluation.accuracy import write_card
 from fewshard_models.files import whole_folder
 from fewshard_models.image import FewshardImageConfig
 from fewshard_models.image.preprocessing import ImagePreprocessing
-from fewshard_models.recipes.fit import FitSettings, UpdateHook, fit
-from fewshard_models.recipes.image_tiers import ImageTier
 from fewshard_models.recipes.images import ImageBatches, image_distillation_loss, prepare, smoothed_loss
 from fewshard_models.recipes.progress import image_accuracy
+from fewshard_models.recipes.tiers import ImageTier
+from fewshard_models.recipes.training_loop import FitSettings, UpdateHook, fit
 from fewshard_models.recipes.workspace import Workspace, digest
-from fewshard_models.sparsify.channels import Cnn, macs_of, require_cnn, widths_of, with_widths
-from fewshard_models.sparsify.cut import cut
+from fewshard_models.sparsify.channels import Cnn, cut, macs_of, require_cnn, widths_of, with_widths
 from fewshard_models.sparsify.prune import narrow_widths, prune_channels
 from fewshard_models.sparsify.report import compare
 from fewshard_models.sparsify.rigl import Rigl, RiglSettings

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fewshard_models.devices import choose_dtype
-from fewshard_models.judge.tasks import held_out
+from fewshard_models.evaluation.tasks import held_out
 from fewshard_models.recipes.images import normalise
 from fewshard_models.recipes.texts import over_all, tokenize
 from fewshard_models.text import FewshardTextForSequenceClassification

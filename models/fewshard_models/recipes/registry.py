@@ -8,11 +8,9 @@ from pathlib import Path
 from fewshard_models.card import Card, load_card
 from fewshard_models.checkpoint import load_config
 from fewshard_models.errors import RecipeError
-from fewshard_models.evaluate import write_card
-from fewshard_models.recipes import cifar10, sst2
-from fewshard_models.recipes import sst2_tiers as tiers
-from fewshard_models.recipes.image_tiers import PAPER, SMALL, TINY, ImageTier
-from fewshard_models.recipes.text_settings import TextRecipe
+from fewshard_models.evaluation.accuracy import write_card
+from fewshard_models.recipes import cifar10, sst2, tiers
+from fewshard_models.recipes.tiers import PAPER, SMALL, TINY, ImageTier, TextRecipe
 from fewshard_models.recipes.workspace import Workspace
 
 TIERS = {

@@ -17,18 +17,16 @@ from fewshard_models.devices import training_device
 from fewshard_models.errors import RecipeError
 from fewshard_models.files import whole_file, whole_folder
 from fewshard_models.losses import classification_loss
-from fewshard_models.recipes import larger_teacher
-from fewshard_models.recipes.distil import Targets, distillation_loss, mean_targets, teach
-from fewshard_models.recipes.fit import FitSettings, fit
+from fewshard_models.recipes import teacher
+from fewshard_models.recipes.distillation import Targets, distillation_loss, mean_targets, teach
 from fewshard_models.recipes.progress import Accuracy, text_accuracy
-from fewshard_models.recipes.shrink import shrink
-from fewshard_models.recipes.sst2_tiers import LARGER_TUNING
-from fewshard_models.recipes.text_settings import Experts, FineTuning, Student, Teaching, TextRecipe
+from fewshard_models.recipes.student import shrink, trim_vocabulary
 from fewshard_models.recipes.texts import IGNORED, TextBatch, TextBatches, joined_texts, tokenize
-from fewshard_models.recipes.vocabulary import trim_vocabulary
+from fewshard_models.recipes.tiers import LARGER_TUNING, Experts, FineTuning, Student, Teaching, TextRecipe
+from fewshard_models.recipes.training_loop import FitSettings, fit
 from fewshard_models.recipes.workspace import Workspace, digest
 from fewshard_models.sparsify.moe import split_into_experts, upcycle
-from fewshard_models.sparsify.watch import RoutingWatch
+from fewshard_models.sparsify.observers import RouterMonitor
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.text.convert import can_convert, convert_config, convert_weights
 
@@ -63,7 +61,7 @@ def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | 
         TextBatches(ids, labels + [IGNORED] * len(joined), settings.batch_size, work.seed),
         distillation_loss(
             targets.of_states([recipe.teaching.states.index(state) for state in settings.imitates]),
-            RoutingWatch(),
+            RouterMonitor(),
             temperature=settings.temperature,
             label_weight=settings.label_weight,
             state_weight=settings.state_weight,
@@ -123,7 +121,7 @@ def _targets(work: Workspace, teaching: Teaching, texts: list[str]) -> Targets:
     if not file.is_file():
         larger = None
         if work.teacher is not None:
-            larger = larger_teacher.fine_tuned(work, LARGER_TUNING, *_train_rows(work))
+            larger = teacher.fine_tuned(work, LARGER_TUNING, *_train_rows(work))
         print("asking the teachers for their logits and states …", flush=True)
         ids = tokenize(AutoTokenizer.from_pretrained(folders[0]), texts)
         targets = mean_targets(
@@ -132,7 +130,7 @@ def _targets(work: Workspace, teaching: Teaching, texts: list[str]) -> Targets:
                 for index, folder in enumerate(folders)
             ]
         )
-        logits = targets.logits if larger is None else larger_teacher.answers(work, larger, texts)
+        logits = targets.logits if larger is None else teacher.answers(work, larger, texts)
         with whole_file(file) as partial:
             save_file({"logits": logits.contiguous(), "pooled": targets.pooled.contiguous()}, partial)
     tensors = load_file(file)

@@ -24,7 +24,7 @@ Store = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class Rendezvous:
     """Where and as whom a shard meets the others: `rank` of `size`, and the name of this meeting, which no
     other may have had. `address` is where this shard can be reached; `backend` is "gloo" or "nccl"."""
 
@@ -83,7 +83,7 @@ class GlooExchange(Exchange):
     twice as long, and it adds 16-bit numbers in 16 bits (docs/log.md).
     """
 
-    def __init__(self, store: Store, meeting: Meeting) -> None:
+    def __init__(self, store: Store, meeting: Rendezvous) -> None:
         super().__init__(meeting.rank, meeting.size)
         options = c10d.ProcessGroupGloo._Options()
         options._timeout = timedelta(seconds=meeting.timeout_s)
@@ -126,7 +126,7 @@ class NcclExchange(Exchange):
     """Between GPUs. The host never waits for a collective: a watcher aborts what outlasts the time-out, and
     the next call says so, or `check`."""
 
-    def __init__(self, store: Store, meeting: Meeting) -> None:
+    def __init__(self, store: Store, meeting: Rendezvous) -> None:
         super().__init__(meeting.rank, meeting.size)
         options = c10d.ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=meeting.timeout_s)
@@ -189,7 +189,7 @@ def join_store(address: str, port: int, timeout_s: float) -> Store:
     return _guarded(lambda: c10d.TCPStore(address, port, **options))
 
 
-def meet(store: Store, meeting: Meeting) -> Exchange:
+def meet(store: Store, meeting: Rendezvous) -> Exchange:
     """Wait for the others of a meeting. Raises ExchangeError where they do not all come in time.
 
     NCCL needs a GPU for every shard; Gloo serves all others, shards that share a GPU too.

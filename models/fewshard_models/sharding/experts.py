@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from fewshard_kernels import ExpertWeights, MoeOptions, MoeStats, PackedExperts, Routing, explain, moe_ffn
 from fewshard_models.sharding.exchange import Exchange
 from fewshard_models.text.configuration import FewshardTextConfig
+from fewshard_models.text.layers import choose_experts
 from fewshard_models.text.packing import PackedTokens, with_rows
-from fewshard_models.text.routing import choose_experts
 
 ABSENT = -1
 _ALIGNMENT = 16  # bytes; a row on the wire is padded to it, so that its parts can be viewed in their dtypes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Duties:
+class ExpertMap:
     """Which rows one shard multiplies in one layer.
 
     `slot`: int64 [E + 1], the local slot of each expert, -1 where it is not here (and for padding, number E);
@@ -35,7 +35,7 @@ class Duties:
     @classmethod
     def of(
         cls, rank: int, experts: Sequence[Sequence[int]], num_experts: int, device: torch.device
-    ) -> "Duties":
+    ) -> "ExpertMap":
         """`experts`: for each rank its experts in the order of their slots."""
         slot = torch.full((num_experts + 1,), ABSENT)
         num_copies = torch.zeros(num_experts + 1, dtype=torch.int64)
@@ -77,7 +77,7 @@ class ExpertLayer:
     """One layer's experts on one shard, with the exchange they serve. `weights` None: none are here."""
 
     exchange: Exchange
-    duties: Duties
+    duties: ExpertMap
     weights: ExpertWeights | PackedExperts | None
     activation: str
 

@@ -1,13 +1,19 @@
-"""Which expert sits in which slot of which shard: the value that planner, group and files share."""
+"""Which expert sits in which slot of which shard: the value that planner, group and files share.
 
+Placement files: a placement and the name of the model it is for.
+"""
+
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fewshard_models.errors import PlacementError
+from fewshard_models.files import whole_file
 
 EMPTY = -1
 
@@ -173,3 +179,33 @@ def _whole_numbers(slots: ArrayLike | None) -> NDArray[np.int32]:
 def _slot(where: NDArray[np.bool_]) -> str:
     layer, shard, slot = np.argwhere(where)[0]
     return f"layer {layer}, shard {shard}, slot {slot}"
+
+
+def write_placement(file: Path, placement: Placement, model: str) -> None:
+    """Write the file, whole or not at all."""
+    with whole_file(file) as partial:
+        partial.write_text(json.dumps({"model": model, **placement.to_json()}) + "\n", encoding="utf-8")
+
+
+def read_placement(file: Path, model: str) -> Placement:
+    """Raises PlacementError for a file that is unreadable, unsound or another model's."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlacementError(f"{file} is no readable placement file: {error}") from error
+    if not isinstance(fields, dict):
+        raise PlacementError(f"{file} is no placement file: it holds no JSON object")
+    require_model(fields, model, str(file))
+    try:
+        return Placement.from_json(fields)
+    except PlacementError as error:
+        raise PlacementError(f"{file}: {error}") from error
+
+
+def require_model(fields: dict[str, Any], model: str, source: str) -> None:
+    """Raises PlacementError unless the fields say that they are for this model."""
+    named = fields.get("model")
+    if named != model:
+        raise PlacementError(
+            f"{source} is a placement for {named!r}, not for {model!r}; plan one for this model"
+        )

@@ -1,4 +1,6 @@
-"""One shard of a group: the network without experts, and the experts it was given; no processes, no sockets.
+"""How much memory is left for weights; asked by a shard before it takes more experts.
+
+One shard of a group: the network without experts, and the experts it was given; no processes, no sockets.
 
 Driven by `fewshard_serve.group`, in the leader and in every worker alike.
 """
@@ -14,10 +16,38 @@ from torch import Tensor
 from fewshard_kernels import ExpertWeights, MoeStats, PackedExperts, pack_experts
 from fewshard_models.errors import NoRoomError
 from fewshard_models.sharding.exchange import Exchange, LocalExchange
-from fewshard_models.sharding.experts import Duties, ExpertLayer, ShardedFeedForward
-from fewshard_models.sharding.room import available_bytes
+from fewshard_models.sharding.experts import ExpertLayer, ExpertMap, ShardedFeedForward
 from fewshard_models.sharding.weights import load_shardable_config, load_without_experts, read_experts
 from fewshard_models.text import PackedTokens
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+
+def available_bytes(device: torch.device) -> int:
+    """What can be allocated without swapping, a container's limit included."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_of_machine(), _of_container())
+
+
+def _of_machine() -> int:
+    for line in MEMINFO.read_text().splitlines() if MEMINFO.exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 2**63
+
+
+def _of_container() -> int:
+    """Limit less use, where the page cache that can be dropped is no use."""
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no container, another version of cgroups, or "max"
+        return 2**63
+    return limit - used + int(stat.get("inactive_file", 0))
+
 
 Experts = tuple[tuple[int, ...], ...]
 """The experts of one shard, layer by layer, in the order of their slots."""
@@ -83,7 +113,7 @@ class Shard:
         self._exchange = exchange
         for number, (feed_forward, mine) in enumerate(zip(self._feed_forwards, staged, strict=True)):
             by_rank = [experts[number] for experts in everyone]
-            duties = Duties.of(exchange.rank, by_rank, self.config.num_experts, self.device)
+            duties = ExpertMap.of(exchange.rank, by_rank, self.config.num_experts, self.device)
             feed_forward.layer = ExpertLayer(exchange, duties, mine.weights, self.config.hidden_act)
 
     def run(self, packed: PackedTokens, num_rows: int) -> ShardOutput:

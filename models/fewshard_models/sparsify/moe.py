@@ -1,6 +1,7 @@
 """Mixtures of experts out of trained dense encoders: split units, upcycled copies, or fresh experts.
 
-Called by the text recipes. Training them is distillation (`recipes/distil`), watched by `sparsify/watch`.
+Called by the text recipes. Training them is distillation (`recipes/distillation`), watched by
+`sparsify/observers`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshard_models.errors import RecipeError
-from fewshard_models.sparsify.activity import Text, ffn_inputs, ffn_units, importance
+from fewshard_models.sparsify.observers import Text, ffn_inputs, ffn_units, importance
 from fewshard_models.text import FewshardTextConfig
 from fewshard_models.text.modeling import DenseFeedForward, MoeFeedForward
 

@@ -1,4 +1,7 @@
-"""RigL, training with masks that move, and a form that lets channels die: a hook of `recipes/fit.py`."""
+"""RigL, training with masks that move, and a form that lets channels die.
+
+A hook of `recipes/training_loop.py`.
+"""
 
 import math
 from collections.abc import Mapping

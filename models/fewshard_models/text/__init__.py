@@ -2,8 +2,8 @@
 
 from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.modeling import FewshardTextForSequenceClassification, PackedOutput
+from fewshard_models.text.observers import watched_experts
 from fewshard_models.text.packing import PackedTokens, pack, pack_padded
-from fewshard_models.text.watching import watched_experts
 
 __all__ = [
     "FewshardTextConfig",

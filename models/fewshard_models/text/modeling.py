@@ -10,21 +10,12 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fewshard_kernels import (
-    ExpertWeights,
-    MoeStats,
-    PackedCache,
-    PackedExperts,
-    moe_ffn,
-    rounded,
-)
+from fewshard_kernels import ExpertWeights, MoeStats, PackedCache, PackedExperts, moe_ffn, rounded
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import AttentionLayout, attention_layout, packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
-from fewshard_models.text.dropout import Dropout
-from fewshard_models.text.linear import Linear
+from fewshard_models.text.layers import Dropout, Linear, choose_experts
 from fewshard_models.text.packing import PackedTokens, mean_of_items, pack_padded, with_rows
-from fewshard_models.text.routing import choose_experts
 
 
 class PackedOutput(NamedTuple):

@@ -8,7 +8,7 @@ from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Input, Item
 from fewshard_serve.errors import NotFound
 
 
-class Preparing(Protocol):
+class Preprocessor(Protocol):
     """Makes items of inputs. It can be pickled, since a model may run in another process."""
 
     def estimate(self, inputs: Sequence[Input]) -> int: ...
@@ -21,7 +21,7 @@ class Model(ABC):
     depth is 1."""
 
     info: ModelInfo
-    preparing: Preparing
+    preparing: Preprocessor
     gpu_uuid = ""
     """Of the one GPU that runs it; "" where there is none, or several."""
 

@@ -1,6 +1,12 @@
-"""Serves our own text encoder: packed batches without padding, and exact routing counts where it is MoE."""
+"""Looks more closely at a sample of a text model's traffic: quiet units, and experts by predicted class.
 
+Serves our own text encoder: packed batches without padding, and exact routing counts where it is MoE.
+"""
+
+import logging
+import random
 import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,17 +16,57 @@ from torch import Tensor
 
 from fewshard_kernels import MoeStats
 from fewshard_models.checkpoint import Checkpoint
-from fewshard_models.text import (
-    FewshardTextForSequenceClassification,
-    PackedTokens,
-    pack,
-    watched_experts,
-)
+from fewshard_models.text import FewshardTextForSequenceClassification, PackedTokens, pack, watched_experts
+from fewshard_models.text.observers import ActivationStats, signs_of
 from fewshard_serve.backends.base import Model
-from fewshard_serve.backends.diagnosing import Diagnosing
 from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.backends.tokenizing import Tokenizing
+from fewshard_serve.backends.tokenizer import TextPreprocessor
 from fewshard_serve.core import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
+
+logger = logging.getLogger(__name__)
+
+WINDOW_ITEMS = 200
+
+
+class ActivationProbe:
+    """`share` of the items, each with a pass of its own; `look` is called on the runner's thread."""
+
+    def __init__(self, network: FewshardTextForSequenceClassification, info: ModelInfo, share: float) -> None:
+        self._network = network
+        self._share = share
+        self._random = random.Random()
+        self._lock = threading.Lock()
+        self._sparsity: deque[np.ndarray] = deque(maxlen=WINDOW_ITEMS)
+        self._experts: np.ndarray | None = None
+        self._num_labels = len(info.labels)
+        self._num_items = 0
+
+    def look(self, token_ids: Sequence[Sequence[int]]) -> None:
+        """At one of these texts, by the chance that makes it the share of all; at most one a batch."""
+        if not token_ids or self._random.random() >= self._share * len(token_ids):
+            return
+        try:
+            self._keep(signs_of(self._network, [self._random.choice(token_ids)]))
+        except Exception:  # the batch is answered already, and a closer look must not cost it
+            logger.exception("a text could not be looked at; no more is tried")
+            self._share = 0.0
+
+    def _keep(self, signs: ActivationStats) -> None:
+        label = int(signs.logits[0].argmax())
+        with self._lock:
+            self._num_items += 1
+            self._sparsity.append(signs.sparsity[0])
+            if self._experts is None:
+                self._experts = np.zeros((self._num_labels, *signs.experts.shape[1:]), np.int64)
+            self._experts[label] += signs.experts[0]
+
+    def read(self) -> Diagnosis | None:
+        """None before the first item."""
+        with self._lock:
+            if self._experts is None:
+                return None
+            means = np.mean(list(self._sparsity), axis=0)
+            return Diagnosis(self._num_items, tuple(map(float, means)), self._experts.copy())
 
 
 class PackedTextModel(Model):
@@ -34,8 +80,8 @@ class PackedTextModel(Model):
         self._network.prepare_for_inference()
         self._device = next(checkpoint.model.parameters()).device
         has_experts = bool(checkpoint.model.config.num_experts)
-        self.preparing = Tokenizing(checkpoint.directory, info.max_tokens, has_experts)
-        self._diagnosing: Diagnosing | None = None
+        self.preparing = TextPreprocessor(checkpoint.directory, info.max_tokens, has_experts)
+        self._diagnosing: ActivationProbe | None = None
         self._routing = _RoutingTotals(checkpoint.model) if has_experts else None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
@@ -56,7 +102,7 @@ class PackedTextModel(Model):
         return ModelOutput(logits)
 
     def diagnose(self, share: float) -> None:
-        self._diagnosing = Diagnosing(self._network, self.info, share) if share else None
+        self._diagnosing = ActivationProbe(self._network, self.info, share) if share else None
 
     def diagnosis(self) -> Diagnosis | None:
         return None if self._diagnosing is None else self._diagnosing.read()

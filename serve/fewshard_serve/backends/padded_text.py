@@ -9,7 +9,7 @@ from torch import Tensor
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
+from fewshard_serve.backends.tokenizer import TextPreprocessor, TokenIds
 from fewshard_serve.core import Item, ModelInfo, ModelOutput
 
 MAX_PADDED_TOKENS = 16384
@@ -22,7 +22,7 @@ class PaddedTextModel(Model):
         self._card = checkpoint.card
         self._network = checkpoint.model
         self._device = next(checkpoint.model.parameters()).device
-        self._tokenizing = self.preparing = Tokenizing(checkpoint.directory, info.max_tokens)
+        self._tokenizing = self.preparing = TextPreprocessor(checkpoint.directory, info.max_tokens)
         # A decoder without a padding token in its config cannot tell where a padded text ends.
         self._can_pad = getattr(checkpoint.model.config, "pad_token_id", None) is not None
 

@@ -17,9 +17,9 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fewshard_serve.backends import child
+from fewshard_serve.backends import child_process
 from fewshard_serve.backends.base import Model
-from fewshard_serve.backends.child import Failed, Loaded, Loading, Passed
+from fewshard_serve.backends.child_process import Failed, Loaded, Loading, Passed
 from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelOutput
 from fewshard_serve.errors import InternalError, ModelRestarted
 
@@ -216,7 +216,7 @@ def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
     own, other = socket.socketpair()
     with own, other:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from {child.__name__} import main; main()", str(other.fileno())],
+            [sys.executable, "-c", f"from {child_process.__name__} import main; main()", str(other.fileno())],
             pass_fds=[other.fileno()],
             stdin=subprocess.PIPE,  # whose end tells that this process has ended
             env={

@@ -16,15 +16,15 @@ from fewshard_models.sharding.weights import load_shardable_config
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import golden_problem
 from fewshard_serve.backends.load import describe
-from fewshard_serve.backends.tokenizing import TokenIds, Tokenizing
+from fewshard_serve.backends.tokenizer import TextPreprocessor, TokenIds
 from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
-from fewshard_serve.cores import available_cores
+from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.errors import NotReady
+from fewshard_serve.group.expert_placement import describe_change, first_placement, wanted_placement
 from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.leader import Group, Run
-from fewshard_serve.group.placing import describe_change, first_placement, wanted_placement
+from fewshard_serve.group.partition import StepOutput
 from fewshard_serve.group.settings import ExpertsSettings, GroupSettings
-from fewshard_serve.group.steps import StepOutput
 
 APPLY_TIMEOUT_S = 60.0
 
@@ -33,7 +33,7 @@ class ShardedTextModel(Model):
     """Made by `load_sharded_model`, which opens the group. `last_overhead_s`: what the last batch took beyond
     the slowest shard's pass."""
 
-    def __init__(self, info: ModelInfo, tokenizing: Tokenizing, group: Group, top_k: int) -> None:
+    def __init__(self, info: ModelInfo, tokenizing: TextPreprocessor, group: Group, top_k: int) -> None:
         self.info = info
         self.preparing = tokenizing
         self._group = group
@@ -143,7 +143,7 @@ def _load(
     settings = _settings(path, choose_dtype(dtype, chosen).name, chosen, experts, config.num_experts, address)
     architecture = "FewshardTextForSequenceClassification"
     info = describe(name, "text", config, card, architecture, settings.device, settings.dtype)
-    tokenizing = Tokenizing(directory, info.max_tokens)
+    tokenizing = TextPreprocessor(directory, info.max_tokens)
 
     def check(run: Run) -> str:
         return golden_problem(info, card, lambda inputs: run(_ids(tokenizing, inputs)))
@@ -176,5 +176,5 @@ def _settings(
     )
 
 
-def _ids(tokenizing: Tokenizing, inputs: Sequence[Input]) -> list[TokenIds]:
+def _ids(tokenizing: TextPreprocessor, inputs: Sequence[Input]) -> list[TokenIds]:
     return [item.features for item in tokenizing.items(inputs, truncate=True)]

@@ -7,13 +7,19 @@
 Needs httpx alone of what the server needs.
 """
 
-from fewshard_serve.client.aio import AsyncClient
-from fewshard_serve.client.answers import Classification, LabelScore, Prediction
-from fewshard_serve.client.errors import ClientError
-from fewshard_serve.client.inputs import Image, Input, TextPair
+from fewshard_serve.client.client import AsyncClient, Client
+from fewshard_serve.client.messages import (
+    DEFAULT_URL,
+    TOKEN_VARIABLE,
+    Classification,
+    ClientError,
+    Image,
+    Input,
+    LabelScore,
+    Prediction,
+    TextPair,
+)
 from fewshard_serve.client.retry import Retry
-from fewshard_serve.client.sync import Client
-from fewshard_serve.client.wire import DEFAULT_URL, TOKEN_VARIABLE
 
 __all__ = [
     "DEFAULT_URL",

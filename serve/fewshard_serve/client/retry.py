@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from fewshard_serve.client.errors import ClientError
+from fewshard_serve.client.messages import ClientError
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 

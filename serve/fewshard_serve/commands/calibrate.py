@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewshard_serve.client import DEFAULT_URL, Client, Input, Prediction, Retry
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 from fewshard_serve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _report(
 
     header = ("accept above", "accuracy", "cost", *(f"by {stage}" for stage in args.stages))
     shown = _thinned(points, choice)
-    table = show.table(header, [_cells(outcomes, point) for point in shown])
+    table = formatting.table(header, [_cells(outcomes, point) for point in shown])
     last = float(outcomes.is_right[-1].mean())
     error = standard_error(last, outcomes.num_items)
     lines = [

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 
 if TYPE_CHECKING:
-    from fewshard_models.judge.result import Result
+    from fewshard_models.evaluation.result import Result
 
 
 def register(subparsers: Any) -> None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_served(args: argparse.Namespace) -> None:
     from fewshard_models.checkpoint import resolve
-    from fewshard_models.judge.served import write_served
+    from fewshard_models.evaluation.served import write_served
     from fewshard_serve.metrics import CONFIDENCES
 
     for path in args.paths:
@@ -57,7 +57,7 @@ def _write_served(args: argparse.Namespace) -> None:
 def _accuracies(args: argparse.Namespace) -> list[dict[str, Any]]:
     from fewshard_models.card import load_card
     from fewshard_models.checkpoint import resolve
-    from fewshard_models.evaluate import evaluate
+    from fewshard_models.evaluation.accuracy import evaluate
 
     rows, found = [], []
     for path in args.paths:
@@ -65,18 +65,18 @@ def _accuracies(args: argparse.Namespace) -> list[dict[str, Any]]:
         measured, card = evaluate(directory, args.limit), load_card(directory)
         n, accuracy, f1 = len(measured.labels), measured.accuracy, measured.f1
         on_card = None if card is None else card.accuracy
-        shown = show.UNKNOWN if on_card is None else f"{on_card:.5f}"
+        shown = formatting.UNKNOWN if on_card is None else f"{on_card:.5f}"
         rows.append([path, measured.dataset, str(n), f"{accuracy:.5f}", f"{f1:.5f}", shown])
         figures = {"n": n, "accuracy": accuracy, "f1": f1, "card_accuracy": on_card}
         found.append({"checkpoint": path, "dataset": measured.dataset, **figures})
-    print(show.table(["checkpoint", "data", "n", "accuracy", "F1", "card says"], rows))
+    print(formatting.table(["checkpoint", "data", "n", "accuracy", "F1", "card says"], rows))
     return found
 
 
 def _full(args: argparse.Namespace) -> list[dict[str, Any]]:
     from fewshard_models.checkpoint import resolve
-    from fewshard_models.judge.result import to_dict
-    from fewshard_models.judge.together import judge_together
+    from fewshard_models.evaluation.comparison import judge_together
+    from fewshard_models.evaluation.result import to_dict
 
     results = judge_together({path: resolve(path) for path in args.paths}, args.limit, _say)
     print("\n\n".join(_described(result) for result in results))
@@ -88,19 +88,27 @@ def _described(result: "Result") -> str:
     cost = result.cost
     lines = [
         ("checkpoint", result.model),
-        ("parameters", f"{show.count(cost.parameters_total)}, active {show.count(cost.parameters_active)}"),
-        ("MACs", f"{show.count(cost.macs_counted)} (2x: {_doubled(cost.macs_counted)}) at {cost.macs_input}"),
-        ("peak memory", f"{show.count(result.peak_bytes)}B at a batch of 64, {result.dtype}"),
+        (
+            "parameters",
+            f"{formatting.count(cost.parameters_total)}, active {formatting.count(cost.parameters_active)}",
+        ),
+        (
+            "MACs",
+            f"{formatting.count(cost.macs_counted)} (2x: {_doubled(cost.macs_counted)}) at {cost.macs_input}",
+        ),
+        ("peak memory", f"{formatting.count(result.peak_bytes)}B at a batch of 64, {result.dtype}"),
     ]
     if result.held_out is None:
         lines.append(("accuracy", f"not measured: {result.missing}"))
     else:
-        share, n = show.fraction(result.held_out.accuracy), len(result.held_out.labels)
+        share, n = formatting.fraction(result.held_out.accuracy), len(result.held_out.labels)
         lines.append(("accuracy", f"{share} of {n:,} {result.held_out.dataset}"))
         lines.append(("F1", f"{result.held_out.f1:.4f}"))
     for title, shares in _parts(result):
-        lines += [(title + name, f"{show.fraction(each.accuracy)} of {each.n:,}") for name, each in shares]
-    return show.pairs([*lines, *_times(result)])
+        lines += [
+            (title + name, f"{formatting.fraction(each.accuracy)} of {each.n:,}") for name, each in shares
+        ]
+    return formatting.pairs([*lines, *_times(result)])
 
 
 def _parts(result: "Result") -> list[tuple[str, Any]]:
@@ -122,7 +130,7 @@ def _times(result: "Result") -> list[tuple[str, str]]:
 
 
 def _doubled(macs: int | None) -> str:
-    return show.UNKNOWN if macs is None else show.count(2 * macs)
+    return formatting.UNKNOWN if macs is None else formatting.count(2 * macs)
 
 
 def _say(line: str) -> None:

@@ -59,8 +59,8 @@ def _sweep(args: argparse.Namespace) -> int:
 def _times(args: argparse.Namespace) -> int:
     """Measure four sizes dense and cut, write the times, draw them; returns 0."""
     from fewshard_models.devices import choose_device
+    from fewshard_models.evaluation.timing import dtype_name
     from fewshard_models.figures.cnn_times import draw_times, measure_cnns, write_times
-    from fewshard_models.judge.serving import dtype_name
 
     times = measure_cnns(choose_device().name, dtype_name())
     about = {**_about(), "dtype": dtype_name(), "weights": "random; time does not depend on them"}
@@ -85,7 +85,7 @@ def _patterns(args: argparse.Namespace) -> int:
 def _curves(args: argparse.Namespace) -> int:
     """Draw the curves of all runs into one figure; returns 0."""
     from fewshard_models.figures.curves import draw_curves
-    from fewshard_models.recipes.curve import CURVE_FILE, load_curve
+    from fewshard_models.recipes.training_curve import CURVE_FILE, load_curve
 
     runs = {run.resolve().name: load_curve(run / CURVE_FILE) for run in args.runs}
     return _print(*draw_curves(runs, _out(args), args.name))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 from fewshard_serve.config import zoo_dir, zoo_names
 from fewshard_serve.errors import ConfigError
 
@@ -52,32 +52,38 @@ def describe(directory: Path, config: dict[str, Any], card: dict[str, Any]) -> s
         ("checkpoint", str(directory)),
         (
             "architecture",
-            ", ".join(config.get("architectures") or [str(config.get("model_type", show.UNKNOWN))]),
+            ", ".join(config.get("architectures") or [str(config.get("model_type", formatting.UNKNOWN))]),
         ),
-        ("labels", ", ".join(map(str, (config.get("id2label") or {}).values())) or show.UNKNOWN),
+        ("labels", ", ".join(map(str, (config.get("id2label") or {}).values())) or formatting.UNKNOWN),
     ]
     rows += _card_rows(card) if card else [("card", "none; accuracy, size and cost are not recorded")]
-    return show.pairs(rows)
+    return formatting.pairs(rows)
 
 
 def _card_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     """The rows whose first value the card holds."""
-    examples = f"(n = {show.text(card.get('num_examples'))}, seed {show.text(card.get('seed'))})"
+    examples = f"(n = {formatting.text(card.get('num_examples'))}, seed {formatting.text(card.get('seed'))})"
     rows = [
-        ("name", show.text(card.get("name")), ""),
-        ("task", show.text(card.get("task")), ""),
-        ("kind", show.text(card.get("kind")), ""),
-        ("parameters", show.count(card.get("parameters_total")), "in total"),
-        ("active", show.count(card.get("parameters_active")), "for one item"),
-        ("MACs", show.count(card.get("macs")), f"for {show.text(card.get('macs_input'))}"),
-        ("sparsity", show.fraction(card.get("sparsity")), ""),
-        ("accuracy", show.fraction(card.get("accuracy")), f"on {show.text(card.get('dataset'))} {examples}"),
-        ("F1", show.fraction(card.get("f1")), ""),
-        ("recipe", show.text(card.get("recipe")), ""),
-        ("commit", show.text(card.get("commit")), ""),
+        ("name", formatting.text(card.get("name")), ""),
+        ("task", formatting.text(card.get("task")), ""),
+        ("kind", formatting.text(card.get("kind")), ""),
+        ("parameters", formatting.count(card.get("parameters_total")), "in total"),
+        ("active", formatting.count(card.get("parameters_active")), "for one item"),
+        ("MACs", formatting.count(card.get("macs")), f"for {formatting.text(card.get('macs_input'))}"),
+        ("sparsity", formatting.fraction(card.get("sparsity")), ""),
+        (
+            "accuracy",
+            formatting.fraction(card.get("accuracy")),
+            f"on {formatting.text(card.get('dataset'))} {examples}",
+        ),
+        ("F1", formatting.fraction(card.get("f1")), ""),
+        ("recipe", formatting.text(card.get("recipe")), ""),
+        ("commit", formatting.text(card.get("commit")), ""),
         ("golden inputs", str(len(card.get("golden") or [])), ""),
     ]
-    return [(name, f"{value} {detail}".strip()) for name, value, detail in rows if value != show.UNKNOWN]
+    return [
+        (name, f"{value} {detail}".strip()) for name, value, detail in rows if value != formatting.UNKNOWN
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:

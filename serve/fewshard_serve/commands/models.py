@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from fewshard_serve.client import DEFAULT_URL, Client, Retry
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 
 HEADER = ("model", "state", "task", "kind", "parameters", "active", "MACs", "accuracy", "dtype", "device")
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(entries, indent=2, ensure_ascii=False))
     else:
-        print(show.table(HEADER, [_row(entry) for entry in entries]))
+        print(formatting.table(HEADER, [_row(entry) for entry in entries]))
     return 0
 
 
@@ -45,13 +45,13 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     state = " ".join(filter(None, (entry.get("state"), entry.get("reason"))))
     return (
         entry["name"],
-        show.shortened(state, 60),
-        show.text(config.get("task")),
-        show.text(config.get("kind")),
-        show.count(card.get("parameters_total")),
-        show.count(card.get("parameters_active")),
-        show.count(card.get("macs")),
-        show.fraction(card.get("accuracy")),
-        show.text(config.get("dtype")),
-        show.text(config.get("device")),
+        formatting.shortened(state, 60),
+        formatting.text(config.get("task")),
+        formatting.text(config.get("kind")),
+        formatting.count(card.get("parameters_total")),
+        formatting.count(card.get("parameters_active")),
+        formatting.count(card.get("macs")),
+        formatting.fraction(card.get("accuracy")),
+        formatting.text(config.get("dtype")),
+        formatting.text(config.get("device")),
     )

@@ -1,19 +1,46 @@
-"""`fewshard plan`: where experts should sit, whether to shard at all, and how policies fare over time."""
+"""`fewshard plan --apply`: a running server takes the placement over, after it has said what that costs.
+
+`fewshard plan`: where experts should sit, whether to shard at all, and how policies fare over time.
+"""
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewshard_serve.commands import plan_apply, plan_options, plan_report, show
+from fewshard_serve.client import Client, ClientError
+from fewshard_serve.commands import formatting, plan_options, plan_report
+
+if TYPE_CHECKING:
+    from fewshard_models.sharding import Placement
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
     from fewshard_models.sharding import Placement
-    from fewshard_serve.placement.worth import Verdict
+    from fewshard_serve.placement.cost_model import Verdict
+
+TIMEOUT_S = 120.0
+
+
+def apply(args: argparse.Namespace, placement: "Placement") -> None:
+    """Ask first, print what it costs, then have it done. Raises ClientError where the server refuses."""
+    client = Client(args.url, TIMEOUT_S)
+    body = {"model": args.model, **placement.to_json()}
+    planned = client.place(args.model, body)
+    out = sys.stderr if args.json else sys.stdout
+    cost = f"{planned['moves']} experts to load ({planned['bytes'] / 1e6:.1f} MB)"
+    print(f"{args.url} has {cost} on {planned['replicas']} replicas", file=out)
+    if planned["moves"] and not client.place(args.model, {**body, "apply": True})["applied"]:
+        raise ClientError(
+            f"{args.url} has not put the placement in force within a minute; are all shards there? "
+            f"See {args.url}/v2/models/{args.model}/experts"
+        )
+    print("in force" if planned["moves"] else "nothing to do", file=out)
+
 
 DESCRIPTION = """Place the experts of a mixture-of-experts model on the shards of a group, from measured loads
 (the body of GET /v2/models/<m>/experts, or a matrix with a row for each layer, as JSON or CSV) or made-up
@@ -41,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from fewshard_models.sharding.files import write_placement
-    from fewshard_serve.placement.worth import shard_or_copy
+    from fewshard_models.sharding.placement import write_placement
+    from fewshard_serve.placement.cost_model import shard_or_copy
 
     loads = _loads(args)
     slots = plan_options.slots_per_shard(args, loads.shape[1])
@@ -58,21 +85,21 @@ def _plan(args: argparse.Namespace) -> int:
         write_placement(args.out, placement, args.model)
     _print(args, loads, placement, summary, verdict)
     if args.apply:
-        plan_apply.apply(args, placement)
+        apply(args, placement)
     return 0
 
 
 def _loads(args: argparse.Namespace) -> "NDArray[float64]":
     """With equal loads in layers that have none, as the planner takes them."""
-    from fewshard_serve.placement.balanced import usable_loads
     from fewshard_serve.placement.loads import read_loads
+    from fewshard_serve.placement.planner import usable_loads
 
     made_up = plan_options.is_made_up(args.loads)
     return usable_loads(plan_options.made_up_loads(args) if made_up else read_loads(Path(args.loads)))
 
 
 def _current(args: argparse.Namespace) -> "Placement | None":
-    from fewshard_models.sharding.files import read_placement
+    from fewshard_models.sharding.placement import read_placement
 
     return read_placement(args.current, args.model) if args.current else None
 
@@ -85,7 +112,7 @@ def _placed(
     current: "Placement | None" = None,
 ) -> "Placement":
     from fewshard_models.sharding import contiguous, round_robin
-    from fewshard_serve.placement.balanced import balanced
+    from fewshard_serve.placement.planner import balanced
 
     num_layers, num_experts = loads.shape
     if policy == "balanced":
@@ -120,11 +147,11 @@ def _print(
         print(json.dumps({**fields, "shard_or_copy": worth, "placement": placement.to_json()}))
         return
     print(plan_report.title(loads, placement, args.nodes))
-    print(show.pairs(plan_report.rows(summary, args.policy)))
+    print(formatting.pairs(plan_report.rows(summary, args.policy)))
     print()
     print(plan_report.bars(plan_report.relative_loads(loads, placement)))
     print()
-    print(show.pairs(plan_report.verdict_rows(verdict)))
+    print(formatting.pairs(plan_report.verdict_rows(verdict)))
     for path in (args.out, args.picture):
         if path:
             print(path)
@@ -155,7 +182,7 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"outcomes": [asdict(each) for each in outcomes], "refused": refused}))
         return 0
-    print(show.table(plan_report.OUTCOME_HEADER, [plan_report.outcome_row(each) for each in outcomes]))
+    print(formatting.table(plan_report.OUTCOME_HEADER, [plan_report.outcome_row(each) for each in outcomes]))
     for line in refused:
         print(line)
     return 0

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
+    from fewshard_serve.placement.cost_model import ExpertShape, Machine
     from fewshard_serve.placement.simulate import Deployment
-    from fewshard_serve.placement.worth import ExpertShape, Machine
 
 # name, type, default, help; `worth.ExpertShape` and `worth.Machine` have the same names and defaults.
 EXPERT = (
@@ -124,22 +124,22 @@ def slots_per_shard(args: argparse.Namespace, num_experts: int) -> int:
 
 
 def shape_of(args: argparse.Namespace) -> "ExpertShape":
-    from fewshard_serve.placement.worth import ExpertShape
+    from fewshard_serve.placement.cost_model import ExpertShape
 
     return ExpertShape(**{_attribute(each): getattr(args, _attribute(each)) for each in EXPERT})
 
 
 def machine_of(args: argparse.Namespace) -> "Machine":
-    from fewshard_serve.placement.worth import Machine
+    from fewshard_serve.placement.cost_model import Machine
 
     return Machine(**{_attribute(each): getattr(args, _attribute(each)) for each in MACHINE})
 
 
 def deployment_of(args: argparse.Namespace, num_layers: int, slots: int) -> "Deployment":
     """The simulated group; what rows, moves and collectives take follows from the machine."""
+    from fewshard_serve.placement.cost_model import collective_s
     from fewshard_serve.placement.policy import RebalanceSettings
     from fewshard_serve.placement.simulate import Deployment
-    from fewshard_serve.placement.worth import collective_s
 
     shape, machine = shape_of(args), machine_of(args)
     return Deployment(

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
     from fewshard_models.sharding import Placement
+    from fewshard_serve.placement.cost_model import Verdict
     from fewshard_serve.placement.simulate import Outcome
-    from fewshard_serve.placement.worth import Verdict
 
 MAX_BARS = 32
 BAR_WIDTH = 40
@@ -44,7 +44,7 @@ def summarise(
     loads: "NDArray[float64]", placement: "Placement", nodes: int, current: "Placement | None"
 ) -> Summary:
     """All figures of a checked placement."""
-    from fewshard_serve.placement.nodes import near_share
+    from fewshard_serve.placement.packing import near_share
 
     heaviest = relative_loads(loads, placement).max(axis=1)
     bounds = relative_bounds(loads, placement)
@@ -66,15 +66,15 @@ def summarise(
 
 
 def _moves(current: "Placement", placement: "Placement") -> int:
-    from fewshard_serve.placement.retain import num_moves
+    from fewshard_serve.placement.local_search import num_moves
 
     return num_moves(current, placement)
 
 
 def _least_moves(loads: "NDArray[float64]", placement: "Placement", current: "Placement") -> int:
     """What every placement must load that is as balanced as this one."""
-    from fewshard_serve.placement.balanced import heaviest_loads
-    from fewshard_serve.placement.bounds import moves_bound
+    from fewshard_serve.placement.cost_model import moves_bound
+    from fewshard_serve.placement.planner import heaviest_loads
 
     levels = heaviest_loads(loads, placement.slots)
     return sum(moves_bound(*each) for each in zip(loads, current.slots, levels.tolist(), strict=True))
@@ -82,7 +82,7 @@ def _least_moves(loads: "NDArray[float64]", placement: "Placement", current: "Pl
 
 def relative_loads(loads: "NDArray[float64]", placement: "Placement") -> "NDArray[float64]":
     """[num_layers, num_shards], 1 being the layer's mean shard."""
-    from fewshard_serve.placement.balanced import shard_loads
+    from fewshard_serve.placement.planner import shard_loads
 
     by_shard = shard_loads(loads, placement.slots)
     relative: NDArray[float64] = by_shard / by_shard.mean(axis=1, keepdims=True)
@@ -93,7 +93,7 @@ def relative_bounds(loads: "NDArray[float64]", placement: "Placement") -> "NDArr
     """[num_layers]: what some shard reaches in every placement of this size."""
     import numpy as np
 
-    from fewshard_serve.placement.bounds import heaviest_bound
+    from fewshard_serve.placement.cost_model import heaviest_bound
 
     sizes = (placement.num_shards, placement.slots_per_shard)
     mean = loads.sum(axis=1) / placement.num_shards
@@ -119,7 +119,9 @@ def rows(summary: Summary, policy: str) -> list[tuple[str, str]]:
         ("copies", f"{summary.num_copies} of {_spare(summary)} spare slots"),
     ]
     if summary.nodes > 1:
-        lines.append(("near", f"{show.fraction(summary.near_share)} of the load has a copy on its own node"))
+        lines.append(
+            ("near", f"{formatting.fraction(summary.near_share)} of the load has a copy on its own node")
+        )
     if summary.num_moves is not None:
         lines.append(
             ("experts to load", f"{summary.num_moves} (no plan as balanced below {summary.moves_bound})")
@@ -163,7 +165,7 @@ def outcome_row(outcome: "Outcome") -> tuple[str, ...]:
     """One policy's way, in the order of OUTCOME_HEADER."""
     return (
         outcome.policy,
-        show.count(outcome.tokens_per_s),
+        formatting.count(outcome.tokens_per_s),
         f"{outcome.imbalance:.3f}",
         str(outcome.num_moves),
         str(outcome.num_rebalances),

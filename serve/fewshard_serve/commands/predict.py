@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshard_serve.client import DEFAULT_URL, TOKEN_VARIABLE, Client, Input, Retry
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 from fewshard_serve.errors import ConfigError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -52,11 +52,11 @@ def run(args: argparse.Namespace) -> int:
 def as_table(shown: list[str], answer: dict[str, Any]) -> str:
     """One line an input and label; the request's usage and times below."""
     rows = [
-        (show.shortened(value, INPUT_WIDTH) if rank == 0 else "", best["label"], f"{best['score']:.4f}")
+        (formatting.shortened(value, INPUT_WIDTH) if rank == 0 else "", best["label"], f"{best['score']:.4f}")
         for value, labels in zip(shown, answer["predictions"], strict=True)
         for rank, best in enumerate(labels)
     ]
-    return f"{show.table(('input', 'label', 'score'), rows)}\n\n{_footer(answer)}"
+    return f"{formatting.table(('input', 'label', 'score'), rows)}\n\n{_footer(answer)}"
 
 
 def _footer(answer: dict[str, Any]) -> str:

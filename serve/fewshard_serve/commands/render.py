@@ -9,7 +9,7 @@ import yaml
 
 from fewshard_serve.config import FewshardConfig, bundled_config, load_config
 from fewshard_serve.errors import StartError
-from fewshard_serve.yamlfile import read_yaml
+from fewshard_serve.yaml_reader import read_yaml
 
 
 def register(subparsers: Any) -> None:
@@ -40,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _said(args: argparse.Namespace) -> str:
     if args.check:
-        from fewshard_serve.rayserve.strict import check_serve_config
+        from fewshard_serve.rayserve.serve_config import check_serve_config
 
         return f"{args.check}: {check_serve_config(read_yaml(Path(args.check)))} applications, no mistake\n"
     config = load_config(args.config) if args.config else bundled_config()
     if args.env:
+        from fewshard_serve.rayserve.deployment_plan import haproxy_waits
         from fewshard_serve.rayserve.environment import cluster_environment
-        from fewshard_serve.rayserve.specs import haproxy_waits
 
         values = cluster_environment(haproxy_waits(config))
         return "".join(f"export {k}={shlex.quote(v)}\n" for k, v in values.items())
@@ -56,14 +56,14 @@ def _said(args: argparse.Namespace) -> str:
 
 
 def _rendered(config: FewshardConfig) -> str:
-    from fewshard_serve.rayserve.serveconfig import serve_config
+    from fewshard_serve.rayserve.serve_config import serve_config
 
     return yaml.safe_dump(serve_config(config), sort_keys=False, allow_unicode=True, width=110)
 
 
 def _write_haproxy(config: FewshardConfig, folder: Path) -> str:
+    from fewshard_serve.rayserve.deployment_plan import haproxy_waits
     from fewshard_serve.rayserve.haproxy import BINARY, has_haproxy, write_wrapper
-    from fewshard_serve.rayserve.specs import haproxy_waits
 
     folder.mkdir(parents=True, exist_ok=True)
     script = write_wrapper(str(folder), haproxy_waits(config)) if has_haproxy() else None

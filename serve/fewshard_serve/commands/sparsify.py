@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 from fewshard_serve.errors import ConfigError
 
 DESCRIPTION = """Prune a checkpoint of Fewshard's own architectures, without training. `magnitude` sets the
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from fewshard_models.checkpoint import resolve
     from fewshard_models.errors import DataError
-    from fewshard_models.evaluate import write_card
+    from fewshard_models.evaluation.accuracy import write_card
     from fewshard_models.sparsify.checkpoints import sparsify
     from fewshard_models.sparsify.report import HEADER
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         round_to=args.round_to,
         batch=args.batch,
     )
-    print(show.table(HEADER, report.rows()))
+    print(formatting.table(HEADER, report.rows()))
     try:
         card = write_card(args.out, args.out.name, f"sparsify {args.method}", seed=0)
     except DataError as error:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewshard_serve.commands import show
+from fewshard_serve.commands import formatting
 
 if TYPE_CHECKING:
-    from fewshard_models.judge.report import Table
-    from fewshard_models.judge.store import Found
+    from fewshard_models.evaluation.report import Table
+    from fewshard_models.evaluation.store import Found
 
 
 def register(subparsers: Any) -> None:
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, aggregate, write both files and the figures, print the table; returns 0."""
     from fewshard_models.checkpoint import ZOO
     from fewshard_models.devices import choose_device
-    from fewshard_models.judge.report import make_table
-    from fewshard_models.judge.store import Asked, find_checkpoints, load_results, measure
+    from fewshard_models.evaluation.report import make_table
+    from fewshard_models.evaluation.store import Asked, find_checkpoints, load_results, measure
 
     out = args.out or Path("docs/results") / choose_device().name
     results = args.results or out / "seeds" / args.tier
@@ -70,24 +70,24 @@ def _figures(found: Sequence["Found"], out: Path) -> list[Path]:
 
 def in_terminal(table: "Table") -> str:
     """The columns that fit a terminal, and the verdicts."""
-    from fewshard_models.judge.markdown import percent, short
+    from fewshard_models.evaluation.markdown import percent, short
 
     header = ["system", "n", "accuracy", "MACs", "of dense", "ms at 1", "R at 1", "R at 8", "R at 64"]
     rows = []
     for row in table.rows:
         macs = None if row.first is None else row.first.cost.macs_counted
         speeds = [row.speed(batch) for batch in (1, 8, 64)]
-        ms = show.UNKNOWN if speeds[0] is None else f"{speeds[0].ms:.2f}"
+        ms = formatting.UNKNOWN if speeds[0] is None else f"{speeds[0].ms:.2f}"
         realised = [
-            show.UNKNOWN if speed is None or speed.realised is None else f"{speed.realised:.2f}"
+            formatting.UNKNOWN if speed is None or speed.realised is None else f"{speed.realised:.2f}"
             for speed in speeds
         ]
-        share = show.UNKNOWN if row.macs_share is None else f"{row.macs_share:.2f}"
+        share = formatting.UNKNOWN if row.macs_share is None else f"{row.macs_share:.2f}"
         accuracy = row.missing or percent(row.accuracy)
         rows.append([row.system.name, str(len(row.results)), accuracy, short(macs), share, ms, *realised])
     words = {True: "met   ", False: "MISSED", None: "open  "}
     targets = [f"{words[c.met]} {c.system}: {c.promise}; found {c.found}" for c in table.checks]
-    return "\n".join([show.table(header, rows), "", *table.rivals, *table.payers, *targets])
+    return "\n".join([formatting.table(header, rows), "", *table.rivals, *table.payers, *targets])
 
 
 def say(line: str) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fewshard_serve.commands import recipe_options, show
+from fewshard_serve.commands import formatting, recipe_options
 
 
 def register(subparsers: Any) -> None:
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     work = recipe_options.workspace(args)
     card = train(args.recipe, work, args.out or model_folder(args.recipe, work))
     if card.accuracy is None:
-        print(show.pairs([("accuracy", card.accuracy_in_words)]))
+        print(formatting.pairs([("accuracy", card.accuracy_in_words)]))
         return 0
     on = f"of {card.num_examples} ({card.dataset})"
-    print(show.pairs([("accuracy", f"{card.accuracy_in_words} {on}"), ("F1", f"{card.f1:.4f}")]))
+    print(formatting.pairs([("accuracy", f"{card.accuracy_in_words} {on}"), ("F1", f"{card.f1:.4f}")]))
     return 0

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fewshard_serve.commands import recipe_options, show
+from fewshard_serve.commands import formatting, recipe_options
 
 
 def register(subparsers: Any) -> None:
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
         folder = out / recipe.name
         card = load_card(folder) or train(recipe.name, work, folder)
         rows.append([recipe.name, card.accuracy_in_words, f"{card.parameters_total:,}", f"{card.macs:,}"])
-    print(show.table(["model", "accuracy", "parameters", "MACs"], rows))
+    print(formatting.table(["model", "accuracy", "parameters", "MACs"], rows))
     return 0

@@ -1,6 +1,6 @@
 """Admission, queue, batches: plain classes that need neither Ray nor HTTP nor torch."""
 
-from fewshard_serve.engine.engine import Engine, Served
+from fewshard_serve.engine.engine import Engine, ModelHandle
 from fewshard_serve.engine.settings import EngineSettings
 
-__all__ = ["Engine", "EngineSettings", "Served"]
+__all__ = ["Engine", "EngineSettings", "ModelHandle"]

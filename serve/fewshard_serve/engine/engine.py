@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, Item, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
-from fewshard_serve.engine.pending import Answer, Pending
 from fewshard_serve.engine.preparer import Preparer
-from fewshard_serve.engine.queue import Entry
-from fewshard_serve.engine.runner import Lane, Resolution, Runner
+from fewshard_serve.engine.queue import Answer, Entry, RequestFuture
+from fewshard_serve.engine.runner import Resolution, Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
 
@@ -21,10 +20,10 @@ STUCK = "this replica hangs and is being replaced; come back soon"
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ModelHandle:
     """One model of the engine, with its queue and its room."""
 
-    lane: Lane
+    lane: ScheduledModel
     admission: Admission
 
     @property
@@ -121,7 +120,7 @@ class Engine:
         self._preparer.close()
         return has_ended
 
-    def _accepting(self, model: str) -> Served:
+    def _accepting(self, model: str) -> ModelHandle:
         if self._is_draining:
             raise NotReady("the server is draining; ask another replica or come back")
         if self._is_stuck:
@@ -132,7 +131,7 @@ class Engine:
             raise UnknownModel(model, sorted(self.served)) from None
 
     async def _classify_admitted(
-        self, served: Served, inputs: Sequence[Input], truncate: bool, deadline_at: float, ticket: Ticket
+        self, served: ModelHandle, inputs: Sequence[Input], truncate: bool, deadline_at: float, ticket: Ticket
     ) -> Classified:
         started_at = time.monotonic()
         items = await self._preparer.prepare(served.lane.model, inputs, truncate, ticket.caller)
@@ -145,9 +144,14 @@ class Engine:
         return Classified(answer.logits, num_tokens, timings, answer.is_degraded, routing=routing)
 
     async def _answer(
-        self, served: Served, items: Sequence[Item], enqueued_at: float, deadline_at: float, caller: Caller
+        self,
+        served: ModelHandle,
+        items: Sequence[Item],
+        enqueued_at: float,
+        deadline_at: float,
+        caller: Caller,
     ) -> Answer:
-        pending = Pending(len(items))
+        pending = RequestFuture(len(items))
         entries = [
             Entry(item, pending, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
         ]
@@ -167,7 +171,7 @@ def _settle(resolutions: list[Resolution]) -> None:
         )
 
 
-def _served(model: Model, settings: Mapping[str, EngineSettings]) -> Served:
+def _served(model: Model, settings: Mapping[str, EngineSettings]) -> ModelHandle:
     name = model.info.name
     limits = settings.get(name, EngineSettings())
     admission = Admission(
@@ -177,7 +181,7 @@ def _served(model: Model, settings: Mapping[str, EngineSettings]) -> Served:
         min_items=limits.admission_min_items,
         target_wait_s=limits.target_wait_s,
     )
-    return Served(Lane(model, limits), admission)
+    return ModelHandle(ScheduledModel(model, limits), admission)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import ANYBODY, Caller, Input, Item
-from fewshard_serve.cores import available_cores
+from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import FewshardError, InternalError
 

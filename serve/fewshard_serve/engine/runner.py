@@ -9,8 +9,7 @@ from typing import TypeVar
 
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import BatchStats
-from fewshard_serve.engine.execute import Executed, execute
-from fewshard_serve.engine.pace import MAX_ALLOWED_S, MIN_ALLOWED_S, Pace
+from fewshard_serve.engine.batch import MAX_ALLOWED_S, MIN_ALLOWED_S, BatchResult, PassTimeout, execute
 from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, FewshardError, NotReady
@@ -36,19 +35,19 @@ class Resolution:
     exchange_s: float = 0.0
 
 
-def _pace_of(model: Model) -> Pace:
+def _pace_of(model: Model) -> PassTimeout:
     # A group that has lost a shard forms anew within a pass, which takes as long as loading.
-    return Pace(min_s=MIN_ALLOWED_S if model.group() is None else MAX_ALLOWED_S)
+    return PassTimeout(min_s=MIN_ALLOWED_S if model.group() is None else MAX_ALLOWED_S)
 
 
 @dataclass(slots=True)
-class Lane:
+class ScheduledModel:
     """One model with its queue. `settings` change where memory runs out."""
 
     model: Model
     settings: EngineSettings
     queue: Queue = field(default_factory=Queue)
-    pace: Pace = field(init=False)
+    pace: PassTimeout = field(init=False)
     _last_size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -62,13 +61,13 @@ class Lane:
         return enough_tokens or len(self.queue) >= self.settings.max_items
 
     @property
-    def ripe_at(self) -> float:
+    def ready_at(self) -> float:
         """The time from which a batch may be cut; the queue must not be empty."""
         waits = 0.0 if self.is_full else self.settings.max_wait_s
         return self.queue.head_enqueued_at + waits
 
     @property
-    def is_ahead(self) -> bool:
+    def can_prefetch(self) -> bool:
         """Enough waits to cut a batch although another one runs: waiting longer would not make it larger."""
         return self.is_full or len(self.queue) >= max(UNSPLIT_ITEMS, self._last_size)
 
@@ -103,7 +102,7 @@ class Scheduled:
     """A cut of one lane on its way through the model. `began_at`: when it was taken or, where another batch
     ran then, when that one ended; `pass_began_at`: the same of the latest pass, where it took several."""
 
-    lane: Lane
+    lane: ScheduledModel
     cut: Cut
     began_at: float
     pass_began_at: float = 0.0
@@ -118,7 +117,7 @@ class Scheduled:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    executed: Executed
+    executed: BatchResult
     infer_s: float
 
 
@@ -133,7 +132,7 @@ class Runner:
 
     def __init__(
         self,
-        lanes: Sequence[Lane],
+        lanes: Sequence[ScheduledModel],
         deliver: Callable[[list[Resolution]], None],
         on_batch: Callable[[BatchStats], None],
         clock: Callable[[], float] = time.monotonic,
@@ -157,13 +156,13 @@ class Runner:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, lane: Lane, entries: Sequence[Entry]) -> None:
+    def submit(self, lane: ScheduledModel, entries: Sequence[Entry]) -> None:
         """Queue the entries; raises `NotReady` once the runner is stopping. Safe from any thread."""
         with self._changed:
             if self._is_stopping:
                 raise NotReady("the server is draining; ask another replica or come back")
             lane.queue.extend(entries)
-            if lane.is_ahead or not self._running:
+            if lane.can_prefetch or not self._running:
                 self._changed.notify()
 
     def stop(self, timeout_s: float | None = None) -> bool:
@@ -216,14 +215,14 @@ class Runner:
                 if self._is_stopping and not waiting:
                     return None
                 now = self._clock()
-                ripe = [lane for lane in waiting if self._is_stopping or lane.ripe_at <= now]
+                ripe = [lane for lane in waiting if self._is_stopping or lane.ready_at <= now]
                 lane = min(ripe, key=lambda lane: lane.queue.head_enqueued_at, default=None)
-                if lane is not None and (lane.is_ahead or not self._running):
+                if lane is not None and (lane.can_prefetch or not self._running):
                     return self._cut(lane, now)
-                ripens_at = [] if ripe else [lane.ripe_at for lane in waiting]
+                ripens_at = [] if ripe else [lane.ready_at for lane in waiting]
                 self._changed.wait(min(ripens_at) - now if ripens_at else None)
 
-    def _cut(self, lane: Lane, now: float) -> Scheduled:
+    def _cut(self, lane: ScheduledModel, now: float) -> Scheduled:
         scheduled = Scheduled(lane, lane.cut(now), now)
         if scheduled.cut.batch:
             if not self._running:
@@ -233,7 +232,7 @@ class Runner:
 
     def _run(self, scheduled: Scheduled) -> Ran:
         if not scheduled.cut.batch:
-            return Ran(Executed([]), 0.0)
+            return Ran(BatchResult([]), 0.0)
         lane, num_tokens = scheduled.lane, scheduled.num_tokens
         items = [entry.item for entry in scheduled.cut.batch]
 

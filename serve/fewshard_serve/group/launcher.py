@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Protocol
 
-from fewshard_serve.group.worker import Invitation
+from fewshard_serve.group.worker import WorkerConfig
 
 START_PAUSE_S = 0.5
 """Between two starts of one worker: long enough for a crash at import not to eat a core."""
@@ -22,7 +22,7 @@ STOP_TIMEOUT_S = 5.0
 class Launcher(Protocol):
     """Starts one worker for each invitation, and another wherever one has ended."""
 
-    def start(self, invitations: Sequence[Invitation]) -> None: ...
+    def start(self, invitations: Sequence[WorkerConfig]) -> None: ...
 
     def tend(self) -> None:
         """Start again what has ended; called several times a second."""
@@ -38,11 +38,11 @@ class ProcessLauncher:
     """Workers as children of this process."""
 
     def __init__(self) -> None:
-        self._invitations: dict[int, Invitation] = {}
+        self._invitations: dict[int, WorkerConfig] = {}
         self._children: dict[int, subprocess.Popen[str]] = {}
         self._started_at: dict[int, float] = {}
 
-    def start(self, invitations: Sequence[Invitation]) -> None:
+    def start(self, invitations: Sequence[WorkerConfig]) -> None:
         self._invitations = {invitation.shard: invitation for invitation in invitations}
         self.tend()
 
@@ -77,7 +77,7 @@ class ProcessLauncher:
         return {shard: child.pid for shard, child in self._children.items()}
 
 
-def _spawn(invitation: Invitation) -> subprocess.Popen[str]:
+def _spawn(invitation: WorkerConfig) -> subprocess.Popen[str]:
     threads = str(invitation.num_threads)
     child = subprocess.Popen(
         [sys.executable, "-m", "fewshard_serve.group.worker"],

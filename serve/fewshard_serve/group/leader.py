@@ -22,20 +22,20 @@ from fewshard_models.sharding import Placement
 from fewshard_models.sharding.exchange import serve_store
 from fewshard_models.sharding.shard import Shard
 from fewshard_serve.errors import InternalError, NotReady
-from fewshard_serve.group.assembly import LEADER
-from fewshard_serve.group.formation import has_same_experts
+from fewshard_serve.group.epoch import has_same_experts
+from fewshard_serve.group.expert_placement import Rebalancing
 from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.membership import GroupStatus, Membership, View
-from fewshard_serve.group.peers import Peer
-from fewshard_serve.group.rebalance import Rebalancing
-from fewshard_serve.group.seat import Seat
+from fewshard_serve.group.partition import Part, PartResult, StepOutput, deal, joined
 from fewshard_serve.group.settings import GroupSettings
-from fewshard_serve.group.steps import Part, PartResult, StepOutput, deal, joined
-from fewshard_serve.group.wire import Frame
+from fewshard_serve.group.shard_runtime import ShardRuntime
+from fewshard_serve.group.state_machine import LEADER
+from fewshard_serve.group.transport import Frame
+from fewshard_serve.group.workers import Peer
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
 if TYPE_CHECKING:
-    from fewshard_serve.backends.tokenizing import TokenIds
+    from fewshard_serve.backends.tokenizer import TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Group:
         except ModelsError as error:
             raise NotReady(str(error)) from error
         self._store = serve_store(settings.address)
-        self._seat = Seat(
+        self._seat = ShardRuntime(
             LEADER, shard, settings.address, self._store.port, settings.address, settings.timeout_s
         )
         self._membership = Membership(settings, target, self._seat, launcher, self, lambda: self._loads)
@@ -91,7 +91,7 @@ class Group:
             while not self._is_decided():
                 if not self._changed.wait_for(self._is_decided, SAY_S):
                     logger.warning("%s shards: %s", self._settings.num_shards, self.status.problem)
-        if self.status.is_hopeless:
+        if self.status.is_unrecoverable:
             problem = self.status.problem
             self.close()
             raise NotReady(problem)
@@ -99,7 +99,7 @@ class Group:
             self._rebalancing.start(self._settings.rebalance_s)
 
     def _is_decided(self) -> bool:
-        return self.status.size > 0 or self.status.is_hopeless
+        return self.status.size > 0 or self.status.is_unrecoverable
 
     def close(self) -> None:
         if self._rebalancing is not None:

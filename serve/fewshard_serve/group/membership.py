@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 from fewshard_models.checkpoint import resolve
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import fingerprint
-from fewshard_serve.group.assembly import LEADER, Assembly, Rules
-from fewshard_serve.group.door import Door, Hello, Wanted
-from fewshard_serve.group.formation import Formation
+from fewshard_serve.group.epoch import Epoch
+from fewshard_serve.group.handshake import Handshake, Listener, Wanted
 from fewshard_serve.group.launcher import Launcher
-from fewshard_serve.group.link import Link
-from fewshard_serve.group.peers import Heartbeat, Peer
-from fewshard_serve.group.seat import Prepared, Seat
 from fewshard_serve.group.settings import GroupSettings
-from fewshard_serve.group.wire import Frame, WireError
-from fewshard_serve.group.worker import Invitation, device_id, device_name
+from fewshard_serve.group.shard_runtime import Prepared, ShardRuntime
+from fewshard_serve.group.state_machine import LEADER, GroupRules, GroupStateMachine
+from fewshard_serve.group.transport import Frame, Link, WireError
+from fewshard_serve.group.worker import WorkerConfig, device_id, device_name
+from fewshard_serve.group.workers import Heartbeat, Peer
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ BACKOFF_S = (1.0, 60.0)
 class View:
     """A published formation with the links of its workers; `newcomers` have answered nothing yet."""
 
-    formation: Formation
+    formation: Epoch
     newcomers: Collection[int]
     peers: Mapping[int, Peer]
 
@@ -51,7 +50,7 @@ class View:
 @dataclass(frozen=True, slots=True)
 class GroupStatus:
     """What `/experts` and the metrics tell of a group; `problem` is "" while it can answer, and with
-    `is_hopeless` waiting changes nothing. `placement`: as it runs, or as it shall."""
+    `is_unrecoverable` waiting changes nothing. `placement`: as it runs, or as it shall."""
 
     num_shards: int
     size: int
@@ -60,7 +59,7 @@ class GroupStatus:
     num_moves: int
     is_degraded: bool
     problem: str
-    is_hopeless: bool
+    is_unrecoverable: bool
     placement: Placement
 
 
@@ -78,13 +77,13 @@ class Stage(Protocol):
 
 
 class Membership:
-    """The `Orders` of an `Assembly`, carried out. `loads` is read before every formation."""
+    """The `GroupActions` of an `GroupStateMachine`, carried out. `loads` is read before every formation."""
 
     def __init__(
         self,
         settings: GroupSettings,
         target: Placement,
-        seat: Seat,
+        seat: ShardRuntime,
         launcher: Launcher,
         stage: Stage,
         loads: Callable[[], NDArray[np.int64]],
@@ -94,8 +93,8 @@ class Membership:
         self._launcher = launcher
         self._stage = stage
         self._loads = loads
-        rules = Rules(settings.num_shards, settings.max_slots_per_shard, settings.allows_degraded)
-        self._assembly = Assembly(rules, target, self)
+        rules = GroupRules(settings.num_shards, settings.max_slots_per_shard, settings.allows_degraded)
+        self._assembly = GroupStateMachine(rules, target, self)
         self._peers: dict[int, Peer] = {}
         self._backoff_s: dict[int, float] = {}
         self._posted: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -106,7 +105,7 @@ class Membership:
         settings, secret = self._settings, secrets.token_hex(16)
         device, there = device_name(torch.device(settings.device)), fingerprint(resolve(settings.path))
         wanted = Wanted(settings.num_shards, secret, device, there, socket.gethostname())
-        self._door = Door(settings.address, wanted, self._greet, settings.timeout_s)
+        self._door = Listener(settings.address, wanted, self._greet, settings.timeout_s)
         self._heartbeat = Heartbeat(lambda: list(self._peers.values()), self._on_silence, settings.timeout_s)
         threading.Thread(target=self._control, name="group-control", daemon=True).start()
         first = self._invitation(1, store_port, secret)
@@ -114,9 +113,9 @@ class Membership:
         # With one shard nobody else will come to set things going.
         self.post(lambda: self._assembly.joined(LEADER))
 
-    def _invitation(self, shard: int, store_port: int, secret: str) -> Invitation:
+    def _invitation(self, shard: int, store_port: int, secret: str) -> WorkerConfig:
         settings = self._settings
-        return Invitation(
+        return WorkerConfig(
             shard=shard,
             host=settings.address,
             port=self._door.port,
@@ -161,7 +160,7 @@ class Membership:
 
     # What the assembly orders.
 
-    def stage(self, shard: int, formation: Formation) -> None:
+    def stage(self, shard: int, formation: Epoch) -> None:
         if shard == LEADER:
             self._seat.stage(formation, self._on_own_report)
         else:
@@ -173,7 +172,7 @@ class Membership:
         else:
             self._peers[shard].send(Frame("connect", {"generation": generation}))
 
-    def publish(self, formation: Formation, newcomers: Collection[int]) -> None:
+    def publish(self, formation: Epoch, newcomers: Collection[int]) -> None:
         peers = {shard: self._peers[shard] for shard in formation.live if shard != LEADER}
         self._stage.publish(View(formation, newcomers, peers))
 
@@ -216,11 +215,11 @@ class Membership:
             num_moves=assembly.tally.num_moves,
             is_degraded=active is not None and not active.is_complete,
             problem=assembly.problem,
-            is_hopeless=assembly.is_hopeless,
+            is_unrecoverable=assembly.is_unrecoverable,
             placement=assembly.target if active is None else active.placement,
         )
 
-    def _welcome(self, hello: Hello, link: Link, objection: str) -> None:
+    def _welcome(self, hello: Handshake, link: Link, objection: str) -> None:
         shard = hello.shard
         if objection:
             self._assembly.objected(objection)
@@ -254,7 +253,7 @@ class Membership:
 
     # Other threads.
 
-    def _greet(self, hello: Hello, link: Link, objection: str) -> None:
+    def _greet(self, hello: Handshake, link: Link, objection: str) -> None:
         self.post(partial(self._welcome, hello, link, objection))
 
     def _on_frame(self, shard: int, peer: Peer, frame: Frame) -> None:

@@ -20,11 +20,10 @@ from fewshard_models.devices import DTYPES
 from fewshard_models.errors import ExchangeError, ModelsError
 from fewshard_models.sharding.shard import Shard
 from fewshard_models.sharding.weights import fingerprint
-from fewshard_serve.group.formation import Formation
-from fewshard_serve.group.link import Link
-from fewshard_serve.group.seat import Prepared, Seat
-from fewshard_serve.group.steps import Part, PartResult
-from fewshard_serve.group.wire import Frame, WireError
+from fewshard_serve.group.epoch import Epoch
+from fewshard_serve.group.partition import Part, PartResult
+from fewshard_serve.group.shard_runtime import Prepared, ShardRuntime
+from fewshard_serve.group.transport import Frame, Link, WireError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ SEND_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Invitation:
+class WorkerConfig:
     """All a worker needs to know to take its seat. `secret` proves to the leader that it was invited."""
 
     shard: int
@@ -63,7 +62,7 @@ def device_id(device: torch.device) -> str:
 class Worker:
     """`main` takes the seat and serves until the leader has gone or sends it away."""
 
-    def __init__(self, invitation: Invitation, address: str = "127.0.0.1") -> None:
+    def __init__(self, invitation: WorkerConfig, address: str = "127.0.0.1") -> None:
         self._invitation = invitation
         self._address = address
         self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
@@ -102,7 +101,7 @@ class Worker:
         except (ModelsError, OSError, RuntimeError) as error:
             self._fingerprint = ""
             return f"{error} (every node needs the checkpoint, under the same name)"
-        self._seat = Seat(
+        self._seat = ShardRuntime(
             invitation.shard,
             shard,
             invitation.host,
@@ -131,7 +130,7 @@ class Worker:
         )
 
     def _stage(self, frame: Frame) -> None:
-        self._seat.stage(Formation.from_fields(frame.fields), self._report)
+        self._seat.stage(Epoch.from_fields(frame.fields), self._report)
 
     def _connect(self, frame: Frame) -> None:
         self._seat.connect(frame.fields["generation"], self._report)
@@ -169,7 +168,7 @@ class Worker:
 def main() -> None:
     """Read an invitation from standard input, serve, and end at once, whatever threads still wait."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(message)s", stream=sys.stderr)
-    Worker(Invitation(**json.loads(sys.stdin.readline()))).main()
+    Worker(WorkerConfig(**json.loads(sys.stdin.readline()))).main()
     sys.stderr.flush()
     os._exit(0)
 

@@ -11,10 +11,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from fewshard_serve.errors import CallerGone, FewshardError, MethodNotAllowed
-from fewshard_serve.http.body import off_loop
-from fewshard_serve.http.doors import REQUEST_ID_HEADER, Doors, protocol_of
 from fewshard_serve.http.encoding import choose_coding, pack
-from fewshard_serve.http.request import Receive, Request, Scope, Send
+from fewshard_serve.http.middleware import REQUEST_ID_HEADER, AccessMiddleware, protocol_of
+from fewshard_serve.http.request import Receive, Request, Scope, Send, off_loop
 from fewshard_serve.http.responses import Response, error_in_words_of, unforeseen
 from fewshard_serve.http.service import RequestHook, RequestProtocol
 
@@ -30,8 +29,8 @@ class App(ABC):
     `on_request` is called once for each prediction that is asked for.
     """
 
-    def __init__(self, doors: Doors | None, on_request: RequestHook) -> None:
-        self._doors = doors or Doors()
+    def __init__(self, doors: AccessMiddleware | None, on_request: RequestHook) -> None:
+        self._doors = doors or AccessMiddleware()
         self._on_request = on_request
 
     @abstractmethod

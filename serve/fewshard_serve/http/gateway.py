@@ -5,15 +5,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from fewshard_serve import __version__
 from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady, UnknownModel
-from fewshard_serve.http import jobs, questions
+from fewshard_serve.http import handlers as handlers_module
 from fewshard_serve.http.asgi import App, for_method, while_connected
-from fewshard_serve.http.body import read_body
-from fewshard_serve.http.console import console_files
-from fewshard_serve.http.docs import docs_page
-from fewshard_serve.http.doors import Doors, wants_page
 from fewshard_serve.http.host import PREFIX, parse_target
+from fewshard_serve.http.middleware import AccessMiddleware, wants_page
 from fewshard_serve.http.openapi import openapi_document
-from fewshard_serve.http.request import Request
+from fewshard_serve.http.request import Request, read_body
 from fewshard_serve.http.responses import (
     Response,
     error_response,
@@ -30,7 +27,8 @@ from fewshard_serve.http.service import (
     ignore_request,
     why_not,
 )
-from fewshard_serve.protocol.jsontext import read_json
+from fewshard_serve.http.static import console_files, docs_page
+from fewshard_serve.protocol.json_guard import read_json
 from fewshard_serve.protocol.limits import Limits
 
 
@@ -42,7 +40,7 @@ class GatewayApp(App):
         service: GatewayService,
         *,
         limits: Limits = Limits(),  # noqa: B008  it is frozen
-        doors: Doors | None = None,
+        doors: AccessMiddleware | None = None,
         on_request: RequestHook = ignore_request,
     ) -> None:
         super().__init__(doors, on_request)
@@ -119,15 +117,17 @@ class GatewayApp(App):
         return html_response(self._docs)
 
     async def _classify(self, request: Request) -> Response:
-        return await self._answer_question(request, await questions.read_classify(request, self._limits))
+        return await self._answer_question(
+            request, await handlers_module.read_unrouted_classify(request, self._limits)
+        )
 
     async def _predict(self, request: Request) -> Response:
-        return await self._answer_question(request, await questions.read_predict(request, self._limits))
+        return await self._answer_question(request, await handlers_module.read_predict(request, self._limits))
 
     async def _vllm_classify(self, request: Request) -> Response:
-        return await self._answer_question(request, await questions.read_vllm(request, self._limits))
+        return await self._answer_question(request, await handlers_module.read_vllm(request, self._limits))
 
-    async def _answer_question(self, request: Request, question: questions.Question) -> Response:
+    async def _answer_question(self, request: Request, question: handlers_module.UnroutedRequest) -> Response:
         info = await self._find(request, question.model)
         job = await question.job(request, info, self._limits)
         work = self._service.classify(
@@ -135,7 +135,7 @@ class GatewayApp(App):
         )
         answer = await while_connected(request, work)
         request.note_answer(answer.timings)
-        return await jobs.encode(job, answer)
+        return await handlers_module.encode(job, answer)
 
     async def _find(self, request: Request, model: str | None) -> ModelInfo:
         """A model that takes requests; the only one of a server that has but one where none is named."""

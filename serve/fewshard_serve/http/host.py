@@ -8,27 +8,20 @@ from typing import Any
 
 from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import NotFound, NotReady, Overloaded
-from fewshard_serve.http import jobs, questions
+from fewshard_serve.http import handlers
 from fewshard_serve.http.asgi import App, for_method, while_connected
-from fewshard_serve.http.body import LARGE_BYTES, off_loop, read_body
-from fewshard_serve.http.doors import Doors
-from fewshard_serve.http.request import Request
+from fewshard_serve.http.backpressure import REFUSED_HEADER, refused_before, room_header
+from fewshard_serve.http.middleware import AccessMiddleware
+from fewshard_serve.http.request import LARGE_BYTES, Request, off_loop, read_body
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
-from fewshard_serve.http.room import REFUSED_HEADER, refused_before, room_header
-from fewshard_serve.http.service import (
-    HostService,
-    RequestHook,
-    ServedModel,
-    find_model,
-    ignore_request,
-)
+from fewshard_serve.http.service import HostService, RequestHook, ServedModel, find_model, ignore_request
 from fewshard_serve.protocol import model_tensors
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.placement import parse_placement
 
 PREFIX = "/v2/models"
 
-ReadJob = Callable[[Request, ModelInfo, Limits], Awaitable[jobs.Job]]
+ReadJob = Callable[[Request, ModelInfo, Limits], Awaitable[handlers.PredictionRequest]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ class HostApp(App):
         service: HostService,
         *,
         limits: Limits = Limits(),  # noqa: B008  it is frozen
-        doors: Doors | None = None,
+        doors: AccessMiddleware | None = None,
         on_request: RequestHook = ignore_request,
     ) -> None:
         super().__init__(doors, on_request)
@@ -128,7 +121,7 @@ class HostApp(App):
         work = model.classify(job.inputs, truncate=job.truncate, timeout_s=job.timeout_s, caller=caller)
         answer = await while_connected(request, work)
         request.note_answer(answer.timings)
-        response = await jobs.encode(job, answer)
+        response = await handlers.encode(job, answer)
         encode_s = time.monotonic() - request.answered_at
         model.stats.add_request(request.elapsed_s, answer.timings, encode_s)
         return response
@@ -197,16 +190,16 @@ def _not_ready(model: ServedModel) -> NotReady:
     return NotReady(f"{model.info.name} is not ready: {model.not_ready_reason or 'try again soon'}")
 
 
-async def _read_predict(request: Request, info: ModelInfo, limits: Limits) -> jobs.Job:
-    question = await questions.read_predict(request, limits)
+async def _read_predict(request: Request, info: ModelInfo, limits: Limits) -> handlers.PredictionRequest:
+    question = await handlers.read_predict(request, limits)
     return await question.job(request, info, limits)
 
 
 _PREDICTIONS: dict[str, ReadJob] = {
-    "infer": jobs.read_infer,
-    "classify": jobs.read_classify,
+    "infer": handlers.read_infer,
+    "classify": handlers.read_classify,
     "predict": _read_predict,
-    "explain": jobs.read_explain,
+    "explain": handlers.read_explain,
 }
 
 _PAGES: dict[str, dict[str, Callable[[HostApp, ServedModel], Awaitable[Response]]]] = {

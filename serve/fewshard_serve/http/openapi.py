@@ -8,8 +8,8 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from fewshard_serve import __version__
 from fewshard_serve.errors import FewshardError
-from fewshard_serve.http.doors import is_open
-from fewshard_serve.http.status import HTTP_STATUS
+from fewshard_serve.http.middleware import is_open
+from fewshard_serve.http.responses import HTTP_STATUS
 from fewshard_serve.protocol import classify, explain, placement, schemas, tei, vllm
 from fewshard_serve.protocol.limits import Limits
 

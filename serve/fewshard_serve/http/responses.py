@@ -1,10 +1,14 @@
-"""What goes back to a client: bodies, headers and errors; built by handlers, sent by `asgi`."""
+"""Which HTTP status each error has: the only place that knows it. Called by `responses`.
+
+What goes back to a client: bodies, headers and errors; built by handlers, sent by `asgi`.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_json
 
+from fewshard_serve import errors
 from fewshard_serve.errors import (
     FewshardError,
     InternalError,
@@ -13,10 +17,33 @@ from fewshard_serve.errors import (
     Overloaded,
     Unauthorized,
 )
-from fewshard_serve.http.room import retry_after
+from fewshard_serve.http.backpressure import retry_after
 from fewshard_serve.http.service import RequestProtocol
-from fewshard_serve.http.status import status_of
 from fewshard_serve.protocol import tei, vllm
+
+HTTP_STATUS: dict[type[FewshardError], int] = {
+    errors.MalformedRequest: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.UnknownModel: 404,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.DeadlineExceeded: 408,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.UnusableItem: 422,
+    errors.Overloaded: 429,
+    errors.CallerGone: 499,
+    errors.InternalError: 500,
+    errors.NotReady: 503,
+}
+"""Errors of the command line have no status: meeting one in a request is a bug, so 500."""
+
+
+def status_of(error: FewshardError) -> int:
+    """The status of the nearest class that has one."""
+    return next((HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS), 500)
+
 
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"

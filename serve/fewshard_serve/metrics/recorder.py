@@ -7,16 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_serve.core import BatchStats, Timings
-from fewshard_serve.engine.routing import Routing
+from fewshard_serve.engine.expert_statistics import Routing
 from fewshard_serve.metrics import sources
-from fewshard_serve.metrics.budget import Shape, allot
-from fewshard_serve.metrics.counts import Buckets, Counts
+from fewshard_serve.metrics.cardinality_limit import Shape, limit_series
+from fewshard_serve.metrics.definitions import BY_NAME, Counter, Histogram
 from fewshard_serve.metrics.energy import MeasuredEnergy
-from fewshard_serve.metrics.families import BY_NAME
+from fewshard_serve.metrics.exposition import TextWriter
+from fewshard_serve.metrics.prediction_stats import PredictionStats
 from fewshard_serve.metrics.settings import MetricsSettings
 from fewshard_serve.metrics.sources import ModelSource
-from fewshard_serve.metrics.tally import Tally
-from fewshard_serve.metrics.text import TextWriter
 
 STAGES = ("preprocess", "queue", "infer")
 
@@ -36,22 +35,22 @@ class Metrics:
         self._energy = None if read_joules is None else MeasuredEnergy(read_joules)
         self._lock = threading.Lock()
         self._sources: dict[str, ModelSource] = {}
-        self._tallies: dict[str, Tally] = {}
-        self._requests = Counts(BY_NAME["fewshard_requests_total"])
-        self._items = Counts(BY_NAME["fewshard_items_total"])
-        self._tokens = Counts(BY_NAME["fewshard_tokens_total"])
-        self._infer_seconds = Counts(BY_NAME["fewshard_infer_seconds_total"])
-        self._shadow_items = Counts(BY_NAME["fewshard_shadow_items_total"])
-        self._cascade_items = Counts(BY_NAME["fewshard_cascade_items_total"])
-        self._cascade_macs = Counts(BY_NAME["fewshard_cascade_macs_total"])
-        self._request_seconds = Buckets(BY_NAME["fewshard_request_seconds"])
-        self._stage_seconds = Buckets(BY_NAME["fewshard_stage_seconds"])
-        self._batch_items = Buckets(BY_NAME["fewshard_batch_items"])
-        self._batch_tokens = Buckets(BY_NAME["fewshard_batch_tokens"])
+        self._tallies: dict[str, PredictionStats] = {}
+        self._requests = Counter(BY_NAME["fewshard_requests_total"])
+        self._items = Counter(BY_NAME["fewshard_items_total"])
+        self._tokens = Counter(BY_NAME["fewshard_tokens_total"])
+        self._infer_seconds = Counter(BY_NAME["fewshard_infer_seconds_total"])
+        self._shadow_items = Counter(BY_NAME["fewshard_shadow_items_total"])
+        self._cascade_items = Counter(BY_NAME["fewshard_cascade_items_total"])
+        self._cascade_macs = Counter(BY_NAME["fewshard_cascade_macs_total"])
+        self._request_seconds = Histogram(BY_NAME["fewshard_request_seconds"])
+        self._stage_seconds = Histogram(BY_NAME["fewshard_stage_seconds"])
+        self._batch_items = Histogram(BY_NAME["fewshard_batch_items"])
+        self._batch_tokens = Histogram(BY_NAME["fewshard_batch_tokens"])
 
     def add_model(self, source: ModelSource) -> None:
         """Begin to report a model; its gauges are read when somebody scrapes."""
-        self._tallies[source.info.name] = Tally(source.info)
+        self._tallies[source.info.name] = PredictionStats(source.info)
         self._sources[source.info.name] = source
 
     def observe_request(
@@ -134,7 +133,9 @@ class Metrics:
         with self._lock:
             busy_s = {source.info.name: self._busy_s(source.info.name) for source in known}
         joules = {} if self._energy is None else self._energy.update(busy_s)
-        for source, routing, detail in zip(known, routings, allot(shapes, self._settings), strict=True):
+        for source, routing, detail in zip(
+            known, routings, limit_series(shapes, self._settings), strict=True
+        ):
             name = source.info.name
             sources.write_model(out, source)
             sources.write_tally(out, self._tallies[name], detail)
@@ -147,11 +148,11 @@ class Metrics:
     def _busy_s(self, model: str) -> float:
         return self._infer_seconds.values.get((model,), 0.0)
 
-    def _counters(self) -> Iterable[Counts]:
+    def _counters(self) -> Iterable[Counter]:
         yield from (self._requests, self._items, self._tokens, self._infer_seconds)
         yield from (self._shadow_items, self._cascade_items, self._cascade_macs)
 
-    def _histograms(self) -> Iterable[Buckets]:
+    def _histograms(self) -> Iterable[Histogram]:
         yield from (self._request_seconds, self._stage_seconds, self._batch_items, self._batch_tokens)
 
 

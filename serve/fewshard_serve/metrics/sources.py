@@ -12,17 +12,17 @@ import numpy as np
 
 from fewshard_serve import __version__
 from fewshard_serve.core import GroupState, ModelInfo
-from fewshard_serve.engine.routing import (
+from fewshard_serve.engine.expert_statistics import (
     Routing,
     entropy_ratio,
     expert_use_ratio,
     imbalance_ratio,
     num_dead_experts,
 )
-from fewshard_serve.metrics.budget import OTHER, Detail
+from fewshard_serve.metrics.cardinality_limit import OTHER, SeriesLimit
+from fewshard_serve.metrics.exposition import TextWriter
+from fewshard_serve.metrics.prediction_stats import PredictionStats, confidence_drift, label_drift
 from fewshard_serve.metrics.settings import CostSettings
-from fewshard_serve.metrics.tally import Tally, confidence_drift, label_drift
-from fewshard_serve.metrics.text import TextWriter
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def write_model(out: TextWriter, source: ModelSource) -> None:
             out.add(metric, labels, value)
 
 
-def write_tally(out: TextWriter, tally: Tally, detail: Detail) -> None:
+def write_tally(out: TextWriter, tally: PredictionStats, detail: SeriesLimit) -> None:
     """Labels beyond `detail.num_labels` are summed up as one."""
     info, (total, recent) = tally.info, tally.read()
     for label, count in zip(info.labels[: detail.num_labels], total.by_label.tolist(), strict=False):
@@ -83,7 +83,7 @@ def write_tally(out: TextWriter, tally: Tally, detail: Detail) -> None:
             out.add(metric, [info.name], drift)
 
 
-def write_routing(out: TextWriter, source: ModelSource, routing: Routing, detail: Detail) -> None:
+def write_routing(out: TextWriter, source: ModelSource, routing: Routing, detail: SeriesLimit) -> None:
     """Counters by expert, of the layers in `detail`, and by shard; ratios of the last minute by layer."""
     name = source.info.name
     for layer in detail.expert_layers:

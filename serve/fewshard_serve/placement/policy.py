@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_models.sharding import Placement
-from fewshard_serve.placement.averages import LoadAverage
-from fewshard_serve.placement.balanced import balanced, heaviest_loads
-from fewshard_serve.placement.retain import moves_by_layer
+from fewshard_serve.placement.loads import LoadAverage
+from fewshard_serve.placement.local_search import moves_by_layer
+from fewshard_serve.placement.planner import balanced, heaviest_loads
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from fewshard_models.errors import PlacementError
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_models.sharding.placement import EMPTY
-from fewshard_serve.placement.balanced import balanced, completed, heaviest_loads
+from fewshard_serve.placement.local_search import num_moves
+from fewshard_serve.placement.planner import balanced, completed, heaviest_loads
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
-from fewshard_serve.placement.retain import num_moves
 
 Loads = NDArray[np.float64]
 Policy = Literal["contiguous", "round_robin", "balanced", "rebalanced"]

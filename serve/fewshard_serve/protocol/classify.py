@@ -15,7 +15,7 @@ from fewshard_serve.core import Classified, EncodedImage, Input, ModelInfo
 from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
 from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.inputs import check_num_items, image_from_base64, text_input
-from fewshard_serve.protocol.jsontext import check_structure, nearest, quoted
+from fewshard_serve.protocol.json_guard import check_structure, nearest, quoted
 from fewshard_serve.protocol.limits import Limits
 
 _INPUTS_HELP = 'inputs must be a text, {"text", "text_pair"}, or a list of these; an image is a base64 string'

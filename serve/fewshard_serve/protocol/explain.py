@@ -19,7 +19,7 @@ from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
 from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.classify import TimingsMs, Usage, degraded, parse_body, timings_ms
 from fewshard_serve.protocol.inputs import text_input
-from fewshard_serve.protocol.jsontext import nearest
+from fewshard_serve.protocol.json_guard import nearest
 from fewshard_serve.protocol.limits import Limits
 
 MAX_WORDS = 256
@@ -55,7 +55,7 @@ class ExplainResponse(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ExplainQuery:
     """The text, where its words are, and the column of the label that was asked for, if one was."""
 
     text: str
@@ -69,7 +69,7 @@ class Question:
         return [TextInput(text) for text in texts]
 
 
-def parse_explain(body: bytes, info: ModelInfo, limits: Limits) -> Question:
+def parse_explain(body: bytes, info: ModelInfo, limits: Limits) -> ExplainQuery:
     """Raises `MalformedRequest`, `TooLarge`, or `UnsupportedMedia` for a model of images."""
     if info.task != "text":
         raise UnsupportedMedia(f"{info.name} classifies images; only words of a text can be explained")
@@ -79,10 +79,12 @@ def parse_explain(body: bytes, info: ModelInfo, limits: Limits) -> Question:
     most = min(MAX_WORDS, limits.max_items - 1)
     if len(spans) > most:
         raise TooLarge(f"the text has {len(spans)} words, at most {most} are explained; send a part of it")
-    return Question(request.inputs, spans, None if request.label is None else _column(request.label, info))
+    return ExplainQuery(
+        request.inputs, spans, None if request.label is None else _column(request.label, info)
+    )
 
 
-def encode_explain(question: Question, info: ModelInfo, answer: Classified) -> bytes:
+def encode_explain(question: ExplainQuery, info: ModelInfo, answer: Classified) -> bytes:
     """The JSON of an `ExplainResponse`."""
     logits = answer.logits
     label = int(logits[0].argmax()) if question.label is None else question.label
@@ -101,7 +103,7 @@ def encode_explain(question: Question, info: ModelInfo, answer: Classified) -> b
     )
 
 
-def _words(question: Question, margins: NDArray[np.float32]) -> Sequence[dict[str, Any]]:
+def _words(question: ExplainQuery, margins: NDArray[np.float32]) -> Sequence[dict[str, Any]]:
     effects = (margins[0] - margins[1:]).tolist()
     return [
         {"word": question.text[start:end], "start": start, "end": end, "effect": effect}

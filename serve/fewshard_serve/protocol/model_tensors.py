@@ -18,7 +18,7 @@ from fewshard_serve.core import EncodedImage, Input, ModelInfo, PixelArray, Text
 from fewshard_serve.errors import MalformedRequest, UnusableItem
 from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.inputs import check_num_items, image_from_base64, text_input
-from fewshard_serve.protocol.jsontext import nearest, quoted
+from fewshard_serve.protocol.json_guard import nearest, quoted
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.oip import InferRequest, RequestedOutput
 from fewshard_serve.protocol.tensors import Tensor, bytes_tensor

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from fewshard_serve.errors import MalformedRequest
-from fewshard_serve.protocol.jsontext import quoted, read_json
+from fewshard_serve.protocol.json_guard import quoted, read_json
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tensors import (
     Tensor,

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.classify import explain
-from fewshard_serve.protocol.jsontext import MAX_VALUES, check_structure
+from fewshard_serve.protocol.json_guard import MAX_VALUES, check_structure
 from fewshard_serve.protocol.limits import Limits
 
 

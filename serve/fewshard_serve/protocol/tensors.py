@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_serve.errors import MalformedRequest
-from fewshard_serve.protocol.jsontext import nearest, quoted
+from fewshard_serve.protocol.json_guard import nearest, quoted
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),

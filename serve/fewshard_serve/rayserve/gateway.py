@@ -1,4 +1,4 @@
-"""The Ray Serve deployment at `/`: a `Directory` in one small replica. It never imports torch."""
+"""The Ray Serve deployment at `/`: a `ModelRouter` in one small replica. It never imports torch."""
 
 import asyncio
 from typing import Any
@@ -7,18 +7,16 @@ import ray
 from ray import serve
 
 from fewshard_serve.config import ServerConfig
-from fewshard_serve.http.doors import Doors, DoorSettings
 from fewshard_serve.http.gateway import GatewayApp
+from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
-from fewshard_serve.rayserve.directory import Directory
-from fewshard_serve.rayserve.garbage import freeze_loaded
+from fewshard_serve.rayserve.actor_process import RAY_LOGGING, CountedApp, configure_logging, freeze_loaded
+from fewshard_serve.rayserve.deployment import DEPLOYMENT, MAX_ONGOING_REQUESTS, SURGE_PERCENT
+from fewshard_serve.rayserve.deployment_plan import GATEWAY_CPUS, AppSpec, what_is_missing
+from fewshard_serve.rayserve.discovery import find_targets
 from fewshard_serve.rayserve.handles import HandleCalls
-from fewshard_serve.rayserve.host import DEPLOYMENT, MAX_ONGOING_REQUESTS, SURGE_PERCENT
-from fewshard_serve.rayserve.inflight import CountedApp
-from fewshard_serve.rayserve.logs import RAY_LOGGING, configure_logging
-from fewshard_serve.rayserve.specs import GATEWAY_CPUS, AppSpec, what_is_missing
-from fewshard_serve.rayserve.targets import find_targets
+from fewshard_serve.rayserve.model_router import ModelRouter
 from fewshard_serve.rpc.server import InferenceService, start
 
 
@@ -26,7 +24,7 @@ class Gateway:
     """The replica at `/`."""
 
     def __init__(
-        self, hosts: list[AppSpec], drain_timeout_s: float, doors: DoorSettings, server: ServerConfig
+        self, hosts: list[AppSpec], drain_timeout_s: float, doors: AccessSettings, server: ServerConfig
     ) -> None:
         configure_logging(doors.logs)
         self._door_settings = doors
@@ -36,14 +34,14 @@ class Gateway:
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics(hosts[0].metrics)
         calls = HandleCalls(DEPLOYMENT)
-        self._directory = Directory(hosts, calls, self._metrics, labels, _why_waiting, find_targets)
+        self._directory = ModelRouter(hosts, calls, self._metrics, labels, _why_waiting, find_targets)
         self._drain_timeout_s = drain_timeout_s
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Called once by Ray Serve, on the loop that will serve."""
         self._refreshing = asyncio.create_task(self._directory.keep_fresh())
         # Ray Serve sends X-Request-Id back itself.
-        doors = Doors(self._door_settings, echoes_id=False)
+        doors = AccessMiddleware(self._door_settings, echoes_id=False)
         limits, count = self._door_settings.limits, self._metrics.observe_request
         self._app = CountedApp(GatewayApp(self._directory, limits=limits, doors=doors, on_request=count))
         if self._server.grpc_port:
@@ -75,7 +73,7 @@ def _why_waiting(app: AppSpec) -> str:
     return what_is_missing(app, ray.cluster_resources())
 
 
-def gateway_application(hosts: list[AppSpec], doors: DoorSettings, server: ServerConfig) -> Any:
+def gateway_application(hosts: list[AppSpec], doors: AccessSettings, server: ServerConfig) -> Any:
     """The Serve application at `/`."""
     drain_timeout_s = max(host.drain_timeout_s for host in hosts)
     deployment = serve.deployment(

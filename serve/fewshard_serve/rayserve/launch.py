@@ -13,16 +13,11 @@ from typing import Any
 
 from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.errors import StartError
-from fewshard_serve.http.doors import DoorSettings
+from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.rayserve.actor_process import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
-from fewshard_serve.rayserve.deploying import ServeDeployer, serve_and_update
-from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.haproxy import stop_softly
-from fewshard_serve.rayserve.logs import RAY_LOGGING, own_stderr
-from fewshard_serve.rayserve.loopthread import LoopThread
-from fewshard_serve.rayserve.signals import StoppedAtOnce, StopRequest, listen, stop_request
-from fewshard_serve.rayserve.specs import (
+from fewshard_serve.rayserve.deployment_plan import (
     DEFAULT_LOADER,
     GATEWAY_APP,
     AppSpec,
@@ -36,7 +31,10 @@ from fewshard_serve.rayserve.specs import (
     share_cores,
     share_gpus,
 )
-from fewshard_serve.rayserve.updating import Updater
+from fewshard_serve.rayserve.environment import prepare_environment
+from fewshard_serve.rayserve.haproxy import stop_softly
+from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
+from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopRequest, listen, stop_request
 
 EXIT_STOPPED_AT_ONCE = 130
 POLL_S = 0.1
@@ -122,15 +120,15 @@ def _work_dir() -> Iterator[str]:
 def _deployed(
     hosts: list[HostSpec],
     cascades: list[CascadeSpec],
-    doors: DoorSettings,
+    doors: AccessSettings,
     server: ServerConfig,
     owns_ray: bool,
 ) -> Iterator["Running"]:
     """All applications, taken down at the end where the Ray they run on is not ours."""
     from ray import serve
 
+    from fewshard_serve.rayserve.deployment import host_application
     from fewshard_serve.rayserve.gateway import gateway_application
-    from fewshard_serve.rayserve.host import host_application
 
     hosts = _for_cluster(hosts, owns_ray)
     _start_serve(server, owns_ray)

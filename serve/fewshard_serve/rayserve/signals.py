@@ -1,13 +1,17 @@
 """Signals while a server runs: the first Ctrl-C or SIGTERM asks for a drain, the second ends at once; SIGHUP
 asks for the configuration to be read again, unless it comes because the terminal was closed: that is a stop.
+
+One event loop in a thread, since Serve's handles belong to the loop that first used them; for `launch`.
 """
 
+import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -77,3 +81,29 @@ def listen(request: StopRequest) -> None:
     """Install the handlers; again after `ray.init`, which installs its own for SIGTERM."""
     for number in SIGNALS:
         signal.signal(number, request.handle)
+
+
+ResultT = TypeVar("ResultT")
+
+
+class LoopThread:
+    """Runs coroutines for a caller that has no loop of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fewshard-calls", daemon=True)
+
+    def __enter__(self) -> "LoopThread":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(1.0)
+
+    def run(self, work: Coroutine[Any, Any, ResultT], timeout_s: float) -> ResultT:
+        """The coroutine's result; raises `TimeoutError`, and cancels it, where it takes longer."""
+        limited = asyncio.wait_for(work, timeout_s)
+        return asyncio.run_coroutine_threadsafe(limited, self._loop).result()

@@ -8,7 +8,7 @@ from fewshard_serve.core import Classified, ModelInfo
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol import model_tensors, oip
 from fewshard_serve.protocol.classify import timings_ms
-from fewshard_serve.protocol.jsontext import quoted
+from fewshard_serve.protocol.json_guard import quoted
 from fewshard_serve.protocol.tensors import (
     Tensor,
     bytes_tensor,

@@ -1,4 +1,6 @@
-"""The Open Inference Protocol's gRPC service over whatever the gateway's HTTP side stands before.
+"""Which gRPC status each error has: the only place that knows it. Called by `server`.
+
+The Open Inference Protocol's gRPC service over whatever the gateway's HTTP side stands before.
 
 `rayserve.gateway` starts it beside HTTP, with the same doors, limits and counts.
 """
@@ -10,8 +12,9 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc import StatusCode
 
-from fewshard_serve import __version__
+from fewshard_serve import __version__, errors
 from fewshard_serve.core import Caller, ModelInfo
 from fewshard_serve.errors import (
     CallerGone,
@@ -22,14 +25,38 @@ from fewshard_serve.errors import (
     Overloaded,
     StartError,
 )
-from fewshard_serve.http.doors import Doors
+from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.responses import message_of, unforeseen
 from fewshard_serve.http.service import EXTENSIONS, GatewayService, RequestHook, find_ready, ignore_request
 from fewshard_serve.protocol import model_tensors
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
-from fewshard_serve.rpc.status import status_of
+
+GRPC_STATUS: dict[type[FewshardError], StatusCode] = {
+    errors.MalformedRequest: StatusCode.INVALID_ARGUMENT,
+    errors.Unauthorized: StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: StatusCode.PERMISSION_DENIED,
+    errors.UnknownModel: StatusCode.NOT_FOUND,
+    errors.NotFound: StatusCode.NOT_FOUND,
+    errors.MethodNotAllowed: StatusCode.UNIMPLEMENTED,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    # Not RESOURCE_EXHAUSTED, which clients take for a reason to try again.
+    errors.TooLarge: StatusCode.INVALID_ARGUMENT,
+    errors.UnsupportedMedia: StatusCode.INVALID_ARGUMENT,
+    errors.UnusableItem: StatusCode.INVALID_ARGUMENT,
+    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    errors.CallerGone: StatusCode.CANCELLED,
+    errors.InternalError: StatusCode.INTERNAL,
+    errors.NotReady: StatusCode.UNAVAILABLE,
+}
+
+
+def status_of(error: FewshardError) -> StatusCode:
+    """The status of the nearest class that has one."""
+    kinds = (GRPC_STATUS[kind] for kind in type(error).__mro__ if kind in GRPC_STATUS)
+    return next(kinds, StatusCode.INTERNAL)
+
 
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 
@@ -67,7 +94,11 @@ class InferenceService:
     """Answers calls. An error is told by status, message and, in the trailing metadata, `code`."""
 
     def __init__(
-        self, service: GatewayService, limits: Limits, doors: Doors, on_request: RequestHook = ignore_request
+        self,
+        service: GatewayService,
+        limits: Limits,
+        doors: AccessMiddleware,
+        on_request: RequestHook = ignore_request,
     ) -> None:
         self._service = service
         self._limits = limits

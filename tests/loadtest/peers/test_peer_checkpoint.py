@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.payloads import own_texts
 from fewshard_loadtest.peers import checkpoint
-from fewshard_loadtest.peers.errors import BenchmarkError
 
 
 @pytest.mark.slow

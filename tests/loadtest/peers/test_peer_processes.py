@@ -11,9 +11,9 @@ import httpx
 import psutil
 import pytest
 
+from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers import processes
-from fewshard_loadtest.peers.errors import BenchmarkError
-from fewshard_loadtest.proctree import cpu_seconds, memory_of, role
+from fewshard_loadtest.resource_usage import cpu_seconds, memory_of, role
 
 FAKE_SERVER = """
 import http.server, signal, subprocess, sys

@@ -12,7 +12,7 @@ from fewshard_loadtest.peers.report import Report
 from fewshard_loadtest.peers.rounds import Found, _alternating
 from fewshard_loadtest.peers.session import Session, Subject
 from fewshard_loadtest.peers.settings import TUNED, Setting, best_of, grid
-from fewshard_loadtest.proctree import Memory
+from fewshard_loadtest.resource_usage import Memory
 
 OURS = Subject(FEWSHARD, FEWSHARD.shipped)
 ECHO = Subject(NOTHING, NOTHING.shipped)

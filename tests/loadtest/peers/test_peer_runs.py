@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers import __main__ as command
 from fewshard_loadtest.peers import environments
 from fewshard_loadtest.peers.catalogue import FEWSHARD, PEERS, SETTINGS_VARIABLE, Launch, Server, peers
 from fewshard_loadtest.peers.checkpoint import Expected, check_labels
-from fewshard_loadtest.peers.errors import BenchmarkError
 from fewshard_loadtest.peers.rounds import Found, _try
 from fewshard_loadtest.peers.session import Load, Place, Subject, measure
 from fewshard_loadtest.peers.settings import SHIPPED, TUNED, Setting

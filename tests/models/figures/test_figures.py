@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fewshard_models.bench.timing import Budget
+from fewshard_models.bench.measurement import Budget
 from fewshard_models.errors import DataError, RecipeError
 from fewshard_models.figures.cnn_times import CnnTime, measure_cnns, read_times, write_times
 from fewshard_models.figures.curves import kilojoules

@@ -11,8 +11,8 @@ from fewshard_models.errors import ExchangeError
 from fewshard_models.sharding.exchange import (
     GlooExchange,
     LocalExchange,
-    Meeting,
     NcclExchange,
+    Rendezvous,
     join_store,
     meet,
     serve_store,
@@ -32,7 +32,7 @@ def together(store, size, work, name, timeout_s=30.0, backend="gloo"):
     def run(rank):
         try:
             client = join_store("127.0.0.1", store.port, timeout_s)
-            return work(meet(client, Meeting(name, rank, size, timeout_s=timeout_s, backend=backend)))
+            return work(meet(client, Rendezvous(name, rank, size, timeout_s=timeout_s, backend=backend)))
         except ExchangeError as error:
             return error
 
@@ -76,7 +76,7 @@ def test_bytes_travel_as_they_are(store):
 
 def test_one_shard_exchanges_with_nobody():
     rows = torch.randn(3, 2)
-    exchange = meet(None, Meeting("alone", 0, 1))
+    exchange = meet(None, Rendezvous("alone", 0, 1))
     assert isinstance(exchange, LocalExchange)
     assert exchange.all_gather(rows) is rows
     assert exchange.reduce_scatter(rows) is rows
@@ -123,7 +123,7 @@ def test_an_aborted_exchange_says_so(store):
 
 def test_whoever_does_not_come_is_waited_for_no_longer_than_the_timeout(store):
     with pytest.raises(ExchangeError):
-        GlooExchange(store, Meeting("nobody-comes", 0, 2, timeout_s=0.3))
+        GlooExchange(store, Rendezvous("nobody-comes", 0, 2, timeout_s=0.3))
 
 
 def test_a_store_that_is_not_there_is_an_exchange_error():
@@ -155,7 +155,7 @@ def test_rows_of_one_gpu_travel_through_pinned_memory(store, size):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nccl_with_one_rank(store):
-    exchange = NcclExchange(store, Meeting("nccl-alone", 0, 1, backend="nccl"))
+    exchange = NcclExchange(store, Rendezvous("nccl-alone", 0, 1, backend="nccl"))
     rows = torch.randn(5, 8, device="cuda")
     assert torch.equal(exchange.all_gather(rows), rows)
     assert torch.equal(exchange.reduce_scatter(rows), rows)

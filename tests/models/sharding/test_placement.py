@@ -7,7 +7,7 @@ import pytest
 
 from fewshard_models.errors import PlacementError
 from fewshard_models.sharding import Placement, contiguous, round_robin
-from fewshard_models.sharding.files import read_placement, write_placement
+from fewshard_models.sharding.placement import read_placement, write_placement
 
 TWO_COPIES = Placement(np.array([[[2, 0], [1, 2]], [[0, 1], [2, -1]]], np.int32), num_experts=3)
 

@@ -10,8 +10,8 @@ from fewshard_models.checkpoint import load_checkpoint
 from fewshard_models.errors import CheckpointError, NoRoomError
 from fewshard_models.sharding import Placement, contiguous
 from fewshard_models.sharding import shard as shard_module
-from fewshard_models.sharding.exchange import LocalExchange, Meeting, join_store, meet, serve_store
-from fewshard_models.sharding.experts import Duties
+from fewshard_models.sharding.exchange import LocalExchange, Rendezvous, join_store, meet, serve_store
+from fewshard_models.sharding.experts import ExpertMap
 from fewshard_models.sharding.shard import Shard
 from fewshard_models.sharding.weights import fingerprint
 from fewshard_models.text import pack
@@ -70,7 +70,9 @@ class Threads:
 
         def one(rank):
             client = join_store("127.0.0.1", self.store.port, 60)
-            exchange = meet(client, Meeting(f"{self.name}-{self.num_formed}", rank, self.size, timeout_s=60))
+            exchange = meet(
+                client, Rendezvous(f"{self.name}-{self.num_formed}", rank, self.size, timeout_s=60)
+            )
             shard = self.shards[rank]
             shard.activate(shard.stage(everyone[rank]), everyone, exchange)
 
@@ -186,7 +188,7 @@ def test_copies_share_the_rows_of_their_expert_evenly():
     """Each choice is served once; of 1,001 for an expert with three copies none gets more than 334."""
     torch.manual_seed(0)
     everyone = [[0, 1], [1, 2], [2, 1]]
-    duties = [Duties.of(rank, everyone, 4, CPU) for rank in range(3)]
+    duties = [ExpertMap.of(rank, everyone, 4, CPU) for rank in range(3)]
     experts = torch.cat([torch.ones(1001, dtype=torch.int64), torch.randint(0, 5, (500,))])
     experts = experts[torch.randperm(1501)].unsqueeze(1)
     served = torch.stack([each.local_slots(experts) >= 0 for each in duties])
@@ -197,7 +199,7 @@ def test_copies_share_the_rows_of_their_expert_evenly():
 
 
 def test_each_choice_of_a_row_finds_its_slot():
-    duties = Duties.of(1, [[0, 3], [2, 1]], 4, CPU)
+    duties = ExpertMap.of(1, [[0, 3], [2, 1]], 4, CPU)
     assert duties.local_slots(torch.tensor([[2, 3], [1, 2], [4, 4]])).tolist() == [[0, -1], [1, 0], [-1, -1]]
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fewshard_models.checkpoint import ZOO
-from fewshard_serve.backends.child import Loading
+from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.process import ModelProcess, ProcessEnded
 from fewshard_serve.core import EncodedImage, TextInput

@@ -21,13 +21,13 @@ from fewshard_serve.backends.load import load_model
 from fewshard_serve.core import ANYBODY, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import FewshardError
-from fewshard_serve.http.doors import Doors, DoorSettings
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
+from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.http.service import LocalService
 from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.rayserve.hosting import Hosting
-from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
+from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
+from fewshard_serve.rayserve.replica import Replica
 
 EVIL = "<img src=x onerror=document.title='run'>"
 WAIT_S = 30
@@ -73,9 +73,9 @@ class ShardedModel(LabelsModel):
 
 
 class Gateway:
-    """A `GatewayService` over one `Hosting` of this process; `prices` are further lines of its metrics."""
+    """A `GatewayService` over one `Replica` of this process; `prices` are further lines of its metrics."""
 
-    def __init__(self, hosting: Hosting, prices: str) -> None:
+    def __init__(self, hosting: Replica, prices: str) -> None:
         self._hosting = hosting
         self._prices = prices.encode()
 
@@ -112,7 +112,7 @@ class ConsoleServer:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._models = models
-        self._doors = Doors(DoorSettings(tokens_file=tokens_file, limits=limits))
+        self._doors = AccessMiddleware(AccessSettings(tokens_file=tokens_file, limits=limits))
         self._limits = limits
         self._settings = settings
         self._prices = prices
@@ -134,7 +134,7 @@ class ConsoleServer:
 
     async def _serve(self) -> None:
         specs = tuple(ModelSpec(model.info.name, "", "cpu", "fp32", self._settings) for model in self._models)
-        hosting = Hosting(HostSpec("models", "/v2/models", specs), self._models, None)
+        hosting = Replica(HostSpec("models", "/v2/models", specs), self._models, None)
         count = hosting.metrics.observe_request
         shared: dict[str, Any] = {"limits": self._limits, "doors": self._doors, "on_request": count}
         host = HostApp(LocalService(hosting.models), **shared)

@@ -11,7 +11,7 @@ import pytest
 
 from fewshard_serve.core import Caller, TextInput
 from fewshard_serve.engine import Engine, EngineSettings
-from fewshard_serve.engine.pace import Pace
+from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -264,7 +264,7 @@ async def test_drain_answers_what_was_admitted_and_refuses_the_rest(model):
 @on_a_loop
 async def test_a_stuck_pass_sends_those_who_wait_elsewhere(model):
     async with Opened(model, max_items=1) as opened:
-        opened.engine.served["fake"].lane.pace = Pace(min_s=0.1, max_s=0.1)
+        opened.engine.served["fake"].lane.pace = PassTimeout(min_s=0.1, max_s=0.1)
         opened.engine.check()
         model.gate.clear()
         inside = [asyncio.create_task(opened.classify(text)) for text in "12"]

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fewshard_serve.backends.image import FORMATS, ImageError, decode_image
 from fewshard_serve.core import EncodedImage, ModelInfo, PixelArray, TextInput
 from fewshard_serve.errors import FewshardError
-from fewshard_serve.http.status import status_of
-from fewshard_serve.images import FORMATS, ImageError, decode_image
+from fewshard_serve.http.responses import status_of
 from fewshard_serve.protocol import classify, model_tensors, oip, tei, vllm
-from fewshard_serve.protocol.jsontext import check_structure
+from fewshard_serve.protocol.json_guard import check_structure
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tensors import (
     NUMPY_DTYPES,

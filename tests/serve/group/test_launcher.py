@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fewshard_serve.group import launcher as launcher_module
-from fewshard_serve.group.door import Hello
+from fewshard_serve.group.handshake import Handshake
 from fewshard_serve.group.launcher import ProcessLauncher
-from fewshard_serve.group.wire import receive_frame
-from fewshard_serve.group.worker import Invitation
+from fewshard_serve.group.transport import receive_frame
+from fewshard_serve.group.worker import WorkerConfig
 
 SECRET = "a-secret-of-this-test"
 
@@ -34,7 +34,7 @@ def launcher():
 
 def invitation(leader, directory):
     port = leader.getsockname()[1]
-    return Invitation(1, "127.0.0.1", port, 1, SECRET, str(directory), "fp32", "cpu", 1.0, 1)
+    return WorkerConfig(1, "127.0.0.1", port, 1, SECRET, str(directory), "fp32", "cpu", 1.0, 1)
 
 
 def hello(leader):
@@ -42,7 +42,7 @@ def hello(leader):
     guest.settimeout(150)
     frame = receive_frame(guest)
     guest.close()
-    return Hello(**frame.fields)
+    return Handshake(**frame.fields)
 
 
 def test_a_worker_says_who_it_is_and_is_followed_by_another(leader, launcher, moe_checkpoint, monkeypatch):

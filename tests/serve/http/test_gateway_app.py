@@ -12,11 +12,11 @@ import pytest
 
 from fewshard_serve import __version__
 from fewshard_serve.core import EncodedImage, TextInput
-from fewshard_serve.http.console import console_files
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.openapi import ENDPOINTS, openapi_document
-from fewshard_serve.http.status import HTTP_STATUS
+from fewshard_serve.http.responses import HTTP_STATUS
+from fewshard_serve.http.static import console_files
 from fewshard_serve.protocol.classify import ClassifyResponse, GatewayClassifyRequest
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.schemas import IndexEntry, InferRequestBody, ServerMetadata

@@ -6,8 +6,7 @@ import pytest
 
 from fewshard_serve import errors
 from fewshard_serve.errors import FewshardError
-from fewshard_serve.http.responses import error_response, json_response, unforeseen
-from fewshard_serve.http.status import HTTP_STATUS, status_of
+from fewshard_serve.http.responses import HTTP_STATUS, error_response, json_response, status_of, unforeseen
 
 NOT_OF_REQUESTS = {FewshardError, errors.ConfigError, errors.StartError}
 HAS_ITS_PARENTS = {errors.ModelRestarted}

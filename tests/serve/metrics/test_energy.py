@@ -7,8 +7,7 @@ import pytest
 
 from fewshard_serve.core import BatchStats
 from fewshard_serve.metrics import CostSettings, Metrics
-from fewshard_serve.metrics.energy import MeasuredEnergy
-from fewshard_serve.nvml import LIBRARY, NvmlError, energy_reader, reader_of
+from fewshard_serve.metrics.energy import LIBRARY, MeasuredEnergy, NvmlError, energy_reader, reader_of
 
 NVML = r"""
 #include <string.h>

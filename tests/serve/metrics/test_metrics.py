@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
-from fewshard_serve.engine.routing import RoutingWindow
+from fewshard_serve.engine.expert_statistics import RoutingWindow
 from fewshard_serve.metrics import (
     FAMILIES,
     SECONDS,

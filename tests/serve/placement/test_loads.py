@@ -7,7 +7,7 @@ import pytest
 
 from fewshard_models.errors import DataError
 from fewshard_serve.core import ExpertCounts
-from fewshard_serve.engine.routing import Routing, describe_routing
+from fewshard_serve.engine.expert_statistics import Routing, describe_routing
 from fewshard_serve.placement.loads import drifting, read_loads, read_trace, uniform, zipf
 
 MATRIX = [[1, 2, 3], [4, 5, 6]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fewshard_models.sharding import contiguous
-from fewshard_serve.placement.averages import LoadAverage
-from fewshard_serve.placement.balanced import balanced, heaviest_loads
+from fewshard_serve.placement.loads import LoadAverage
+from fewshard_serve.placement.planner import balanced, heaviest_loads
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings, worth_changing
 
 SETTINGS = RebalanceSettings()

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.environment import free_ports
-from fewshard_serve.rayserve.specs import HostSpec, ModelSpec
 
 HERE = Path(__file__).parent
 START_TIMEOUT_S = 200  # on a machine that does much else

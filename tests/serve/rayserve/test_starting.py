@@ -18,8 +18,7 @@ from fewshard_serve.rayserve import cluster
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.environment import ALWAYS, BINARY, FREE_PORTS, HAPROXY_FILES, free_ports
 from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
-from fewshard_serve.rayserve.loopthread import LoopThread
-from fewshard_serve.rayserve.signals import StoppedAtOnce, stop_request
+from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, stop_request
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fewshard_serve.core import TextInput
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.group.settings import ExpertsSettings
-from fewshard_serve.rayserve.specs import HOST_CPUS, ModelSpec
+from fewshard_serve.rayserve.deployment_plan import HOST_CPUS, ModelSpec
 
 SHARDS = 3
 TEXTS = ["a gripping and often funny film", "dull", "the plot is slow , the actors are not", "warm"]
@@ -31,7 +31,7 @@ class Leader:
     """What a Serve replica does with a sharded model, without Serve."""
 
     def __init__(self):
-        from fewshard_serve.rayserve.shards import load_with_shards
+        from fewshard_serve.rayserve.shard_actors import load_with_shards
 
         experts = ExpertsSettings(SHARDS, placement="contiguous", strategy="spread")
         spec = ModelSpec("sharded", "zoo:sst2-moe", "cpu", "fp32", EngineSettings(), experts)

@@ -22,11 +22,10 @@ from fewshard_serve.errors import (
     TooLarge,
     UnusableItem,
 )
-from fewshard_serve.http.doors import Doors, DoorSettings
+from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.rpc.server import InferenceService, start
-from fewshard_serve.rpc.status import GRPC_STATUS, status_of
+from fewshard_serve.rpc.server import GRPC_STATUS, InferenceService, start, status_of
 
 LIMITS = Limits(max_items=64, max_body_bytes=100_000)
 RAISED = {
@@ -88,7 +87,7 @@ class Running:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         inference = InferenceService(
-            self.service, LIMITS, doors or Doors(), lambda *seen: self.counted.append(seen[:3])
+            self.service, LIMITS, doors or AccessMiddleware(), lambda *seen: self.counted.append(seen[:3])
         )
         self.port = free_port()
         self._server = self.run(start(inference, "127.0.0.1", self.port, LIMITS.max_body_bytes))
@@ -356,7 +355,7 @@ def guarded(tmp_path):
     scopes = {"reader-secret": "", "app-secret": "predict"}
     lines = [f"  - {{name: {t[:3]}, sha256: {hash_of(t).hex()}, scopes: [{s}]}}" for t, s in scopes.items()]
     path.write_text("\n".join(["tokens:", *lines]))
-    one = Running(Doors(DoorSettings(tokens_file=str(path))))
+    one = Running(AccessMiddleware(AccessSettings(tokens_file=str(path))))
     yield one
     one.close()
 
@@ -390,12 +389,14 @@ def test_without_tokens_the_caller_is_an_address(running, client):
 def test_a_taken_port_is_not_shared(running):
     with pytest.raises(StartError, match="--grpc-port"):
         running.run(
-            start(InferenceService(running.service, LIMITS, Doors()), "127.0.0.1", running.port, 1000)
+            start(
+                InferenceService(running.service, LIMITS, AccessMiddleware()), "127.0.0.1", running.port, 1000
+            )
         )
 
 
 def test_every_error_of_a_request_has_a_status():
-    from fewshard_serve.http.status import HTTP_STATUS
+    from fewshard_serve.http.responses import HTTP_STATUS
 
     assert set(GRPC_STATUS) == set(HTTP_STATUS)
     assert status_of(StartError("x")) is grpc.StatusCode.INTERNAL

@@ -20,7 +20,7 @@ from fewshard_models.checkpoint import load_checkpoint, resolve
 from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.devices import DTYPES, choose_dtype
-from fewshard_models.evaluate import text_logits
+from fewshard_models.evaluation.accuracy import text_logits
 from fewshard_models.image.preprocessing import load_preprocessing
 
 pytestmark = [pytest.mark.server, pytest.mark.data, pytest.mark.usefixtures("data_dir")]

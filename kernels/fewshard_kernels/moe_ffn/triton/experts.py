@@ -6,7 +6,7 @@ from torch import Tensor
 from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions
 from fewshard_kernels.moe_ffn.tiles import GemmTile, Tiles, ceil_div, power_of_two
 from fewshard_kernels.moe_ffn.triton.expert_kernels import combine_kernel, expert_gemm_kernel
-from fewshard_kernels.moe_ffn.triton.routed import Routed, unit_stride
+from fewshard_kernels.moe_ffn.triton.route import Routed, unit_stride
 
 # Under TRITON_INTERPRET=1 a bf16 product of two tiles is wrong, one of fp32 tiles is right.
 INTERPRETED = not isinstance(expert_gemm_kernel, triton.JITFunction)

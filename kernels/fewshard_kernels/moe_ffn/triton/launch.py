@@ -10,7 +10,7 @@ from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.routing import MoeStats
 from fewshard_kernels.moe_ffn.tiles import LayerShape, Tiles, choose_tiles, rows_bucket
 from fewshard_kernels.moe_ffn.triton.experts import INTERPRETED, combine, multiply_rows
-from fewshard_kernels.moe_ffn.triton.routed import route_rows, unit_stride
+from fewshard_kernels.moe_ffn.triton.route import route_rows, unit_stride
 
 MAX_EXPERTS = 256
 MAX_TOP_K = 16

@@ -24,7 +24,7 @@ from fewshard_kernels.moe_ffn.tiles import (
     to_row,
 )
 from fewshard_kernels.moe_ffn.triton.experts import first_product, second_product
-from fewshard_kernels.moe_ffn.triton.routed import Routed, route_rows
+from fewshard_kernels.moe_ffn.triton.route import Routed, route_rows
 
 # Weights in total: several times what any L2 cache holds.
 _COLD_BYTES = 256 * 2**20

@@ -1,0 +1,129 @@
+"""From a scenario to a folder of results: starts or joins the server, warms up, runs, writes the report.
+
+`commands` calls it and turns the outcome into an exit code.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fewshard_loadtest.errors import BenchmarkError, LoadTestError, ScenarioError, ServerGone
+from fewshard_loadtest.generator_calibration import generator_ceiling
+from fewshard_loadtest.measure import Plan
+from fewshard_loadtest.payloads import Payload, load
+from fewshard_loadtest.peers.machine import machine
+from fewshard_loadtest.peers.processes import serving
+from fewshard_loadtest.results_store import Run
+from fewshard_loadtest.run import run_headless
+from fewshard_loadtest.scenario import Scenario
+from fewshard_loadtest.server_client import Server
+from fewshard_loadtest.sweep import Say, ScenarioRunner, truth_of
+
+PACKAGES = ("fewshard", "torch", "transformers", "ray", "locust")
+WARMUP_USERS = 4
+MIN_WARMUP_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server that is ready. `pid` 0: not on this machine, or not known."""
+
+    url: str
+    pid: int
+    is_alive: Any
+
+
+def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
+    """The finished run. One that was cut short is `partial`, and is saved like any other.
+
+    Raises `LoadTestError` where nothing could be measured: no server, a model that is not served, a payload.
+    """
+    if (folder / "run.json").exists():
+        raise ScenarioError(f"{folder} holds a load test already; name another folder with --out")
+    payloads = {
+        task: load(getattr(scenario.payload, task), scenario.seed)
+        for task in ("text", "image")
+        if getattr(scenario.payload, task)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(scenario.model_dump(mode="json"), command, machine(PACKAGES))
+    try:
+        with _target(scenario, folder, say) as target:
+            campaign = _campaign(scenario, folder, run, target, payloads, say)
+            _warm_up(campaign)
+            if scenario.calibrate:
+                run.generator_ceiling = generator_ceiling(campaign)
+            campaign.carry_out()
+    except KeyboardInterrupt:
+        run.partial = "interrupted"
+    except ServerGone as gone:
+        run.partial = str(gone)
+    except BenchmarkError as error:
+        raise LoadTestError(str(error)) from None
+    run.save(folder)
+    return run
+
+
+@contextmanager
+def _target(scenario: Scenario, folder: Path, say: Say) -> Iterator[Target]:
+    part = scenario.server
+    if part.url is not None:
+        say(f"joining {part.url}")
+        yield Target(part.url, part.pid, lambda: True)
+        return
+    url = f"http://127.0.0.1:{part.port}"
+    command = [str(Path(sys.executable).parent / "fewshard"), "serve", "--port", str(part.port)]
+    command += ["--grpc-port", str(part.grpc_port), "--models", ",".join(scenario.models)]
+    command += [str(part.config)] if part.config else []
+    say(f"starting a server at {url}")
+    with serving(command, f"{url}/v2/health/ready", folder / "server.log", dict(os.environ)) as process:
+        yield Target(url, process.pid, lambda: process.poll() is None)
+
+
+def _campaign(
+    scenario: Scenario, folder: Path, run: Run, target: Target, payloads: dict[str, Payload], say: Say
+) -> ScenarioRunner:
+    server = Server(target.url)
+    run.models = {model: _without_golden(server.config_of(model)) for model in scenario.models}
+    tasks = {model: str(config["task"]) for model, config in run.models.items()}
+    run.truth = {task: truth_of(payloads[task]) for task in dict.fromkeys(tasks.values())}
+    run.server = {"url": target.url, "started_here": scenario.server.url is None}
+    host = urlsplit(target.url).hostname or "127.0.0.1"
+    return ScenarioRunner(
+        scenario=scenario,
+        server=server,
+        run=run,
+        folder=folder,
+        pid=target.pid,
+        grpc_target=f"{host}:{scenario.server.grpc_port}",
+        tasks=tasks,
+        is_alive=target.is_alive,
+        say=say,
+    )
+
+
+def _without_golden(config: dict[str, Any]) -> dict[str, Any]:
+    card = {key: value for key, value in config.get("card", {}).items() if key != "golden"}
+    return {**config, "card": card}
+
+
+def _warm_up(campaign: ScenarioRunner) -> None:
+    """Every model once, so that none pays for first allocations in its first run."""
+    for model in campaign.scenario.models:
+        plan = Plan(
+            campaign.server.url,
+            model,
+            payload=getattr(campaign.scenario.payload, campaign.tasks[model]),
+            num_users=WARMUP_USERS,
+            duration_s=max(campaign.scenario.warmup_s, MIN_WARMUP_S),
+            warmup_s=0.0,
+        )
+        result = run_headless(plan)
+        if result.p50_ms is None:
+            error = next(iter(result.errors), "no answer came")
+            raise LoadTestError(f"{model} answers nothing: {error}")

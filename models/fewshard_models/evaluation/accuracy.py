@@ -1,0 +1,242 @@
+"""Accuracy of a saved checkpoint on its task's held-out set, and the card that says so."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from fewshard_models.card import Card, Golden
+from fewshard_models.checkpoint import Checkpoint, load_checkpoint
+from fewshard_models.classifier import classifier
+from fewshard_models.counting import count_macs, count_parameters, macs_input
+from fewshard_models.data.sst2 import load_sst2
+from fewshard_models.evaluation import metrics
+from fewshard_models.evaluation.tasks import held_out, label_order
+from fewshard_models.recipes.texts import over_all, tokenize
+from fewshard_models.recipes.workspace import commit
+from fewshard_models.sparsify.observers import ffn_inputs
+from fewshard_models.sparsify.report import load_report
+from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
+from fewshard_models.text.modeling import MoeFeedForward
+
+GOLDEN_TEXTS = (
+    "a warm and funny film that stays with you",
+    "the plot goes nowhere and takes its time about it",
+    "not bad at all",
+    "it is hard to hate a film this sincere, but the second hour does its best",
+    "brilliant",
+    "dull",
+    "the actors try, the script does not, and somewhere in between lies a decent short film",
+    "I would gladly watch it again tomorrow!",
+    "two hours of noise",
+    "a small wonder",
+    "the jokes are old and the timing is older",
+    "she carries every scene she is in",
+    "neither the thriller nor the romance works",
+    "a patient, quiet, beautiful piece of work",
+    "it falls apart long before the end",
+    "smart, quick and very funny",
+    "I have seen worse, though not this year",
+    "the music alone is worth the ticket",
+    "too long by half and too loud by far",
+    "tender without being soft",
+)
+NUM_GOLDEN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`predictions` and `labels` int64 [N]; `f1` is the mean over the classes."""
+
+    dataset: str
+    predictions: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        return metrics.accuracy(self.predictions, self.labels)
+
+    @property
+    def f1(self) -> float:
+        return metrics.macro_f1(self.predictions, self.labels)
+
+
+def evaluate(directory: Path, limit: int | None = None) -> Evaluation:
+    """Run a checkpoint in fp32 over SST-2's dev set or CIFAR-10's test set (no test-time augmentation)."""
+    checkpoint = load_checkpoint(directory)
+    test = held_out(checkpoint.task, limit)
+    order = label_order(checkpoint, test.names)
+    logits = classifier(checkpoint).logits(test.inputs)[:, order]
+    return Evaluation(test.dataset, logits.argmax(axis=1), test.labels)
+
+
+def text_logits(checkpoint: Checkpoint, texts: Sequence[str]) -> NDArray[np.float32]:
+    """fp32 logits [N, num_labels]."""
+    return classifier(checkpoint).logits(texts)
+
+
+def image_logits(
+    checkpoint: Checkpoint, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """fp32 logits [N, num_labels] of uint8 images [H, W, 3]."""
+    return classifier(checkpoint).logits(images)
+
+
+def write_card(
+    directory: Path,
+    name: str,
+    recipe: str,
+    seed: int,
+    limit: int | None = None,
+    unmeasured: str | None = None,
+) -> Card:
+    """Evaluate the saved checkpoint, count it, record its golden answers, and write `card.json`.
+
+    `unmeasured`: why accuracy would mean nothing, so that it is not measured.
+    """
+    checkpoint = load_checkpoint(directory)
+    evaluation = evaluate(directory, limit) if unmeasured is None else None
+    parameters = count_parameters(checkpoint.model)
+    config = checkpoint.model.config
+    weights = [p for p in checkpoint.model.parameters() if p.ndim > 1]
+    zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
+    card = Card(
+        name=name,
+        task=checkpoint.task,
+        kind=kind_of(config),
+        dataset=evaluation.dataset if evaluation else "none",
+        accuracy=round(evaluation.accuracy, 5) if evaluation else None,
+        f1=round(evaluation.f1, 5) if evaluation else None,
+        num_examples=len(evaluation.labels) if evaluation else 0,
+        seed=seed,
+        parameters_total=parameters.total,
+        parameters_active=parameters.active,
+        macs=count_macs(config),
+        macs_input=macs_input(config),
+        sparsity=round(zeros, 4),
+        recipe=recipe,
+        commit=commit(),
+        golden=_golden(checkpoint),
+        extra=_extra(checkpoint, limit, unmeasured) | _sparsified(directory),
+    )
+    card.save(directory)
+    return card
+
+
+def kind_of(config: PreTrainedConfig) -> str:
+    """ "moe", "static", "dynamic" or "dense"."""
+    if getattr(config, "num_experts", 0):
+        return "moe"
+    return getattr(config, "sparsity_kind", None) or "dense"
+
+
+def _sparsified(directory: Path) -> dict[str, Any]:
+    """How the checkpoint stands to what it was made from, where a sparsifier wrote a report."""
+    report = load_report(directory)
+    if report is None:
+        return {}
+    shares = {"macs_share": round(report.macs_share, 4), "density": round(report.density, 4)}
+    return {"sparsified": {"method": report.method, **shares}}
+
+
+def _extra(checkpoint: Checkpoint, limit: int | None, unmeasured: str | None) -> dict[str, Any]:
+    if unmeasured is not None:
+        return {"accuracy": unmeasured}
+    if not getattr(checkpoint.model.config, "num_experts", 0):
+        return {}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    assert isinstance(checkpoint.model, FewshardTextForSequenceClassification)
+    return {"routing": routing_shares(checkpoint.model, tokenize(tokenizer, load_sst2("dev")[0][:limit]))}
+
+
+def routing_shares(
+    model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Over these texts, for each layer: the share of the rows each expert gets, and the mean entropy of the
+    router as a share of the largest possible; and how many experts get none."""
+    batches: list[Tensor] = []
+
+    def note(_: PackedTokens, out: PackedOutput) -> Tensor:
+        batches.append(torch.stack([torch.cat([s.expert_rows, s.entropy[None]]) for s in out.moe_stats]))
+        return out.logits
+
+    over_all(model, token_ids, note)
+    stats = torch.stack(batches).sum(dim=0)
+    rows, entropy = stats[:, :-1], stats[:, -1]
+    shares = rows / rows.sum(dim=1, keepdim=True)
+    tokens = rows.sum(dim=1) / model.config.num_experts_per_tok
+    levels = entropy / tokens / np.log(model.config.num_experts)
+    return {
+        "share": [[round(value, 4) for value in layer] for layer in shares.tolist()],
+        "entropy": [round(value, 4) for value in levels.tolist()],
+        "dead_experts": int((rows == 0).sum()),
+    }
+
+
+def _golden(checkpoint: Checkpoint) -> list[Golden]:
+    if checkpoint.task == "text":
+        inputs: Sequence[str] = _steady(checkpoint, GOLDEN_TEXTS)[:NUM_GOLDEN]
+        logits = text_logits(checkpoint, inputs)
+    else:
+        images = drawn_images(NUM_GOLDEN)
+        inputs = [_png(image) for image in images]
+        logits = image_logits(checkpoint, images)
+    return [
+        Golden(item, [round(float(value), 5) for value in row])
+        for item, row in zip(inputs, logits, strict=True)
+    ]
+
+
+def _steady(checkpoint: Checkpoint, texts: Sequence[str]) -> list[str]:
+    """The texts, those first whose routing is least likely to tip over under another dtype's rounding."""
+    model = checkpoint.model
+    assert isinstance(model, FewshardTextForSequenceClassification)
+    if not model.config.num_experts:
+        return list(texts)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    return sorted(texts, key=lambda text: -routing_margin(model, tokenize(tokenizer, [text])[0]))
+
+
+def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequence[int]) -> float:
+    """The smallest gap between the two best router probabilities over all layers and what is routed in them:
+    the item's tokens, or the item."""
+    gaps = []
+    inputs_of_layers = ffn_inputs(model, [token_ids])
+    for index in model.config.expert_layers:
+        inputs = inputs_of_layers[index]
+        router = cast(MoeFeedForward, model.layers[index].ffn).router.detach().float()
+        routed = (
+            inputs.float().mean(dim=0, keepdim=True) if model.config.routing == "request" else inputs.float()
+        )
+        best = (routed @ router.T).softmax(dim=-1).topk(2).values
+        gaps.append(float((best[:, 0] - best[:, 1]).min()))
+    return min(gaps)
+
+
+def drawn_images(count: int, size: int = 32) -> list[NDArray[np.uint8]]:
+    """Deterministic pictures of our own: a coloured ellipse on a gradient, different in each."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    images = []
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        sky, ground, shape = rng.integers(0, 256, (3, 3))
+        image = sky * (1 - y[..., None]) + ground * y[..., None]
+        (cx, cy), (rx, ry) = rng.uniform(0.3, 0.7, 2), rng.uniform(0.15, 0.4, 2)
+        image[((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1] = shape
+        images.append(image.round().astype(np.uint8))
+    return images
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

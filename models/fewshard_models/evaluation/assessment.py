@@ -1,0 +1,152 @@
+"""Judges one loaded model: held-out set, slices, other domain, corruptions, routing, cost.
+
+Called by `fewshard evaluate --full` and `fewshard table2`, which add the times.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_models.bench.report import machine
+from fewshard_models.card import load_card
+from fewshard_models.classifier import Classifier, Inputs
+from fewshard_models.data.ood import load_review_sentences, review_sentences_file
+from fewshard_models.evaluation import corruptions, metrics
+from fewshard_models.evaluation.costs import cost_of
+from fewshard_models.evaluation.memory import peak_bytes
+from fewshard_models.evaluation.result import Predicted, Result, Share
+from fewshard_models.evaluation.slices import Rows, class_slices, routing_shares, text_slices
+from fewshard_models.evaluation.tasks import HeldOut, held_out, label_order
+from fewshard_models.text import FewshardTextForSequenceClassification
+
+MAX_CORRUPTED = 2000
+"""Corruptions are measured on the first so many items; twelve kinds of ten thousand images take too long."""
+PEAK_BATCH = 64
+ACCURACY_MISSING = "accuracy_missing"
+"""Key of a card's `extra`: why the weights are good for times alone, for instance because they are random."""
+
+Say = Callable[[str], None]
+Predict = Callable[[Inputs], NDArray[np.int64]]
+
+
+def evaluate_model(
+    loaded: Classifier,
+    name: str,
+    tier: str,
+    seed: int,
+    limit: int | None = None,
+    say: Say = lambda _text: None,
+) -> Result:
+    """All but the times; `limit`: the first rows of each data set only. `say` is told before each part."""
+    directory = loaded.checkpoint.directory
+    card = load_card(directory)
+    about = {} if card is None else {k: v for k, v in asdict(card).items() if k != "golden"}
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    say(f"{name}: cost and memory")
+    common: dict[str, Any] = {
+        "model": name,
+        "tier": tier,
+        "seed": seed,
+        "weights": weights_digest(directory),
+        "dtype": dtype,
+        "card": about,
+        "cost": cost_of(loaded.model),
+        "machine": machine(loaded.device.type),
+        "peak_bytes": _peak_bytes(loaded),
+        "limit": limit,
+    }
+    if missing := about.get("extra", {}).get(ACCURACY_MISSING):
+        return Result(**common, missing=str(missing))
+    return Result(**common, **_accuracies(loaded, name, limit, say))
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 over the safetensors files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _peak_bytes(loaded: Classifier) -> int | None:
+    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    dtype = short[str(loaded.dtype).removeprefix("torch.")]
+    if loaded.device.type != "cpu":
+        return None
+    return peak_bytes(loaded.checkpoint.directory, dtype, PEAK_BATCH)
+
+
+def _accuracies(loaded: Classifier, name: str, limit: int | None, say: Say) -> dict[str, Any]:
+    test = held_out(loaded.checkpoint.task, limit)
+    order = label_order(loaded.checkpoint, test.names)
+
+    def predict(inputs: Inputs) -> NDArray[np.int64]:
+        classes: NDArray[np.int64] = loaded.logits(inputs)[:, order].argmax(axis=1)
+        return classes
+
+    say(f"{name}: {len(test.labels):,} items of {test.dataset}")
+    predictions = predict(test.inputs)
+    slices = _slices(test, loaded.checkpoint.task)
+    say(f"{name}: other domain and corruptions")
+    return {
+        "held_out": Predicted(test.dataset, test.names, predictions, test.labels),
+        "slices": {key: _share(predictions, test.labels, rows) for key, rows in slices.items()},
+        "ood": _other_domain(predict, limit) if loaded.checkpoint.task == "text" else {},
+        "corruptions": _corrupted(predict, test, loaded.checkpoint.task),
+        "routing": _routing(loaded, test, slices),
+    }
+
+
+def _slices(test: HeldOut, task: str) -> dict[str, Rows]:
+    texts = text_slices(list(test.inputs)) if task == "text" else {}
+    by_class = class_slices(test.labels, test.names)
+    return {name: rows for name, rows in {**by_class, **texts}.items() if len(rows)}
+
+
+def _share(predictions: NDArray[np.int64], labels: NDArray[np.int64], rows: Rows | None = None) -> Share:
+    if rows is not None:
+        predictions, labels = predictions[rows], labels[rows]
+    return Share(len(labels), round(metrics.accuracy(predictions, labels), 6))
+
+
+def _other_domain(predict: Predict, limit: int | None) -> dict[str, Share]:
+    """Accuracy on the review sentences by domain and on all; nothing where the data folder has none."""
+    if not review_sentences_file().is_file():
+        return {}
+    reviews = load_review_sentences()
+    labels, domains = np.array(reviews.labels[:limit]), np.array(reviews.domains[:limit])
+    predictions = predict(reviews.texts[:limit])
+    by_domain = {
+        str(domain): _share(predictions, labels, np.flatnonzero(domains == domain))
+        for domain in np.unique(domains)
+    }
+    return {**by_domain, "all": _share(predictions, labels)}
+
+
+def _corrupted(predict: Predict, test: HeldOut, task: str) -> dict[str, Share]:
+    """Accuracy by kind and severity, and on the same items as they are ("clean")."""
+    corrupt: Callable[[Any, str, int], Any] = (
+        corruptions.corrupt_texts if task == "text" else corruptions.corrupt_images
+    )
+    kinds = corruptions.TEXT_KINDS if task == "text" else corruptions.IMAGE_KINDS
+    inputs, labels = test.inputs[:MAX_CORRUPTED], test.labels[:MAX_CORRUPTED]
+    found = {"clean": _share(predict(inputs), labels)}
+    for kind in kinds:
+        for severity in corruptions.IMAGE_SEVERITIES:
+            found[f"{kind} {severity}"] = _share(predict(corrupt(inputs, kind, severity)), labels)
+    return found
+
+
+def _routing(loaded: Classifier, test: HeldOut, slices: dict[str, Rows]) -> dict[str, list[list[float]]]:
+    model = loaded.model
+    if not isinstance(model, FewshardTextForSequenceClassification) or not model.config.num_experts:
+        return {}
+    every = {"all": np.arange(len(test.labels)), **slices}
+    shares = routing_shares(model, loaded.prepare(test.inputs), every)
+    return {name: each.round(4).tolist() for name, each in shares.items()}

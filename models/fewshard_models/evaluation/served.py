@@ -1,0 +1,47 @@
+"""What a model says on its held-out set, kept in its card for the server to compare its traffic with."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_models.card import load_card
+from fewshard_models.checkpoint import load_checkpoint
+from fewshard_models.classifier import classifier
+from fewshard_models.errors import CheckpointError
+from fewshard_models.evaluation.tasks import held_out
+
+
+def write_served(directory: Path, bounds: Sequence[float], limit: int | None = None) -> dict[str, Any]:
+    """Run the checkpoint over its held-out set and keep what it said in its card's `extra["served"]`.
+
+    Raises CheckpointError where there is no card, or the model does not choose one of several labels.
+    """
+    card = load_card(directory)
+    if card is None:
+        raise CheckpointError(f"{directory} has no card.json to write into")
+    checkpoint = load_checkpoint(directory)
+    config = checkpoint.model.config
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise CheckpointError(f"{directory} does not choose one of several labels")
+    names = [config.id2label[index] for index in sorted(config.id2label)]
+    logits = classifier(checkpoint).logits(held_out(checkpoint.task, limit).inputs)
+    served = served_of(logits, names, bounds)
+    replace(card, extra={**card.extra, "served": served}).save(directory)
+    return served
+
+
+def served_of(
+    logits: NDArray[np.float32], names: Sequence[str], bounds: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """Of logits [N, C]: shares by label, and the share of items whose best probability is at or below each
+    bound."""
+    best = 1 / np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True)).sum(axis=1)
+    shares = np.bincount(logits.argmax(axis=1), minlength=len(names)) / len(logits)
+    return {
+        "labels": {name: round(float(share), 5) for name, share in zip(names, shares, strict=True)},
+        "confidence": {str(bound): round(float((best <= bound).mean()), 5) for bound in bounds},
+    }

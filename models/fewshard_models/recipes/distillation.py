@@ -1,0 +1,88 @@
+"""Distillation of a text classifier: the teachers' logits and pooled states, computed once, then imitated."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewshard_models.devices import choose_dtype, training_device
+from fewshard_models.recipes.texts import TextBatch, over_all
+from fewshard_models.sparsify.observers import RouterMonitor
+from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
+from fewshard_models.text.packing import mean_of_items
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The teacher's answer to each training text: `logits` fp32 [N, C], `pooled` fp16 [N, num_states, H]."""
+
+    logits: Tensor
+    pooled: Tensor
+
+    def of_states(self, indices: Sequence[int]) -> "Targets":
+        """With these of the states alone."""
+        return Targets(self.logits, self.pooled[:, list(indices)])
+
+
+def teach(
+    teacher: FewshardTextForSequenceClassification, token_ids: list[list[int]], states: Sequence[int]
+) -> Targets:
+    """The teacher's targets, in bf16 where it pays; `states` index its hidden states (0: the embeddings)."""
+
+    def answer(packed: PackedTokens, out: PackedOutput) -> Tensor:
+        pooled = [mean_of_items(out.hidden_states[state], packed) for state in states]
+        return torch.cat([out.logits, *pooled], dim=1).half()
+
+    device = training_device()
+    bf16 = choose_dtype(device=device.type).name == "bf16"
+    answers = over_all(teacher.to(device), token_ids, answer, autocast=bf16)
+    num_labels = teacher.config.num_labels
+    pooled = answers[:, num_labels:].unflatten(1, (len(states), teacher.config.hidden_size))
+    return Targets(answers[:, :num_labels].float(), pooled)
+
+
+def mean_targets(answers: Sequence[Targets]) -> Targets:
+    """The mean of several teachers' logits (an ensemble, Hinton et al. 2015), and the first one's states."""
+    return Targets(torch.stack([answer.logits for answer in answers]).mean(dim=0), answers[0].pooled)
+
+
+def distillation_loss(
+    targets: Targets,
+    watch: RouterMonitor,
+    *,
+    temperature: float,
+    label_weight: float,
+    state_weight: float,
+) -> Callable[[nn.Module, TextBatch], Tensor]:
+    """A loss of (student, batch): KL to the teacher at `temperature` (Hinton et al. 2015), cross-entropy to
+    the label where there is one, and the distance of normalised pooled states, student layer i to state i.
+
+    States are compared after pooling because teacher and student may split words into different pieces.
+    """
+
+    def loss_of(student: nn.Module, batch: TextBatch) -> Tensor:
+        assert isinstance(student, FewshardTextForSequenceClassification)
+        out = student.forward_packed(batch.packed)
+        watch.see(out.moe_stats)
+        wanted = targets.logits[batch.rows].to(out.logits.device)
+        kl = F.kl_div(
+            F.log_softmax(out.logits / temperature, dim=-1),
+            F.log_softmax(wanted / temperature, dim=-1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        loss = kl * temperature**2 + label_weight * _label_loss(out.logits, batch.labels)
+        if targets.pooled.shape[1]:
+            pooled = torch.stack([mean_of_items(h, batch.packed) for h in out.hidden_states[1:]], dim=1)
+            imitated = targets.pooled[batch.rows].to(pooled.device).float()
+            loss = loss + state_weight * (1 - F.cosine_similarity(pooled, imitated, dim=-1)).mean()
+        return loss + student.router_loss(out.moe_stats)
+
+    return loss_of
+
+
+def _label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the items that have a label, over all of them."""
+    return F.cross_entropy(logits, labels, reduction="sum") / len(labels)

@@ -1,0 +1,152 @@
+"""Which experts each token of a packed batch goes to, seen from outside; for callers who ask.
+
+What happened inside the text encoder for single texts: units near zero, experts chosen.
+
+The server looks at a sample of its traffic with it, `benchmarks/ood_signal.py` at whole data sets.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from fewshard_models.text.layers import choose_experts
+from fewshard_models.text.modeling import (
+    DenseFeedForward,
+    FewshardTextForSequenceClassification,
+    MoeFeedForward,
+)
+from fewshard_models.text.packing import PackedTokens, pack
+
+
+@contextmanager
+def watched_experts(network: FewshardTextForSequenceClassification) -> Iterator[list[Tensor]]:
+    """While inside, each layer with experts that runs adds its choices: int64 [T, top_k], the best first.
+
+    The choice is made a second time beside the layer's own, from the same numbers; so a network that is not
+    watched pays nothing.
+    """
+    chosen: list[Tensor] = []
+
+    def note(layer: MoeFeedForward, inputs: tuple[Tensor, PackedTokens]) -> None:
+        hidden, packed = inputs
+        hidden = hidden[: packed.num_tokens].to(layer.w1.dtype)
+        chosen.append(choose_experts(hidden, packed, layer.router, layer.config)[0].experts)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, MoeFeedForward)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield chosen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+NEAR_ZERO = 0.05
+"""A unit counts as quiet up to this size; GELU and ReLU leave most of theirs there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationStats:
+    """Of N texts: fp32 logits [N, C]; `sparsity` fp32 [N, layers], share of a layer's feed-forward units near
+    zero over the text's tokens; `entropy` fp32 [N, MoE layers], mean over tokens of the router's, in nats;
+    `experts` int64 [N, MoE layers, E], tokens by expert."""
+
+    logits: NDArray[np.float32]
+    sparsity: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    experts: NDArray[np.int64]
+
+
+def signs_of(
+    model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]
+) -> ActivationStats:
+    """One forward pass over the texts, with a look at every layer; costs about twice a plain one.
+
+    Of an expert layer, the units of the experts that were chosen are looked at. The model must be in eval
+    mode and whole on one device.
+    """
+    packed = pack(list(token_ids), None, next(model.parameters()).device)
+    seen: list[_Layer] = []
+    with torch.inference_mode(), _watched(model, packed, seen.append):
+        out = model.forward_packed(packed)
+    routed = [layer for layer in seen if layer.entropy is not None and layer.experts is not None]
+    return ActivationStats(
+        out.logits.float().cpu().numpy(),
+        torch.stack([layer.sparsity for layer in seen], dim=1).cpu().numpy(),
+        _stacked([layer.entropy for layer in routed], (len(token_ids), 0), torch.float32),
+        _stacked([layer.experts for layer in routed], (len(token_ids), 0, 0), torch.int64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """`sparsity` [N]; of an expert layer `entropy` [N] and `experts` [N, E]."""
+
+    sparsity: Tensor
+    entropy: Tensor | None = None
+    experts: Tensor | None = None
+
+
+@contextmanager
+def _watched(
+    model: FewshardTextForSequenceClassification, packed: PackedTokens, keep: Callable[[_Layer], None]
+) -> Iterator[None]:
+    """While it is open, every feed-forward network of a pass is kept, in order."""
+    with ExitStack() as stack:
+        for layer in model.layers:
+            ffn: Any = layer.ffn
+            watched: nn.Module = ffn.down if isinstance(ffn, DenseFeedForward) else ffn
+            handle = watched.register_forward_pre_hook(
+                lambda _, inputs, ffn=ffn: keep(_look(ffn, inputs[0][: packed.num_tokens], packed))
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+def _look(ffn: nn.Module, inputs: Tensor, packed: PackedTokens) -> _Layer:
+    if isinstance(ffn, MoeFeedForward):
+        return _look_at_experts(ffn, inputs, packed)
+    return _Layer(_by_item(_share_near_zero(inputs), packed))
+
+
+def _look_at_experts(ffn: MoeFeedForward, hidden: Tensor, packed: PackedTokens) -> _Layer:
+    routing, _ = choose_experts(hidden, packed, ffn.router, ffn.config)
+    probabilities = (hidden.float() @ ffn.router.float().T).softmax(dim=-1)
+    entropy = -(probabilities * probabilities.clamp_min(1e-20).log()).sum(dim=-1)
+    chosen = torch.zeros_like(probabilities).scatter(1, routing.experts, 1.0)
+    sparsity = torch.zeros(len(hidden), device=hidden.device)
+    for expert in range(len(ffn.w1)):
+        rows = chosen[:, expert].nonzero()[:, 0]
+        units = hidden[rows].to(ffn.w1.dtype) @ ffn.w1[expert].T + ffn.b1[expert]
+        sparsity[rows] += _share_near_zero(ACT2FN[ffn.config.hidden_act](units)) / routing.experts.shape[1]
+    counts = torch.stack([chosen[:, each] for each in range(len(ffn.w1))], dim=1)
+    lengths = packed.lengths_tensor.unsqueeze(1)
+    by_expert = (_by_item(counts, packed) * lengths).round().long()
+    return _Layer(_by_item(sparsity, packed), _by_item(entropy, packed), by_expert)
+
+
+def _share_near_zero(units: Tensor) -> Tensor:
+    """[T, I] -> fp32 [T]"""
+    return (units.abs() <= NEAR_ZERO).float().mean(dim=-1)
+
+
+def _by_item(values: Tensor, packed: PackedTokens) -> Tensor:
+    """Means over each item's tokens: [T] -> [N], [T, E] -> [N, E]."""
+    lengths = packed.lengths_tensor.to(values.device)
+    item = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    sums = torch.zeros(len(lengths), *values.shape[1:], device=values.device).index_add(
+        0, item, values.float()
+    )
+    return sums / lengths.reshape(-1, *[1] * (values.dim() - 1))
+
+
+def _stacked(layers: Sequence[Tensor | None], empty: tuple[int, ...], dtype: torch.dtype) -> NDArray[Any]:
+    found = [layer for layer in layers if layer is not None]
+    return (torch.stack(found, dim=1) if found else torch.zeros(empty, dtype=dtype)).cpu().numpy()

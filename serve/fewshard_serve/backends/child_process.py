@@ -1,0 +1,163 @@
+"""Holds a host's models in a process of their own and does what `process` in the replica asks of it.
+
+`process.ModelProcess` starts it and calls `main` with one end of a socket pair; it ends when the other end is
+closed.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from fewshard_serve.backends.base import Model, Preprocessor
+from fewshard_serve.core import (
+    Diagnosis,
+    ExpertCounts,
+    GroupState,
+    Item,
+    ModelInfo,
+    ModelOutput,
+    TokenRouting,
+)
+from fewshard_serve.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What a loader is called with, and `Model.diagnose`. `loader`: `module:function`."""
+
+    loader: str
+    name: str
+    path: str
+    device: str
+    dtype: str
+    diagnostics_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of a model up to now."""
+
+    expert_counts: ExpertCounts | None
+    diagnosis: Diagnosis | None
+    group: GroupState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the replica needs of a model that is elsewhere."""
+
+    info: ModelInfo
+    preparing: Preprocessor
+    seen: Seen
+    gpu_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A forward pass, what was seen after it, and where each item's tokens went, if that was asked."""
+
+    output: ModelOutput
+    seen: Seen
+    routing: list[TokenRouting | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: Exception
+
+
+def find_loader(path: str) -> Callable[..., Model]:
+    """The function at `module:function`."""
+    module, _, name = path.partition(":")
+    return cast(Callable[..., Model], getattr(import_module(module), name))
+
+
+class Child:
+    """The models by name. Each public method is one thing that can be asked."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Model] = {}
+
+    def load(self, loading: Loading) -> Loaded:
+        """Load a model and check its golden inputs."""
+        from fewshard_models.allocator import keep_freed_memory
+
+        model = find_loader(loading.loader)(loading.name, loading.path, loading.device, loading.dtype)
+        model.self_check()
+        model.diagnose(loading.diagnostics_share)
+        self._models[loading.name] = model
+        keep_freed_memory()
+        return Loaded(model.info, model.preparing, _seen(model), _gpu_uuid(model.info))
+
+    def run(self, name: str, items: Sequence[Item]) -> Passed:
+        model = self._models[name]
+        output = model.run(items)
+        return Passed(output, _seen(model), [item.routing for item in items])
+
+
+def _seen(model: Model) -> Seen:
+    return Seen(model.expert_counts(), model.diagnosis(), model.group())
+
+
+def _gpu_uuid(info: ModelInfo) -> str:
+    """Of the GPU the model is on; "" where it is on none."""
+    if info.device == "cpu":
+        return ""
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else ""
+
+
+def answer(child: Child, asked: tuple[str, tuple[Any, ...]]) -> Any:
+    """What the method returns, or `Failed`; never raises."""
+    name, arguments = asked
+    try:
+        return getattr(child, name)(*arguments)
+    except Exception as error:  # noqa: BLE001  any model may raise anything; the process must survive it
+        # Tracebacks do not travel, notes do; whoever logs the error prints them.
+        error.add_note(f"In the process of the models:\n{traceback.format_exc()}")
+        return Failed(_picklable(error))
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  nor does every error come back from pickling
+        return InternalError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _end_with_the_replica() -> None:
+    """Even where a pass never ends."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main() -> None:
+    # Ctrl-C reaches every process of a terminal; this one ends with the replica that asks it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_replica, daemon=True).start()
+    from fewshard_models.devices import subnormals_flushed
+
+    with subnormals_flushed():
+        _answer_all(Connection(int(sys.argv[1])), Child())
+
+
+def _answer_all(connection: Connection, child: Child) -> None:
+    while True:
+        try:
+            asked = connection.recv()
+            connection.send(answer(child, asked))
+        except (EOFError, OSError):
+            return

@@ -1,0 +1,239 @@
+"""What a caller of the client has to catch.
+
+What may be classified, as the JSON that the server reads.
+
+Answers as typed values, from the server's JSON.
+
+What both clients send and how they read what comes back; no network here.
+"""
+
+import base64
+import mimetypes
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from fewshard_serve.errors import FewshardError
+
+
+class ClientError(FewshardError):
+    """The server did not answer, or refused; the message is the server's own where it gave one.
+
+    `status` is None where no answer came. `server_code` is the server's stable word, "" where it gave none.
+    """
+
+    code = "client"
+
+    def __init__(self, message: str, status: int | None = None, server_code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.server_code = server_code
+
+
+UNKNOWN_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """Two texts that are one item, as in entailment."""
+
+    text: str
+    text_pair: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image file's bytes."""
+
+    data: bytes
+    media_type: str = UNKNOWN_TYPE
+
+
+Input = str | TextPair | Image | Path
+"""A text, a pair of texts, or an image, by its bytes or the path of its file."""
+
+
+def as_json(inputs: Input | Sequence[Input]) -> list[Any]:
+    """One entry an input. Raises `ClientError` for a file that cannot be read, and for any other type."""
+    given = [inputs] if isinstance(inputs, str | TextPair | Image | Path) else inputs
+    return [_one(each) for each in given]
+
+
+def _one(given: Input) -> Any:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, TextPair):
+        return {"text": given.text, "text_pair": given.text_pair}
+    image = _read_image(given) if isinstance(given, Path) else given
+    if not isinstance(image, Image):
+        advice = "give a text, a TextPair, the Path of an image file, or an Image of such a file's bytes"
+        raise ClientError(f"a {type(given).__name__} cannot be classified: {advice}")
+    return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode('ascii')}"
+
+
+def _read_image(path: Path) -> Image:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ClientError(f"the image {path} cannot be read: {error.strerror}") from None
+    return Image(data, mimetypes.guess_type(path.name)[0] or UNKNOWN_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One label of one item."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One item: its labels, the best first. `stage` names the model that spoke, where a cascade was asked."""
+
+    labels: tuple[LabelScore, ...]
+    stage: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.labels[0].label
+
+    @property
+    def score(self) -> float:
+        return self.labels[0].score
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer to one request, in the order of its inputs. `raw` is the server's own JSON."""
+
+    model: str
+    predictions: tuple[Prediction, ...]
+    num_tokens: int
+    timings_ms: dict[str, float]
+    raw: dict[str, Any]
+
+
+def classification(answer: dict[str, Any], num_inputs: int) -> Classification:
+    """Raises `ClientError` where the JSON is no answer to so many inputs."""
+    try:
+        stages = answer.get("stages") or [None] * num_inputs
+        pairs = zip(answer["predictions"], stages, strict=True)
+        predictions = tuple(Prediction(tuple(map(_label_score, each)), stage) for each, stage in pairs)
+        if len(predictions) != num_inputs:
+            raise ValueError(f"{len(predictions)} predictions for {num_inputs} inputs")
+        tokens, timings = answer["usage"]["tokens"], answer.get("timings_ms", {})
+        return Classification(answer["model"], predictions, tokens, timings, answer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ClientError(f"the answer is not one of a Fewshard server: {error!r}") from None
+
+
+def _label_score(entry: dict[str, Any]) -> LabelScore:
+    return LabelScore(entry["label"], float(entry["score"]))
+
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT_S = 60.0
+TOKEN_VARIABLE = "FEWSHARD_TOKEN"
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of the API."""
+
+    method: str
+    path: str
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def with_deadline(self, timeout_s: float) -> dict[str, str]:
+        """The headers of a try that has so long: work that comes too late is not begun."""
+        return {**self.headers, "X-Request-Timeout-Ms": str(max(1, round(timeout_s * 1000)))}
+
+
+def classify_call(
+    model: str,
+    inputs: Input | Sequence[Input],
+    *,
+    top_k: int | None = None,
+    raw_scores: bool = False,
+    truncate: bool = True,
+    priority: str | None = None,
+    request_id: str | None = None,
+) -> Call:
+    """`POST /v2/models/<model>/classify`."""
+    options = {"top_k": top_k, "raw_scores": raw_scores, "truncate": truncate}
+    usual = {"top_k": None, "raw_scores": False, "truncate": True}
+    asked = {key: value for key, value in options.items() if value != usual[key]}
+    told = {"X-Request-Priority": priority, "X-Request-Id": request_id}
+    headers = {name: value for name, value in told.items() if value is not None}
+    return Call("POST", f"{_model_path(model)}/classify", {"inputs": as_json(inputs), **asked}, headers)
+
+
+def config_call(model: str) -> Call:
+    return Call("GET", f"{_model_path(model)}/config")
+
+
+def place_call(model: str, placement: dict[str, Any]) -> Call:
+    return Call("POST", f"{_model_path(model)}/placement", placement)
+
+
+INDEX_CALL = Call("POST", "/v2/repository/index", {})
+
+
+def default_headers(token: str | None) -> dict[str, str]:
+    """With the token, or the one in the environment; never shown in an error."""
+    token = token or os.environ.get(TOKEN_VARIABLE)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def read_object(url: str, response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a good answer. Raises `ClientError`."""
+    answer = _read(url, response)
+    if not isinstance(answer, dict):
+        raise ClientError(f"{url} answered with something that is not a JSON object")
+    return answer
+
+
+def read_index(url: str, response: httpx.Response) -> list[dict[str, Any]]:
+    """The repository index. Raises `ClientError`."""
+    answer = _read(url, response)
+    if not isinstance(answer, list):
+        raise ClientError(f"{url} is not a Fewshard server: its repository index is no list")
+    return answer
+
+
+def batched(inputs: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
+    """Lists of so many, the last one shorter."""
+    if size < 1:
+        raise ValueError(f"a batch of {size} inputs cannot be sent; batch_size must be at least 1")
+    left = iter(inputs)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+def _model_path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
+
+
+def _read(url: str, response: httpx.Response) -> Any:
+    status = response.status_code
+    try:
+        answer = response.json()
+    except ValueError:
+        raise ClientError(
+            f"{url} answered {status} without JSON; is this a Fewshard server?", status
+        ) from None
+    if response.is_success:
+        return answer
+    told = answer if isinstance(answer, dict) else {}
+    message = f"{url} answered {status}: {told.get('error') or answer}"
+    raise ClientError(message, status, str(told.get("code", "")))

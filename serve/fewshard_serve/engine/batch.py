@@ -1,0 +1,138 @@
+"""Runs one batch so that a bad item fails alone; called by the runner.
+
+How long a forward pass may take before it counts as stuck; kept by the runner for each model.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.core import Item, ModelOutput
+from fewshard_serve.engine.queue import Outcome
+from fewshard_serve.errors import FewshardError, InternalError, ModelRestarted
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """Outcomes in the order of the items; of all passes that succeeded, padding, whether one was degraded,
+    and the time between shards; whether memory ran out in one that failed."""
+
+    outcomes: list[Outcome]
+    num_padding_tokens: int = 0
+    is_degraded: bool = False
+    exchange_s: float = 0.0
+    was_out_of_memory: bool = False
+
+
+def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None) -> BatchResult:
+    """Run the items together; where that fails, halve the batch until only the culprits fail.
+
+    Halving also saves a batch that was merely too large for the device's memory. A pass in which the model's
+    process ended is repeated once. `on_pass` is called before every forward pass, so that a watcher sees
+    progress.
+    """
+    on_pass()
+    ran = _run(model, items)
+    if isinstance(ran, ModelRestarted):
+        on_pass()
+        ran = _run(model, items)
+    if isinstance(ran, ModelOutput):
+        return _finite(model, items, ran, on_pass)
+    executed = _halved(model, items, on_pass) if len(items) > 1 else BatchResult([ran])
+    return replace(executed, was_out_of_memory=True) if isinstance(ran, OutOfMemory) else executed
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, had no memory left; torch says so in several ways."""
+    words = str(error).lower()
+    by_words = isinstance(error, RuntimeError) and ("out of memory" in words or "allocate memory" in words)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or by_words
+
+
+class OutOfMemory(InternalError):
+    """What is left of it when an item does not fit alone."""
+
+
+def _run(model: Model, items: Sequence[Item]) -> ModelOutput | FewshardError:
+    try:
+        return _checked(model.run(items), len(items))
+    except FewshardError as error:
+        return error
+    except Exception as error:  # any model may raise anything; the thread must survive it
+        if len(items) == 1:
+            logger.exception("%s: the model failed on one item", model.info.name)
+        else:
+            logger.warning("%s: a batch of %d items failed: %r", model.info.name, len(items), error)
+        if is_out_of_memory(error):
+            return OutOfMemory("there is not enough memory for this item, even alone; send a smaller one")
+        return InternalError(f"the model failed on this item ({type(error).__name__})")
+
+
+def _halved(model: Model, items: Sequence[Item], on_pass: Callable[[], None]) -> BatchResult:
+    middle = len(items) // 2
+    first, second = (execute(model, half, on_pass) for half in (items[:middle], items[middle:]))
+    return BatchResult(
+        first.outcomes + second.outcomes,
+        first.num_padding_tokens + second.num_padding_tokens,
+        first.is_degraded or second.is_degraded,
+        first.exchange_s + second.exchange_s,
+        first.was_out_of_memory or second.was_out_of_memory,
+    )
+
+
+def _checked(output: ModelOutput, num_items: int) -> ModelOutput:
+    shape = output.logits.shape
+    if len(shape) != 2 or shape[0] != num_items:
+        raise ValueError(f"the model returned logits of shape {shape} for {num_items} items. This is a bug.")
+    return output
+
+
+def _finite(
+    model: Model, items: Sequence[Item], output: ModelOutput, on_pass: Callable[[], None]
+) -> BatchResult:
+    """Replace rows that are not finite: run again alone, since a neighbour may have spoiled them."""
+    outcomes: list[Outcome] = list(output.logits)
+    for index in np.flatnonzero(~np.isfinite(output.logits).all(axis=1)).tolist():
+        outcomes[index] = _alone(model, items[index], len(items), on_pass)
+    return BatchResult(outcomes, output.num_padding_tokens, output.is_degraded, output.exchange_s)
+
+
+def _alone(model: Model, item: Item, num_items: int, on_pass: Callable[[], None]) -> Outcome:
+    if num_items > 1:
+        return execute(model, [item], on_pass).outcomes[0]
+    logger.error("%s: the logits of one item are not finite", model.info.name)
+    return InternalError("the model's logits for this item are not finite")
+
+
+MIN_ALLOWED_S = 5.0
+MAX_ALLOWED_S = 60.0
+FACTOR = 10.0
+
+
+class PassTimeout:
+    """Learned from the passes that ended: one that takes ten times as long as any, for its size, hangs.
+
+    `min_s` and `max_s` bound what is allowed; `max_s` holds until a first pass has ended.
+    """
+
+    def __init__(self, min_s: float = MIN_ALLOWED_S, max_s: float = MAX_ALLOWED_S) -> None:
+        self._min_s, self._max_s = min_s, max_s
+        self._slowest_s = 0.0
+        self._most_tokens = 0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """A pass over so many tokens has ended."""
+        self._slowest_s = max(self._slowest_s, seconds)
+        self._most_tokens = max(self._most_tokens, num_tokens, 1)
+
+    def allowed_s(self, num_tokens: int) -> float:
+        """How long a pass over so many tokens may take."""
+        if self._most_tokens == 0:
+            return self._max_s
+        expected_s = self._slowest_s * max(1.0, num_tokens / self._most_tokens)
+        return min(max(FACTOR * expected_s, self._min_s), self._max_s)

@@ -1,0 +1,223 @@
+"""What every HTTP request passes first: who asks, may they, and under which name it is traced and logged.
+
+`asgi.App` calls it before and after the handler of a request.
+"""
+
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fewshard_serve.auth import Scope, Tokens
+from fewshard_serve.core import Caller
+from fewshard_serve.errors import ConfigError, MalformedRequest
+from fewshard_serve.http.request import Request
+from fewshard_serve.http.responses import Response
+from fewshard_serve.http.service import RequestProtocol
+from fewshard_serve.logs import ACCESS, REQUEST, LogSettings
+from fewshard_serve.protocol.limits import Limits
+
+if TYPE_CHECKING:
+    from fewshard_serve.tracing import Tracing
+
+REQUEST_ID_HEADER = b"x-request-id"
+PRIORITY_HEADER = b"x-request-priority"
+REQUEST_ID_PATTERN = "[A-Za-z0-9._:+/=@-]{1,128}"
+
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
+"""Whoever watches the server or wants to know how to ask needs no token; nor does `…/ready` of a model, nor
+the console, which holds no data and asks for a token itself."""
+
+_logger = logging.getLogger("fewshard.http")
+_SANE_ID = re.compile(REQUEST_ID_PATTERN)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+_MAX_LOGGED_PATH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """Where traces go, and the share of the requests without one that get one."""
+
+    endpoint: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Plain values that travel to replicas. `tokens_file` is empty where no token is asked for.
+
+    `is_behind_haproxy`: the last X-Forwarded-For is our own proxy's word, and it has refused odd request ids.
+    """
+
+    tokens_file: str = ""
+    limits: Limits = field(default_factory=Limits)
+    logs: LogSettings = field(default_factory=LogSettings)
+    is_behind_haproxy: bool = False
+    tracing: TracingSettings | None = None
+
+
+class AccessMiddleware:
+    """The doors of one ASGI application. `echoes_id`: nobody in front of it sends X-Request-Id back."""
+
+    def __init__(self, settings: AccessSettings = AccessSettings(), echoes_id: bool = True) -> None:
+        self.tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
+        self.echoes_id = echoes_id
+        self.is_behind_haproxy = settings.is_behind_haproxy
+        self._logs_requests = settings.logs.requests
+        self.tracing = None if settings.tracing is None else _open_tracing(settings.tracing)
+
+    def name(self, request: Request) -> None:
+        """Give the request its id and trace, for answers and log lines."""
+        request.id = self.identify(request.header(REQUEST_ID_HEADER), request.header(b"traceparent"))
+
+    def identify(self, given: str | None, traceparent: str | None) -> str:
+        """The id of a request, the client's own where it is sane; from now on in its log lines."""
+        request_id = given if given and _SANE_ID.fullmatch(given) else os.urandom(16).hex()
+        trace_id = trace_of(traceparent)
+        ids = {"request_id": request_id}
+        REQUEST.set(ids if trace_id is None else {**ids, "trace_id": trace_id})
+        return request_id
+
+    def enter(self, request: Request) -> None:
+        """Say who asks. Raises as `admit` does."""
+        if not is_open(request.path) and not wants_page(request):
+            request.caller = self.admit(
+                request.header(b"authorization"),
+                request.header(PRIORITY_HEADER),
+                self._address(request),
+                needed_scope(request),
+            )
+
+    def admit(
+        self, authorization: str | None, priority: str | None, address: str, scope: Scope | None
+    ) -> Caller:
+        """Who asks. Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an odd priority."""
+        is_urgent = _is_urgent(priority)
+        if self.tokens is None:
+            return Caller(address, is_urgent)
+        holder = self.tokens.holder_of(authorization)
+        for needed in (scope, "priority" if is_urgent else None):
+            if needed is not None:
+                holder.check(needed)
+        return Caller(holder.name, is_urgent)
+
+    def trace(self, request: Request, protocol: RequestProtocol, outcome: str) -> None:
+        """Give an answered request its spans, where that is configured and it is one of the share."""
+        if self.tracing is None:
+            return
+        from fewshard_serve.tracing import Traced
+
+        request.trace_id = self.tracing.report(
+            Traced(
+                request.model_name,
+                protocol,
+                outcome,
+                request.id,
+                request.header(b"traceparent"),
+                request.started_at,
+                request.answered_at,
+                request.timings,
+            )
+        )
+
+    def note(self, request: Request, response: Response) -> None:
+        """Write the request down, where that is configured."""
+        self.log(
+            request.method,
+            request.path,
+            response.status,
+            request.elapsed_s,
+            request.model_name,
+            request.caller.name,
+        )
+
+    def log(self, method: str, path: str, status: int | str, seconds: float, model: str, caller: str) -> None:
+        """The line of one request."""
+        if self._logs_requests:
+            fields = {
+                "method": method,
+                "path": path[:_MAX_LOGGED_PATH],
+                "status": status,
+                "ms": round(seconds * 1000, 3),
+                "model": model,
+                "caller": caller,
+            }
+            ACCESS.info("%s %r %s", method, fields["path"], status, extra={"fields": fields})
+
+    def reload_tokens(self) -> bool:
+        """Read the tokens file again; False where there is none that can be read."""
+        try:
+            if self.tokens is not None:
+                self.tokens.reload()
+            return self.tokens is not None
+        except ConfigError as error:
+            _logger.error("the old tokens stay: %s", error)
+            return False
+
+    def _address(self, request: Request) -> str:
+        forwarded = request.header(b"x-forwarded-for") if self.is_behind_haproxy else None
+        client = request.scope.get("client")
+        return forwarded or (client[0] if client else "")
+
+
+def _open_tracing(settings: TracingSettings) -> "Tracing":
+    """Imported only where it is asked for: OpenTelemetry takes a fifth of a second."""
+    from fewshard_serve.tracing import JsonExporter, Tracing
+
+    return Tracing(JsonExporter(settings.endpoint), settings.share)
+
+
+def _is_urgent(priority: str | None) -> bool:
+    if priority in (None, "normal"):
+        return False
+    if priority != "high":
+        raise MalformedRequest("X-Request-Priority must be high or normal")
+    return True
+
+
+def is_open(path: str) -> bool:
+    """Whether nobody needs a token there."""
+    path = path.rstrip("/")
+    is_readiness = path.startswith("/v2/models/") and path.endswith("/ready")
+    return path in OPEN_PATHS or is_readiness or path.startswith("/console/")
+
+
+def wants_page(request: Request) -> bool:
+    """Whether `/` is asked for by a person, rather than as JSON by a program."""
+    accept = request.header(b"accept") or ""
+    is_program = "application/json" in accept and "text/html" not in accept
+    return request.method == "GET" and request.path in ("", "/") and not is_program
+
+
+def needed_scope(request: Request) -> Scope | None:
+    """What a token must be good for; None where any will do. What writes and is not listed is for admins."""
+    if protocol_of(request) is not None:
+        return "predict"
+    is_reading = request.method in ("GET", "OPTIONS") or request.path.rstrip("/") == "/v2/repository/index"
+    return None if is_reading else "admin"
+
+
+def protocol_of(request: Request) -> RequestProtocol | None:
+    """How a request asks for a prediction; None where it does not."""
+    if request.method != "POST":
+        return None
+    last = request.path.rstrip("/").rpartition("/")[2]
+    if last == "infer":
+        return "v2_binary" if b"inference-header-content-length" in request.headers else "v2_json"
+    if last == "predict":
+        return "tei"
+    if last == "explain":
+        return "explain"
+    if last == "classify":
+        return "vllm" if request.path.rstrip("/") == "/v1/classify" else "classify"
+    return None
+
+
+def trace_of(traceparent: str | None) -> str | None:
+    """The trace id of a W3C Trace Context header; None where there is none that is valid."""
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match is None or (traceparent or "").startswith("ff"):
+        return None
+    trace_id, parent_id = match[1], match[2]
+    return None if set(trace_id) == {"0"} or set(parent_id) == {"0"} else trace_id

@@ -1,0 +1,121 @@
+"""What a model said lately and since its start: labels and confidence, and how far they are from its card."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_serve.core import ModelInfo
+from fewshard_serve.metrics.definitions import CONFIDENCES
+from fewshard_serve.protocol.activation import activate
+
+MAX_WAITING = 512
+"""Answered requests that are counted together: array by array it would cost more than all other metrics."""
+WINDOW_ITEMS = 1000
+MIN_DRIFT_ITEMS = 200
+"""With fewer items the distance from the card is mostly chance."""
+SERVED = "served"
+"""The card's `extra` key: `{"labels": {label: share}, "confidence": {bound: share at or below}}`."""
+
+_BOUNDS = np.array(CONFIDENCES, np.float32)
+
+
+class PredictionStats:
+    """Predictions of one model; may be called from any thread."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self._lock = threading.Lock()
+        self._waiting: list[NDArray[np.float32]] = []
+        self._total = _Sums(len(info.labels))
+        self._earlier, self._recent = _Sums(len(info.labels)), _Sums(len(info.labels))
+
+    def add(self, logits: NDArray[np.float32]) -> None:
+        """Logits [num_items, num_labels] of a request; of several labels, those from 0.5 up count."""
+        if self.info.problem_type == "regression":
+            return
+        with self._lock:
+            self._waiting.append(logits)
+            if len(self._waiting) >= MAX_WAITING:
+                self._count()
+
+    def read(self) -> "tuple[_Sums, _Sums]":
+        """Copies: of all items, and of the last one or two thousand."""
+        with self._lock:
+            self._count()
+            return self._total.plus(_Sums(len(self.info.labels))), self._earlier.plus(self._recent)
+
+    def _count(self) -> None:
+        if not self._waiting:
+            return
+        scores = activate(np.concatenate(self._waiting), self.info.problem_type)
+        self._waiting.clear()
+        added = _sums(scores, self.info)
+        self._total = self._total.plus(added)
+        self._recent = self._recent.plus(added)
+        if self._recent.num_items >= WINDOW_ITEMS:
+            self._earlier, self._recent = self._recent, _Sums(len(self.info.labels))
+
+
+class _Sums:
+    """`by_label` int64 [num_labels]; `by_confidence` int64 [num_bounds + 1], not cumulative."""
+
+    def __init__(self, num_labels: int) -> None:
+        self.by_label = np.zeros(num_labels, np.int64)
+        self.by_confidence = np.zeros(len(CONFIDENCES) + 1, np.int64)
+        self.confidence = 0.0
+
+    @property
+    def num_items(self) -> int:
+        return int(self.by_confidence.sum())
+
+    def plus(self, other: "_Sums") -> "_Sums":
+        both = _Sums(len(self.by_label))
+        both.by_label = self.by_label + other.by_label
+        both.by_confidence = self.by_confidence + other.by_confidence
+        both.confidence = self.confidence + other.confidence
+        return both
+
+
+def _sums(scores: NDArray[np.float32], info: ModelInfo) -> _Sums:
+    sums = _Sums(scores.shape[1])
+    best = scores.max(axis=1)
+    if info.problem_type == "multi_label_classification" or scores.shape[1] == 1:
+        sums.by_label = (scores >= 0.5).sum(axis=0)
+    else:
+        sums.by_label = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
+    upper = np.searchsorted(_BOUNDS, best)  # a value on a bound belongs below it
+    sums.by_confidence = np.bincount(upper, minlength=len(CONFIDENCES) + 1)
+    sums.confidence = float(best.sum(dtype=np.float64))
+    return sums
+
+
+def label_drift(recent: _Sums, info: ModelInfo) -> float | None:
+    """Total variation between the shares of labels said lately and those of the card, from 0 to 1; None where
+    the card has none or too little was said."""
+    shares = _served(info).get("labels")
+    if not isinstance(shares, Mapping) or recent.num_items < MIN_DRIFT_ITEMS or not recent.by_label.sum():
+        return None
+    usual = np.array([float(shares.get(label, 0.0)) for label in info.labels])
+    return float(0.5 * np.abs(recent.by_label / recent.by_label.sum() - usual).sum())
+
+
+def confidence_drift(recent: _Sums, info: ModelInfo) -> float | None:
+    """The largest gap between the two distribution functions at the bounds that the card names; None as for
+    labels."""
+    usual = _served(info).get("confidence")
+    if not isinstance(usual, Mapping) or recent.num_items < MIN_DRIFT_ITEMS:
+        return None
+    now = recent.by_confidence.cumsum() / recent.num_items
+    gaps = [
+        abs(now[at] - float(usual[str(bound)])) for at, bound in enumerate(CONFIDENCES) if str(bound) in usual
+    ]
+    return float(max(gaps)) if gaps else None
+
+
+def _served(info: ModelInfo) -> Mapping[str, Any]:
+    extra = info.card.get("extra")
+    served = extra.get(SERVED) if isinstance(extra, Mapping) else None
+    return served if isinstance(served, Mapping) else {}

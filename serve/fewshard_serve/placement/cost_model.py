@@ -1,0 +1,211 @@
+"""What no placement can beat: the least load of the heaviest shard, and the least number of moves.
+
+The model of both: an expert's load is shared equally by its copies, no two of which are on one shard.
+
+Shard or copy: what expert layers take, from bytes and bandwidths; docs/scale.md has the formula.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshard_models.sharding import Placement
+from fewshard_models.sharding.placement import EMPTY
+
+Loads = NDArray[np.float64]
+Slots = NDArray[np.int32]
+
+
+def heaviest_bound(loads: Loads, num_shards: int, slots_per_shard: int) -> float:
+    """A load that some shard reaches in every placement of one layer's `loads` [num_experts].
+
+    The larger of two bounds, with R = shards x slots - experts spare slots:
+
+    1. Pieces. R further copies can do no better than always splitting the largest piece; whatever piece is
+       the largest then sits on some shard.
+    2. Companions. Take the m heaviest experts H, and the d shards that hold a piece of one; d is at most
+       m + R and at most all shards. Their d x slots slots hold H whole, and every other slot of theirs is
+       empty, a further copy, or some expert's last piece: k slots of the rest hold at least k - (R minus the
+       further copies of H) experts wholly, so the d shards bear at least H and the (d x slots - R - m)
+       lightest experts beside H. The heaviest bears at least the mean of that, for the best d. With m = all
+       experts it is the mean load of all shards.
+    """
+    return max(
+        _largest_piece(loads, num_shards, slots_per_shard), _companions(loads, num_shards, slots_per_shard)
+    )
+
+
+def _largest_piece(loads: Loads, num_shards: int, slots_per_shard: int) -> float:
+    """Bisection for the least T at which ceil(load / T) copies of all experts fit; a hair below it."""
+    num_slots = num_shards * slots_per_shard
+    low, high = float(loads.max()) / num_shards, float(loads.max())
+    if _copies_needed(loads, low) <= num_slots:
+        return low
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _copies_needed(loads, middle) <= num_slots:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _copies_needed(loads: Loads, most: float) -> float:
+    # A billionth of grace: rounding must not ask for a copy that arithmetic does not.
+    return float(np.maximum(np.ceil(loads / max(most, 1e-300) * (1 - 1e-9)), 1).sum())
+
+
+def _companions(loads: Loads, num_shards: int, slots_per_shard: int) -> float:
+    num_experts = len(loads)
+    spare = num_shards * slots_per_shard - num_experts
+    ascending = np.sort(loads)
+    light = np.concatenate([[0.0], np.cumsum(ascending)])
+    m = np.arange(1, num_experts + 1)[:, None]
+    d = np.arange(1, num_shards + 1)[None, :]
+    heavy = light[-1] - light[num_experts - m]
+    # The lightest beside H are the lightest of all, as many as there are beside H.
+    beside = np.clip(d * slots_per_shard - spare - m, 0, num_experts - m)
+    mean = np.where(d <= m + spare, (heavy + light[beside]) / d, np.inf)
+    return float(mean.min(axis=1).max())
+
+
+def moves_bound(loads: Loads, current: Slots, heaviest: float) -> int:
+    """How many experts must at least be loaded to bring every shard of one layer to `heaviest` or below.
+
+    `current`: [num_shards, slots_per_shard]. Counted are an expert's copies that ceil(load / heaviest) asks
+    for beyond those there are, and, for each shard, the fewest of its single experts whose leaving brings
+    what cannot leave without a load (experts without another copy) to `heaviest`. A single expert that leaves
+    or is split is loaded elsewhere, and no expert is single on two shards, so the counts add up.
+    """
+    grace = heaviest * (1 + 1e-9)
+    copies = np.bincount(current[current != EMPTY], minlength=len(loads))
+    wanted = np.maximum(np.ceil(loads / max(grace, 1e-300)), 1).astype(np.int64)
+    total = int(np.maximum(wanted - copies, 0).sum())
+    stays = (copies == 1) & (wanted == 1)
+    for row in current:
+        held = row[row != EMPTY]
+        total += _leaving(loads[held[stays[held]]], grace)
+    return total
+
+
+def _leaving(loads: Loads, most: float) -> int:
+    """The fewest of these whose leaving brings the sum to `most`."""
+    rest = loads.sum() - np.concatenate([[0.0], np.cumsum(np.sort(loads)[::-1])])
+    return int(np.argmax(rest <= most)) if len(loads) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What one GPU and its links do; the defaults are an H200's, from data sheets but for what is assumed.
+
+    memory_gb_s: bytes read, in 1e9 a second. link_gb_s: to GPUs of the same node, each way (NVLink 4).
+    network_gb_s: to other nodes, each way and for each GPU (InfiniBand 400 Gb/s). memory_gb: what one GPU
+    holds. latency_us, assumed: one stage of a collective without any bytes. compute_tflops, assumed: what
+    products of experts reach in bf16, of the data sheet's 989.
+    """
+
+    memory_gb_s: float = 4800.0
+    link_gb_s: float = 450.0
+    network_gb_s: float = 50.0
+    latency_us: float = 20.0
+    compute_tflops: float = 600.0
+    memory_gb: float = 141.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """An expert has `matrices` (3 where gated) of hidden x intermediate; `tokens` are a batch on one GPU."""
+
+    hidden: int = 1024
+    intermediate: int = 4096
+    matrices: int = 2
+    bytes_per_weight: float = 2.0
+    top_k: int = 2
+    tokens: int = 1024
+
+    @property
+    def expert_bytes(self) -> float:
+        return self.matrices * self.hidden * self.intermediate * self.bytes_per_weight
+
+    @property
+    def flops_per_row(self) -> float:
+        return 2.0 * self.matrices * self.hidden * self.intermediate
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Seconds of all expert layers for a batch of `tokens` on every GPU.
+
+    `collectives_s` is part of `shard_s`; bytes are what one GPU holds of experts.
+    """
+
+    shard_s: float
+    copy_s: float
+    collectives_s: float
+    shard_bytes: float
+    copy_bytes: float
+    fits_as_copy: bool
+
+    @property
+    def shard(self) -> bool:
+        """Whether to shard: where a copy does not fit, or takes longer."""
+        return not self.fits_as_copy or self.shard_s < self.copy_s
+
+    @property
+    def reason(self) -> str:
+        if not self.fits_as_copy:
+            return f"shard: {self.copy_bytes / 1e9:.3g} GB of experts do not fit on one GPU"
+        faster = self.copy_s / self.shard_s if self.shard else self.shard_s / self.copy_s
+        if self.shard:
+            return f"shard: the weights not read save more than the collectives cost ({faster:.2f}x faster)"
+        return f"copy the whole model: sharding would take {faster:.2f}x as long"
+
+
+def shard_or_copy(
+    loads: Loads, placement: Placement, nodes: int, shape: ExpertShape, machine: Machine
+) -> Verdict:
+    """Both times for as many GPUs as shards, each with a batch of `shape.tokens` tokens of its own.
+
+    Copied, a GPU reads every expert that its own rows hit. Sharded, it reads those of its slots that the rows
+    of all GPUs hit, does its placed share of all rows, and takes part in two collectives a layer.
+    """
+    share = loads / loads.sum(axis=1, keepdims=True)
+    rows = shape.tokens * shape.top_k
+    alone = Placement(np.repeat(np.arange(loads.shape[1])[None, None], len(loads), 0), loads.shape[1])
+    collectives_s = 2 * len(loads) * collective_s(placement.num_shards, nodes, shape, machine)
+    all_rows = rows * placement.num_shards
+    work_s = _layers_s(share, placement, all_rows, shape, machine)
+    copy_bytes = loads.size * shape.expert_bytes
+    return Verdict(
+        shard_s=work_s + collectives_s,
+        copy_s=_layers_s(share, alone, rows, shape, machine),
+        collectives_s=collectives_s,
+        shard_bytes=len(loads) * placement.slots_per_shard * shape.expert_bytes,
+        copy_bytes=copy_bytes,
+        fits_as_copy=copy_bytes <= machine.memory_gb * 1e9,
+    )
+
+
+def collective_s(num_shards: int, nodes: int, shape: ExpertShape, machine: Machine) -> float:
+    """One all-gather of every shard's tokens (or the reduce-scatter back).
+
+    A shard's block crosses the network once to its like on every other node, and the rest of the way inside
+    the node: latency for each of the two stages, (nodes - 1) blocks by network, (shards - nodes) by link.
+    """
+    block = shape.tokens * shape.hidden * shape.bytes_per_weight
+    stages = (nodes > 1) + (num_shards > nodes)
+    network_s = (nodes - 1) * block / (machine.network_gb_s * 1e9)
+    link_s = (num_shards - nodes) * block / (machine.link_gb_s * 1e9)
+    return stages * machine.latency_us * 1e-6 + network_s + link_s
+
+
+def _layers_s(share: Loads, placement: Placement, rows: int, shape: ExpertShape, machine: Machine) -> float:
+    """The sum over layers of the slowest shard: reading its hit experts or multiplying, if longer."""
+    piece = np.pad(share / placement.copies(), ((0, 0), (0, 1)))
+    slot_rows = np.take_along_axis(piece[:, None], placement.slots, axis=2) * rows
+    # Rows fall on experts independently of one another: a slot is hit by at least one with 1 - e^-rows.
+    hit = -np.expm1(-slot_rows)
+    read_s = hit.sum(axis=2) * shape.expert_bytes / (machine.memory_gb_s * 1e9)
+    work_s = slot_rows.sum(axis=2) * shape.flops_per_row / (machine.compute_tflops * 1e12)
+    return float(np.maximum(read_s, work_s).max(axis=1).sum())

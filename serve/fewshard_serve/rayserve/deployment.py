@@ -1,0 +1,180 @@
+"""The Ray Serve deployment of a host: `Replica` in a replica, reached by HTTP, its peers and the gateway."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from ray import serve
+
+from fewshard_serve.core import Caller, Classified, Diagnosis, Input
+from fewshard_serve.engine.expert_statistics import Routing
+from fewshard_serve.errors import FewshardError
+from fewshard_serve.http.host import HostApp
+from fewshard_serve.http.middleware import AccessMiddleware
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.protocol.stats import ModelStatistics
+from fewshard_serve.rayserve.actor_process import RAY_LOGGING, CountedApp, configure_logging, freeze_loaded
+from fewshard_serve.rayserve.autoscaling import ITEMS, autoscaling, counted_start
+from fewshard_serve.rayserve.broadcast import MergedService
+from fewshard_serve.rayserve.cascade_replica import CascadeReplica
+from fewshard_serve.rayserve.deployment_plan import AppSpec, CascadeSpec, HostSpec
+from fewshard_serve.rayserve.handles import HandleCalls, ask_all
+from fewshard_serve.rayserve.replica import Replica
+
+DEPLOYMENT = "host"
+MAX_ONGOING_REQUESTS = 100_000
+"""Far above every admission limit, so that each refusal is ours, with our body."""
+HEALTH_PERIOD_S = 2.0
+HEALTH_TIMEOUT_S = 10.0
+"""Three failures in a row replace a replica."""
+SURGE_PERCENT = 100
+"""An update starts as many new replicas, and then stops the old ones."""
+PEER_TIMEOUT_S = 2.0
+PLACING_TIMEOUT_S = 90.0
+"""Weights are loaded before a placement is in force."""
+
+
+class Host:
+    """One replica. Its methods run on the replica's own event loop, which nothing here may block."""
+
+    def __init__(self, spec: AppSpec) -> None:
+        self._spec = spec
+        configure_logging(spec.doors.logs)
+        context = serve.get_replica_context()
+        self._name: str = context.replica_tag
+        self._labels = {"application": context.app_name, "replica": self._name}
+
+    async def __serve_build_asgi_app__(self) -> CountedApp:
+        """Called once by Ray Serve, which takes the replica for ready when this returns."""
+        self._hosting = await _open(self._spec)
+        service = MergedService(self._hosting, self._labels, self._ask_peers)
+        # Ray Serve sends X-Request-Id back itself.
+        self._doors = AccessMiddleware(self._spec.doors, echoes_id=False)
+        app = HostApp(
+            service,
+            limits=self._spec.doors.limits,
+            doors=self._doors,
+            on_request=self._hosting.metrics.observe_request,
+        )
+        self._app = CountedApp(app)
+        freeze_loaded()
+        return self._app
+
+    async def check_health(self) -> None:
+        self._hosting.check()
+
+    async def metrics_part(self, is_open_metrics: bool) -> tuple[str, bytes]:
+        """This replica's name, and its metrics with its labels."""
+        text = await asyncio.to_thread(self._hosting.metrics.render, self._labels, is_open_metrics)
+        return self._name, text
+
+    async def name(self) -> str:
+        """This replica's, to say that it is there."""
+        return self._name
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `ItemsPolicy` reads."""
+        return {ITEMS: self._hosting.num_inflight_items}
+
+    async def stats_part(self, model: str) -> ModelStatistics:
+        return self._hosting.statistics(model)
+
+    async def routing_part(self, model: str) -> Routing | None:
+        return await self._hosting.routing(model)
+
+    async def diagnosis_part(self, model: str) -> Diagnosis | None:
+        return self._hosting.diagnosis(model)
+
+    async def place_part(self, model: str, wanted: dict[str, Any]) -> dict[str, Any] | FewshardError:
+        """This replica's part of a placement; an error is returned, not raised."""
+        try:
+            return await self._hosting.place(model, dict(wanted))
+        except FewshardError as error:
+            return error
+
+    async def model_states(self) -> list[ModelEntry]:
+        return self._hosting.entries()
+
+    async def classify_for_gateway(
+        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None, caller: Caller
+    ) -> Classified | FewshardError:
+        """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
+        return await self._hosting.classify(
+            model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
+
+    async def reload_tokens(self) -> bool:
+        """Read the tokens file again; False where it cannot be read and the old tokens stay."""
+        return self._doors.reload_tokens()
+
+    async def begin_drain(self) -> None:
+        """Refuse new HTTP requests; those inside and the gateway's go on."""
+        self._hosting.begin_drain()
+
+    async def finish_drain(self) -> bool:
+        """Return once what is inside is answered; False if time ran out."""
+        # One that has started since the others were told knows nothing of it.
+        self._hosting.begin_drain()
+        is_idle = await self._app.idle(self._spec.drain_timeout_s)
+        return await self._hosting.finish_drain(self._spec.drain_timeout_s) and is_idle
+
+    async def _ask_peers(self, method: str, *args: Any) -> list[Any]:
+        timeout_s = PLACING_TIMEOUT_S if method == "place_part" else PEER_TIMEOUT_S
+        if self._spec.max_replicas == 1:
+            return [await getattr(self, method)(*args)]
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        return await ask_all(handle, method, *args, timeout_s=timeout_s)
+
+
+async def _open(spec: AppSpec) -> Replica | CascadeReplica:
+    if isinstance(spec, CascadeSpec):
+        return await CascadeReplica.open(spec, HandleCalls(DEPLOYMENT))
+    # Off the loop, which has to answer Serve meanwhile.
+    start = counted_start(spec.starts_dir, spec.app)
+    await asyncio.to_thread(start.__enter__)
+    with ExitStack() as stack:
+        stack.push(start)
+        return await Replica.open(spec, HandleCalls(DEPLOYMENT))
+
+
+def host_application(spec: AppSpec) -> Any:
+    """The Serve application of a host or cascade, to be run under the spec's name and route prefix."""
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=spec.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        max_surge_percent=_surge_percent(spec),
+        logging_config=RAY_LOGGING,
+        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
+        **_scale(spec),
+        **_shards(spec),
+    )
+    return deployment(serve.ingress()(Host)).bind(spec)
+
+
+def _surge_percent(spec: AppSpec) -> int:
+    """0 where a further replica would wait for ever for a GPU, or for the memory of a whole group."""
+    return 0 if spec.num_gpus or spec.num_shards > 1 else SURGE_PERCENT
+
+
+def _shards(spec: AppSpec) -> dict[str, Any]:
+    """A bundle for each shard; the replica, which leads them, is in the first."""
+    if spec.experts is None:
+        return {}
+    bundle = {"CPU": spec.num_cpus} | ({"GPU": spec.num_gpus} if spec.num_gpus else {})
+    return {
+        "placement_group_bundles": [bundle] * spec.num_shards,
+        "placement_group_strategy": spec.experts.strategy.upper(),
+    }
+
+
+def _scale(spec: AppSpec) -> dict[str, Any]:
+    if spec.min_replicas == spec.max_replicas:
+        return {"num_replicas": spec.min_replicas}
+    assert isinstance(spec, HostSpec), "a cascade has one replica. This is a bug."
+    return {"autoscaling_config": autoscaling(spec.min_replicas, spec.max_replicas, spec.scaling)}

@@ -1,0 +1,70 @@
+"""Loads the models of a host, each on its own feet; called by `Replica` in a thread."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.child_process import Loading
+from fewshard_serve.backends.process import ModelProcess
+from fewshard_serve.core import ModelInfo
+from fewshard_serve.errors import FewshardError
+from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """A model that cannot be served, and why."""
+
+    name: str
+    reason: str
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of it: its name."""
+        return ModelInfo(
+            name=self.name,
+            task="text",
+            kind="unavailable",
+            labels=(),
+            problem_type="single_label_classification",
+            architecture="",
+            dtype="",
+            device="",
+            max_tokens=0,
+        )
+
+
+def load_models(spec: HostSpec, process: ModelProcess | None) -> list[Model | LoadFailure]:
+    """Every model of the host in order, checked by its golden inputs; a failure stays with its model."""
+    return [_load_one(partial(_load, spec, model, process), model) for model in spec.models]
+
+
+def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Model:
+    if process is not None:
+        return process.load(
+            Loading(host.loader, spec.name, spec.path, spec.device, spec.dtype, spec.diagnostics_share)
+        )
+    from fewshard_serve.rayserve.shard_actors import load_with_shards
+
+    return load_with_shards(spec, host.num_gpus, host.is_on_one_machine)
+
+
+def _load_one(load: Callable[[], Model], spec: ModelSpec) -> Model | LoadFailure:
+    started_at = time.monotonic()
+    try:
+        model = load()
+        model.self_check()
+        model.diagnose(spec.diagnostics_share)
+    except FewshardError as error:
+        logger.error("%s: %s", spec.name, error)
+        return LoadFailure(spec.name, str(error))
+    except Exception as error:  # one bad checkpoint must not take the others down
+        logger.exception("%s cannot be loaded", spec.name)
+        return LoadFailure(spec.name, f"{type(error).__name__}: {error}")
+    logger.info("%s loaded in %.1f s", spec.name, time.monotonic() - started_at)
+    return model

@@ -1,0 +1,166 @@
+"""What the gateway knows of the hosts and how it asks them, without Ray; `gateway` wraps it for Ray Serve."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fewshard_serve.core import ANYBODY, Caller, Classified, Input
+from fewshard_serve.errors import FewshardError, NotFound, NotReady, UnknownModel
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
+from fewshard_serve.rayserve.deployment_plan import AppSpec
+from fewshard_serve.rayserve.discovery import FindTargets, Replicas, http_discovery
+from fewshard_serve.rayserve.handles import HostCalls
+
+logger = logging.getLogger(__name__)
+
+STATES_TIMEOUT_S = 2.0
+METRICS_TIMEOUT_S = 0.7
+"""A scrape is answered within a second, without those replicas that hang."""
+STARTING_REFRESH_S = 0.25
+STEADY_REFRESH_S = 2.0
+NUM_TRIES = 2
+"""A classification changes nothing, so one whose replica died, or cannot, is asked again of another."""
+
+
+class ModelRouter:
+    """The `GatewayService`: an index kept in memory by `keep_fresh`, and calls to the hosts it lists.
+
+    `why_waiting` is asked of a host that has not answered yet: what the cluster lacks for it, or "".
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[AppSpec],
+        calls: HostCalls,
+        metrics: Metrics,
+        labels: Mapping[str, str],
+        why_waiting: Callable[[AppSpec], str] = lambda host: "",
+        find_targets: FindTargets | None = None,
+    ) -> None:
+        self._hosts = {host.app: host for host in hosts}
+        self._why_waiting = why_waiting
+        self._app_of = {model.name: host.app for host in hosts for model in host.models}
+        self._apps = [host.app for host in hosts]
+        self._calls = calls
+        self._metrics = metrics
+        self._labels = labels
+        self._find_targets = find_targets
+        self._replicas = Replicas()
+        self._entries = {name: ModelEntry(name, "LOADING", reason="loading") for name in self._app_of}
+        self._is_draining = False
+
+    async def model_index(self) -> Sequence[ModelEntry]:
+        return list(self._entries.values())
+
+    async def ready(self) -> bool:
+        return not self._is_draining and all(entry.state == "READY" for entry in self._entries.values())
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether some model has neither loaded nor failed."""
+        return any(entry.state == "LOADING" for entry in self._entries.values())
+
+    async def classify(
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
+    ) -> Classified:
+        if self._is_draining:
+            raise NotReady("the server is draining; come back soon")
+        if model not in self._app_of:
+            raise UnknownModel(model, sorted(self._app_of))
+        answer = await self._ask_host(model, list(inputs), truncate, timeout_s, caller)
+        if isinstance(answer, FewshardError):
+            raise answer
+        return answer
+
+    async def metrics(self, is_open_metrics: bool) -> bytes:
+        answers = await self._ask_each("metrics_part", is_open_metrics)
+        is_up = self._replicas.update({app: list(map(_name_of, some)) for app, some in answers.items()})
+        parts = [each[1] for some in answers.values() for each in some if not isinstance(each, Exception)]
+        return await asyncio.to_thread(self._joined, parts, is_up, is_open_metrics)
+
+    async def own_metrics(self, is_open_metrics: bool) -> bytes:
+        is_up = self._replicas.update(await self._ask_each("name"))
+        return await asyncio.to_thread(self._joined, [], is_up, is_open_metrics)
+
+    async def metrics_targets(self) -> list[dict[str, Any]]:
+        if self._find_targets is None:
+            raise NotFound("these replicas cannot be reached one by one; scrape /metrics instead")
+        return http_discovery(await self._find_targets())
+
+    async def _ask_each(self, method: str, *args: Any) -> dict[str, list[Any]]:
+        asking = (self._calls.each(app, method, *args, timeout_s=METRICS_TIMEOUT_S) for app in self._apps)
+        return dict(zip(self._apps, await asyncio.gather(*asking), strict=True))
+
+    def _joined(self, parts: list[bytes], is_up: Mapping[tuple[str, str], bool], is_open: bool) -> bytes:
+        """Every replica has put its own labels on already."""
+        wanted = {app: host.min_replicas for app, host in self._hosts.items()}
+        own = self._metrics.render(self._labels, is_open)
+        return merge_expositions([*parts, own, cluster_text(is_up, wanted, is_open)])
+
+    async def reload_tokens(self) -> int:
+        answers = await asyncio.gather(
+            *(self._calls.all(app, "reload_tokens", timeout_s=STATES_TIMEOUT_S) for app in self._apps)
+        )
+        return sum(has_reloaded for replicas in answers for has_reloaded in replicas)
+
+    async def refresh(self) -> None:
+        """Ask every host once for the state of its models."""
+        await asyncio.gather(*(self._refresh_host(app) for app in self._apps))
+
+    async def keep_fresh(self) -> None:
+        """Refresh until cancelled, often while models are loading."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(STARTING_REFRESH_S if self.is_loading else STEADY_REFRESH_S)
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on."""
+        self._is_draining = True
+
+    async def _ask_host(
+        self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None, caller: Caller
+    ) -> Classified | FewshardError:
+        app = self._app_of[model]
+        answer: Classified | FewshardError = NotReady(f"no replica of {model} answers; come back soon")
+        for _ in range(NUM_TRIES):
+            try:
+                answer = await self._calls.one(
+                    app, "classify_for_gateway", model, inputs, truncate, timeout_s, caller
+                )
+            except Exception:  # whatever Ray raises here, the replica did not answer
+                logger.exception("a replica of %s did not answer", app)
+                continue
+            if not isinstance(answer, NotReady):
+                break
+        return answer
+
+    async def _refresh_host(self, app: str) -> None:
+        answers = await self._calls.all(app, "model_states", timeout_s=STATES_TIMEOUT_S)
+        for name in [name for name, at in self._app_of.items() if at == app]:
+            seen = [entry for entries in answers for entry in entries if entry.name == name]
+            self._entries[name] = _best(seen) or self._unanswered(name)
+
+    def _unanswered(self, name: str) -> ModelEntry:
+        known = self._entries[name]
+        if known.state == "LOADING":
+            return replace(known, reason=self._why_waiting(self._hosts[self._app_of[name]]) or "loading")
+        return ModelEntry(name, "UNAVAILABLE", known.version, "no replica answers", known.info)
+
+
+def _name_of(answer: tuple[str, bytes] | Exception) -> str | Exception:
+    return answer if isinstance(answer, Exception) else answer[0]
+
+
+def _best(entries: Sequence[ModelEntry]) -> ModelEntry | None:
+    """A model is as ready as the readiest of its replicas."""
+    ready = [entry for entry in entries if entry.state == "READY"]
+    return next(iter([*ready, *entries]), None)

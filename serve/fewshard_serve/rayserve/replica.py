@@ -1,0 +1,295 @@
+"""One replica of a host without Ray: its models, engine and metrics. `host` wraps it for Ray Serve."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fewshard_serve.backends.base import Model
+from fewshard_serve.backends.process import ModelProcess
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis, Input, ModelInfo
+from fewshard_serve.cpu_threads import num_threads
+from fewshard_serve.engine import Engine
+from fewshard_serve.engine.expert_statistics import Routing, RoutingWindow, describe_routing
+from fewshard_serve.errors import FewshardError, InternalError, NotReady, StartError
+from fewshard_serve.http.service import ModelEntry, Room, ServedModel, find_model
+from fewshard_serve.metrics import Metrics, ModelSource
+from fewshard_serve.metrics.energy import energy_reader
+from fewshard_serve.protocol.stats import ModelStatistics, merge
+from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
+from fewshard_serve.rayserve.handles import HostCalls
+from fewshard_serve.rayserve.model_loader import LoadFailure, load_models
+from fewshard_serve.rayserve.shadow_traffic import CALLER, Shadow, ShadowModel, ShadowSpec, shadow_elsewhere
+
+DRAINING = "draining; ask again soon"
+
+
+class HostedModel:
+    """A model that was loaded, as the HTTP layer sees it."""
+
+    def __init__(self, model: Model, engine: Engine, metrics: Metrics) -> None:
+        self.info = model.info
+        self.stats = ModelStatistics()
+        self.routing = RoutingWindow(model.expert_counts)
+        self.group = model.group
+        self.diagnosis = model.diagnosis
+        self.place = model.place
+        self.is_draining = False
+        self.shadow: Shadow | None = None
+        self._problem = model.problem
+        self._engine = engine
+        self._metrics = metrics
+
+    @property
+    def not_ready_reason(self) -> str:
+        return DRAINING if self.is_draining else self._problem()
+
+    @property
+    def ready(self) -> bool:
+        return not self.not_ready_reason
+
+    @property
+    def room(self) -> Room:
+        return self._engine.served[self.info.name].admission
+
+    def check_room(self, caller: Caller) -> None:
+        self._engine.check_room(self.info.name, caller)
+
+    async def classify(
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
+    ) -> Classified:
+        name = self.info.name
+        classified = await self._engine.classify(
+            name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
+        self._metrics.observe_timings(name, classified.timings)
+        if not caller.is_probing:
+            self._metrics.observe_predictions(name, classified.logits)
+            if self.shadow is not None:
+                self.shadow.follow(inputs, truncate, classified)
+        return classified
+
+    def experts(self) -> dict[str, Any] | None:
+        routing = self.routing.read()
+        return None if routing is None else describe_routing(routing, self.group())
+
+    def sparsity(self) -> dict[int, float]:
+        """By layer, of the items that were looked at."""
+        diagnosis = self.diagnosis()
+        return {} if diagnosis is None else dict(enumerate(diagnosis.sparsity))
+
+
+class FailedModel:
+    """A model that could not be loaded: it says why to whoever asks."""
+
+    def __init__(self, failure: LoadFailure) -> None:
+        self.info = failure.info
+        self.stats = ModelStatistics()
+        self.not_ready_reason = failure.reason
+        self.ready = False
+        self.room = None
+
+    def check_room(self, caller: Caller) -> None:
+        pass
+
+    async def classify(
+        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
+    ) -> Classified:
+        raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
+
+    def experts(self) -> dict[str, Any] | None:
+        return None
+
+
+class Replica:
+    """The models of one replica; lives on one event loop. Make it with `open`."""
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        loaded: Sequence[Model | LoadFailure],
+        process: ModelProcess | None,
+        calls: HostCalls | None = None,
+    ) -> None:
+        models = [one for one in loaded if not isinstance(one, LoadFailure)]
+        self._loaded = models
+        self._process = process
+        self.metrics = Metrics(
+            spec.metrics, energy_of(models), lambda: [] if process is None else [process.pid]
+        )
+        settings = {model.name: model.settings for model in spec.models}
+        self._costs = {model.name: model.cost for model in spec.models}
+        # A process of its own does one batch while it is given the next.
+        self._engine = Engine(models, settings, self._observe_batch, depth=1 if process is None else 2)
+        self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
+        failures = [one for one in loaded if isinstance(one, LoadFailure)]
+        self._failed = {failure.name: FailedModel(failure) for failure in failures}
+        for hosted in self.hosted.values():
+            self.metrics.add_model(self._source(hosted))
+        self._calls = calls
+        for model_spec in spec.models:
+            self._give_shadow(model_spec, spec.app)
+
+    @classmethod
+    async def open(cls, spec: HostSpec, calls: HostCalls | None = None) -> "Replica":
+        """Load the models off the event loop; those that fail are kept as not ready, with the reason.
+
+        `calls` reach shadows on other hosts. Raises `StartError` instead where the specification says that
+        all must load.
+        """
+        process = ModelProcess(num_threads(spec.num_neighbours)) if spec.experts is None else None
+        loaded = await asyncio.to_thread(load_models, spec, process)
+        failed = [f"{one.name}: {one.reason}" for one in loaded if isinstance(one, LoadFailure)]
+        if failed and spec.must_load:
+            if process is not None:
+                process.close()
+            raise StartError("; ".join(failed))
+        return cls(spec, loaded, process, calls)
+
+    @property
+    def num_inflight_items(self) -> int:
+        """Items of all models that are queued or run."""
+        return self._engine.num_inflight_items
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        return {**self.hosted, **self._failed}
+
+    def entries(self) -> list[ModelEntry]:
+        """One line of the repository index for every model."""
+        return [_entry(model) for model in self.models.values()]
+
+    async def classify(
+        self,
+        model: str,
+        inputs: Sequence[Input],
+        *,
+        truncate: bool,
+        timeout_s: float | None,
+        caller: Caller = ANYBODY,
+    ) -> Classified | FewshardError:
+        """For callers in another process, to whom an error is returned, not raised."""
+        return await answer_or_error(
+            self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
+        )
+
+    def statistics(self, model: str) -> ModelStatistics:
+        """A copy, since the runner's thread goes on counting while the answer is pickled."""
+        return merge([find_model(self.models, model).stats])
+
+    async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Plan or apply a placement, off the event loop. Raises as `Model.place` does, `NotReady` where the
+        model failed to load."""
+        served = find_model(self.models, model)
+        if not isinstance(served, HostedModel):
+            raise NotReady(f"{model} is not ready: {served.not_ready_reason}")
+        return await asyncio.to_thread(served.place, wanted)
+
+    async def routing(self, model: str) -> Routing | None:
+        """Read off the event loop, since it may wait for a device; None where there are no experts."""
+        hosted = self.hosted.get(model)
+        return None if hosted is None else await asyncio.to_thread(hosted.routing.read)
+
+    def diagnosis(self, model: str) -> Diagnosis | None:
+        """None where nothing was looked at."""
+        hosted = self.hosted.get(model)
+        return None if hosted is None else hosted.diagnosis()
+
+    def check(self) -> None:
+        """Raise where the replica should be replaced."""
+        if self._process is not None and self._process.problem:
+            raise InternalError(self._process.problem)
+        if self._process is None or not self._process.is_restarting:
+            self._engine.check()
+
+    def begin_drain(self) -> None:
+        """From now on every model answers that it is not ready; requests inside go on."""
+        for hosted in self.hosted.values():
+            hosted.is_draining = True
+
+    async def finish_drain(self, timeout_s: float) -> bool:
+        """Answer what was admitted and end the threads; False if time ran out."""
+        for hosted in self.hosted.values():
+            if hosted.shadow is not None:
+                await hosted.shadow.close()
+        has_ended = await self._engine.drain(timeout_s)
+        for model in self._loaded:
+            await asyncio.to_thread(model.close)
+        if self._process is not None:
+            await asyncio.to_thread(self._process.close)
+        return has_ended
+
+    def _give_shadow(self, model: ModelSpec, app: str) -> None:
+        hosted, spec = self.hosted.get(model.name), model.shadow
+        if hosted is None or spec is None:
+            return
+        if spec.app == app:
+            shadow = self._shadow_here(spec)
+        else:
+            assert self._calls is not None, "a shadow elsewhere needs calls. This is a bug."
+            shadow = shadow_elsewhere(spec, self._calls)
+        hosted.shadow = Shadow(spec, hosted.info, shadow, self.metrics.observe_shadow)
+
+    def _shadow_here(self, spec: ShadowSpec) -> ShadowModel:
+        async def info() -> ModelInfo | None:
+            return self.hosted[spec.model].info if spec.model in self.hosted else None
+
+        async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
+            shadow = self.hosted[spec.model]
+            return await shadow.classify(inputs, truncate=truncate, timeout_s=None, caller=CALLER)
+
+        return ShadowModel(info, classify)
+
+    def _observe_batch(self, stats: BatchStats) -> None:
+        self.metrics.observe_batch(stats)
+        self.hosted[stats.model].stats.add_batch(stats)
+
+    def _source(self, hosted: HostedModel) -> ModelSource:
+        served = self._engine.served[hosted.info.name]
+        return ModelSource(
+            info=hosted.info,
+            queue_items=lambda: served.num_queued_items,
+            inflight_items=lambda: served.num_inflight_items,
+            admission_limit_items=lambda: served.admission.limit_items,
+            routing=hosted.routing.read,
+            group=hosted.group,
+            sparsity=hosted.sparsity,
+            cost=self._costs[hosted.info.name],
+        )
+
+
+def energy_of(models: Sequence[Model]) -> Callable[[], float] | None:
+    """The energy counter of the GPU that these models run on; None where there is none, or several."""
+    uuid = next((model.gpu_uuid for model in models if model.gpu_uuid), "")
+    return energy_reader(uuid) if uuid else None
+
+
+def _entry(model: ServedModel) -> ModelEntry:
+    info: ModelInfo = model.info
+    if isinstance(model, FailedModel):
+        return ModelEntry(info.name, "UNAVAILABLE", reason=model.not_ready_reason)
+    return ModelEntry(
+        info.name, "READY" if model.ready else "UNAVAILABLE", info.version, model.not_ready_reason, info
+    )
+
+
+async def answer_or_error(
+    models: Mapping[str, ServedModel],
+    model: str,
+    inputs: Sequence[Input],
+    *,
+    truncate: bool,
+    timeout_s: float | None,
+    caller: Caller,
+) -> Classified | FewshardError:
+    """Ask a model and count the request in its statistics."""
+    started_at = time.monotonic()
+    try:
+        served = find_model(models, model)
+        classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
+    except FewshardError as error:
+        if model in models:
+            models[model].stats.add_failure(time.monotonic() - started_at)
+        return error
+    served.stats.add_request(time.monotonic() - started_at, classified.timings, 0.0)
+    return classified

@@ -1,0 +1,222 @@
+"""A `fewshard.yaml` as a Ray Serve configuration, for `serve deploy` and KubeRay; no Ray is needed for that.
+
+Each application is given the part of the configuration that it needs and no more, so that a change restarts
+the replicas of those applications alone that it concerns.
+
+Checks a Ray Serve configuration before a cluster gets it: Ray itself takes unknown keys in silence.
+
+`fewshard render --check` calls it.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.errors import ConfigError
+from fewshard_serve.http.middleware import AccessSettings
+from fewshard_serve.rayserve.actor_process import RAY_LOGGING
+from fewshard_serve.rayserve.deployment_plan import (
+    GATEWAY_APP,
+    AppSpec,
+    CascadeSpec,
+    HostSpec,
+    door_settings,
+    plan_cascades,
+    plan_hosts,
+    reserve_gpus,
+)
+from fewshard_serve.rayserve.haproxy import BINARY, is_edited
+from fewshard_serve.yaml_reader import Location, YamlFile, spell
+
+BUILDER = "fewshard_serve.app:build"
+OUTSIDE_KEYS = frozenset({"name", "path", "device", "replicas", "experts", "admission"})
+"""What an application has to know of models that another one serves."""
+
+
+class AppArguments(BaseModel):
+    """The `args` of one application: its name, and the configuration in which it is found."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    application: str
+    config: FewshardConfig
+
+    @property
+    def is_gateway(self) -> bool:
+        return self.application == GATEWAY_APP
+
+    def plan(self) -> tuple[list[AppSpec], AccessSettings]:
+        """Every host and cascade of the configuration, and what their doors need to know on this cluster."""
+        doors = door_settings(self.config, is_behind_haproxy=is_edited(os.environ.get(BINARY, "")))
+        hosts = reserve_gpus(plan_hosts(self.config, doors=doors))
+        return [*hosts, *plan_cascades(self.config, hosts)], doors
+
+    def find(self, apps: Sequence[AppSpec]) -> AppSpec:
+        """The spec of this application among `apps`; raises `ConfigError`."""
+        found = next((app for app in apps if app.app == self.application), None)
+        if found is None:
+            there = ", ".join([GATEWAY_APP, *(app.app for app in apps)])
+            raise ConfigError(
+                f"the configuration holds no application {self.application!r}; there are: {there}"
+            )
+        return found
+
+
+def serve_config(config: FewshardConfig) -> dict[str, Any]:
+    """The whole Serve configuration, as plain values."""
+    hosts = plan_hosts(config)
+    cascades = plan_cascades(config, hosts)
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": config.server.host, "port": config.server.port},
+        "logging_config": {**RAY_LOGGING, "encoding": config.logging.format.upper()},
+        "applications": [
+            *(_application(host.app, host.route_prefix, _of_host(config, host)) for host in hosts),
+            *(_application(each.app, each.route_prefix, _of_cascade(config, each)) for each in cascades),
+            _application(GATEWAY_APP, "/", _of_gateway(config)),
+        ],
+    }
+
+
+def _application(name: str, route_prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "route_prefix": route_prefix,
+        "import_path": BUILDER,
+        "args": {"application": name, "config": dict(config)},
+    }
+
+
+def _of_host(config: FewshardConfig, host: HostSpec) -> dict[str, Any]:
+    own = {model.name for model in host.models}
+    shadows = {model.shadow.model for model in host.models if model.shadow} - own
+    models = [_dump(model) for model in config.models if model.name in own]
+    models += [_outside(model) for model in config.models if model.name in shadows]
+    return {"models": models, **_common(config)}
+
+
+def _of_cascade(config: FewshardConfig, cascade: CascadeSpec) -> dict[str, Any]:
+    (own,) = (each for each in config.cascades if each.name == cascade.name)
+    models = [_outside(model) for model in config.models if model.name in own.stages]
+    return {"models": models, "cascades": [_dump(own)], **_common(config)}
+
+
+def _of_gateway(config: FewshardConfig) -> dict[str, Any]:
+    parts: dict[str, Any] = {"models": [_outside(model) for model in config.models]}
+    if config.cascades:
+        parts["cascades"] = [_dump(cascade) for cascade in config.cascades]
+    if "server" in config.model_fields_set:
+        parts["server"] = _dump(config.server)
+    return {**parts, **_common(config)}
+
+
+def _outside(model: ModelConfig) -> dict[str, Any]:
+    return {key: value for key, value in _dump(model).items() if key in OUTSIDE_KEYS}
+
+
+def _common(config: FewshardConfig) -> dict[str, Any]:
+    """What every application needs: who may come in, the limits of a request, and what is told of it."""
+    parts = {key: getattr(config, key) for key in ("auth", "limits", "logging", "metrics", "tracing")}
+    given = config.model_fields_set
+    return {key: _dump(part) for key, part in parts.items() if part is not None and key in given}
+
+
+def _dump(section: BaseModel) -> dict[str, Any]:
+    """What the user has written; defaults are left to the version that will run."""
+    return section.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What is wrong, and where."""
+
+    at: Location
+    text: str
+
+
+def check_serve_config(file: YamlFile) -> int:
+    """The number of applications; raises `ConfigError` with a line for every mistake. Imports ray."""
+    from ray.serve.schema import ServeDeploySchema
+
+    found = list(unknown_keys(ServeDeploySchema, file.data, ())) or list(
+        _invalid(ServeDeploySchema, file.data)
+    )
+    if not found:
+        for number, app in enumerate(file.data["applications"]):
+            found += _mistakes_of(app, ("applications", number))
+    if found:
+        raise ConfigError("\n".join(file.message(one.at, one.text) for one in found))
+    return len(file.data["applications"])
+
+
+def unknown_keys(model: type[BaseModel], data: Any, at: Location) -> Iterator[Mistake]:
+    """Keys of `data` and of whatever is inside it that `model` does not have."""
+    if not isinstance(data, Mapping):
+        return
+    for key, value in data.items():
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(str(key), list(model.model_fields), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(model.model_fields)}"
+            yield Mistake((*at, str(key)), f"unknown key {str(key)!r} in {spell(at)}; {hint}")
+            continue
+        section = _section_in(model.model_fields[key].annotation)
+        for place, part in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            here = (*at, key) if place is None else (*at, key, place)
+            if section is not None:
+                yield from unknown_keys(section, part, here)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The model somewhere inside `Section`, `Section | None`, `Dict | Section` or `List[Section]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inside = (_section_in(part) for part in get_args(annotation))
+    return next((section for section in inside if section is not None), None)
+
+
+def _invalid(model: type[BaseModel], data: Any, at: Location = ()) -> Iterator[Mistake]:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        for detail in error.errors():
+            where = (*at, *detail["loc"])
+            yield Mistake(where, f"{spell(where)}: {str(detail['msg']).removeprefix('Value error, ')}")
+
+
+def _mistakes_of(app: Mapping[str, Any], at: Location) -> Iterator[Mistake]:
+    """In the arguments of an application of ours, and in the names of its deployments."""
+    if app["import_path"] != BUILDER:
+        return
+    args = app.get("args", {})
+    found = list(unknown_keys(AppArguments, args, (*at, "args")))
+    found = found or list(_invalid(AppArguments, args, (*at, "args")))
+    yield from found
+    if not found:
+        yield from _disagreements(app, AppArguments.model_validate(args), at)
+
+
+def _disagreements(app: Mapping[str, Any], args: AppArguments, at: Location) -> Iterator[Mistake]:
+    name, prefix, deployment = args.application, "/", GATEWAY_APP
+    if not args.is_gateway:
+        try:
+            prefix, deployment = args.find(args.plan()[0]).route_prefix, "host"
+        except ConfigError as error:
+            yield Mistake((*at, "args", "application"), str(error))
+            return
+    if app.get("name") != name:
+        yield Mistake(
+            (*at, "name"), f"the name must be that of args.application, {name!r}: others call it so"
+        )
+    if app.get("route_prefix", "/") != prefix:
+        yield Mistake((*at, "route_prefix"), f"the route_prefix of {name!r} must be {prefix!r}")
+    for number, each in enumerate(app.get("deployments", [])):
+        if each["name"] != deployment:
+            here = (*at, "deployments", number, "name")
+            yield Mistake(
+                here, f"{name!r} has no deployment {each['name']!r}; its only one is {deployment!r}"
+            )

@@ -1,0 +1,193 @@
+"""Decoding image files: every format and mode to upright RGB, and everything that is not an image refused."""
+
+import io
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fewshard_serve.backends.image import FORMATS, ImageError, decode_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def corners() -> Image.Image:
+    """Red, green, blue and white quarters, 4 wide and 2 high: each orientation looks different."""
+    image = Image.new("RGB", (4, 2))
+    for (x, y), colour in {(0, 0): RED, (2, 0): GREEN, (0, 1): BLUE, (2, 1): WHITE}.items():
+        image.paste(colour, (x, y, x + 2, y + 1))
+    return image
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("BMP", {}), ("GIF", {}), ("WEBP", {"lossless": True})]
+)
+def test_lossless_formats_keep_every_pixel(kind: str, options: dict[str, object]) -> None:
+    pixels = decode_image(encoded(corners(), kind, **options))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (2, 4, 3)
+    assert np.array_equal(pixels, np.asarray(corners()))
+
+
+def test_jpeg_is_near() -> None:
+    image = Image.new("RGB", (16, 16), (200, 30, 90))
+    assert np.abs(decode_image(encoded(image, "JPEG")).astype(int) - (200, 30, 90)).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 0), (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("I;16", 0x4D99, (0x4D, 0x4D, 0x4D)),
+        ("I;16", 0xFFFF, (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, colour: int | tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert decode_image(encoded(Image.new(mode, (3, 2), colour))).tolist() == [[list(expected)] * 3] * 2
+
+
+def test_palettes_become_rgb_with_and_without_transparency() -> None:
+    image = corners().convert("P", palette=Image.Palette.ADAPTIVE)
+    assert np.array_equal(decode_image(encoded(image)), np.asarray(corners()))
+    assert np.array_equal(decode_image(encoded(image, transparency=0)), np.asarray(corners()))
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    pixels = decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    assert np.abs(pixels.astype(int) - RED).max() <= 3
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (3, 2), colour) for colour in (GREEN, BLUE)]
+    for kind in ("GIF", "WEBP", "PNG"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+        assert decode_image(data).tolist() == [[list(GREEN)] * 3] * 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = Image.new("RGB", (32, 16), RED)
+    upright.paste(BLUE, (0, 0, 8, 8))
+    stored = upright.transpose(INVERSE[orientation]) if orientation > 1 else upright
+    pixels = decode_image(encoded(stored, kind, exif=exif.tobytes()))
+    assert pixels.shape == (16, 32, 3)
+    assert pixels[3, 3, 2] > 200
+    assert pixels[12, 28, 0] > 200
+
+
+INVERSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What a camera did to an upright picture before it wrote each orientation."""
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_damaged_exif_is_no_reason_to_refuse(exif: bytes) -> None:
+    assert decode_image(encoded(Image.new("RGB", (8, 8), RED), "JPEG", exif=exif)).shape == (8, 8, 3)
+
+
+def test_the_result_owns_its_pixels() -> None:
+    pixels = decode_image(encoded(corners()))
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.owndata
+    assert pixels.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not an image", b"%PDF-1.7", b"<svg/>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"]
+)
+def test_what_is_not_an_image_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"not an image of a kind that is read here \(PNG, JPEG"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PCX"])
+def test_other_formats_are_refused(kind: str) -> None:
+    assert kind not in FORMATS
+    with pytest.raises(ImageError, match="not an image of a kind"):
+        decode_image(encoded(corners(), kind))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_cut_short_is_refused(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    for part in (0.2, 0.5, 0.9):
+        with pytest.raises(ImageError):
+            decode_image(data[: int(len(data) * part)])
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(5001, 5000), (60_000, 60_000), (2**31 - 1, 2**31 - 1), (0, 0)]
+)
+def test_a_bomb_is_refused_from_its_header(width: int, height: int) -> None:
+    started_at = time.monotonic()
+    with pytest.raises(ImageError):
+        decode_image(png_header(width, height))
+    assert time.monotonic() - started_at < 1
+
+
+def test_the_limit_is_the_product_of_the_sides() -> None:
+    data = encoded(Image.new("RGB", (20, 10)))
+    assert decode_image(data, max_pixels=200).shape == (10, 20, 3)
+    with pytest.raises(ImageError, match="20 x 10, over 199 pixels"):
+        decode_image(data, max_pixels=199)
+
+
+def test_a_real_bomb_is_refused_before_it_is_unpacked() -> None:
+    data = encoded(Image.new("1", (8000, 8000)))
+    assert len(data) < 20_000
+    with pytest.raises(ImageError, match="8000 x 8000"):
+        decode_image(data)
+
+
+@given(st.data())
+def test_damage_never_raises_anything_but_image_error(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(FORMATS))
+    damaged = bytearray(encoded(corners(), kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = decode_image(bytes(damaged), max_pixels=100_000)
+    except ImageError:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+
+
+def test_a_file_name_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    corners().save(path)
+    with pytest.raises(ImageError):
+        decode_image(str(path).encode())

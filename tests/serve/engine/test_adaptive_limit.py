@@ -1,0 +1,182 @@
+"""The limit that learns: driven by a device of a known speed, second by second."""
+
+import heapq
+
+import pytest
+
+from fewshard_serve.core import ANYBODY, Caller
+from fewshard_serve.engine.admission import MAX_CUT, START_ITEMS, AdaptiveShare, Admission
+from fewshard_serve.errors import Overloaded
+
+TARGET_S = 1.0
+MAX_ITEMS = 4096
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Device:
+    """Serves first in, first out, `rate` items a second; `waits` has what each admitted item waited."""
+
+    def __init__(self, rate, **more):
+        self.clock, self.rate, self.free_at = Clock(), rate, 0.0
+        more = {"min_items": 8, "target_wait_s": TARGET_S, **more}
+        self.admission = Admission("m", MAX_ITEMS, 10**9, self.clock, **more)
+        self.running, self.waits, self.num_refused, self.num_served = [], [], 0, 0
+        self.busy_s = 0.0
+
+    def offer(self, rate, seconds, caller=ANYBODY):
+        """Single items at even times."""
+        self.waits, self.num_refused, self.num_served, self.busy_s = [], 0, 0, 0.0
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now += 1 / rate
+            self._finish()
+            try:
+                ticket = self.admission.admit(1, 25, caller)
+            except Overloaded:
+                self.num_refused += 1
+                continue
+            starts_at = max(self.free_at, self.clock.now)
+            self.free_at = starts_at + 1 / self.rate
+            self.busy_s += 1 / self.rate
+            heapq.heappush(self.running, (self.free_at, id(ticket), starts_at - self.clock.now, ticket))
+
+    def _finish(self):
+        while self.running and self.running[0][0] <= self.clock.now:
+            _, _, wait_s, ticket = heapq.heappop(self.running)
+            ticket.note_wait(wait_s)
+            ticket.release()
+            self.waits.append(wait_s)
+            self.num_served += 1
+
+
+@pytest.mark.parametrize("rate", [20, 150, 1000])
+def test_under_twice_the_load_waits_settle_at_the_target_and_the_device_stays_busy(rate):
+    device = Device(rate)
+    device.offer(2 * rate, 60)
+    device.offer(2 * rate, 30)
+    assert max(device.waits) < 1.3 * TARGET_S
+    assert device.num_served >= 0.97 * rate * 30, "goodput"
+    assert device.num_refused > 0.4 * 2 * rate * 30
+
+
+def test_a_load_that_fits_is_never_refused():
+    device = Device(150)
+    device.offer(140, 60)
+    assert device.num_refused == 0
+
+
+def test_a_device_that_slows_down_is_followed():
+    device = Device(1000)
+    device.offer(2000, 30)
+    device.rate = 50
+    device.offer(2000, 30)
+    device.offer(2000, 30)
+    assert max(device.waits) < 1.3 * TARGET_S
+    assert device.num_served >= 0.95 * 50 * 30
+
+
+def test_a_device_that_speeds_up_is_followed():
+    device = Device(50)
+    device.offer(2000, 30)
+    device.rate = 1000
+    device.offer(2000, 30)
+    device.offer(2000, 20)
+    assert device.num_served >= 0.95 * 1000 * 20
+
+
+def test_the_bounds_of_the_configuration_hold():
+    slow = Device(2, min_items=16)
+    slow.offer(20, 250)
+    assert slow.admission.limit_items == 16
+    fast = Device(10**6)
+    fast.offer(10**5, 3)
+    assert fast.num_refused == 0
+    assert fast.admission.limit_items == START_ITEMS, "nothing was refused: nothing to learn"
+
+
+def test_one_odd_wait_cuts_so_far_and_no_further():
+    clock = Clock()
+    share = AdaptiveShare(floor=0.001, start=1.0, target_s=1.0, clock=clock)
+    for _ in range(10):
+        share.observe(wait_s=1000.0, load=1.0)
+    assert share.share == 1 / MAX_CUT, "all of the same moment"
+
+
+def test_the_limit_does_not_grow_beyond_what_is_served_in_the_wanted_wait():
+    """Requests that wait where nobody sees it, say, to be read."""
+    clock = Clock()
+    share = AdaptiveShare(floor=0.001, start=0.2, target_s=1.0, clock=clock, served=lambda: 0.3)
+    for _ in range(20):
+        share.note_refusal()
+        clock.now += 0.2
+        share.observe(wait_s=0.1, load=1.0)
+    assert share.share == 0.3
+
+
+def test_a_flood_leaves_room_for_a_newcomer():
+    """One caller floods; another gets nearly all its answers."""
+    device = Device(150)
+    device.offer(600, 30, Caller("flood"))
+    refused = 0
+    for _ in range(100):
+        device.offer(600, 0.1, Caller("flood"))
+        try:
+            device.admission.admit(1, 25, Caller("guest")).release(served=False)
+        except Overloaded:
+            refused += 1
+    assert refused <= 5, "moments after the limit was cut"
+
+
+def test_room_is_shared_equally_between_floods():
+    device = Device(150)
+    callers = [Caller(str(n)) for n in range(4)]
+    held = dict.fromkeys(callers, 0)
+    for _ in range(10_000):
+        for caller in callers:
+            held[caller] += admitted(device.admission, caller)
+    assert max(held.values()) - min(held.values()) <= 1
+    assert 0.9 * START_ITEMS < sum(held.values()) < START_ITEMS
+
+
+def admitted(admission, caller):
+    try:
+        admission.admit(1, 25, caller)
+    except Overloaded:
+        return False
+    return True
+
+
+def test_the_urgent_may_use_the_reserve():
+    device = Device(150)
+    flood, urgent = Caller("flood"), Caller("flood", is_urgent=True)
+    num_admitted = 0
+    while admitted(device.admission, flood):
+        num_admitted += 1
+    assert 0.8 * START_ITEMS < num_admitted < START_ITEMS
+    device.admission.admit(1, 25, urgent)
+    device.admission.admit(1, 25, urgent)
+
+
+def test_a_request_above_the_present_limit_is_taken_when_nothing_else_is():
+    device = Device(150)
+    ticket = device.admission.admit(START_ITEMS + 100, 0)
+    with pytest.raises(Overloaded):
+        device.admission.admit(1, 0)
+    ticket.release()
+    device.admission.check()
+
+
+def test_the_early_check_refuses_what_admit_would():
+    device = Device(150)
+    device.admission.check(Caller("x"))
+    device.admission.admit(START_ITEMS, 0, Caller("x"))
+    with pytest.raises(Overloaded):
+        device.admission.check(Caller("y"))
+    with pytest.raises(Overloaded):
+        device.admission.admit(1, 0, Caller("y"))

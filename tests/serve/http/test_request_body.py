@@ -1,0 +1,125 @@
+"""Reading a body message by message, within a limit, from clients that lie or leave."""
+
+import asyncio
+import gzip
+import threading
+from typing import Any
+
+import pytest
+
+from fewshard_serve.errors import CallerGone, DeadlineExceeded, FewshardError, MalformedRequest, TooLarge
+from fewshard_serve.http.request import LARGE_BYTES, Request, full_path, off_loop, read_body
+from fewshard_serve.protocol.limits import Limits
+
+
+def request_of(messages: list[dict[str, Any]], headers: dict[bytes, bytes] | None = None) -> Request:
+    left = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(left)
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": [*(headers or {}).items()]}
+    return Request(scope, receive)
+
+
+def part(body: bytes, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def read(request: Request, max_bytes: int = 10) -> bytes:
+    return asyncio.run(read_body(request, Limits(max_body_bytes=max_bytes)))
+
+
+def test_a_body_is_its_parts_in_order() -> None:
+    assert read(request_of([part(b"abc", False)])) == b"abc"
+    assert read(request_of([part(b"ab", True), part(b"", True), part(b"c", False)])) == b"abc"
+    assert read(request_of([{"type": "http.request"}])) == b""
+
+
+def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
+    request = request_of([], {b"content-length": b"11"})
+    with pytest.raises(TooLarge, match="max_body_bytes"):
+        read(request)
+    assert request.is_body_abandoned
+    with pytest.raises(TooLarge):
+        read(request_of([], {b"content-length": b"9" * 5000}))
+
+
+def test_a_body_that_grows_too_large_is_left() -> None:
+    request = request_of([part(b"123456", True), part(b"78901", True)])
+    with pytest.raises(TooLarge):
+        read(request)
+    assert request.is_body_abandoned
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    request = request_of([part(b"1234567890", False)], {b"content-length": b"10"})
+    assert read(request) == b"1234567890"
+    assert not request.is_body_abandoned
+
+
+@pytest.mark.parametrize("length", [b"x", b"-1", b"", b"1.5"])
+def test_a_length_that_is_no_number_is_malformed(length: bytes) -> None:
+    with pytest.raises(MalformedRequest, match="Content-Length"):
+        read(request_of([], {b"content-length": length}))
+
+
+def test_a_client_that_leaves_is_gone() -> None:
+    with pytest.raises(CallerGone):
+        read(request_of([part(b"ab", True), {"type": "http.disconnect"}]))
+
+
+def test_the_limit_holds_before_and_after_unpacking() -> None:
+    packed = gzip.compress(b"x" * 50)
+    coding = {b"content-encoding": b"gzip"}
+    assert read(request_of([part(packed, False)], coding), 50) == b"x" * 50
+    with pytest.raises(TooLarge):
+        read(request_of([part(packed, False)], coding), 49)
+
+
+def test_large_work_leaves_the_event_loop() -> None:
+    async def threads() -> list[int]:
+        return [await off_loop(size, threading.get_ident) for size in (LARGE_BYTES - 1, LARGE_BYTES)]
+
+    small, large = asyncio.run(threads())
+    assert small == threading.get_ident()
+    assert large != small
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "full"),
+    [
+        ("/v2/models/m", "/v2/models", "/v2/models/m"),
+        ("/m", "/v2/models", "/v2/models/m"),
+        ("/v2/models", "/v2/models", "/v2/models"),
+        ("/v2/modelsx", "/v2/models", "/v2/models/v2/modelsx"),
+        ("/v2", "", "/v2"),
+        ("/v2", "/", "/v2"),
+    ],
+)
+def test_the_path_is_whole_in_both_spellings(path: str, root: str, full: str) -> None:
+    assert full_path({"path": path, "root_path": root}) == full
+
+
+@pytest.mark.parametrize("value", [b"0", b"-5", b"1.5", b"soon", b"", b"9" * 40, "²".encode("latin-1")])
+def test_a_timeout_that_is_no_number_is_malformed(value: bytes) -> None:
+    with pytest.raises(MalformedRequest, match="X-Request-Timeout-Ms"):
+        request_of([], {b"x-request-timeout-ms": value}).seconds_left()
+
+
+def test_the_shorter_timeout_counts_from_the_requests_arrival() -> None:
+    request = request_of([], {b"x-request-timeout-ms": b"2000"})
+    request.started_at -= 0.5
+    assert request.seconds_left() == pytest.approx(1.5, abs=0.1)
+    assert request.seconds_left(1.0) == pytest.approx(0.5, abs=0.1)
+    assert request.seconds_left(9.0) == pytest.approx(1.5, abs=0.1)
+    with pytest.raises(DeadlineExceeded):
+        request.seconds_left(0.4)
+    assert request_of([]).seconds_left() is None
+
+
+def test_a_query_that_is_not_utf8_is_malformed() -> None:
+    request = request_of([])
+    request.scope["query_string"] = b"top_k=\xff"
+    with pytest.raises(FewshardError, match="query"):
+        assert request.query

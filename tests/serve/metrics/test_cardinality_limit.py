@@ -1,0 +1,135 @@
+"""The series of a replica stay within the bound, whatever it serves."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
+from fewshard_serve.engine.expert_statistics import RoutingWindow
+from fewshard_serve.errors import FewshardError
+from fewshard_serve.metrics import CostSettings, Metrics, MetricsSettings, ModelSource
+from fewshard_serve.metrics.cardinality_limit import (
+    GAUGES_A_LAYER,
+    MODEL_SERIES,
+    OTHER,
+    REPLICA_SERIES,
+    SeriesLimit,
+    Shape,
+    limit_series,
+)
+
+HOST_PROTOCOLS = ("v2_json", "v2_binary", "classify", "tei", "explain")
+EARLY = {"unknown_model", "unauthorized", "forbidden", "bad_config", "cannot_start", ""}
+SETTINGS = MetricsSettings()
+
+
+def outcomes():
+    """Those of requests whose model was found."""
+    below = [FewshardError]
+    for kind in below:
+        below.extend(kind.__subclasses__())
+    return {"ok", *(kind.code for kind in below)} - EARLY
+
+
+def counts(layers, experts, shards=1):
+    tokens = np.ones((layers, experts), np.int64)
+    by_shard = np.ones((layers, shards), np.int64)
+    return ExpertCounts(tokens, tokens * 1.0, np.ones(layers), np.ones(layers, np.int64), 1, by_shard)
+
+
+def add(metrics, name, num_labels=2, routed=None, num_shards=1):
+    """A model of which every family has all the samples it can have."""
+    labels = tuple(f"label {n}" for n in range(num_labels))
+    served = {"labels": {labels[0]: 1.0}, "confidence": {"0.5": 0.0}}
+    figures = {"accuracy": 0.9, "macs": 1, "parameters_total": 1, "parameters_active": 1}
+    card = {**figures, "extra": {"served": served}}
+    info = ModelInfo(
+        name, "text", "moe", labels, "single_label_classification", "a", "fp32", "cpu", 128, card=card
+    )
+    num_layers = 0 if routed is None else len(routed.tokens)
+    metrics.add_model(
+        ModelSource(
+            info,
+            queue_items=lambda: 1,
+            inflight_items=lambda: 1,
+            admission_limit_items=lambda: 1,
+            routing=RoutingWindow(lambda: routed).read,
+            group=lambda: GroupState(num_shards, 1, 1, 1, 1, False, ()),
+            sparsity=lambda: dict.fromkeys(range(num_layers), 0.5),
+            cost=CostSettings(1.0, 1.0),
+        )
+    )
+    for protocol, outcome in itertools.product(HOST_PROTOCOLS, outcomes()):
+        metrics.observe_request(name, protocol, outcome, 0.1)
+    metrics.observe_timings(name, Timings(1, 1, 1))
+    metrics.observe_batch(BatchStats(name, 1, 1, 1, 0.1, (0.1,)))
+    metrics.observe_predictions(name, np.zeros((300, num_labels), np.float32))
+    for outcome in ("agree", "disagree", "failed", "skipped"):
+        metrics.observe_shadow(name, "other", outcome, 1)
+
+
+def series(metrics):
+    return [line for line in metrics.render().decode().splitlines() if not line.startswith("#")]
+
+
+def test_what_every_model_has_is_counted_right():
+    metrics = Metrics()
+    for protocol, outcome in itertools.product(HOST_PROTOCOLS, EARLY - {"bad_config", "cannot_start"}):
+        metrics.observe_request("unknown", protocol, outcome, 0.1)
+    alone = len(series(metrics))
+    assert REPLICA_SERIES - 20 <= alone <= REPLICA_SERIES
+    add(metrics, "m", num_labels=2)
+    assert MODEL_SERIES - 12 <= len(series(metrics)) - alone - 2 <= MODEL_SERIES
+
+
+def test_seven_small_models_are_told_in_full():
+    metrics = Metrics()
+    shapes = [(2, None), (2, counts(6, 21)), (10, None), (10, None), (10, None), (2, None), (2, None)]
+    for n, (num_labels, routed) in enumerate(shapes):
+        add(metrics, f"m{n}", num_labels, routed)
+    found = series(metrics)
+    assert len(found) <= SETTINGS.max_series
+    assert sum("fewshard_expert_tokens_total" in line for line in found) == 6 * 21
+    assert not [line for line in found if OTHER in line]
+
+
+def test_large_models_beside_them_stay_within_the_bound():
+    metrics = Metrics()
+    for n, (num_labels, routed) in enumerate([(2, None)] * 5 + [(10_000, None), (2, counts(40, 64))]):
+        add(metrics, f"m{n}", num_labels, routed)
+    found = series(metrics)
+    assert len(found) <= SETTINGS.max_series
+    assert [OTHER in line for line in found].count(True) == 1
+    shown = [line for line in found if "predictions" in line and 'model="m5"' in line]
+    assert sum(float(line.split()[-1]) for line in shown) == 300, "none is lost"
+    assert any("fewshard_shard_tokens_total" in line for line in found), "experts are summed by shard"
+
+
+def test_details_are_kept_where_there_is_room():
+    assert limit_series([Shape(10, 6, 21, 1)], SETTINGS) == [SeriesLimit(10, tuple(range(6)))]
+    assert limit_series([], SETTINGS) == []
+
+
+def test_experts_are_all_told_apart_or_none():
+    (detail,) = limit_series([Shape(2, 32, 64, 1)], SETTINGS)
+    assert detail == SeriesLimit(2, ())
+    (detail,) = limit_series([Shape(2, 32, 64, 1)], replace(SETTINGS, expert_layers=(0, 31, 99)))
+    assert detail == SeriesLimit(2, (0, 31))
+    (detail,) = limit_series([Shape(2, 2, 4, 1)], replace(SETTINGS, counts_experts=False))
+    assert detail == SeriesLimit(2, ())
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 100, 799, 10_000])
+def test_labels_take_half_of_the_room_at_most(num_labels):
+    (detail,) = limit_series([Shape(num_labels)], SETTINGS)
+    room = SETTINGS.max_series - REPLICA_SERIES - MODEL_SERIES
+    assert detail.num_labels == (num_labels if num_labels <= room // 2 else detail.num_labels)
+    assert detail.num_labels + (detail.num_labels < num_labels) <= max(room // 2, 1)
+
+
+def test_a_hundred_models_have_their_sum_and_no_more():
+    details = limit_series([Shape(50, 4, 8, 1)] * 100, SETTINGS)
+    assert set(details) == {SeriesLimit(0, ())}, "(other) alone"
+    assert GAUGES_A_LAYER == 5
