@@ -67,12 +67,12 @@ image: ## build the image with buildah and ask it for a prediction; see deploy/b
 
 gpu-check: ## on a GPU, with GPU_PYTHON's torch: test kernels and models, then measure into GPU_RESULTS
 	$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'
-	PYTHONPATH=kernels:models $(GPU_PYTHON) -m pytest tests/kernels tests/models
-	PYTHONPATH=kernels:models $(GPU_PYTHON) -m fewshard_models.bench --device cuda --out $(GPU_RESULTS) $(GPU_BENCH)
+	PYTHONPATH=core:kernels:models $(GPU_PYTHON) -m pytest tests/kernels tests/models
+	PYTHONPATH=core:kernels:models $(GPU_PYTHON) -m fewshard_models.bench --device cuda --out $(GPU_RESULTS) $(GPU_BENCH)
 
 clean: ## remove caches and build outputs; the virtual environment stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find kernels models serve loadtest tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find core kernels models serve loadtest tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone, so that nothing else can pull another build of it. The lock is complete: --no-deps.
 $(VENV)/.locked: requirements.lock

@@ -29,7 +29,7 @@ from fewshard_serve.backends.sharded_text import ShardedTextModel, load_sharded_
 from fewshard_serve.core import BatchStats, GroupState, TextInput
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.group.launcher import ProcessLauncher
 from fewshard_serve.group.settings import ExpertsSettings
 
@@ -124,7 +124,7 @@ class Chaos:
         try:
             answer = await self._engine.classify(self._name, [TextInput(self.expected.texts[text])])
             outcome = "ok" if self.expected.fits(text, answer.logits[0]) else "wrong"
-        except FewshardError as error:
+        except ServeError as error:
             outcome = error.code
         return Answer(sent_at, time.monotonic() - sent_at, outcome)
 

@@ -1,14 +1,12 @@
-"""What stops a load test or a report. Only the command turns these into exit codes.
+"""What stops a load test, a benchmark or a report. Only commands turn these into exit codes.
 
-LoadTestError
-├── ScenarioError    the scenario, a price list, a budget or a payload cannot be used (exit code 2)
-└── ServerGone       the server died or stopped answering while it was measured (exit code 4)
-
-What can keep a server from being measured; `__main__` and `session` catch it.
+`fewshard_core.errors` draws the tree.
 """
 
+from fewshard_core.errors import FewshardError
 
-class LoadTestError(RuntimeError):
+
+class LoadTestError(FewshardError):
     """The generator itself failed; a server that answers errors is a result, not an error."""
 
 
@@ -20,5 +18,5 @@ class ServerGone(LoadTestError):
     """What had been measured by then is kept, and reported as partial."""
 
 
-class BenchmarkError(RuntimeError):
+class BenchmarkError(LoadTestError):
     """A server did not come up, left, answered wrongly or cannot be installed. The message says which."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fewshard_loadtest.errors import BenchmarkError, LoadTestError, ScenarioError, ServerGone
+from fewshard_loadtest.errors import LoadTestError, ScenarioError, ServerGone
 from fewshard_loadtest.generator_calibration import generator_ceiling
 from fewshard_loadtest.measure import Plan
 from fewshard_loadtest.payloads import Payload, load
@@ -63,8 +63,6 @@ def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
         run.partial = "interrupted"
     except ServerGone as gone:
         run.partial = str(gone)
-    except BenchmarkError as error:
-        raise LoadTestError(str(error)) from None
     run.save(folder)
     return run
 

@@ -11,6 +11,7 @@ import gevent
 from gevent.pool import Pool
 from locust import FastHttpUser, User
 
+from fewshard_core.errors import FewshardError
 from fewshard_loadtest.adapters import DIALECTS
 from fewshard_loadtest.arrivals import Stage, poisson_arrivals, staged_arrivals
 from fewshard_loadtest.grpcwire import INFER_METHOD
@@ -131,7 +132,7 @@ class GrpcLoadUser(LoadUser, User):
         return not (error and "UNAVAILABLE" in str(error))
 
 
-class _RpcFailure(RuntimeError):
+class _RpcFailure(FewshardError):
     """What a gRPC call failed with."""
 
 

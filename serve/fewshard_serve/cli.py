@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from fewshard_core.errors import FewshardError
 from fewshard_serve import __version__
-from fewshard_serve.errors import ConfigError, FewshardError
+from fewshard_serve.errors import ConfigError
 
 ENTRY_POINT_GROUP = "fewshard.commands"
 DESCRIPTION = "Serve classifiers, dense and sparse, and see what each prediction costs."
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = run(args)
         sys.stdout.flush()
         return status
-    except _errors_on_purpose() as error:
+    except FewshardError as error:
         if os.environ.get("FEWSHARD_DEBUG") == "1":
             raise
         print(f"fewshard: error: {error}", file=sys.stderr)
@@ -62,12 +63,6 @@ def _register(command: EntryPoint, subparsers: Any) -> None:
         print(f"fewshard: warning: the command {command.name!r} cannot be loaded: {error}", file=sys.stderr)
         return
     register(subparsers)
-
-
-def _errors_on_purpose() -> tuple[type[Exception], ...]:
-    """The server's errors, and those of the models' room once a command has imported it."""
-    models = sys.modules.get("fewshard_models.errors")
-    return (FewshardError,) if models is None else (FewshardError, models.ModelsError)
 
 
 def _leave_the_pipe() -> int:

@@ -1,61 +1,33 @@
-"""Every error a user of the server can meet.
+"""Every error that the server tells a user; `fewshard_core.errors` draws the whole tree.
 
-    FewshardError
-    ├── MalformedRequest      the request cannot be understood: not JSON, a wrong field, dtype or shape
-    ├── Unauthorized          no valid bearer token
-    ├── Forbidden             the token lacks the scope
-    ├── UnknownModel          no model of that name is served here
-    ├── NotFound              no such path
-    ├── MethodNotAllowed      the path exists, the verb does not
-    ├── DeadlineExceeded      the request's time was up before the model answered
-    ├── TooLarge              the body, a text, the number of items or the JSON's depth passes a limit
-    ├── UnsupportedMedia      a content type or encoding that is not spoken here
-    ├── UnusableItem          one item of the request cannot be used; says which
-    ├── Overloaded            admission refused; says when to come back
-    ├── CallerGone            the client hung up
-    ├── InternalError         ours: a bug or a failing device
-    │   └── ModelRestarted    a forward pass that the models' process did not survive; it may be asked again
-    ├── NotReady              starting, draining, or a model that failed to load
-    ├── ConfigError           the configuration cannot be used (command line: exit code 2)
-    └── StartError            the server cannot start here: port in use, no Ray (command line: exit code 1)
-
-The HTTP status of each lives in `http.status`, the only place that knows it.
-`code` is the stable word clients may test for; the message says what is wrong and what to do.
+The HTTP status of each is in `http.status`, the only place that knows it.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
+
+# Kept under this name too: callers of the Python client catch it from here.
+from fewshard_core.errors import FewshardError
 
 
-class FewshardError(Exception):
-    """The base of every error this server raises on purpose; may be pickled, to cross processes."""
+class ServeError(FewshardError):
+    """The base of the server's errors. `code` is the stable word that clients may test for."""
 
     code: ClassVar[str] = "error"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Without this an error is rebuilt from its message alone, which is not what every class takes.
-        return _restore, (type(self), self.args, self.__dict__)
 
-
-def _restore(kind: type[FewshardError], args: tuple[Any, ...], state: dict[str, Any]) -> FewshardError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
-
-
-class MalformedRequest(FewshardError):
+class MalformedRequest(ServeError):
     code = "malformed"
 
 
-class Unauthorized(FewshardError):
+class Unauthorized(ServeError):
     code = "unauthorized"
 
 
-class Forbidden(FewshardError):
+class Forbidden(ServeError):
     code = "forbidden"
 
 
-class UnknownModel(FewshardError):
+class UnknownModel(ServeError):
     """Names the models there are."""
 
     code = "unknown_model"
@@ -65,11 +37,11 @@ class UnknownModel(FewshardError):
         self.name = name
 
 
-class NotFound(FewshardError):
+class NotFound(ServeError):
     code = "not_found"
 
 
-class MethodNotAllowed(FewshardError):
+class MethodNotAllowed(ServeError):
     """`allowed` is the value of the `Allow` header."""
 
     code = "method_not_allowed"
@@ -79,19 +51,19 @@ class MethodNotAllowed(FewshardError):
         self.allowed = allowed
 
 
-class DeadlineExceeded(FewshardError):
+class DeadlineExceeded(ServeError):
     code = "deadline_exceeded"
 
 
-class TooLarge(FewshardError):
+class TooLarge(ServeError):
     code = "too_large"
 
 
-class UnsupportedMedia(FewshardError):
+class UnsupportedMedia(ServeError):
     code = "unsupported_media"
 
 
-class UnusableItem(FewshardError):
+class UnusableItem(ServeError):
     """`index` is the item's place in the request, from 0."""
 
     code = "unusable_item"
@@ -102,7 +74,7 @@ class UnusableItem(FewshardError):
         self.reason = message
 
 
-class Overloaded(FewshardError):
+class Overloaded(ServeError):
     """`retry_after_s` is computed from the work in flight."""
 
     code = "overloaded"
@@ -112,11 +84,11 @@ class Overloaded(FewshardError):
         self.retry_after_s = retry_after_s
 
 
-class CallerGone(FewshardError):
+class CallerGone(ServeError):
     code = "caller_gone"
 
 
-class InternalError(FewshardError):
+class InternalError(ServeError):
     code = "internal"
 
 
@@ -124,13 +96,13 @@ class ModelRestarted(InternalError):
     """The process of the models ended in a forward pass; another one has loaded them."""
 
 
-class NotReady(FewshardError):
+class NotReady(ServeError):
     code = "not_ready"
 
 
-class ConfigError(FewshardError):
+class ConfigError(ServeError):
     code = "bad_config"
 
 
-class StartError(FewshardError):
+class StartError(ServeError):
     code = "cannot_start"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("kernels", "models", "serve", "loadtest")
+ROOMS = ("core", "kernels", "models", "serve", "loadtest")
 LINT = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
 
 
@@ -52,7 +52,10 @@ def test_the_arrows_hold() -> None:
     ("module", "statement", "contract"),
     [
         ("kernels/fewshard_kernels/bad.py", "import fewshard_models", "Rooms import downwards only"),
-        ("kernels/fewshard_kernels/bad.py", "import numpy", "Kernels know torch and triton only"),
+        ("kernels/fewshard_kernels/bad.py", "import numpy", "Kernels know core, torch and triton only"),
+        ("core/fewshard_core/bad.py", "import fewshard_kernels", "Rooms import downwards only"),
+        ("core/fewshard_core/bad.py", "import torch", "Core knows the standard library and numpy only"),
+        ("core/fewshard_core/bad.py", "import fewshard_loadtest", "Core knows the standard library"),
         ("models/fewshard_models/bad.py", "import fewshard_serve.core", "Rooms import downwards only"),
         ("models/fewshard_models/bad.py", "def f():\n    import ray", "Models need no server"),
         ("loadtest/fewshard_loadtest/bad.py", "import fewshard_serve", "The load test imports none"),

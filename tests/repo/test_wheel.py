@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
+    "core": "fewshard_core",
     "kernels": "fewshard_kernels",
     "models": "fewshard_models",
     "serve": "fewshard_serve",

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from fewshard_core.errors import FewshardError
 from fewshard_serve import cli
 from fewshard_serve.commands import doctor, serve
 from fewshard_serve.config import AdmissionConfig, FewshardConfig, ModelConfig, ServerConfig
 from fewshard_serve.engine.settings import EngineSettings
-from fewshard_serve.errors import ConfigError, FewshardError, StartError
+from fewshard_serve.errors import ConfigError, StartError
 
 HEAVY = ("torch", "ray", "transformers", "triton", "locust")
 COMMANDS = sorted({point.name for point in entry_points(group=cli.ENTRY_POINT_GROUP)})

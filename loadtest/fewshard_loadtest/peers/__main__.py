@@ -94,7 +94,7 @@ def main() -> int:
     try:
         with TemporaryDirectory(prefix="fewshard-bench-") as work:
             report = _measure(options, Path(work))
-    except (BenchmarkError, LoadTestError) as error:
+    except LoadTestError as error:
         print(f"fewshard: error: {error}", file=sys.stderr)
         return 1
     for path in report.write(options.out):

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers.catalogue import FEWSHARD, NOTHING, Server
 from fewshard_loadtest.peers.session import Load, Place, Session, Subject, measure
 from fewshard_loadtest.peers.settings import SHIPPED, Setting, best_of
@@ -86,7 +85,7 @@ def _try(subject: Subject, place: Place, load: Load, found: Found) -> Session | 
     print(f"-- {subject} ({subject.setting})", file=sys.stderr, flush=True)
     try:
         return measure(subject, place, load)
-    except (BenchmarkError, LoadTestError) as error:
+    except LoadTestError as error:
         if not subject.server.is_peer:
             raise
         print(f"-- {subject}: {error}", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
+from fewshard_core.errors import FewshardError
 from fewshard_kernels import ExpertWeights, moe_ffn
 from fewshard_kernels.moe_ffn import force_path
 from fewshard_kernels.moe_ffn.options import activate
@@ -36,7 +37,7 @@ Runner = Callable[[int], Tensor]
 Builder = Callable[[Problem], Runner]
 
 
-class Skipped(Exception):
+class Skipped(FewshardError):
     """A peer does not take part in a point; the text says why."""
 
 

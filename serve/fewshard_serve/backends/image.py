@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from fewshard_core.errors import FewshardError
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.image.preprocessing import load_preprocessing
@@ -37,7 +38,7 @@ _UPRIGHT = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(FewshardError):
     """The bytes are not an image that can be used; the message says why."""
 
 

@@ -19,10 +19,10 @@ from urllib.parse import quote
 
 import httpx
 
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 
 
-class ClientError(FewshardError):
+class ClientError(ServeError):
     """The server did not answer, or refused; the message is the server's own where it gave one.
 
     `status` is None where no answer came. `server_code` is the server's stable word, "" where it gave none.

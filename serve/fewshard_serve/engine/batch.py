@@ -12,7 +12,7 @@ import numpy as np
 from fewshard_serve.backends.base import Model
 from fewshard_serve.core import Item, ModelOutput
 from fewshard_serve.engine.queue import Outcome
-from fewshard_serve.errors import FewshardError, InternalError, ModelRestarted
+from fewshard_serve.errors import InternalError, ModelRestarted, ServeError
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,10 @@ class OutOfMemory(InternalError):
     """What is left of it when an item does not fit alone."""
 
 
-def _run(model: Model, items: Sequence[Item]) -> ModelOutput | FewshardError:
+def _run(model: Model, items: Sequence[Item]) -> ModelOutput | ServeError:
     try:
         return _checked(model.run(items), len(items))
-    except FewshardError as error:
+    except ServeError as error:
         return error
     except Exception as error:  # any model may raise anything; the thread must survive it
         if len(items) == 1:

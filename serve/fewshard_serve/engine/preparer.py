@@ -11,7 +11,7 @@ from fewshard_serve.backends.base import Model
 from fewshard_serve.core import ANYBODY, Caller, Input, Item
 from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.engine.fair import FairQueue
-from fewshard_serve.errors import FewshardError, InternalError
+from fewshard_serve.errors import InternalError, ServeError
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Preparer:
 def _prepare(model: Model, inputs: Sequence[Input], truncate: bool) -> list[Item]:
     try:
         items = model.prepare(inputs, truncate)
-    except FewshardError:
+    except ServeError:
         raise
     except Exception as error:
         logger.exception("%s: preparing %d inputs failed", model.info.name, len(inputs))

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fewshard_serve.core import ANYBODY, Caller, Item
 from fewshard_serve.engine.fair import FairQueue
-from fewshard_serve.errors import FewshardError, UnusableItem
+from fewshard_serve.errors import ServeError, UnusableItem
 
-Outcome = NDArray[np.float32] | FewshardError
+Outcome = NDArray[np.float32] | ServeError
 """One item's fp32 logits [num_labels], or why there are none."""
 
 
@@ -164,7 +164,7 @@ class RequestFuture:
         self._infer_s = max(self._infer_s, infer_s)
         self._is_degraded |= is_degraded
         self._exchange_s = max(self._exchange_s, exchange_s)
-        if isinstance(outcome, FewshardError):
+        if isinstance(outcome, ServeError):
             self.answer.set_exception(_of_item(index, outcome))
         else:
             self._keep(index, outcome)
@@ -180,6 +180,6 @@ class RequestFuture:
             self.answer.set_result(answer)
 
 
-def _of_item(index: int, error: FewshardError) -> FewshardError:
+def _of_item(index: int, error: ServeError) -> ServeError:
     """A model numbers the items of its batch; the caller needs the place in the request."""
     return UnusableItem(index, error.reason) if isinstance(error, UnusableItem) else error

@@ -12,7 +12,7 @@ from fewshard_serve.core import BatchStats
 from fewshard_serve.engine.batch import MAX_ALLOWED_S, MIN_ALLOWED_S, BatchResult, PassTimeout, execute
 from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
 from fewshard_serve.engine.settings import EngineSettings
-from fewshard_serve.errors import DeadlineExceeded, FewshardError, NotReady
+from fewshard_serve.errors import DeadlineExceeded, NotReady, ServeError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class Runner:
         allowed_s = [one.lane.pace.allowed_s(one.num_tokens) for one in list(self._running)]
         return bool(allowed_s) and self.stuck_s > max(allowed_s)
 
-    def fail_all(self, error: FewshardError) -> None:
+    def fail_all(self, error: ServeError) -> None:
         """Give this answer to all who wait, those of the present pass included. Safe from any thread."""
         with self._changed:
             waiting = [Scheduled(lane, lane.queue.take_all(), self._clock()) for lane in self._lanes]

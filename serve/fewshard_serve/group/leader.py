@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewshard_core.errors import FewshardError
 from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import DTYPES
 from fewshard_models.errors import ExchangeError, ModelsError
@@ -52,7 +53,7 @@ Check = Callable[[Run], str]
 """Runs known inputs through a formation; what is wrong with the answers, or ""."""
 
 
-class StepFailed(Exception):
+class StepFailed(FewshardError):
     """`is_exchange`: a shard has died or hung; else the model failed on the batch."""
 
     def __init__(self, problem: str, is_exchange: bool) -> None:

@@ -15,12 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from fewshard_core.errors import FewshardError
+
 _LENGTHS = struct.Struct("!II")
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_BODY_BYTES = 256 * 2**20
 
 
-class WireError(Exception):
+class WireError(FewshardError):
     """The other end has gone, or sent what is no frame."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fewshard_serve.errors import CallerGone, FewshardError, MethodNotAllowed
+from fewshard_serve.errors import CallerGone, MethodNotAllowed, ServeError
 from fewshard_serve.http.encoding import choose_coding, pack
 from fewshard_serve.http.middleware import REQUEST_ID_HEADER, AccessMiddleware, protocol_of
 from fewshard_serve.http.request import Receive, Request, Scope, Send, off_loop
@@ -35,7 +35,7 @@ class App(ABC):
 
     @abstractmethod
     async def respond(self, request: Request) -> Response:
-        """The answer to a request, or any `FewshardError`."""
+        """The answer to a request, or any `ServeError`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -52,7 +52,7 @@ class App(ABC):
     async def _answer(self, request: Request) -> Response:
         try:
             return await _packed(request, await self._counted(request))
-        except FewshardError as error:
+        except ServeError as error:
             return error_in_words_of(protocol_of(request), error)
         except Exception:
             _logger.exception("%s %r failed", request.method, request.path)
@@ -94,7 +94,7 @@ async def counted(
         response = await work
         outcome = "ok"
         return response
-    except FewshardError as error:
+    except ServeError as error:
         outcome = error.code
         raise
     except Exception:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from fewshard_serve import __version__
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.http.middleware import is_open
 from fewshard_serve.http.responses import HTTP_STATUS
 from fewshard_serve.protocol import classify, explain, placement, schemas, tei, vllm
@@ -296,9 +296,7 @@ def _error_answers(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _codes(status: int) -> str:
-    kinds: list[type[FewshardError]] = [
-        kind for kind, its_status in HTTP_STATUS.items() if its_status == status
-    ]
+    kinds: list[type[ServeError]] = [kind for kind, its_status in HTTP_STATUS.items() if its_status == status]
     return ", ".join(kind.code for kind in kinds)
 
 

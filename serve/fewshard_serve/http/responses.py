@@ -10,18 +10,18 @@ from pydantic_core import to_json
 
 from fewshard_serve import errors
 from fewshard_serve.errors import (
-    FewshardError,
     InternalError,
     MethodNotAllowed,
     NotReady,
     Overloaded,
+    ServeError,
     Unauthorized,
 )
 from fewshard_serve.http.backpressure import retry_after
 from fewshard_serve.http.service import RequestProtocol
 from fewshard_serve.protocol import tei, vllm
 
-HTTP_STATUS: dict[type[FewshardError], int] = {
+HTTP_STATUS: dict[type[ServeError], int] = {
     errors.MalformedRequest: 400,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
@@ -40,7 +40,7 @@ HTTP_STATUS: dict[type[FewshardError], int] = {
 """Errors of the command line have no status: meeting one in a request is a bug, so 500."""
 
 
-def status_of(error: FewshardError) -> int:
+def status_of(error: ServeError) -> int:
     """The status of the nearest class that has one."""
     return next((HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS), 500)
 
@@ -94,13 +94,13 @@ def metrics_response(text: bytes, is_open_metrics: bool) -> Response:
     return Response(text, PROMETHEUS)
 
 
-def error_response(error: FewshardError, **details: Any) -> Response:
+def error_response(error: ServeError, **details: Any) -> Response:
     """`{"error", "code"}` and what else is told, with the status of the error's class."""
     body = to_json({"error": message_of(error), "code": error.code, **details})
     return Response(body, JSON, status_of(error), _error_headers(error))
 
 
-def error_in_words_of(protocol: RequestProtocol | None, error: FewshardError) -> Response:
+def error_in_words_of(protocol: RequestProtocol | None, error: ServeError) -> Response:
     """The same, in the shape that the clients of a protocol read."""
     if protocol == "tei":
         return error_response(error, error_type=tei.error_type(error))
@@ -116,13 +116,13 @@ def unforeseen() -> InternalError:
     return InternalError("the server failed; its log has the reason")
 
 
-def message_of(error: FewshardError) -> str:
+def message_of(error: ServeError) -> str:
     """What a client is told, shortened."""
     message = str(error)
     return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
 
 
-def _error_headers(error: FewshardError) -> Headers:
+def _error_headers(error: ServeError) -> Headers:
     if isinstance(error, MethodNotAllowed):
         return ((b"allow", error.allowed.encode()),)
     if isinstance(error, Overloaded):

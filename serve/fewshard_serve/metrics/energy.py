@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fewshard_core.errors import FewshardError
+
 logger = logging.getLogger(__name__)
 
 LIBRARY = "libnvidia-ml.so.1"
 
 
-class NvmlError(Exception):
+class NvmlError(FewshardError):
     """The driver refused; its code is in the message."""
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic_core import to_json
 
 from fewshard_serve.core import Classified, Input, ModelInfo
-from fewshard_serve.errors import FewshardError, MalformedRequest, NotReady, Overloaded, UnsupportedMedia
+from fewshard_serve.errors import MalformedRequest, NotReady, Overloaded, ServeError, UnsupportedMedia
 from fewshard_serve.protocol.classify import LabelScore, parse_body, ranked_scores
 from fewshard_serve.protocol.inputs import check_num_items, text_input
 from fewshard_serve.protocol.limits import Limits
@@ -94,7 +94,7 @@ def num_characters(request: PredictRequest) -> int:
     return sum(len(text) for item in _items(request) for text in item)
 
 
-def error_type(error: FewshardError) -> str:
+def error_type(error: ServeError) -> str:
     """The word its clients look for beside the message."""
     kinds = {Overloaded: "Overloaded", NotReady: "Unhealthy"}
     by_kind = next((word for kind, word in kinds.items() if isinstance(error, kind)), None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from fewshard_serve.engine.expert_statistics import describe_diagnoses, describe_routing, merge_routing
-from fewshard_serve.errors import FewshardError, NotReady
+from fewshard_serve.errors import NotReady, ServeError
 from fewshard_serve.http.service import ServedModel, find_model, stats_answer
 from fewshard_serve.rayserve.cascade_replica import CascadeReplica
 from fewshard_serve.rayserve.replica import Replica
@@ -53,7 +53,7 @@ class MergedService:
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
         find_model(self.models(), model)
         parts = await self._ask_peers("place_part", model, wanted)
-        answers = [part for part in parts if not isinstance(part, FewshardError)]
+        answers = [part for part in parts if not isinstance(part, ServeError)]
         if not answers:
             raise next(iter(parts), NotReady(f"no replica of {model} answers; come back soon"))
         return {**merged_change(answers), "replicas": len(answers)}

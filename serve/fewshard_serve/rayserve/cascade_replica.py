@@ -7,7 +7,7 @@ from typing import Any
 from fewshard_serve.cascade import Cascade, Spent
 from fewshard_serve.core import ANYBODY, Caller, Classified, Diagnosis, Input
 from fewshard_serve.engine.expert_statistics import Routing
-from fewshard_serve.errors import FewshardError, NotFound
+from fewshard_serve.errors import NotFound, ServeError
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.protocol.stats import ModelStatistics, merge
@@ -67,7 +67,7 @@ class CascadeReplica:
         truncate: bool,
         timeout_s: float | None,
         caller: Caller = ANYBODY,
-    ) -> Classified | FewshardError:
+    ) -> Classified | ServeError:
         """For the gateway, to whom an error is returned, not raised."""
         self._num_inside += 1
         try:

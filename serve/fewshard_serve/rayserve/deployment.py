@@ -9,7 +9,7 @@ from ray import serve
 
 from fewshard_serve.core import Caller, Classified, Diagnosis, Input
 from fewshard_serve.engine.expert_statistics import Routing
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.service import ModelEntry
@@ -86,11 +86,11 @@ class Host:
     async def diagnosis_part(self, model: str) -> Diagnosis | None:
         return self._hosting.diagnosis(model)
 
-    async def place_part(self, model: str, wanted: dict[str, Any]) -> dict[str, Any] | FewshardError:
+    async def place_part(self, model: str, wanted: dict[str, Any]) -> dict[str, Any] | ServeError:
         """This replica's part of a placement; an error is returned, not raised."""
         try:
             return await self._hosting.place(model, dict(wanted))
-        except FewshardError as error:
+        except ServeError as error:
             return error
 
     async def model_states(self) -> list[ModelEntry]:
@@ -98,7 +98,7 @@ class Host:
 
     async def classify_for_gateway(
         self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None, caller: Caller
-    ) -> Classified | FewshardError:
+    ) -> Classified | ServeError:
         """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
         return await self._hosting.classify(
             model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller

@@ -33,7 +33,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fewshard_serve.engine.admission import FAIR_ALPHA
-from fewshard_serve.errors import DeadlineExceeded, FewshardError, InternalError, MalformedRequest, NotReady
+from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, ServeError
 from fewshard_serve.http.backpressure import REFUSED_HEADER, ROOM_HEADER
 from fewshard_serve.http.middleware import PRIORITY_HEADER, REQUEST_ID_PATTERN
 from fewshard_serve.http.responses import error_response
@@ -55,7 +55,7 @@ PLACING_S = 120
 """A placement answers after the experts have been loaded."""
 
 NO_ANSWER = NotReady("no replica answers; come back soon")
-OWN_ERRORS: dict[int, FewshardError] = {
+OWN_ERRORS: dict[int, ServeError] = {
     400: MalformedRequest("this is not HTTP that can be understood"),
     408: DeadlineExceeded("the request did not arrive in time; send it faster"),
     500: InternalError("the server failed"),
@@ -163,7 +163,7 @@ def _error_file(folder: Path, status: int) -> Path:
     return folder / f"error-{status}.http"
 
 
-def _as_http(error: FewshardError) -> bytes:
+def _as_http(error: ServeError) -> bytes:
     response = error_response(error)
     length = str(len(response.body)).encode()
     headers = [(b"content-type", response.content_type), (b"content-length", length), *response.headers]

@@ -10,7 +10,7 @@ from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.process import ModelProcess
 from fewshard_serve.core import ModelInfo
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _load_one(load: Callable[[], Model], spec: ModelSpec) -> Model | LoadFailure
         model = load()
         model.self_check()
         model.diagnose(spec.diagnostics_share)
-    except FewshardError as error:
+    except ServeError as error:
         logger.error("%s: %s", spec.name, error)
         return LoadFailure(spec.name, str(error))
     except Exception as error:  # one bad checkpoint must not take the others down

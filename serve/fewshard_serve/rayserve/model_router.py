@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fewshard_serve.core import ANYBODY, Caller, Classified, Input
-from fewshard_serve.errors import FewshardError, NotFound, NotReady, UnknownModel
+from fewshard_serve.errors import NotFound, NotReady, ServeError, UnknownModel
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
 from fewshard_serve.rayserve.deployment_plan import AppSpec
@@ -77,7 +77,7 @@ class ModelRouter:
         if model not in self._app_of:
             raise UnknownModel(model, sorted(self._app_of))
         answer = await self._ask_host(model, list(inputs), truncate, timeout_s, caller)
-        if isinstance(answer, FewshardError):
+        if isinstance(answer, ServeError):
             raise answer
         return answer
 
@@ -128,9 +128,9 @@ class ModelRouter:
 
     async def _ask_host(
         self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None, caller: Caller
-    ) -> Classified | FewshardError:
+    ) -> Classified | ServeError:
         app = self._app_of[model]
-        answer: Classified | FewshardError = NotReady(f"no replica of {model} answers; come back soon")
+        answer: Classified | ServeError = NotReady(f"no replica of {model} answers; come back soon")
         for _ in range(NUM_TRIES):
             try:
                 answer = await self._calls.one(

@@ -11,7 +11,7 @@ from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnos
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.expert_statistics import Routing, RoutingWindow, describe_routing
-from fewshard_serve.errors import FewshardError, InternalError, NotReady, StartError
+from fewshard_serve.errors import InternalError, NotReady, ServeError, StartError
 from fewshard_serve.http.service import ModelEntry, Room, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.metrics.energy import energy_reader
@@ -167,7 +167,7 @@ class Replica:
         truncate: bool,
         timeout_s: float | None,
         caller: Caller = ANYBODY,
-    ) -> Classified | FewshardError:
+    ) -> Classified | ServeError:
         """For callers in another process, to whom an error is returned, not raised."""
         return await answer_or_error(
             self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
@@ -281,13 +281,13 @@ async def answer_or_error(
     truncate: bool,
     timeout_s: float | None,
     caller: Caller,
-) -> Classified | FewshardError:
+) -> Classified | ServeError:
     """Ask a model and count the request in its statistics."""
     started_at = time.monotonic()
     try:
         served = find_model(models, model)
         classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
-    except FewshardError as error:
+    except ServeError as error:
         if model in models:
             models[model].stats.add_failure(time.monotonic() - started_at)
         return error

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.errors import ConfigError, FewshardError
+from fewshard_serve.errors import ConfigError, ServeError
 from fewshard_serve.rayserve.deployment_plan import HostSpec
 from fewshard_serve.rayserve.signals import StopRequest
 
@@ -20,7 +20,7 @@ FIXED = ("server", "auth", "limits", "logging", "tracing", "cascades")
 """Parts of the configuration that are read once."""
 
 
-class UpdateFailed(FewshardError):
+class UpdateFailed(ServeError):
     """The new models do not run; the old ones go on."""
 
     code = "update_failed"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_serve.core import Caller, Classified, Input, ModelInfo
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.protocol.activation import activate
 from fewshard_serve.rayserve.handles import HostCalls
 
@@ -84,7 +84,7 @@ class Shadow:
                 return
             other = await self._shadow.classify(inputs, truncate)
             num_agreeing = int(agreeing(self._info, answer, info, other).sum())
-        except FewshardError as error:
+        except ServeError as error:
             logger.debug("the shadow %s did not answer: %s", self._spec.model, error)
             self._count("failed", len(inputs))
         except Exception:  # whatever the way to another host raises
@@ -108,7 +108,7 @@ def shadow_elsewhere(spec: ShadowSpec, calls: HostCalls) -> ShadowModel:
     async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
         call = (spec.model, list(inputs), truncate, None, CALLER)
         answer = await calls.one(spec.app, "classify_for_gateway", *call)
-        if isinstance(answer, FewshardError):
+        if isinstance(answer, ServeError):
             raise answer
         assert isinstance(answer, Classified)
         return answer

@@ -18,11 +18,11 @@ from fewshard_serve import __version__, errors
 from fewshard_serve.core import Caller, ModelInfo
 from fewshard_serve.errors import (
     CallerGone,
-    FewshardError,
     InternalError,
     NotFound,
     NotReady,
     Overloaded,
+    ServeError,
     StartError,
 )
 from fewshard_serve.http.middleware import AccessMiddleware
@@ -33,7 +33,7 @@ from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
 
-GRPC_STATUS: dict[type[FewshardError], StatusCode] = {
+GRPC_STATUS: dict[type[ServeError], StatusCode] = {
     errors.MalformedRequest: StatusCode.INVALID_ARGUMENT,
     errors.Unauthorized: StatusCode.UNAUTHENTICATED,
     errors.Forbidden: StatusCode.PERMISSION_DENIED,
@@ -52,7 +52,7 @@ GRPC_STATUS: dict[type[FewshardError], StatusCode] = {
 }
 
 
-def status_of(error: FewshardError) -> StatusCode:
+def status_of(error: ServeError) -> StatusCode:
     """The status of the nearest class that has one."""
     kinds = (GRPC_STATUS[kind] for kind in type(error).__mro__ if kind in GRPC_STATUS)
     return next(kinds, StatusCode.INTERNAL)
@@ -144,7 +144,7 @@ class InferenceService:
     async def _counted(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
         try:
             response = await self._entered(call, answer)
-        except FewshardError as error:
+        except ServeError as error:
             self._note(call, error.code, status_of(error))
             await call.context.abort(status_of(error), message_of(error), trailing_metadata=_details(error))
         except BaseException:  # the client has cancelled the call
@@ -163,7 +163,7 @@ class InferenceService:
                     "predict" if call.method == "ModelInfer" else None,
                 )
             return await answer(call)
-        except FewshardError:
+        except ServeError:
             raise
         except Exception as error:
             _logger.exception("%s failed", call.method)
@@ -234,6 +234,6 @@ async def start(service: InferenceService, host: str, port: int, max_message_byt
     return server
 
 
-def _details(error: FewshardError) -> tuple[tuple[str, str], ...]:
+def _details(error: ServeError) -> tuple[tuple[str, str], ...]:
     code = (("code", error.code),)
     return (*code, ("retry-after", f"{error.retry_after_s:.3f}")) if isinstance(error, Overloaded) else code

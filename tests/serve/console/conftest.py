@@ -20,7 +20,7 @@ from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.core import ANYBODY, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
 from fewshard_serve.engine.settings import EngineSettings
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
@@ -87,7 +87,7 @@ class Gateway:
 
     async def classify(self, model: str, inputs: Any, **how: Any) -> Any:
         answer = await self._hosting.classify(model, inputs, **{"caller": ANYBODY, **how})
-        if isinstance(answer, FewshardError):
+        if isinstance(answer, ServeError):
             raise answer
         return answer
 

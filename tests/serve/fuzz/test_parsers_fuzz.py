@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewshard_serve.backends.image import FORMATS, ImageError, decode_image
 from fewshard_serve.core import EncodedImage, ModelInfo, PixelArray, TextInput
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.http.responses import status_of
 from fewshard_serve.protocol import classify, model_tensors, oip, tei, vllm
 from fewshard_serve.protocol.json_guard import check_structure
@@ -82,14 +82,14 @@ def read_inputs(parsed):
             model_tensors.check_outputs(parsed)
             for one in model_tensors.to_inputs(parsed, info, LIMITS):
                 assert isinstance(one, TextInput | EncodedImage | PixelArray)
-        except FewshardError as error:
+        except ServeError as error:
             check_callers(error)
 
 
 def infer(body, header):
     try:
         parsed = oip.parse_infer(body, header, LIMITS)
-    except FewshardError as error:
+    except ServeError as error:
         check_callers(error)
         return
     for tensor in parsed.inputs.values():
@@ -120,7 +120,7 @@ def test_made_up_v2_requests_with_a_binary_tail(document, tail, off_by, has_head
 def test_any_bytes_as_a_binary_tensor(datatype, shape, raw):
     try:
         tensor = decode_binary("t", datatype, tuple(shape), memoryview(raw))
-    except FewshardError as error:
+    except ServeError as error:
         check_callers(error)
         return
     assert tensor.shape == tuple(shape)
@@ -184,7 +184,7 @@ def test_made_up_bodies_of_the_other_protocols(parse, to_inputs, body):
         try:
             for one in to_inputs(parse(body, LIMITS), info, LIMITS):
                 assert isinstance(one, TextInput | EncodedImage)
-        except FewshardError as error:
+        except ServeError as error:
             check_callers(error)
 
 
@@ -199,7 +199,7 @@ def test_the_depth_check_agrees_with_a_parser(text, max_depth):
     try:
         check_structure(text.encode(), max_depth, 1000)
         is_refused = False
-    except FewshardError:
+    except ServeError:
         is_refused = True
     if document is not None:
         assert is_refused == (depth_of(document) > max_depth)
@@ -305,7 +305,7 @@ messages = st.fixed_dictionaries(
 def read_message(message):
     try:
         read_inputs(convert.to_request(message))
-    except FewshardError as error:
+    except ServeError as error:
         check_callers(error)
 
 

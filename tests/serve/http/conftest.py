@@ -13,12 +13,12 @@ from fewshard_serve.errors import (
     CallerGone,
     ConfigError,
     DeadlineExceeded,
-    FewshardError,
     Forbidden,
     InternalError,
     MalformedRequest,
     NotReady,
     Overloaded,
+    ServeError,
     Unauthorized,
     UnknownModel,
     UnusableItem,
@@ -212,10 +212,10 @@ def raised() -> dict[str, Exception]:
 
 
 @pytest.fixture
-def error_kinds() -> list[type[FewshardError]]:
+def error_kinds() -> list[type[ServeError]]:
     """Every error of the tree, however deep."""
 
-    def below(kind: type[FewshardError]) -> list[type[FewshardError]]:
+    def below(kind: type[ServeError]) -> list[type[ServeError]]:
         return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
 
-    return [kind for kind in below(FewshardError) if kind.__module__ == "fewshard_serve.errors"]
+    return [kind for kind in below(ServeError) if kind.__module__ == "fewshard_serve.errors"]

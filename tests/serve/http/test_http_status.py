@@ -5,14 +5,14 @@ import json
 import pytest
 
 from fewshard_serve import errors
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.http.responses import HTTP_STATUS, error_response, json_response, status_of, unforeseen
 
-NOT_OF_REQUESTS = {FewshardError, errors.ConfigError, errors.StartError}
+NOT_OF_REQUESTS = {ServeError, errors.ConfigError, errors.StartError}
 HAS_ITS_PARENTS = {errors.ModelRestarted}
 
 
-def test_every_error_of_a_request_has_a_status(error_kinds: list[type[FewshardError]]) -> None:
+def test_every_error_of_a_request_has_a_status(error_kinds: list[type[ServeError]]) -> None:
     assert set(HTTP_STATUS) == set(error_kinds) - NOT_OF_REQUESTS - HAS_ITS_PARENTS
     assert status_of(errors.ModelRestarted("")) == 500
 
@@ -23,7 +23,7 @@ def test_a_subclass_has_its_parents_status_and_strangers_are_ours() -> None:
 
     assert status_of(Deeper("")) == 413
     assert status_of(errors.ConfigError("")) == 500
-    assert status_of(FewshardError("")) == 500
+    assert status_of(ServeError("")) == 500
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fewshard_serve.errors import CallerGone, DeadlineExceeded, FewshardError, MalformedRequest, TooLarge
+from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest, ServeError, TooLarge
 from fewshard_serve.http.request import LARGE_BYTES, Request, full_path, off_loop, read_body
 from fewshard_serve.protocol.limits import Limits
 
@@ -121,5 +121,5 @@ def test_the_shorter_timeout_counts_from_the_requests_arrival() -> None:
 def test_a_query_that_is_not_utf8_is_malformed() -> None:
     request = request_of([])
     request.scope["query_string"] = b"top_k=\xff"
-    with pytest.raises(FewshardError, match="query"):
+    with pytest.raises(ServeError, match="query"):
         assert request.query

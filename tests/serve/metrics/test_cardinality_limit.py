@@ -8,7 +8,7 @@ import pytest
 
 from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
 from fewshard_serve.engine.expert_statistics import RoutingWindow
-from fewshard_serve.errors import FewshardError
+from fewshard_serve.errors import ServeError
 from fewshard_serve.metrics import CostSettings, Metrics, MetricsSettings, ModelSource
 from fewshard_serve.metrics.cardinality_limit import (
     GAUGES_A_LAYER,
@@ -27,7 +27,7 @@ SETTINGS = MetricsSettings()
 
 def outcomes():
     """Those of requests whose model was found."""
-    below = [FewshardError]
+    below = [ServeError]
     for kind in below:
         below.extend(kind.__subclasses__())
     return {"ok", *(kind.code for kind in below)} - EARLY

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fewshard_serve.core import Classified, EncodedImage, ModelInfo, ProblemType, Task, TextInput, Timings
-from fewshard_serve.errors import FewshardError, MalformedRequest, TooLarge, UnsupportedMedia, UnusableItem
+from fewshard_serve.errors import MalformedRequest, ServeError, TooLarge, UnsupportedMedia, UnusableItem
 from fewshard_serve.protocol.classify import (
     ClassifyOptions,
     ClassifyRequest,
@@ -208,11 +208,11 @@ JSON_VALUES = st.recursive(
     st.sampled_from(["text", "image"]),
 )
 def test_no_body_raises_anything_but_our_errors(document: object, task: Task) -> None:
-    with suppress(FewshardError):
+    with suppress(ServeError):
         assert to_inputs(parse(document), info(task), LIMITS)
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_raise_anything_but_our_errors(body: bytes) -> None:
-    with pytest.raises(FewshardError):
+    with pytest.raises(ServeError):
         parse_classify(body, LIMITS)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewshard_serve.errors import FewshardError, MalformedRequest, TooLarge
+from fewshard_serve.errors import MalformedRequest, ServeError, TooLarge
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.oip import InferRequest, InferResponse, encode_response, parse_infer
 from fewshard_serve.protocol.tensors import Tensor, bytes_tensor, encode_binary
@@ -200,13 +200,13 @@ LIKE_A_TENSOR = st.fixed_dictionaries(
     st.none() | st.binary(max_size=40),
 )
 def test_no_request_raises_anything_but_our_errors(document: object, tail: bytes | None) -> None:
-    with suppress(FewshardError):
+    with suppress(ServeError):
         assert parse(document, tail).inputs
 
 
 @given(st.binary(max_size=60), st.none() | st.integers(0, 60))
 def test_no_bytes_raise_anything_but_our_errors(body: bytes, header: int | None) -> None:
-    with suppress(FewshardError):
+    with suppress(ServeError):
         assert parse_infer(body, None if header is None else str(header), Limits()) is not None
 
 

@@ -1,0 +1,1 @@
+"""What every package of Fewshard shares: its errors. Imports the standard library alone."""
