@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
+from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import NotFound
 
 

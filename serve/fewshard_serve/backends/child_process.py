@@ -17,16 +17,9 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
+from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
 from fewshard_serve.backends.base import Model, Preprocessor
-from fewshard_serve.core import (
-    Diagnosis,
-    ExpertCounts,
-    GroupState,
-    Item,
-    ModelInfo,
-    ModelOutput,
-    TokenRouting,
-)
+from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)

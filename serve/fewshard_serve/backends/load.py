@@ -6,6 +6,7 @@ from typing import Any, cast, get_args
 import torch
 from transformers import PreTrainedConfig
 
+from fewshard_core.values import ModelInfo, ProblemType, Task
 from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint, resolve
 from fewshard_models.devices import DTYPES, choose_device, choose_dtype
@@ -15,7 +16,6 @@ from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.image import ImageModel
 from fewshard_serve.backends.packed_text import PackedTextModel
 from fewshard_serve.backends.padded_text import PaddedTextModel
-from fewshard_serve.core import ModelInfo, ProblemType, Task
 from fewshard_serve.errors import NotReady
 
 MAX_EXAMPLES = 4

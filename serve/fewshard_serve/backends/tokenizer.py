@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fewshard_serve.core import Input, Item, TextInput, TokenRouting
+from fewshard_core.values import Input, Item, TextInput, TokenRouting
 from fewshard_serve.errors import NotReady, UnusableItem
 
 _CHARACTERS_PER_TOKEN = 3

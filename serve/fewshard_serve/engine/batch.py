@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fewshard_core.values import Item, ModelOutput
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import Item, ModelOutput
 from fewshard_serve.engine.queue import Outcome
 from fewshard_serve.errors import InternalError, ModelRestarted, ServeError
 

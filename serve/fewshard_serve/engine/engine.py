@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from fewshard_core.values import Input, Item
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, Item, Timings
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture

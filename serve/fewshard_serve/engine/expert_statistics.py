@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState
+from fewshard_core.values import ExpertCounts
+from fewshard_serve.core import Diagnosis, GroupState
 
 WINDOW_S = 60.0
 NUM_MARKS = 12
@@ -54,7 +56,7 @@ class RoutingWindow:
             base_at, base = self._base(now)
             if now - self._marks[-1][0] >= self._window_s / NUM_MARKS:
                 self._marks.append((now, counts))
-            return Routing(counts, counts if base is None else _minus(counts, base), now - base_at)
+            return Routing(counts, counts if base is None else counts - base, now - base_at)
 
     def _base(self, now: float) -> tuple[float, ExpertCounts | None]:
         """The newest mark that is a whole window old, else the oldest there is."""
@@ -103,8 +105,8 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 def merge_routing(parts: Sequence[Routing]) -> Routing:
     """The routing of several replicas of one model; the longest of their windows is named."""
     return Routing(
-        reduce(_plus, (part.total for part in parts)),
-        reduce(_plus, (part.window for part in parts)),
+        reduce(add, (part.total for part in parts)),
+        reduce(add, (part.window for part in parts)),
         max(part.window_s for part in parts),
     )
 
@@ -144,7 +146,7 @@ def describe_diagnoses(parts: Sequence[Diagnosis], labels: Sequence[str]) -> dic
     """What `GET …/experts` adds where items were looked at: tokens by predicted class, layer and expert."""
     if not parts:
         return {}
-    tokens = reduce(np.add, (part.class_experts for part in parts))
+    tokens = reduce(add, (part.class_experts for part in parts))
     return {
         "class_items_sampled": sum(part.num_items for part in parts),
         "class_tokens": {label: tokens[at].tolist() for at, label in enumerate(labels)},
@@ -178,22 +180,3 @@ def _dead(counts: ExpertCounts, layer: int) -> list[int]:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 6)
-
-
-def _minus(counts: ExpertCounts, base: ExpertCounts) -> ExpertCounts:
-    return _combined(counts, base, np.subtract)
-
-
-def _plus(first: ExpertCounts, second: ExpertCounts) -> ExpertCounts:
-    return _combined(first, second, np.add)
-
-
-def _combined(first: ExpertCounts, second: ExpertCounts, combine: np.ufunc) -> ExpertCounts:
-    return ExpertCounts(
-        tokens=combine(first.tokens, second.tokens),
-        probability=combine(first.probability, second.probability),
-        entropy=combine(first.entropy, second.entropy),
-        rows=combine(first.rows, second.rows),
-        top_k=first.top_k,
-        shard_tokens=combine(first.by_shard, second.by_shard),
-    )

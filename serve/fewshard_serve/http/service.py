@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import ANYBODY, Caller, Classified
 from fewshard_serve.errors import NotFound, NotReady, UnknownModel
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fewshard_core.values import ModelInfo
 from fewshard_serve import __version__
-from fewshard_serve.core import GroupState, ModelInfo
+from fewshard_serve.core import GroupState
 from fewshard_serve.engine.expert_statistics import (
     Routing,
     entropy_ratio,

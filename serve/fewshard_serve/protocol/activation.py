@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ProblemType
+from fewshard_core.values import ProblemType
 
 Floats = NDArray[np.float32]
 

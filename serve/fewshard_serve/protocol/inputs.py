@@ -3,7 +3,7 @@
 import base64
 import binascii
 
-from fewshard_serve.core import EncodedImage, TextInput
+from fewshard_core.values import EncodedImage, TextInput
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnusableItem
 from fewshard_serve.protocol.limits import Limits
 

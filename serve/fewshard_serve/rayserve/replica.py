@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.process import ModelProcess
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis, Input, ModelInfo
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.expert_statistics import Routing, RoutingWindow, describe_routing

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import uvicorn
 
+from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import ANYBODY, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import ANYBODY, GroupState
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.gateway import GatewayApp

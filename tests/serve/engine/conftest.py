@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import Input, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.errors import UnusableItem
 
 

@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, settings
 
+from fewshard_core.values import EncodedImage, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.image import ImageError, decode_image
-from fewshard_serve.core import EncodedImage, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp

@@ -8,7 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo, Task, TextInput, Timings
+from fewshard_core.values import Input, ModelInfo, Task, TextInput
+from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
 from fewshard_serve.errors import (
     CallerGone,
     ConfigError,

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fewshard_serve.core import EncodedImage, PixelArray, TextInput
+from fewshard_core.values import EncodedImage, PixelArray, TextInput
 from fewshard_serve.errors import NotFound
 from fewshard_serve.http.host import HostApp, Target, parse_target
 from fewshard_serve.http.service import LocalService

@@ -12,19 +12,9 @@ import numpy as np
 import pytest
 import uvicorn
 
+from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, PixelArray, TextInput
 from fewshard_serve.backends.base import Model
-from fewshard_serve.core import (
-    ANYBODY,
-    BatchStats,
-    Caller,
-    Classified,
-    Input,
-    Item,
-    ModelInfo,
-    ModelOutput,
-    PixelArray,
-    TextInput,
-)
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified
 from fewshard_serve.engine.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from fewshard_core.values import ExpertCounts
 from fewshard_models.errors import DataError
-from fewshard_serve.core import ExpertCounts
 from fewshard_serve.engine.expert_statistics import Routing, describe_routing
 from fewshard_serve.placement.loads import drifting, read_loads, read_trace, uniform, zipf
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fewshard_serve.core import ProblemType
+from fewshard_core.values import ProblemType
 from fewshard_serve.protocol.activation import activate, sigmoid, softmax
 
 WARNINGS_ARE_ERRORS = pytest.mark.filterwarnings("error")
