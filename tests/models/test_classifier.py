@@ -14,8 +14,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fewshard_models.checkpoint import ZOO, load_checkpoint
+from fewshard_models.checkpoint import ZOO
 from fewshard_models.classifier import PackedText, PaddedText, classifier
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.errors import CheckpointError
 from fewshard_models.evaluation.accuracy import GOLDEN_TEXTS, drawn_images, evaluate
 from fewshard_models.evaluation.tasks import label_order

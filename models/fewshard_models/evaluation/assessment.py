@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from fewshard_models.bench.report import machine
 from fewshard_models.card import load_card
-from fewshard_models.classifier import Classifier, Inputs
+from fewshard_models.classifier.base import CountsExperts
+from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.data.ood import load_review_sentences, review_sentences_file
-from fewshard_models.evaluation import corruptions, metrics
+from fewshard_models.evaluation import metrics
+from fewshard_models.evaluation.corruptions import IMAGE_SEVERITIES as SEVERITIES
 from fewshard_models.evaluation.costs import cost_of
 from fewshard_models.evaluation.memory import peak_bytes
 from fewshard_models.evaluation.result import Predicted, Result, Share
-from fewshard_models.evaluation.slices import Rows, class_slices, routing_shares, text_slices
-from fewshard_models.evaluation.tasks import HeldOut, held_out, label_order
-from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_models.evaluation.slices import Rows, class_slices, routing_shares
+from fewshard_models.evaluation.tasks import EvaluationTask, HeldOut, Inputs, evaluation_task, label_order
+from fewshard_models.evaluation.timing import prepared
 
 MAX_CORRUPTED = 2000
 """Corruptions are measured on the first so many items; twelve kinds of ten thousand images take too long."""
@@ -35,7 +37,7 @@ Predict = Callable[[Inputs], NDArray[np.int64]]
 
 
 def evaluate_model(
-    loaded: Classifier,
+    loaded: NetworkClassifier,
     name: str,
     tier: str,
     seed: int,
@@ -55,7 +57,7 @@ def evaluate_model(
         "weights": weights_digest(directory),
         "dtype": dtype,
         "card": about,
-        "cost": cost_of(loaded.model),
+        "cost": cost_of(loaded.network),
         "machine": machine(loaded.device.type),
         "peak_bytes": _peak_bytes(loaded),
         "limit": limit,
@@ -74,39 +76,37 @@ def weights_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _peak_bytes(loaded: Classifier) -> int | None:
-    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    dtype = short[str(loaded.dtype).removeprefix("torch.")]
+def _peak_bytes(loaded: NetworkClassifier) -> int | None:
     if loaded.device.type != "cpu":
         return None
-    return peak_bytes(loaded.checkpoint.directory, dtype, PEAK_BATCH)
+    return peak_bytes(loaded.checkpoint.directory, loaded.info.dtype, PEAK_BATCH)
 
 
-def _accuracies(loaded: Classifier, name: str, limit: int | None, say: Say) -> dict[str, Any]:
-    test = held_out(loaded.checkpoint.task, limit)
+def _accuracies(loaded: NetworkClassifier, name: str, limit: int | None, say: Say) -> dict[str, Any]:
+    task = evaluation_task(loaded.info.task)
+    test = task.held_out(limit)
     order = label_order(loaded.checkpoint, test.names)
 
     def predict(inputs: Inputs) -> NDArray[np.int64]:
-        classes: NDArray[np.int64] = loaded.logits(inputs)[:, order].argmax(axis=1)
+        classes: NDArray[np.int64] = loaded(inputs).logits[:, order].argmax(axis=1)
         return classes
 
     say(f"{name}: {len(test.labels):,} items of {test.dataset}")
     predictions = predict(test.inputs)
-    slices = _slices(test, loaded.checkpoint.task)
+    slices = _slices(test, task)
     say(f"{name}: other domain and corruptions")
     return {
         "held_out": Predicted(test.dataset, test.names, predictions, test.labels),
         "slices": {key: _share(predictions, test.labels, rows) for key, rows in slices.items()},
-        "ood": _other_domain(predict, limit) if loaded.checkpoint.task == "text" else {},
-        "corruptions": _corrupted(predict, test, loaded.checkpoint.task),
+        "ood": _other_domain(predict, limit) if task.has_reviews else {},
+        "corruptions": _corrupted(predict, test, task),
         "routing": _routing(loaded, test, slices),
     }
 
 
-def _slices(test: HeldOut, task: str) -> dict[str, Rows]:
-    texts = text_slices(list(test.inputs)) if task == "text" else {}
+def _slices(test: HeldOut, task: EvaluationTask) -> dict[str, Rows]:
     by_class = class_slices(test.labels, test.names)
-    return {name: rows for name, rows in {**by_class, **texts}.items() if len(rows)}
+    return {name: rows for name, rows in {**by_class, **task.slices(test.inputs)}.items() if len(rows)}
 
 
 def _share(predictions: NDArray[np.int64], labels: NDArray[np.int64], rows: Rows | None = None) -> Share:
@@ -129,24 +129,22 @@ def _other_domain(predict: Predict, limit: int | None) -> dict[str, Share]:
     return {**by_domain, "all": _share(predictions, labels)}
 
 
-def _corrupted(predict: Predict, test: HeldOut, task: str) -> dict[str, Share]:
+def _corrupted(predict: Predict, test: HeldOut, task: EvaluationTask) -> dict[str, Share]:
     """Accuracy by kind and severity, and on the same items as they are ("clean")."""
-    corrupt: Callable[[Any, str, int], Any] = (
-        corruptions.corrupt_texts if task == "text" else corruptions.corrupt_images
-    )
-    kinds = corruptions.TEXT_KINDS if task == "text" else corruptions.IMAGE_KINDS
     inputs, labels = test.inputs[:MAX_CORRUPTED], test.labels[:MAX_CORRUPTED]
     found = {"clean": _share(predict(inputs), labels)}
-    for kind in kinds:
-        for severity in corruptions.IMAGE_SEVERITIES:
-            found[f"{kind} {severity}"] = _share(predict(corrupt(inputs, kind, severity)), labels)
+    for kind in task.corruption_kinds:
+        for severity in SEVERITIES:
+            found[f"{kind} {severity}"] = _share(predict(task.corrupt(inputs, kind, severity)), labels)
     return found
 
 
-def _routing(loaded: Classifier, test: HeldOut, slices: dict[str, Rows]) -> dict[str, list[list[float]]]:
-    model = loaded.model
-    if not isinstance(model, FewshardTextForSequenceClassification) or not model.config.num_experts:
+def _routing(
+    loaded: NetworkClassifier, test: HeldOut, slices: dict[str, Rows]
+) -> dict[str, list[list[float]]]:
+    if not isinstance(loaded, CountsExperts) or loaded.expert_counts() is None:
         return {}
     every = {"all": np.arange(len(test.labels)), **slices}
-    shares = routing_shares(model, loaded.prepare(test.inputs), every)
+    token_ids = [item.features.ids for item in prepared(loaded, test.inputs)]
+    shares = routing_shares(loaded.network, token_ids, every)
     return {name: each.round(4).tolist() for name, each in shares.items()}

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fewshard_core.values import Input, Item
-from fewshard_serve.backends.base import Model
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
@@ -45,7 +45,7 @@ class Engine:
 
     def __init__(
         self,
-        models: Sequence[Model],
+        models: Sequence[Classifier],
         settings: Mapping[str, EngineSettings],
         on_batch: Callable[[BatchStats], None],
         depth: int = 1,
@@ -172,7 +172,7 @@ def _settle(resolutions: list[Resolution]) -> None:
         )
 
 
-def _served(model: Model, settings: Mapping[str, EngineSettings]) -> ModelHandle:
+def _served(model: Classifier, settings: Mapping[str, EngineSettings]) -> ModelHandle:
     name = model.info.name
     limits = settings.get(name, EngineSettings())
     admission = Admission(

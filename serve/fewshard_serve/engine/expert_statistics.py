@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_core.values import ExpertCounts
-from fewshard_serve.core import Diagnosis, GroupState
+from fewshard_core.values import Diagnosis, ExpertCounts
+from fewshard_serve.core import GroupState
 
 WINDOW_S = 60.0
 NUM_MARKS = 12

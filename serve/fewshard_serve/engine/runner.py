@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from fewshard_serve.backends.base import Model
+from fewshard_models.classifier.base import Classifier
+from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import BatchStats
 from fewshard_serve.engine.batch import MAX_ALLOWED_S, MIN_ALLOWED_S, BatchResult, PassTimeout, execute
 from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
@@ -35,16 +36,17 @@ class Resolution:
     exchange_s: float = 0.0
 
 
-def _pace_of(model: Model) -> PassTimeout:
+def _pace_of(model: Classifier) -> PassTimeout:
     # A group that has lost a shard forms anew within a pass, which takes as long as loading.
-    return PassTimeout(min_s=MIN_ALLOWED_S if model.group() is None else MAX_ALLOWED_S)
+    is_grouped = isinstance(model, Grouped) and model.group() is not None
+    return PassTimeout(min_s=MAX_ALLOWED_S if is_grouped else MIN_ALLOWED_S)
 
 
 @dataclass(slots=True)
 class ScheduledModel:
     """One model with its queue. `settings` change where memory runs out."""
 
-    model: Model
+    model: Classifier
     settings: EngineSettings
     queue: Queue = field(default_factory=Queue)
     pace: PassTimeout = field(init=False)

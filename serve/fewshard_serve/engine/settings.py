@@ -6,9 +6,7 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
-CPU_BATCH_TOKENS = 4096
-"""Larger batches leave the caches: 512 sentences take up to 1.3 times as long each as 128 (docs/log.md)."""
-GPU_BATCH_TOKENS = 16384
+from fewshard_models.classifier.batching import MAX_BATCH_ITEMS, max_batch_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,7 @@ class EngineSettings:
     """
 
     max_tokens: int = 0
-    max_items: int = 512
+    max_items: int = MAX_BATCH_ITEMS
     max_wait_ms: float = 0
     admission_min_items: int = 32
     admission_max_items: int = 2048
@@ -31,8 +29,7 @@ class EngineSettings:
 
     def on(self, device: str) -> Self:
         """These, as they are for a model on that device."""
-        suits = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
-        return replace(self, max_tokens=self.max_tokens or suits)
+        return replace(self, max_tokens=self.max_tokens or max_batch_tokens(device))
 
     @property
     def max_wait_s(self) -> float:

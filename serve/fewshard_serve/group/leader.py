@@ -36,7 +36,7 @@ from fewshard_serve.group.workers import Peer
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
 if TYPE_CHECKING:
-    from fewshard_serve.backends.tokenizer import TokenIds
+    from fewshard_models.classifier.tokenizer import TokenIds
 
 logger = logging.getLogger(__name__)
 

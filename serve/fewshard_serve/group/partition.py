@@ -14,7 +14,7 @@ from fewshard_serve.group.epoch import Epoch
 from fewshard_serve.group.transport import Frame
 
 if TYPE_CHECKING:
-    from fewshard_serve.backends.tokenizer import TokenIds
+    from fewshard_models.classifier.tokenizer import TokenIds
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewshard_core.values import Input
+from fewshard_core.values import Diagnosis, Input
 from fewshard_serve.cascade import Cascade, Spent
-from fewshard_serve.core import ANYBODY, Caller, Classified, Diagnosis
+from fewshard_serve.core import ANYBODY, Caller, Classified
 from fewshard_serve.engine.expert_statistics import Routing
 from fewshard_serve.errors import NotFound, ServeError
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model

@@ -7,8 +7,8 @@ from typing import Any
 
 from ray import serve
 
-from fewshard_core.values import Input
-from fewshard_serve.core import Caller, Classified, Diagnosis
+from fewshard_core.values import Diagnosis, Input
+from fewshard_serve.core import Caller, Classified
 from fewshard_serve.engine.expert_statistics import Routing
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.host import HostApp

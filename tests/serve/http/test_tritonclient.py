@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, PixelArray, TextInput
-from fewshard_serve.backends.base import Model
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified
 from fewshard_serve.engine.engine import Engine
 from fewshard_serve.errors import UnusableItem
@@ -27,7 +27,7 @@ tritonclient = pytest.importorskip("tritonclient.http")
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
-class Lengths(Model):
+class Lengths(Classifier):
     """Logits [length of the text or mean of the pixels, 0]."""
 
     def __init__(self, info: ModelInfo) -> None:
