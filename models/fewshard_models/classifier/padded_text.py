@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshard_core.values import Item, ModelInfo, ModelOutput
+from fewshard_core.values import Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.classifier.network import TextClassifier
 from fewshard_models.classifier.registry import register
-from fewshard_models.classifier.tokenizer import TextPreprocessor, TokenIds
+from fewshard_models.classifier.tokenizer import TextPreprocessor
 
 MAX_PADDED_TOKENS = 16384
 """The most tokens, padding included, of one forward pass."""

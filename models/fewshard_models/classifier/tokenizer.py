@@ -4,25 +4,16 @@ This file imports no torch of its own: a server tokenises in a process that runs
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fewshard_core.values import EncodedImage, Input, Item, PixelArray, TextInput, TokenRouting
+from fewshard_core.values import EncodedImage, Input, Item, PixelArray, TextInput, TokenIds, TokenRouting
 from fewshard_models.classifier.base import Value
 from fewshard_models.errors import CheckpointError, UnusableInput
 
 _CHARACTERS_PER_TOKEN = 3
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenIds:
-    """The features of a text `Item`; `types` is None for models without segments."""
-
-    ids: list[int]
-    types: list[int] | None
 
 
 class TextPreprocessor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from fewshard_core.values import Item, TextInput
-from fewshard_models.card import Card, Golden
+from fewshard_models.card import Card, Golden, commit
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.classifier.load import load
 from fewshard_models.classifier.network import NetworkClassifier
@@ -23,11 +23,10 @@ from fewshard_models.counting import count_macs, count_parameters, macs_input
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.evaluation import metrics
 from fewshard_models.evaluation.tasks import held_out, label_order
-from fewshard_models.recipes.texts import over_all, tokenize
-from fewshard_models.recipes.workspace import commit
 from fewshard_models.sparsify.observers import ffn_inputs
 from fewshard_models.sparsify.report import load_report
 from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
+from fewshard_models.text.inference import over_all, tokenize
 from fewshard_models.text.modeling import MoeFeedForward
 
 GOLDEN_TEXTS = (

@@ -25,10 +25,10 @@ from fewshard_serve.errors import ServeError
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
-from fewshard_serve.http.service import LocalService
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.replica import Replica
+from local_service import LocalService
 
 EVIL = "<img src=x onerror=document.title='run'>"
 WAIT_S = 30

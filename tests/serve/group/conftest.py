@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from fewshard_core.values import TokenIds
 from fewshard_models.classifier.load import load_checkpoint
-from fewshard_models.classifier.tokenizer import TokenIds
 from fewshard_models.sharding import contiguous
 from fewshard_models.text import pack
 from fewshard_serve.group.launcher import ProcessLauncher

@@ -19,8 +19,9 @@ from fewshard_serve.engine.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import LocalService, ModelEntry
+from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.protocol.stats import ModelStatistics
+from local_service import LocalService
 
 tritonclient = pytest.importorskip("tritonclient.http")
 
