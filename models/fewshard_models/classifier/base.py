@@ -93,12 +93,11 @@ class Classifier(ABC):
         files, and uint8 arrays [height, width, 3] RGB. Both take the values of `fewshard_core.values`.
         Raises UnusableInput naming the first input that cannot be used, TypeError for another type.
         """
-        return predictions(
-            self.info, self._logits([self.preprocessor.to_input(each) for each in inputs], truncate)
-        )
+        items = self.prepare([self.preprocessor.to_input(each) for each in inputs], truncate)
+        return predictions(self.info, self.run_all(items))
 
-    def _logits(self, inputs: Sequence[Input], truncate: bool) -> NDArray[np.float32]:
-        items = self.prepare(inputs, truncate)
+    def run_all(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """fp32 logits [len(items), C] of any number of items, in batches, the shortest items first."""
         logits = np.empty((len(items), len(self.info.labels)), dtype=np.float32)
         for rows in batches(items, max_batch_tokens(self.info.device), MAX_BATCH_ITEMS):
             logits[rows] = self.run([items[row] for row in rows]).logits

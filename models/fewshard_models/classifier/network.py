@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from fewshard_core.values import ModelInfo, ProblemType, Task
+from fewshard_core.values import Item, ModelInfo, ProblemType, Task
 from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_with_transformers
-from fewshard_models.classifier.base import Classifier, Predictions, Value
+from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import check_golden
 from fewshard_models.devices import subnormals_flushed
 
@@ -55,10 +55,10 @@ class NetworkClassifier(Classifier):
         """The most tokens of one input; 0 where the configuration does not say, or inputs are no texts."""
         return 0
 
-    def __call__(self, inputs: Sequence[Value] | NDArray[np.uint8], truncate: bool = True) -> Predictions:
-        """See `Classifier.__call__`."""
+    def run_all(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """See `Classifier.run_all`; the CPU flushes subnormals meanwhile, as in the server."""
         with subnormals_flushed():
-            return super().__call__(inputs, truncate)
+            return super().run_all(items)
 
     def self_check(self) -> None:
         """Compare the answers with the card's golden ones. Raises CheckpointError naming the worst."""
