@@ -1,4 +1,4 @@
-"""`fewshard predict` with a checkpoint and no server answers in the form, and with the numbers, of a server."""
+"""`fewshard predict` with a checkpoint and no server: its answers have the form and numbers of a server's."""
 
 import json
 from pathlib import Path

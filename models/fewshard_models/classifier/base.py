@@ -93,8 +93,8 @@ class Classifier(ABC):
         files, and uint8 arrays [height, width, 3] RGB. Both take the values of `fewshard_core.values`.
         Raises UnusableInput naming the first input that cannot be used, TypeError for another type.
         """
-        items = self.prepare([self.preprocessor.to_input(each) for each in inputs], truncate)
-        return predictions(self.info, self.run_all(items))
+        given = [self.preprocessor.to_input(each) for each in inputs]
+        return predictions(self.info, self.run_all(self.prepare(given, truncate) if given else []))
 
     def run_all(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """fp32 logits [len(items), C] of any number of items, in batches, the shortest items first."""

@@ -26,8 +26,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="classify texts or images with a running server, or with a checkpoint",
-        description="Classify texts or image files: with a running server, all in one request, where MODEL is "
-        "the name of a served model; in this process, without a server, where MODEL is a checkpoint.",
+        description="Classify texts or image files: with a running server, all in one request, where MODEL "
+        "is the name of a served model; in this process, without a server, where MODEL is a checkpoint.",
     )
     parser.add_argument(
         "model",

@@ -1,4 +1,4 @@
-"""An architecture that one file defines is loaded by the API, served over HTTP, and run in the child process."""
+"""An architecture that one file defines is loaded by the API, served over HTTP, and run by the child."""
 
 import asyncio
 import importlib
@@ -58,8 +58,8 @@ def test_it_is_served_over_http(toy, directory):
         async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
             answer = await client.post("/v2/models/toy/classify", json={"inputs": TEXTS, "top_k": 1})
             about = await client.get("/v2/models/toy/config")
+        unusable = [TextInput("e"), EncodedImage(b"")]
         with pytest.raises(UnusableItem, match="item 1: letters only"):
-            unusable = [TextInput("e"), EncodedImage(b"")]
             await replica.models["toy"].classify(unusable, truncate=True, timeout_s=None)
         await replica.finish_drain(5)
         return answer, about
