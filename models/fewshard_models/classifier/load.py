@@ -34,19 +34,21 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The network as it is, to be changed or measured. Raises CheckpointError as `load` does."""
     config = load_config(directory)
-    kind = CLASSIFIERS.find(config, directory)
+    kind = CLASSIFIERS.find(config.architectures or [], config, directory)
     network = kind.load_network(directory, config, dtype)
     return Checkpoint(directory, network.to(device).eval(), kind.task, load_card(directory))
 
 
 def from_checkpoint(checkpoint: Checkpoint, name: str, device: str, dtype: str) -> NetworkClassifier:
     """A classifier over a network that is on `device` in `dtype` already; it is prepared in place."""
-    config = checkpoint.model.config
-    kind = CLASSIFIERS.find(config, checkpoint.directory)
-    info = describe(name, kind, config, checkpoint.card, type(checkpoint.model).__name__, device, dtype)
+    # The network's own: the checkpoint may have been converted.
+    config, architecture = checkpoint.model.config, type(checkpoint.model).__name__
+    kind = CLASSIFIERS.find([architecture], config, checkpoint.directory)
+    info = describe(name, kind, config, checkpoint.card, architecture, device, dtype)
     return kind(checkpoint, info)
 
 
 def task_of(directory: Path) -> str:
     """What a checkpoint classifies, as `ModelInfo.task` names it. Raises CheckpointError."""
-    return CLASSIFIERS.find(load_config(directory), directory).task
+    config = load_config(directory)
+    return CLASSIFIERS.find(config.architectures or [], config, directory).task

@@ -3,7 +3,7 @@
 A new architecture is one file with a class under `@register`, and its import in `classifier.load`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
@@ -34,9 +34,13 @@ class Registry:
 
         return keep
 
-    def find(self, config: PreTrainedConfig, directory: Path) -> type[NetworkClassifier]:
-        """The class for a configuration. Raises CheckpointError with the names there are."""
-        names = config.architectures or []
+    def find(
+        self, names: Sequence[str], config: PreTrainedConfig, directory: Path
+    ) -> type[NetworkClassifier]:
+        """The class for a configuration whose architecture has these names.
+
+        Raises CheckpointError with the names there are.
+        """
         # The whole name before patterns, and the longer pattern before the shorter one.
         for known in sorted(self._classes, key=lambda known: ("*" in known, -len(known))):
             kind = self._classes[known]
