@@ -10,8 +10,8 @@ from fewshard_core.values import Input, Item
 from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
-from fewshard_serve.engine.queue import Answer, Entry, RequestFuture
-from fewshard_serve.engine.runner import Resolution, Runner, ScheduledModel
+from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
+from fewshard_serve.engine.runner import Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
 from fewshard_serve.model import Model
@@ -165,11 +165,7 @@ class Engine:
 
 def _settle(resolutions: list[Resolution]) -> None:
     for resolution in resolutions:
-        entry = resolution.entry
-        times = resolution.queue_s, resolution.infer_s
-        entry.caller.settle(
-            entry.index, resolution.outcome, *times, resolution.is_degraded, resolution.exchange_s
-        )
+        resolution.entry.caller.settle(resolution)
 
 
 def _served(model: Model, settings: Mapping[str, EngineSettings]) -> ModelHandle:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fewshard_serve.core import BatchStats
 from fewshard_serve.engine.batch import MAX_ALLOWED_S, MIN_ALLOWED_S, BatchResult, PassTimeout, execute
-from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
+from fewshard_serve.engine.queue import Cut, Entry, Queue, Resolution
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, NotReady, ServeError
 from fewshard_serve.model import Model
@@ -21,18 +21,6 @@ UNSPLIT_ITEMS = 16
 """A batch of so few is taken whole: on a CPU smaller ones cost more an item."""
 
 EXPIRED = "the deadline passed while the item was queued; send fewer items or allow more time"
-
-
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """One item's outcome on its way to its caller."""
-
-    entry: Entry
-    outcome: Outcome
-    queue_s: float
-    infer_s: float
-    is_degraded: bool = False
-    exchange_s: float = 0.0
 
 
 def _pace_of(model: Model) -> PassTimeout:

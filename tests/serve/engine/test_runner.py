@@ -19,7 +19,7 @@ NEVER = float("inf")
 class Someone:
     is_gone = False
 
-    def settle(self, index, outcome, queue_s, infer_s):
+    def settle(self, resolution):
         raise AssertionError("the runner hands resolutions to deliver")
 
 
