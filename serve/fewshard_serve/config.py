@@ -331,7 +331,7 @@ class MetricsConfig(_Section):
 class TracingConfig(_Section):
     """OpenTelemetry traces of requests; none without this section."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
     share: Confidence = 0.01
 
     @property
