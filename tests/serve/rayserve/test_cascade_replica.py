@@ -14,7 +14,8 @@ from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.broadcast import MergedService
 from fewshard_serve.rayserve.cascade_replica import CascadeReplica
-from fewshard_serve.rayserve.deployment_plan import num_cpus_wanted, plan_cascades, plan_hosts
+from fewshard_serve.rayserve.deployment_plan import plan_cascades, plan_hosts
+from fewshard_serve.rayserve.resource_shares import num_cpus_wanted
 
 CONFIG = FewshardConfig.model_validate(
     {

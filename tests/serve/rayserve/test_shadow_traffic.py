@@ -7,6 +7,7 @@ import pytest
 
 from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.config import FewshardConfig
+from fewshard_serve.config_file import only
 from fewshard_serve.core import Classified, Timings
 from fewshard_serve.errors import Overloaded
 from fewshard_serve.rayserve.deployment_plan import plan_hosts
@@ -140,8 +141,8 @@ def test_the_plan_knows_where_a_shadow_is():
 def test_a_model_served_without_its_shadow_has_none():
     a = {"name": "a", "path": "x", "shadow": {"model": "b", "share": 0.5}}
     whole = config(a, {"name": "b", "path": "x"})
-    assert whole.only(["a"]).models[0].shadow is None
-    assert whole.only(["a", "b"]).models[0].shadow.share == 0.5
+    assert only(whole, ["a"]).models[0].shadow is None
+    assert only(whole, ["a", "b"]).models[0].shadow.share == 0.5
 
 
 @pytest.mark.parametrize("shadow", ["a", "nobody"])
