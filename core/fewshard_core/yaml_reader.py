@@ -1,6 +1,6 @@
-"""Reads YAML files: the line of every key, classes that say what a file may hold, and mistakes in plain words.
+"""Reads YAML files: the line of every key, classes of what a file may hold, and mistakes in plain words.
 
-The server reads its configuration, its tokens and Ray Serve configurations with it, the load test its scenarios.
+The server reads its configuration, its tokens and Ray Serve configurations, the load test its scenarios.
 Nothing else of this package needs pydantic or PyYAML.
 """
 
@@ -124,7 +124,10 @@ def explain(error: ValidationError, kind: type, at: Location = ()) -> list[Mista
 
 
 def unknown_keys(kind: type, data: Any, at: Location = ()) -> Iterator[Mistake]:
-    """Keys of `data`, and of whatever is inside it, that `kind` does not have: for a `kind` that ignores them."""
+    """Keys of `data`, and of whatever is inside it, that `kind` does not have.
+
+    For a `kind` that ignores them; pydantic itself finds those that a `Section` refuses.
+    """
     if not isinstance(data, Mapping):
         return
     known = _keys(kind)
@@ -202,7 +205,7 @@ def _keys(section: type) -> dict[str, Any]:
     if issubclass(section, BaseModel):
         return {name: field.annotation for name, field in section.model_fields.items()}
     types = get_type_hints(section)
-    return {field.name: types[field.name] for field in fields(section)}
+    return {field.name: types[field.name] for field in fields(section)} if is_dataclass(section) else {}
 
 
 def _all_keys(sections: list[type]) -> list[str]:

@@ -1,6 +1,6 @@
 """What `fewshard.yaml` may say; `config_file` reads it, `rayserve` acts on it.
 
-A section that one package acts upon is that package's own settings class. Every key here does something today.
+A section that one package acts upon is that package's own settings class. Every key does something today.
 """
 
 import json

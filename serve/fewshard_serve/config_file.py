@@ -1,4 +1,4 @@
-"""Reads `fewshard.yaml`, makes one of the bundled checkpoints, and applies what a command's options override."""
+"""Reads `fewshard.yaml`, makes one of the bundled checkpoints, and applies the options of commands."""
 
 from dataclasses import replace
 from importlib.util import find_spec

@@ -1,6 +1,6 @@
 """What the fields of settings may hold, as annotations; every package's settings classes use it.
 
-pydantic enforces them where `config` reads a file. Nothing here imports pydantic, so that packages without it can
+pydantic enforces them where a file is read. Nothing here imports pydantic, so that packages without it can
 keep their settings beside the code that they are for.
 """
 
@@ -25,7 +25,7 @@ class Rules:
 
 
 class WithExponent:
-    """Reads "1e-5" as a number, which it is in JSON, in YAML 1.2 and for Helm; in PyYAML's YAML 1.1 it is a string."""
+    """Reads "1e-5" as a number, which it is in JSON, in YAML 1.2 and for Helm; for PyYAML it is a string."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
         function = {"type": "no-info", "function": _with_exponent}

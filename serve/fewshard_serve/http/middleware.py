@@ -51,7 +51,9 @@ class TracingSettings:
 class AccessSettings:
     """What a replica needs to know to open its doors. `tokens_file` is empty where no token is asked for.
 
-    `log_path` is a file to append log lines to; where it is empty they go to standard error. `is_behind_haproxy`: the last X-Forwarded-For is our own proxy's word, and it has refused odd request ids.
+    `log_path` is a file to append log lines to; where it is empty they go to standard error.
+
+    `is_behind_haproxy`: the last X-Forwarded-For is our own proxy's word, and it has refused odd request ids.
     """
 
     tokens_file: str = ""
