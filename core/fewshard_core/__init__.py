@@ -1,1 +1,1 @@
-"""What every package of Fewshard shares: the root of its errors, and the plain values of a classifier."""
+"""What every package of Fewshard shares: the root of its errors, a classifier's values, and activation."""

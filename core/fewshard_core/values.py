@@ -37,6 +37,14 @@ class PixelArray:
 Input = TextInput | EncodedImage | PixelArray
 
 
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """The features of a text `Item`: its tokens, and their segments, None for models without segments."""
+
+    ids: list[int]
+    types: list[int] | None
+
+
 @dataclass(slots=True)
 class TokenRouting:
     """The experts that one text's tokens went to.

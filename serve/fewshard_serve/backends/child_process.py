@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
-from fewshard_serve.backends.base import Model, Preprocessor
 from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import InternalError
+from fewshard_serve.model import Model, Preprocessor
 
 logger = logging.getLogger(__name__)
 

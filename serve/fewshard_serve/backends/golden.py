@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from fewshard_core.values import EncodedImage, Input, ModelInfo, TextInput
 from fewshard_models.card import Card
-from fewshard_serve.backends.base import Model
 from fewshard_serve.errors import NotReady
+from fewshard_serve.model import Model
 
 Classify = Callable[[Sequence[Input]], NDArray[np.float32]]
 

@@ -20,9 +20,9 @@ from fewshard_core.values import EncodedImage, Input, Item, ModelInfo, ModelOutp
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.image.preprocessing import load_preprocessing
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
 from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_serve.model import Model
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from fewshard_core.values import ExpertCounts, Item, ModelOutput
 from fewshard_serve.backends import child_process
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.child_process import Failed, Loaded, Loading, Passed
 from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import InternalError, ModelRestarted
+from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput
+from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import load_shardable_config
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import golden_problem
 from fewshard_serve.backends.load import describe
-from fewshard_serve.backends.tokenizer import TextPreprocessor, TokenIds
+from fewshard_serve.backends.tokenizer import TextPreprocessor
 from fewshard_serve.core import GroupState
 from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.errors import NotReady
@@ -26,6 +25,7 @@ from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.leader import Group, Run
 from fewshard_serve.group.partition import StepOutput
 from fewshard_serve.group.settings import ExpertsSettings, GroupSettings
+from fewshard_serve.model import Model
 
 APPLY_TIMEOUT_S = 60.0
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshard_core.activation import activate
 from fewshard_core.values import EncodedImage, Input, ModelInfo, PixelArray, TextInput
 from fewshard_serve.errors import MalformedRequest, UnusableItem
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.inputs import check_num_items, image_from_base64, text_input
 from fewshard_serve.protocol.json_guard import nearest, quoted
 from fewshard_serve.protocol.limits import Limits

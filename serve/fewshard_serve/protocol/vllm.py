@@ -6,10 +6,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
+from fewshard_core.activation import activate
 from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import UnsupportedMedia
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.classify import parse_body
 from fewshard_serve.protocol.inputs import check_num_items, text_input
 from fewshard_serve.protocol.limits import Limits

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, TextInput
-from fewshard_serve.backends.base import Model
 from fewshard_serve.errors import UnusableItem
+from fewshard_serve.model import Model
 
 
 class FakeModel(Model):

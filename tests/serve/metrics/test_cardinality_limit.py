@@ -8,8 +8,8 @@ import pytest
 
 from fewshard_core.values import ExpertCounts, ModelInfo
 from fewshard_serve.core import BatchStats, GroupState, Timings
-from fewshard_serve.engine.expert_statistics import RoutingWindow
 from fewshard_serve.errors import ServeError
+from fewshard_serve.expert_statistics import RoutingWindow
 from fewshard_serve.metrics import CostSettings, Metrics, MetricsSettings, ModelSource
 from fewshard_serve.metrics.cardinality_limit import (
     GAUGES_A_LAYER,

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fewshard_core.values import ExpertCounts, ModelInfo
 from fewshard_serve.core import BatchStats, GroupState, Timings
-from fewshard_serve.engine.expert_statistics import RoutingWindow
+from fewshard_serve.expert_statistics import RoutingWindow
 from fewshard_serve.metrics import (
     FAMILIES,
     SECONDS,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput
-from fewshard_serve.backends.base import Model
 from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_serve.model import Model
 
 SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0.5}}
 

@@ -1,4 +1,4 @@
-"""Where the tokens of an MoE model went lately; read by the metrics and by `GET …/experts`."""
+"""Where the tokens of an MoE model went lately; read by the metrics and by `protocol.experts`."""
 
 import threading
 import time
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_core.values import ExpertCounts
-from fewshard_serve.core import Diagnosis, GroupState
 
 WINDOW_S = 60.0
 NUM_MARKS = 12
@@ -109,74 +108,3 @@ def merge_routing(parts: Sequence[Routing]) -> Routing:
         reduce(add, (part.window for part in parts)),
         max(part.window_s for part in parts),
     )
-
-
-def describe_routing(routing: Routing, group: GroupState | None = None) -> dict[str, Any]:
-    """The body of `GET …/experts`: experts and shards are listed by number."""
-    counts = routing.window
-    num_layers, num_experts = counts.tokens.shape
-    imbalances, entropies = imbalance_ratio(counts), entropy_ratio(counts)
-    uses = expert_use_ratio(counts)
-    return {
-        "window_s": round(routing.window_s, 3),
-        "num_layers": num_layers,
-        "num_experts": num_experts,
-        "top_k": counts.top_k,
-        "group": _describe_group(group),
-        "layers": [
-            {
-                "layer": layer,
-                "rows": int(counts.rows[layer]),
-                "tokens": counts.tokens[layer].tolist(),
-                "tokens_total": routing.total.tokens[layer].tolist(),
-                "placement": _placement(group, layer, num_experts),
-                "shard_tokens": counts.by_shard[layer].tolist(),
-                "shard_tokens_total": routing.total.by_shard[layer].tolist(),
-                "imbalance_ratio": _number(imbalances[layer]),
-                "router_entropy_ratio": _number(entropies[layer]),
-                "expert_use_ratio": _number(uses[layer]),
-                "dead_experts": _dead(counts, layer),
-            }
-            for layer in range(num_layers)
-        ],
-    }
-
-
-def describe_diagnoses(parts: Sequence[Diagnosis], labels: Sequence[str]) -> dict[str, Any]:
-    """What `GET …/experts` adds where items were looked at: tokens by predicted class, layer and expert."""
-    if not parts:
-        return {}
-    tokens = reduce(add, (part.class_experts for part in parts))
-    return {
-        "class_items_sampled": sum(part.num_items for part in parts),
-        "class_tokens": {label: tokens[at].tolist() for at, label in enumerate(labels)},
-    }
-
-
-def _placement(group: GroupState | None, layer: int, num_experts: int) -> list[list[int]]:
-    """The experts of each shard; one shard has them all."""
-    if group is None:
-        return [list(range(num_experts))]
-    return [list(experts) for experts in group.placement[layer]]
-
-
-def _describe_group(group: GroupState | None) -> dict[str, Any] | None:
-    if group is None:
-        return None
-    return {
-        "shards": group.num_shards,
-        "size": group.size,
-        "generation": group.generation,
-        "reforms_total": group.num_reforms,
-        "placement_moves_total": group.num_moves,
-        "degraded": group.is_degraded,
-    }
-
-
-def _dead(counts: ExpertCounts, layer: int) -> list[int]:
-    """Experts that received nothing while others did."""
-    return np.flatnonzero(counts.tokens[layer] == 0).tolist() if counts.rows[layer] else []
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)

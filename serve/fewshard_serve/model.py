@@ -1,4 +1,4 @@
-"""What the engine asks of a model; the engine and the HTTP layer know no more of it than this."""
+"""What the server asks of a model; the engine and the HTTP layer know no more of it than this."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Turns logits into scores as the checkpoint's `problem_type` says; used for every answer."""
+"""Turns logits into scores as the checkpoint's `problem_type` says; every answer is made so."""
 
 import numpy as np
 from numpy.typing import NDArray
