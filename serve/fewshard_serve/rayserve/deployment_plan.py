@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig, ReplicasConfig
+from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig, ReplicasConfig, ShadowConfig
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.rayserve.haproxy import Waits
-from fewshard_serve.rayserve.shadow_traffic import ShadowSpec
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
@@ -26,7 +25,11 @@ DRAIN_MARGIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model of a host. `stamp` differs where the files of a directory do."""
+    """One model of a host.
+
+    shadow_app: the application that serves its shadow
+    stamp: differs where the files of a directory do
+    """
 
     name: str
     path: str
@@ -35,7 +38,8 @@ class ModelSpec:
     settings: EngineSettings
     experts: ExpertsSettings | None = None
     cost: CostSettings = CostSettings()  # noqa: RUF009  it is frozen
-    shadow: ShadowSpec | None = None
+    shadow: ShadowConfig | None = None
+    shadow_app: str = ""
     diagnostics_share: float = 0.0
     stamp: str = ""
 
@@ -103,9 +107,7 @@ class HostSpec:
 class CascadeSpec:
     """The Serve application of one cascade, with the hosts of its stages."""
 
-    name: str
-    stages: tuple[str, ...]
-    accept_above: tuple[float, ...]
+    config: CascadeConfig
     hosts: tuple[HostSpec, ...]
     doors: AccessSettings = field(default_factory=AccessSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -115,6 +117,10 @@ class CascadeSpec:
     num_cpus: float = GATEWAY_CPUS
     num_shards: int = 1
     experts: None = None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
 
     @property
     def app(self) -> str:
@@ -149,7 +155,7 @@ def _cascade_spec(cascade: CascadeConfig, hosts: list[HostSpec]) -> CascadeSpec:
 
     own = tuple(host for host in hosts if serves_a_stage(host))
     doors, metrics = hosts[0].doors, hosts[0].metrics
-    return CascadeSpec(cascade.name, cascade.stages, cascade.thresholds, own, doors, metrics)
+    return CascadeSpec(cascade, own, doors, metrics)
 
 
 def plan_hosts(
@@ -195,11 +201,11 @@ def _app_of(model: ModelConfig) -> str:
     return f"model-{model.name}" if model.has_own_host else SHARED_APP
 
 
-def _shadow_spec(model: ModelConfig, config: FewshardConfig) -> ShadowSpec | None:
+def _shadow_app(model: ModelConfig, config: FewshardConfig) -> str:
     if model.shadow is None:
-        return None
+        return ""
     (shadow,) = (each for each in config.models if each.name == model.shadow.model)
-    return ShadowSpec(shadow.name, model.shadow.share, _app_of(shadow))
+    return _app_of(shadow)
 
 
 def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
@@ -211,7 +217,8 @@ def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
         EngineSettings(model.batching, model.admission),
         model.experts,
         model.cost,
-        _shadow_spec(model, config),
+        model.shadow,
+        _shadow_app(model, config),
         model.diagnostics_share,
         _stamp(model.path),
     )

@@ -78,7 +78,7 @@ def test_a_model_that_shadows_one_of_another_application_is_known_there():
     args = AppArguments(**apps["model-b"]["args"])
     spec = args.find(args.plan()[0])
     assert [model.name for model in spec.models] == ["b"]
-    assert spec.models[0].shadow.app == "models"
+    assert spec.models[0].shadow_app == "models"
 
 
 def changed(before, after):
