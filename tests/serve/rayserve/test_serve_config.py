@@ -81,6 +81,21 @@ def test_a_model_that_shadows_one_of_another_application_is_known_there():
     assert spec.models[0].shadow_app == "models"
 
 
+def test_what_was_written_is_rendered_and_no_default():
+    model = {
+        "name": "m",
+        "path": "zoo:m",
+        "batching": {"max_items": 512, "max_wait_ms": "1e1"},
+        "experts": {"shards": 2, "placement": "balanced"},
+        "cost": {},
+    }
+    limits, metrics = {"max_items": 4096}, {"expert_layers": [0, 2], "experts": "each"}
+    config = FewshardConfig.model_validate({"models": [model], "limits": limits, "metrics": metrics})
+    written = {**model, "batching": {"max_items": 512, "max_wait_ms": 10.0}}
+    (app,) = (app for app in serve_config(config)["applications"] if app["name"] == "model-m")
+    assert app["args"]["config"] == {"models": [written], "limits": limits, "metrics": metrics}
+
+
 def changed(before, after):
     return {name for name, app in applications(before).items() if applications(after).get(name) != app}
 
