@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fewshard_serve.placement.simulate import Deployment
 
 
-def _options_of(kind: type) -> list[tuple[str, type, float, str]]:
+def _options_of(kind: type) -> list[tuple[str, Any, Any, str]]:
     """The fields of a dataclass as options: name, type, default and help."""
     return [
         (each.name.replace("_", "-"), each.type, each.default, each.metadata["help"]) for each in fields(kind)
