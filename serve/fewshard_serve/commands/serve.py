@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fewshard_serve.commands.inspect import checkpoint_dir
-from fewshard_serve.config import FewshardConfig, ModelConfig, bundled_config, load_config
+from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.config_file import bundled_config, load_config, only, with_server
 from fewshard_serve.errors import ConfigError
 
 SAMPLE_TEXT = "a gripping and often funny film"
@@ -49,8 +50,8 @@ def configured(args: argparse.Namespace) -> FewshardConfig:
     """The configuration of the file, or of the zoo, with the command line's changes."""
     config = load_config(args.config) if args.config else bundled_config()
     if args.models is not None:
-        config = config.only([name.strip() for name in args.models.split(",") if name.strip()])
-    return config.with_server(host=args.host, port=args.port, grpc_port=args.grpc_port)
+        config = only(config, [name.strip() for name in args.models.split(",") if name.strip()])
+    return with_server(config, host=args.host, port=args.port, grpc_port=args.grpc_port)
 
 
 def greeting(config: FewshardConfig) -> str:

@@ -26,6 +26,7 @@ class ModelHandle:
 
     lane: ScheduledModel
     admission: Admission
+    deadline_s: float
 
     @property
     def num_queued_items(self) -> int:
@@ -75,8 +76,8 @@ class Engine:
         served = self._accepting(model)
         if not inputs:
             raise MalformedRequest("the request holds no inputs; send at least one")
-        deadline_s = served.lane.settings.deadline_s
-        deadline_at = time.monotonic() + (deadline_s if timeout_s is None else min(timeout_s, deadline_s))
+        allowed_s = served.deadline_s if timeout_s is None else min(timeout_s, served.deadline_s)
+        deadline_at = time.monotonic() + allowed_s
         num_tokens = served.lane.model.estimate_tokens(inputs)
         with served.admission.admit(len(inputs), num_tokens, caller) as ticket:
             try:
@@ -170,15 +171,16 @@ def _settle(resolutions: list[Resolution]) -> None:
 
 def _served(model: Model, settings: Mapping[str, EngineSettings]) -> ModelHandle:
     name = model.info.name
-    limits = settings.get(name, EngineSettings())
+    own = settings.get(name, EngineSettings())
+    limits = own.admission
     admission = Admission(
         name,
-        limits.admission_max_items,
-        limits.admission_max_tokens,
-        min_items=limits.admission_min_items,
+        limits.max_items,
+        limits.max_tokens,
+        min_items=limits.min_items,
         target_wait_s=limits.target_wait_s,
     )
-    return ModelHandle(ScheduledModel(model, limits), admission)
+    return ModelHandle(ScheduledModel(model, own.batching), admission, limits.deadline_s)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from fewshard_serve.auth import Scope, Tokens
 from fewshard_serve.core import Caller
@@ -17,6 +17,7 @@ from fewshard_serve.http.responses import Response
 from fewshard_serve.http.service import RequestProtocol
 from fewshard_serve.logs import ACCESS, REQUEST, LogSettings
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.settings import NO_OTHER_KEYS, Rules, Share
 from fewshard_serve.tracecontext import TraceParent, read_traceparent
 
 if TYPE_CHECKING:
@@ -37,19 +38,21 @@ _MAX_LOGGED_PATH = 256
 
 @dataclass(frozen=True, slots=True)
 class TracingSettings:
-    """Where traces go.
+    """OpenTelemetry traces of requests; none without this section."""
 
-    endpoint: the collector's URL; None where the variables OTEL_EXPORTER_OTLP_* say it.
-    share: of the requests that come without a trace, from 0 to 1.
-    """
+    __pydantic_config__ = NO_OTHER_KEYS
 
-    endpoint: str | None
-    share: float
+    endpoint: Annotated[str, Rules(pattern=r"^https?://[^\s]+$")] | None = None
+    """The collector's URL; None where the variables OTEL_EXPORTER_OTLP_* say it."""
+    share: Share = 0.01
+    """Of the requests that come without a trace, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessSettings:
-    """Plain values that travel to replicas. `tokens_file` is empty where no token is asked for.
+    """What a replica needs to know to open its doors. `tokens_file` is empty where no token is asked for.
+
+    `log_path` is a file to append log lines to; where it is empty they go to standard error.
 
     `is_behind_haproxy`: the last X-Forwarded-For is our own proxy's word, and it has refused odd request ids.
     """
@@ -57,6 +60,7 @@ class AccessSettings:
     tokens_file: str = ""
     limits: Limits = field(default_factory=Limits)
     logs: LogSettings = field(default_factory=LogSettings)
+    log_path: str = ""
     is_behind_haproxy: bool = False
     tracing: TracingSettings | None = None
 
