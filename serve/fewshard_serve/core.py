@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Task = Literal["text", "image"]
+Task = str
+"""The name of a task; the server knows those of `protocol.tasks`."""
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 
@@ -28,8 +29,14 @@ class Caller:
 ANYBODY = Caller()
 
 
+class Input:
+    """One thing to classify. Each task has classes of its own, which its models know."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class TextInput:
+class TextInput(Input):
     """One text to classify, or one pair of texts. `wants_routing`: tell where its tokens go, if they do."""
 
     text: str
@@ -38,7 +45,7 @@ class TextInput:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedImage:
+class EncodedImage(Input):
     """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP), with the most pixels it may have."""
 
     data: bytes
@@ -46,13 +53,10 @@ class EncodedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelArray:
+class PixelArray(Input):
     """One image already decoded: uint8 [height, width, 3] RGB, or float32 [3, height, width] normalised."""
 
     pixels: NDArray[Any]
-
-
-Input = TextInput | EncodedImage | PixelArray
 
 
 @dataclass(slots=True)

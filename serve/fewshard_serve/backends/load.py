@@ -1,7 +1,7 @@
 """Builds the right `Model` for a checkpoint; called in the replica by `rayserve.loading`, and by tests."""
 
 from dataclasses import asdict
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedConfig
@@ -15,7 +15,7 @@ from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.image import ImageModel
 from fewshard_serve.backends.packed_text import PackedTextModel
 from fewshard_serve.backends.padded_text import PaddedTextModel
-from fewshard_serve.core import ModelInfo, ProblemType, Task
+from fewshard_serve.core import ModelInfo, ProblemType
 from fewshard_serve.errors import NotReady
 
 MAX_EXAMPLES = 4
@@ -70,7 +70,7 @@ def describe(
     fields = _card_fields(card)
     return ModelInfo(
         name=name,
-        task=cast(Task, task),
+        task=task,
         kind=str(fields.get("kind", "moe" if _has_experts(config) else "dense")),
         labels=tuple(config.id2label[index] for index in sorted(config.id2label)),
         problem_type=_problem_type(config),
