@@ -103,7 +103,7 @@ def task_of_body(request: Request) -> Task | None:
     wrong one.
     """
     if request.media_type.startswith("multipart/"):
-        files = ", or ".join(task.file_help for task in TASKS if task.media_type)
+        files = ", or ".join(task.file_help for task in TASKS if task.media_range)
         raise UnsupportedMedia(f"forms are not read here; send JSON, or {files}")
     return TASKS.of_media_type(request.media_type)
 

@@ -276,7 +276,7 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
     if not endpoint.takes_image:
         return {"application/json": body}
     file = {"schema": {"type": "string", "format": "binary"}}
-    return {"application/json": body, **{f"{task.media_type}*": file for task in TASKS if task.media_type}}
+    return {"application/json": body, **{task.media_range: file for task in TASKS if task.media_range}}
 
 
 def _answer(endpoint: Endpoint) -> dict[str, Any]:

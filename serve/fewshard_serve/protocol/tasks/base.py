@@ -45,8 +45,8 @@ class Task(ABC):
     values_per_item: ClassVar[int] = 8
     """Values that the JSON of one item may have: a body of far more is refused before it is parsed."""
 
-    media_type: ClassVar[str] = ""
-    """How the Content-Type of a body that is one item begins: "image/". Empty: bodies are JSON alone."""
+    media_range: ClassVar[str] = ""
+    """The Content-Types of a body that is one item: "image/*", "text/csv". Empty: bodies are JSON alone."""
     item_noun: ClassVar[str] = "an item"
     """One item that is sent as the body: "an image"."""
     file_help: ClassVar[str] = ""
@@ -70,7 +70,7 @@ class Task(ABC):
 
     @abstractmethod
     def from_bytes(self, raw: bytes, limits: Limits) -> Input:
-        """One item that is a whole body: of the task's media type, or a V2 request without JSON."""
+        """One item that is a whole body: of the task's media range, or a V2 request without JSON."""
 
     @abstractmethod
     def sample_call(self, url: str) -> str:

@@ -30,7 +30,7 @@ class ImageTask(Task):
     json_help = "an image is a base64 string"
     json_refusal = "an image model takes base64 strings or data URLs, not texts"
 
-    media_type = "image/"
+    media_range = "image/*"
     item_noun = "an image"
     file_help = "the image file itself as image/*"
     body_refusal = "classifies images; send the image file itself as image/*, or JSON"

@@ -1,6 +1,7 @@
 """Finds tasks by what a request or a model says of them; `TASKS` is the one registry."""
 
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 
 from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import ConfigError, UnsupportedMedia
@@ -46,9 +47,8 @@ class TaskRegistry:
 
     def of_media_type(self, media_type: str) -> Task | None:
         """The task of which a body of this media type is one item; None of any other type."""
-        return next(
-            (task for task in self if task.media_type and media_type.startswith(task.media_type)), None
-        )
+        found = (task for task in self if task.media_range and fnmatchcase(media_type, task.media_range))
+        return next(found, None)
 
     def check_takes_texts(self, info: ModelInfo, advice: str) -> None:
         """Raises `UnsupportedMedia`, with this advice, where the model classifies something but texts."""
