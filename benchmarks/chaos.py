@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshard_core.values import TextInput
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_serve.backends.golden import TOLERANCE
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import ShardedTextModel, load_sharded_model
-from fewshard_serve.core import BatchStats, GroupState, TextInput
+from fewshard_serve.core import BatchStats, GroupState
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ServeError

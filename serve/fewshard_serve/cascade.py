@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo, ProblemType, Timings
+from fewshard_core.activation import activate
+from fewshard_core.values import Input, ModelInfo, ProblemType
+from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.stats import ModelStatistics
 from fewshard_serve.protocol.tasks import TASKS
 

@@ -238,12 +238,8 @@ def test_doctor_covers_what_decides_a_path() -> None:
     assert {"CPU features", "torch", "triton", "HAProxy", "port 8000", *decisions} <= topics
 
 
-def test_doctor_measures_what_a_gate_decides(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_times_how_experts_are_multiplied(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--measure", "--json"]) == 0
     found = {line["topic"]: line for line in json.loads(capsys.readouterr().out)}
-    linears = [topic for topic in found if topic.startswith("sparse_linear")]
-    assert len(linears) == 6
-    assert all(found[topic]["value"] in ("dense", "sparse") for topic in linears)
-    assert all(found[topic]["reason"] for topic in linears)
     (layer,) = (topic for topic in found if topic.startswith("moe_ffn 8 x"))
     assert "us alone at 32 rows" in found[layer]["reason"]

@@ -16,13 +16,13 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from fewshard_core.errors import FewshardError
+from fewshard_core.values import EncodedImage, Input, Item, ModelInfo, ModelOutput, PixelArray
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.image.preprocessing import load_preprocessing
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.core import EncodedImage, Input, Item, ModelInfo, ModelOutput, PixelArray
 from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_serve.model import Model
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 

@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Input, Item, Timings
+from fewshard_core.values import Input, Item
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture
 from fewshard_serve.engine.runner import Resolution, Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
+from fewshard_serve.model import Model
 
 DRAIN_POLL_S = 0.02
 STUCK = "this replica hangs and is being replaced; come back soon"

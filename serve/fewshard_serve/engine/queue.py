@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ANYBODY, Caller, Item
+from fewshard_core.values import Item
+from fewshard_serve.core import ANYBODY, Caller
 from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import ServeError, UnusableItem
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from fewshard_serve.backends.base import Model
 from fewshard_serve.core import BatchStats
 from fewshard_serve.engine.batch import MAX_ALLOWED_S, MIN_ALLOWED_S, BatchResult, PassTimeout, execute
 from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, NotReady, ServeError
+from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -2,8 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from fewshard_core.values import ModelInfo
 from fewshard_serve import __version__
-from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady, UnknownModel
 from fewshard_serve.http import handlers as handlers_module
 from fewshard_serve.http.asgi import App, for_method, while_connected

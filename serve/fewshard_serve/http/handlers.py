@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from fewshard_serve.core import Classified, Input, ModelInfo
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Classified
 from fewshard_serve.errors import InternalError, MalformedRequest, UnsupportedMedia
 from fewshard_serve.http.request import Request, off_loop, read_body
 from fewshard_serve.http.responses import OCTETS, Response

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fewshard_serve.core import ModelInfo
+from fewshard_core.values import ModelInfo
 from fewshard_serve.errors import NotFound, NotReady, Overloaded
 from fewshard_serve.http import handlers
 from fewshard_serve.http.asgi import App, for_method, while_connected

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_serve.core import BatchStats, Timings
-from fewshard_serve.engine.expert_statistics import Routing
+from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.metrics import sources
 from fewshard_serve.metrics.cardinality_limit import Shape, limit_series
 from fewshard_serve.metrics.definitions import BY_NAME, Counter, Histogram

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, to_json
 
-from fewshard_serve.core import Classified, Input, ModelInfo
+from fewshard_core.activation import activate
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.json_guard import check_structure, nearest, quoted
 from fewshard_serve.protocol.limits import Limits

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
-from fewshard_serve.core import Classified, Input, ModelInfo, TextInput
+from fewshard_core.activation import activate
+from fewshard_core.values import Input, ModelInfo, TextInput
+from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, TooLarge
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.classify import TimingsMs, Usage, degraded, parse_body, timings_ms
 from fewshard_serve.protocol.json_guard import nearest
 from fewshard_serve.protocol.limits import Limits

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import Input, ModelInfo
+from fewshard_core.activation import activate
+from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.errors import MalformedRequest
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.json_guard import nearest, quoted
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.oip import InferRequest, RequestedOutput

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic_core import to_json
 
-from fewshard_serve.core import Classified, Input, ModelInfo
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, NotReady, Overloaded, ServeError
 from fewshard_serve.protocol.classify import LabelScore, parse_body, ranked_scores
 from fewshard_serve.protocol.inputs import check_num_items

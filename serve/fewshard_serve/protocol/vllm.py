@@ -6,8 +6,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from fewshard_serve.core import Classified, Input, ModelInfo
-from fewshard_serve.protocol.activation import activate
+from fewshard_core.activation import activate
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Classified
 from fewshard_serve.protocol.classify import parse_body
 from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.limits import Limits

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fewshard_core.values import Input
 from fewshard_serve.cascade import Cascade, Spent
-from fewshard_serve.core import ANYBODY, Caller, Classified, Diagnosis, Input
-from fewshard_serve.engine.expert_statistics import Routing
+from fewshard_serve.core import ANYBODY, Caller, Classified, Diagnosis
 from fewshard_serve.errors import NotFound, ServeError
+from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.protocol.stats import ModelStatistics, merge

@@ -7,9 +7,10 @@ from typing import Any
 
 from ray import serve
 
-from fewshard_serve.core import Caller, Classified, Diagnosis, Input
-from fewshard_serve.engine.expert_statistics import Routing
+from fewshard_core.values import Input
+from fewshard_serve.core import Caller, Classified, Diagnosis
 from fewshard_serve.errors import ServeError
+from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.service import ModelEntry

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fewshard_serve.core import ANYBODY, Caller, Classified, Input
+from fewshard_core.values import Input
+from fewshard_serve.core import ANYBODY, Caller, Classified
 from fewshard_serve.errors import NotFound, NotReady, ServeError, UnknownModel
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions

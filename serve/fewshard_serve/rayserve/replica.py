@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fewshard_serve.backends.base import Model
+from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.backends.process import ModelProcess
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis, Input, ModelInfo
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
-from fewshard_serve.engine.expert_statistics import Routing, RoutingWindow, describe_routing
 from fewshard_serve.errors import InternalError, NotReady, ServeError, StartError
+from fewshard_serve.expert_statistics import Routing, RoutingWindow
 from fewshard_serve.http.service import ModelEntry, Room, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.metrics.energy import energy_reader
+from fewshard_serve.model import Model
+from fewshard_serve.protocol.experts import describe_routing
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.handles import HostCalls

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import Caller, Classified, Input, ModelInfo
+from fewshard_core.activation import activate
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Caller, Classified
 from fewshard_serve.errors import ServeError
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.rayserve.handles import HostCalls
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ import grpc
 import numpy as np
 from grpc import StatusCode
 
+from fewshard_core.values import ModelInfo
 from fewshard_serve import __version__, errors
-from fewshard_serve.core import Caller, ModelInfo
+from fewshard_serve.core import Caller
 from fewshard_serve.errors import (
     CallerGone,
     InternalError,

@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from fewshard_serve.core import Caller, TextInput
+from fewshard_core.values import TextInput
+from fewshard_serve.core import Caller
 from fewshard_serve.engine import Engine, EngineSettings
 from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import (

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewshard_serve.core import Item, ModelOutput
+from fewshard_core.values import Item, ModelOutput
 from fewshard_serve.engine.queue import Entry
 from fewshard_serve.engine.runner import Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings

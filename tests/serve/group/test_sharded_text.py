@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
+from fewshard_core.values import TextInput
 from fewshard_models.checkpoint import ZOO
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import load_sharded_model
-from fewshard_serve.core import TextInput
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import MalformedRequest, NotFound, NotReady

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from fewshard_core.values import EncodedImage, TextInput
 from fewshard_serve import __version__
-from fewshard_serve.core import EncodedImage, TextInput
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.openapi import ENDPOINTS, openapi_document

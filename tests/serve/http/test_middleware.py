@@ -11,9 +11,9 @@ from fewshard_serve.core import Caller
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings, trace_of
-from fewshard_serve.http.service import LocalService
 from fewshard_serve.logs import ACCESS, JsonFormatter, LogSettings, TextFormatter
 from fewshard_serve.protocol.limits import Limits
+from local_service import LocalService
 
 READER, APP, OPS = "reader-secret", "app-secret", "ops-secret"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

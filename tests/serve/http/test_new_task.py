@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from fewshard_serve.core import ANYBODY, Caller, Classified, Input, ModelInfo, Timings
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
 from fewshard_serve.errors import ConfigError, MalformedRequest, UnusableItem
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.openapi import openapi_document

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
-from fewshard_serve.engine.expert_statistics import RoutingWindow
+from fewshard_core.values import ExpertCounts, ModelInfo
+from fewshard_serve.core import BatchStats, GroupState, Timings
 from fewshard_serve.errors import ServeError
+from fewshard_serve.expert_statistics import RoutingWindow
 from fewshard_serve.metrics import CostSettings, Metrics, MetricsSettings, ModelSource
 from fewshard_serve.metrics.cardinality_limit import (
     GAUGES_A_LAYER,

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fewshard_serve.core import Classified, EncodedImage, ModelInfo, ProblemType, Task, TextInput, Timings
+from fewshard_core.values import EncodedImage, ModelInfo, ProblemType, Task, TextInput
+from fewshard_serve.core import Classified, Timings
 from fewshard_serve.errors import MalformedRequest, ServeError, TooLarge, UnsupportedMedia, UnusableItem
 from fewshard_serve.protocol.classify import (
     ClassifyOptions,

@@ -6,8 +6,9 @@ import httpx
 import numpy as np
 import pytest
 
+from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.core import Caller, Classified, ModelInfo, TextInput, Timings
+from fewshard_serve.core import Caller, Classified, Timings
 from fewshard_serve.errors import NotReady, Overloaded
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry

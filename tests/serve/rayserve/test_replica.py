@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fewshard_serve.core import Caller, TextInput
+from fewshard_core.values import TextInput
+from fewshard_serve.core import Caller
 from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import NotReady, Overloaded, UnknownModel, UnusableItem
 from fewshard_serve.http.host import HostApp

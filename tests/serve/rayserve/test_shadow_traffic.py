@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
+from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.core import Classified, ModelInfo, TextInput, Timings
+from fewshard_serve.core import Classified, Timings
 from fewshard_serve.errors import Overloaded
 from fewshard_serve.rayserve.deployment_plan import plan_hosts
 from fewshard_serve.rayserve.shadow_traffic import (

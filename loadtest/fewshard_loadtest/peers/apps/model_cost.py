@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from fewshard_core.values import TextInput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import TextInput
 
 WARM_UP_BATCHES = 5
 SEED = 0

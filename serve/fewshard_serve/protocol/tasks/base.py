@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
-from fewshard_serve.core import Input
+from fewshard_core.values import Input
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tensors import Tensor
 

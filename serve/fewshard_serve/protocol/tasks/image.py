@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewshard_serve.core import EncodedImage, Input, PixelArray
+from fewshard_core.values import EncodedImage, Input, PixelArray
 from fewshard_serve.errors import MalformedRequest, UnusableItem
 from fewshard_serve.protocol.inputs import bytes_elements, check_num_items
 from fewshard_serve.protocol.limits import Limits

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
-from fewshard_serve.core import ModelInfo
+from fewshard_core.values import ModelInfo
 from fewshard_serve.errors import ConfigError, UnsupportedMedia
 from fewshard_serve.protocol.tasks.base import Task
 

@@ -10,7 +10,7 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
-from fewshard_serve.core import Input, TextInput
+from fewshard_core.values import Input, TextInput
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnusableItem
 from fewshard_serve.protocol.inputs import bytes_elements
 from fewshard_serve.protocol.limits import Limits
