@@ -16,12 +16,12 @@ from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
 from fewshard_serve.errors import ConfigError, MalformedRequest, UnusableItem
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.openapi import openapi_document
-from fewshard_serve.http.service import LocalService
 from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.stats import ModelStatistics
 from fewshard_serve.protocol.tasks import TASKS, InputTensor, Task
 from fewshard_serve.protocol.tensors import Tensor
+from local_service import LocalService
 
 Call = Callable[..., httpx.Response]
 LENGTH = "inference-header-content-length"
