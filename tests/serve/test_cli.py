@@ -19,6 +19,7 @@ from fewshard_serve import cli
 from fewshard_serve.commands import doctor, serve
 from fewshard_serve.config import FewshardConfig, ModelConfig, ServerConfig
 from fewshard_serve.errors import ConfigError, StartError
+from fewshard_serve.protocol.tasks.text import SAMPLE_TEXT
 
 HEAVY = ("torch", "ray", "transformers", "triton", "locust")
 COMMANDS = sorted({point.name for point in entry_points(group=cli.ENTRY_POINT_GROUP)})
@@ -177,7 +178,7 @@ def test_the_greeting_names_every_model_and_a_call_of_a_text_model(tmp_path: Pat
     assert "http://127.0.0.1:8000/v2/models/pixels" in lines
     call = next(line for line in lines if line.startswith("curl "))
     assert call.startswith("curl http://127.0.0.1:8000/v2/models/words/classify ")
-    assert json.loads(call.split("-d '")[1].rstrip("'")) == {"inputs": serve.SAMPLE_TEXT}
+    assert json.loads(call.split("-d '")[1].rstrip("'")) == {"inputs": SAMPLE_TEXT}
 
 
 def test_the_greeting_of_image_models_alone_posts_a_file(tmp_path: Path) -> None:
