@@ -220,13 +220,37 @@ def test_statistics_follow_their_definition():
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("path", PATHS)
 def test_logits_far_below_zero_still_make_weights(path, scoring):
+    """Five equal rows of the router, logits from -1,200 to -500: two experts with half the weight each.
+
+    Logits are sums of 16 products. A BLAS may add them in any order, and in another one for the last row
+    than for the first four. With arbitrary numbers equal rows then differ by one ulp, 6.1e-5 at -600; the
+    weight of two is the sigmoid of their difference, so it moves by a quarter of that, 1.5e-5, which is more
+    than the tolerance of 1e-5. Here x holds quarters below 8 and the router -40: all products are multiples
+    of 10 and all sums below 2**24 / 10, so that fp32 holds each exactly, whatever the order.
+    """
     args = make()
     args["router"] = torch.full((5, 16), -40.0)
-    args["x"] = args["x"].abs() + 0.5
+    args["x"] = (4 * args["x"].abs()).round().clamp(max=28) / 4 + 0.5
+    logits = args["x"] @ args["router"].T
+    assert torch.equal(logits, logits[:, :1].expand(7, 5))
+    assert logits.max() < -500
     y, _ = run(path, args, top_k=2, scoring=scoring, normalize=True)
     assert y.isfinite().all()
-    experts = (args["x"] @ args["router"].T).topk(2).indices
-    assert_near(y, token_loop(args, torch.full((7, 2), 0.5), experts))
+    assert_near(y, token_loop(args, torch.full((7, 2), 0.5), logits.topk(2).indices))
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("path", PATHS)
+def test_logits_far_below_zero_that_differ_little_are_told_apart(path, scoring):
+    """Differences of 1/4 between logits near -600, which fp32 holds exactly, too: weights 0.562 and 0.438."""
+    args = make()
+    args["router"] = torch.full((5, 16), -40.0)
+    args["router"][:, 0] += torch.tensor([0.0, 0.5, 0.25, 0.75, -1.0])
+    args["x"] = (4 * args["x"].abs()).round().clamp(max=28) / 4 + 0.5
+    args["x"][:, 0] = 1.0
+    y, _ = run(path, args, top_k=2, scoring=scoring, normalize=True)
+    weights = torch.tensor([[1.0, 0.0]]).mul(0.25).double().softmax(-1).expand(7, 2)
+    assert_near(y, token_loop(args, weights, torch.tensor([[3, 1]]).expand(7, 2)))
 
 
 @pytest.mark.parametrize("path", PATHS)
