@@ -1,16 +1,61 @@
-"""What the tests of several rooms share."""
+"""What the tests of several rooms share, and how `make test` shares the tests out among its workers."""
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-def pytest_configure() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what every test and every process that a test starts shall have."""
+    config.addinivalue_line(
+        "markers", "xdist_group(name): run by one worker; known where xdist is missing, too"
+    )
+    # A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # No test speaks TLS, but each new httpx client loads the machine's certificates: 40 to 60 ms of a core.
+    os.environ.pop("SSL_CERT_FILE", None)
+    os.environ["SSL_CERT_DIR"] = tempfile.mkdtemp(prefix="no-certificates-")
+    if hasattr(config, "workerinput"):
+        # There is a worker for each core, so that further threads of torch's would only wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure() -> None:
+    """Leave no folder behind."""
+    Path(os.environ["SSL_CERT_DIR"]).rmdir()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all tests with a real server to one worker, and first.
+
+    Starting a Ray takes both cores of a small machine for seconds; two at a time would take longer than one
+    after the other, and be late for their own time-outs. They also wait a lot, while the others compute.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("server") is None)
+    for item in items:
+        if item.get_closest_marker("server") is not None:
+            item.add_marker(pytest.mark.xdist_group("server"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file together, since they share fixtures, and those of a group."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class FileScheduling(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope: str = super()._split_scope(nodeid)
+            return scope.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -76,13 +76,9 @@ def wait_for_the_load(prometheus):
     """Until its last request has been scraped, and its youngest series twice, as a rate needs it."""
     last = 'fewshard_requests_total{model="dense",outcome="internal"}'
     shadowed = 'sum(fewshard_shadow_items_total{model="twice"})'
-    for query in (
-        f"sum({last}) == 7",
-        f"{shadowed} == {items('twice')}",
-        f"count_over_time({last}[30s]) >= 2",
-    ):
-        prometheus.wait_until(query)
-    return prometheus
+    prometheus.wait_until(f"sum({last}) == 7")
+    prometheus.wait_until(f"{shadowed} == {items('twice')}")
+    return prometheus.wait_until(f"count_over_time({last}[30s]) >= 2")
 
 
 @pytest.fixture(scope="module")
