@@ -255,7 +255,7 @@ def test_logits_far_below_zero_still_make_weights(path, scoring):
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("path", PATHS)
 def test_logits_far_below_zero_that_differ_little_are_told_apart(path, scoring):
-    """Differences of 1/4 between logits below -760, which fp32 holds exactly, too: weights 0.562 and 0.438."""
+    """Logits below -760 that differ by 1/4, which fp32 holds exactly, too: weights 0.562 and 0.438."""
     args = make()
     args["router"] = torch.full((5, 16), -40.0)
     args["router"][:, 0] += torch.tensor([0.0, 0.5, 0.25, 0.75, -1.0])
