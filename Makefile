@@ -38,7 +38,7 @@ serve: $(VENV)/.installed ## serve the bundled models, or those of CONFIG=fewsha
 	$(BIN)/fewshard serve $(CONFIG)
 
 test: $(VENV)/.installed ## run the tests, except those marked slow
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup --durations 10
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --durations 10
 
 check: $(VENV)/.installed ## lint, formatting, types, import arrows, version
 	$(BIN)/ruff check

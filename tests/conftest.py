@@ -1,5 +1,6 @@
 """What the tests of several rooms share, and how `make test` shares the tests out among its workers."""
 
+import functools
 import os
 import signal
 import tempfile
@@ -31,28 +32,30 @@ def pytest_unconfigure() -> None:
     Path(os.environ["SSL_CERT_DIR"]).rmdir()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests with a real server to one worker, and first.
+@functools.cache
+def starts_servers(file: Path) -> bool:
+    """Whether a file has tests that are marked `server`."""
+    return "mark.server" in file.read_text(encoding="utf-8")
 
-    Starting a Ray takes both cores of a small machine for seconds; two at a time would take longer than one
-    after the other, and be late for their own time-outs. They also wait a lot, while the others compute.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("server") is None)
-    for item in items:
-        if item.get_closest_marker("server") is not None:
-            item.add_marker(pytest.mark.xdist_group("server"))
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the servers, for which one worker has to take the longest."""
+    items.sort(key=lambda item: not starts_servers(item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of a file together, since they share fixtures, and those of a group."""
-    from xdist.scheduler import LoadGroupScheduling
+    """Give the tests of a file to one worker, since they share fixtures, and all tests with servers to one.
 
-    class FileScheduling(LoadGroupScheduling):
+    Starting a Ray takes both cores of a small machine for seconds; two at a time would take longer than one
+    after the other, and be late for their own time-outs. They also wait a lot, while the others compute.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            scope: str = super()._split_scope(nodeid)
-            return scope.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "servers" if starts_servers(config.rootpath / file) else file
 
     config.option.loadscopereorder = False
     return FileScheduling(config, log)
