@@ -1,8 +1,11 @@
 """Hosts of fake models, in this process (`open_hosting`) or as a real server (`start_server`)."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,15 +170,24 @@ class Server:
         return found
 
     def close(self):
-        """End whatever is left, by id."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+        """End whatever is left, by id, and at once: how a server stops by itself is for tests to see."""
+        folders = {path for pid in self.processes() for path in work_dirs(pid)}
+        while left := self.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def work_dirs(pid):
+    """The folders of a server that its HAProxy names."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return set()
+    return set(re.findall(r"/tmp/fewshard-[^/\0]+", command)) if "haproxy" in command else set()
 
 
 class Call(threading.Thread):
