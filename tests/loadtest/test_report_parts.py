@@ -4,7 +4,7 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from fewshard_loadtest.errors import ScenarioError
+from fewshard_loadtest.measure import nearest_rank
 from fewshard_loadtest.report import charts, format, speedups, verdict
 from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
 from fewshard_loadtest.report.charts import Axis, Dot, Series, pareto
 from fewshard_loadtest.report.compare import compare
 from fewshard_loadtest.report.costs import Measured
-from fewshard_loadtest.report.statistics import mcnemar, mean_interval, nearest_rank, wilson
+from fewshard_loadtest.report.statistics import mcnemar, mean_interval, wilson
 from fewshard_loadtest.resource_usage import ResourceMonitor, rapl_joules, read_gpus
 from fewshard_models.evaluation.baselines import SYSTEMS
 
@@ -41,10 +42,23 @@ def test_intervals() -> None:
     assert mean_interval([5.0]) == (5.0, None, None)
     mean, low, high = mean_interval([9.0, 10.0, 11.0])
     assert (mean, low, high) == pytest.approx((10.0, 10 - 4.303 / math.sqrt(3), 10 + 4.303 / math.sqrt(3)))
+    assert mean_interval([1.0, 2.0])[2] == pytest.approx(1.5 + 12.7062 / 2, abs=1e-4)
     low, high = wilson(90, 100)
     assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(10, 10)[1] == 1.0
+    assert wilson(0, 10)[0] == 0.0
+
+
+@pytest.mark.parametrize(("num", "t"), [(3, 4.3027), (11, 2.2281), (12, 2.2010), (31, 2.0423), (121, 1.9799)])
+def test_an_interval_of_many_repeats_is_as_wide_as_the_table_of_t_says(num: int, t: float) -> None:
+    """Published values of t, two-sided 95 %, at num - 1 degrees of freedom."""
+    values = [float(n) for n in range(num)]
+    mean, low, high = mean_interval(values)
+    assert low is not None
+    assert high is not None
+    half = t * stdev(values) / math.sqrt(num)
+    assert (mean - low, high - mean) == pytest.approx((half, half), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +94,7 @@ def test_mcnemar_is_the_binomial_test() -> None:
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(5, 5) == 1.0
     assert mcnemar(1, 9) == pytest.approx(2 * 11 / 1024)
-    assert mcnemar(900, 1100) == pytest.approx(8.5e-6, rel=0.2)
+    assert mcnemar(900, 1100) == pytest.approx(8.457090e-6, rel=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.29, 0.5, 0.95, 0.99, 1.0])
@@ -89,6 +103,11 @@ def test_nearest_rank_is_numpys_inverted_cdf(share: float) -> None:
         values = np.sort(np.random.default_rng(num).random(num))
         assert nearest_rank(values, share) == np.percentile(values, 100 * share, method="inverted_cdf")
     assert nearest_rank([], 0.5) is None
+
+
+def test_nearest_rank_is_not_led_astray_by_rounding() -> None:
+    """0.14 * 50 is 7.000000000000001 in floats; seven of fifty values are 14 %."""
+    assert nearest_rank([float(n) for n in range(1, 51)], 0.14) == 7.0
 
 
 def test_answers_beside_the_truth() -> None:
