@@ -1,4 +1,4 @@
-"""Fixtures of the load test's tests: servers of known service time, and a finished load test made up by seed."""
+"""Fixtures of the load test's tests: servers of known service time, and a finished load test, made up."""
 
 import json
 import socket
@@ -84,15 +84,16 @@ def made_up_run(folder: Path, num_repeats: int = 3) -> Run:
 
     Its waits are those of an M/M/1 queue, so that curves look as measured ones do.
     """
-    fields = {"name": "made up", "models": list(MADE_UP), "loads": LOADS, "repeats": num_repeats}
-    scenario = Scenario.model_validate(
-        {
-            **fields,
-            "payload": {"text": "sst2", "image": "cifar10"},
-            "price": {"machine": "c7i.large"},
-            "slo": {"p99_ms": 150},
-        }
-    )
+    fields = {
+        "name": "made up",
+        "models": list(MADE_UP),
+        "loads": LOADS,
+        "repeats": num_repeats,
+        "payload": {"text": "sst2", "image": "cifar10"},
+        "price": {"machine": "c7i.large"},
+        "slo": {"p99_ms": 150},
+    }
+    scenario = Scenario.model_validate(fields)
     machine = {"date": "2026-01-02 03:04 UTC", "commit": "abc", "cpu": "a <CPU>", "cores": "2"}
     run = Run(scenario.model_dump(mode="json"), "fewshard loadtest made-up.yaml", machine)
     run.models = {name: _config(name) for name in MADE_UP}
