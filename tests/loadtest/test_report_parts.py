@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fewshard_loadtest.report.pictures import pareto
 
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.measure import nearest_rank
 from fewshard_loadtest.report import charts, format, speedups, verdict
 from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
-from fewshard_loadtest.report.charts import Axis, Dot, Series, pareto
+from fewshard_loadtest.report.charts import Axis, Dot, Series
 from fewshard_loadtest.report.compare import compare
 from fewshard_loadtest.report.costs import Measured
 from fewshard_loadtest.report.statistics import mcnemar, mean_interval, wilson
