@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +74,20 @@ LOADS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., Run]:
+    """Call it with a folder and, where wanted, `num_repeats` and `models`."""
     return made_up_run
 
 
-def made_up_run(folder: Path, num_repeats: int = 3) -> Run:
-    """A load test of four models as a run of the command leaves it in `folder`, from a fixed seed.
+def made_up_run(folder: Path, num_repeats: int = 3, models: Sequence[str] = tuple(MADE_UP)) -> Run:
+    """A load test of these models as a run of the command leaves it in `folder`, from a fixed seed.
 
     Its waits are those of an M/M/1 queue, so that curves look as measured ones do.
     """
     fields = {
         "name": "made up",
-        "models": list(MADE_UP),
+        "models": list(models),
         "loads": LOADS,
         "repeats": num_repeats,
         "payload": {"text": "sst2", "image": "cifar10"},
@@ -96,12 +97,13 @@ def made_up_run(folder: Path, num_repeats: int = 3) -> Run:
     scenario = Scenario.model_validate(fields)
     machine = {"date": "2026-01-02 03:04 UTC", "commit": "abc", "cpu": "a <CPU>", "cores": "2"}
     run = Run(scenario.model_dump(mode="json"), "fewshard loadtest made-up.yaml", machine)
-    run.models = {name: _config(name) for name in MADE_UP}
+    run.models = {name: _config(name) for name in models}
     truth = {"items": NUM_MADE_UP_ITEMS, "names": ["no", "yes"], "labels": _truth().tolist()}
     run.truth = {"text": {"name": "sst2", **truth}, "image": {"name": "cifar10", **truth}}
     rng = np.random.default_rng(7)
     for repeat in range(num_repeats):
-        for name, (ms, _, _) in MADE_UP.items():
+        for name in models:
+            ms = MADE_UP[name][0]
             capacity = 1000 / ms * rng.normal(1, 0.02)
             plans = [Plan("http://h", name, num_users=users, rate=None, duration_s=5.0) for users in (1, 16)]
             plans += [
