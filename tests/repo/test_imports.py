@@ -68,6 +68,16 @@ def test_the_arrows_hold() -> None:
         ("models/fewshard_models/bad.py", "def f():\n    import ray", "Models need no server"),
         ("loadtest/fewshard_loadtest/bad.py", "import fewshard_serve", "The load test imports none"),
         ("loadtest/fewshard_loadtest/bad.py", "import torch", "The load test imports none"),
+        (
+            "loadtest/fewshard_loadtest/bad.py",
+            "from fewshard_loadtest.peers.apps import model_cost",
+            "programs are run, never imported",
+        ),
+        (
+            "loadtest/fewshard_loadtest/peers/apps/bad.py",
+            "import fewshard_serve",
+            "The load test imports none",
+        ),
         ("serve/fewshard_serve/bad.py", "import fewshard_loadtest", "over the network alone"),
         (
             "serve/fewshard_serve/http/bad.py",

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fewshard_loadtest.report.answers import Share
 from fewshard_loadtest.report.figures import Figures, ModelFigures
 from fewshard_loadtest.report.format import milliseconds, percent
@@ -120,8 +123,9 @@ def middle_of(points: Sequence[Point]) -> list[tuple[float, float]]:
     return [(median(rate for rate, _ in group), median(ms for _, ms in group)) for group in groups]
 
 
-def _columns(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float | None]]:
-    return [x for x, _ in points], [y for _, y in points]
+def _columns(points: Sequence[tuple[float, float | None]]) -> NDArray[np.float64]:
+    """The points' x and y as two rows."""
+    return np.array(points, dtype=np.float64).reshape(-1, 2).T
 
 
 def _distribution(models: Sequence[ModelFigures], looks: Looks, title: str) -> Chart | None:
