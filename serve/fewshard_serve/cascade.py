@@ -18,6 +18,7 @@ from fewshard_core.values import Input, ModelInfo, ProblemType
 from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
 from fewshard_serve.protocol.stats import ModelStatistics
+from fewshard_serve.protocol.tasks import TASKS
 
 STARTING = "its stages are not loaded yet"
 
@@ -182,7 +183,7 @@ def _misfit(infos: Sequence[ModelInfo]) -> str:
     last = infos[-1]
     for info in infos:
         if info.task != last.task:
-            return f"{info.name} classifies {info.task}s and {last.name} {last.task}s"
+            return f"{info.name} classifies {TASKS.of(info).plural} and {last.name} {TASKS.of(last).plural}"
         if info.problem_type != last.problem_type or info.problem_type == "regression":
             return f"{info.name} is {info.problem_type} and {last.name} {last.problem_type}"
         if sorted(info.labels) != sorted(last.labels):

@@ -20,6 +20,7 @@ from fewshard_serve.http.request import Request, off_loop, read_body
 from fewshard_serve.http.responses import OCTETS, Response
 from fewshard_serve.protocol import classify, explain, model_tensors, oip, tei, vllm
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS, Task
 
 JSON_SIZE_HEADER = b"inference-header-content-length"
 
@@ -54,11 +55,11 @@ async def read_infer(request: Request, info: ModelInfo, limits: Limits) -> Predi
 
 
 async def read_classify(request: Request, info: ModelInfo, limits: Limits) -> PredictionRequest:
-    """A classify request: JSON, or the bytes of one image."""
+    """A classify request: JSON, or the bytes of one item, such as an image file."""
     body = await read_body(request, limits)
-    if has_image_body(request):
+    if sent := task_of_body(request):
         return classify_job(
-            request, classify.image_body(body, info, limits), image_options(request.query), info
+            request, classify.file_inputs(body, sent, info, limits), file_options(request.query), info
         )
     options, inputs = await off_loop(len(body), _parse_classify, body, info, limits)
     return classify_job(request, inputs, options, info)
@@ -96,19 +97,20 @@ async def encode(job: PredictionRequest, answer: Classified) -> Response:
     return await off_loop(answer.logits.size * _JSON_BYTES_PER_NUMBER, job.encode, answer)
 
 
-def has_image_body(request: Request) -> bool:
-    """Whether the body is an image file rather than JSON.
+def task_of_body(request: Request) -> Task | None:
+    """The task of which the body is one item, an image file for instance; None where it is JSON.
 
-    Any type but image and multipart is read as JSON: curl and V2 clients often name none, or a wrong one.
+    Any type but multipart and those of tasks is read as JSON: curl and V2 clients often name none, or a
+    wrong one.
     """
-    media_type = request.media_type
-    if media_type.startswith("multipart/"):
-        raise UnsupportedMedia("forms are not read here; send JSON, or the image file itself as image/*")
-    return media_type.startswith("image/")
+    if request.media_type.startswith("multipart/"):
+        files = ", or ".join(task.file_help for task in TASKS if task.media_range)
+        raise UnsupportedMedia(f"forms are not read here; send JSON, or {files}")
+    return TASKS.of_media_type(request.media_type)
 
 
-def image_options(query: dict[str, str]) -> classify.ClassifyOptions:
-    """`top_k` and `raw_scores` from the query of a request whose body is an image."""
+def file_options(query: dict[str, str]) -> classify.ClassifyOptions:
+    """`top_k` and `raw_scores` from the query of a request whose body is a file."""
     try:
         return classify.ClassifyOptions.model_validate_strings(query)
     except ValidationError as error:
@@ -166,10 +168,10 @@ class UnroutedRequest:
 
 
 async def read_unrouted_classify(request: Request, limits: Limits) -> UnroutedRequest:
-    """`POST /classify`: JSON with the model in it, or an image with the model in the query."""
+    """`POST /classify`: JSON with the model in it, or a file with the model in the query."""
     body = await read_body(request, limits)
-    if has_image_body(request):
-        return _image_question(request, body)
+    if sent := task_of_body(request):
+        return _file_question(request, body, sent)
     parsed = await off_loop(len(body), classify.parse_gateway_classify, body, limits)
     return UnroutedRequest(
         parsed.model,
@@ -217,17 +219,17 @@ async def read_vllm(request: Request, limits: Limits) -> UnroutedRequest:
     )
 
 
-def _image_question(request: Request, body: bytes) -> UnroutedRequest:
+def _file_question(request: Request, body: bytes, sent: Task) -> UnroutedRequest:
     query = request.query
     if "model" not in query:
         raise MalformedRequest(
-            "an image sent as the body needs its model in the query: /classify?model=<name>"
+            f"{sent.item_noun} sent as the body needs its model in the query: /classify?model=<name>"
         )
-    model, options = query.pop("model"), image_options(query)
+    model, options = query.pop("model"), file_options(query)
     return UnroutedRequest(
         model,
         len(body),
         options.truncate,
-        lambda info, limits: classify.image_body(body, info, limits),
+        lambda info, limits: classify.file_inputs(body, sent, info, limits),
         lambda info, answer: Response(classify.encode_classify(options, info, answer)),
     )

@@ -12,6 +12,7 @@ from fewshard_serve.http.middleware import is_open
 from fewshard_serve.http.responses import HTTP_STATUS
 from fewshard_serve.protocol import classify, explain, placement, schemas, tei, vllm
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
 
@@ -274,7 +275,8 @@ def _request(endpoint: Endpoint) -> dict[str, Any]:
         body["schema"] = {"$ref": _REF.format(model=endpoint.takes.__name__)}
     if not endpoint.takes_image:
         return {"application/json": body}
-    return {"application/json": body, "image/*": {"schema": {"type": "string", "format": "binary"}}}
+    file = {"schema": {"type": "string", "format": "binary"}}
+    return {"application/json": body, **{task.media_range: file for task in TASKS if task.media_range}}
 
 
 def _answer(endpoint: Endpoint) -> dict[str, Any]:

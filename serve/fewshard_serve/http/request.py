@@ -13,6 +13,7 @@ from fewshard_serve.core import ANYBODY, Timings
 from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest, TooLarge
 from fewshard_serve.http.encoding import unpack
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.tracecontext import TraceParent
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -26,7 +27,8 @@ UNKNOWN_MODEL = "unknown"
 class Request:
     """`model_name` stays "unknown" until a handler has found the model; metrics are labelled with it.
 
-    `id` and `caller`, a token's holder or an address, are set at the doors; `trace_id` there at the end.
+    `id`, `trace_parent`, the client's span, and `caller`, a token's holder or an address, are set at the
+    doors; `trace_id` there at the end.
     `answer_headers` go with the answer, whatever it is. `is_body_abandoned` is set where the body is refused
     unread: the connection cannot be used again.
     """
@@ -47,6 +49,7 @@ class Request:
         "started_at",
         "timings",
         "trace_id",
+        "trace_parent",
     )
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
@@ -65,6 +68,7 @@ class Request:
         self.answered_at = 0.0
         self.timings: Timings | None = None
         self.trace_id = ""
+        self.trace_parent: TraceParent | None = None
 
     def note_answer(self, timings: Timings) -> None:
         """The model has answered now, after these stages; for traces."""

@@ -28,7 +28,7 @@ class CascadeReplica:
         self._spec = spec
         self._directory = ModelRouter(spec.hosts, calls, self.metrics, {})
         self._cascade = Cascade(
-            spec.name, spec.stages, spec.accept_above, self._directory.classify, self._observe
+            spec.name, spec.config.stages, spec.config.thresholds, self._directory.classify, self._observe
         )
         self._following: asyncio.Task[None] | None = None
         self._num_inside = 0
@@ -120,7 +120,7 @@ class CascadeReplica:
         """Ask once for the state of the stages."""
         await self._directory.refresh()
         index = {entry.name: entry for entry in await self._directory.model_index()}
-        ready = [index[name] for name in self._spec.stages]
+        ready = [index[name] for name in self._spec.config.stages]
         self._cascade.set_stages([entry.info if entry.state == "READY" else None for entry in ready])
         if self._is_draining:
             self.begin_drain()

@@ -41,7 +41,7 @@ class Host:
 
     def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
-        configure_logging(spec.doors.logs)
+        configure_logging(spec.doors.logs, spec.doors.log_path)
         context = serve.get_replica_context()
         self._name: str = context.replica_tag
         self._labels = {"application": context.app_name, "replica": self._name}
@@ -178,4 +178,4 @@ def _scale(spec: AppSpec) -> dict[str, Any]:
     if spec.min_replicas == spec.max_replicas:
         return {"num_replicas": spec.min_replicas}
     assert isinstance(spec, HostSpec), "a cascade has one replica. This is a bug."
-    return {"autoscaling_config": autoscaling(spec.min_replicas, spec.max_replicas, spec.scaling)}
+    return {"autoscaling_config": autoscaling(spec.replicas)}

@@ -21,7 +21,7 @@ from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.model_loader import LoadFailure, load_models
-from fewshard_serve.rayserve.shadow_traffic import CALLER, Shadow, ShadowModel, ShadowSpec, shadow_elsewhere
+from fewshard_serve.rayserve.shadow_traffic import CALLER, Shadow, ShadowModel, shadow_elsewhere
 
 DRAINING = "draining; ask again soon"
 
@@ -222,22 +222,22 @@ class Replica:
         return has_ended
 
     def _give_shadow(self, model: ModelSpec, app: str) -> None:
-        hosted, spec = self.hosted.get(model.name), model.shadow
-        if hosted is None or spec is None:
+        hosted, settings = self.hosted.get(model.name), model.shadow
+        if hosted is None or settings is None:
             return
-        if spec.app == app:
-            shadow = self._shadow_here(spec)
+        if model.shadow_app == app:
+            shadow = self._shadow_here(settings.model)
         else:
             assert self._calls is not None, "a shadow elsewhere needs calls. This is a bug."
-            shadow = shadow_elsewhere(spec, self._calls)
-        hosted.shadow = Shadow(spec, hosted.info, shadow, self.metrics.observe_shadow)
+            shadow = shadow_elsewhere(settings.model, model.shadow_app, self._calls)
+        hosted.shadow = Shadow(settings, hosted.info, shadow, self.metrics.observe_shadow)
 
-    def _shadow_here(self, spec: ShadowSpec) -> ShadowModel:
+    def _shadow_here(self, name: str) -> ShadowModel:
         async def info() -> ModelInfo | None:
-            return self.hosted[spec.model].info if spec.model in self.hosted else None
+            return self.hosted[name].info if name in self.hosted else None
 
         async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
-            shadow = self.hosted[spec.model]
+            shadow = self.hosted[name]
             return await shadow.classify(inputs, truncate=truncate, timeout_s=None, caller=CALLER)
 
         return ShadowModel(info, classify)
