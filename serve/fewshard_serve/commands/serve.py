@@ -9,6 +9,7 @@ from fewshard_serve.commands.inspect import checkpoint_dir
 from fewshard_serve.config import FewshardConfig, ModelConfig
 from fewshard_serve.config_file import bundled_config, load_config, only, with_server
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.logs import write_line
 
 if TYPE_CHECKING:
     from fewshard_serve.protocol.tasks import Task
@@ -38,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     config = configured(args)
     from fewshard_serve.rayserve.launch import serve_until_signalled
 
-    print(f"fewshard: loading {', '.join(model.name for model in config.models)}", flush=True)
+    write_line(f"fewshard: loading {', '.join(model.name for model in config.models)}")
     return serve_until_signalled(
         config,
         address=args.address,
-        on_ready=lambda: print(greeting(config), flush=True),
+        on_ready=lambda: write_line(greeting(config)),
         read_again=lambda: configured(args),
     )
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import IO, Any
 
-from fewshard_serve.logs import ACCESS, LogSettings, formatter
+from fewshard_serve.logs import ACCESS, LineHandler, LogSettings, formatter
 
 RAY_LOGGING: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
 """Serve's own lines, in its files: a line a request costs more than the request's routing."""
@@ -34,7 +34,7 @@ def configure_logging(settings: LogSettings = LogSettings(), path: str = "") -> 
     for name in ("fewshard_serve", "fewshard"):
         logger = logging.getLogger(name)
         if not logger.handlers:
-            handler = logging.StreamHandler(_stream(path))
+            handler = LineHandler(_stream(path))
             handler.setFormatter(formatter(settings))
             logger.addHandler(handler)
             logger.setLevel(logging.WARNING)

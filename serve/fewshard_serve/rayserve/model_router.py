@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -117,11 +117,11 @@ class ModelRouter:
         """Ask every host once for the state of its models."""
         await asyncio.gather(*(self._refresh_host(app) for app in self._apps))
 
-    async def keep_fresh(self) -> None:
-        """Refresh until cancelled, often while models are loading."""
+    async def keep_fresh(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Refresh until cancelled, often while models are loading. `sleep` takes seconds."""
         while True:
             await self.refresh()
-            await asyncio.sleep(STARTING_REFRESH_S if self.is_loading else STEADY_REFRESH_S)
+            await sleep(STARTING_REFRESH_S if self.is_loading else STEADY_REFRESH_S)
 
     def begin_drain(self) -> None:
         """Refuse new requests from now on."""
