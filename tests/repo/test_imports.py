@@ -4,6 +4,7 @@ The broken trees are copies of the sources with one bad import added.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def test_a_broken_arrow_is_seen(copy: Path, module: str, statement: str, contrac
         file.write(statement + "\n")
     done = lint(copy)
     assert done.returncode == 1, done.stdout + done.stderr
-    broken = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
+    # Behind the word stands how many imports a contract leaves out, where it leaves out any.
+    broken = [line for line in done.stdout.splitlines() if re.search(r" BROKEN( \(.*\))?$", line)]
     assert any(contract in line for line in broken), done.stdout
 
 
