@@ -20,7 +20,8 @@ LINT = "import sys; from importlinter.cli import lint_imports_command; sys.exit(
 
 def lint(tree: Path) -> subprocess.CompletedProcess[str]:
     """Run the contracts of the tree's pyproject.toml on the tree's own sources."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / room) for room in ROOMS)}
+    paths = os.pathsep.join(str(tree / room) for room in ROOMS)
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}  # so that no line is wrapped
     return subprocess.run(
         [sys.executable, "-c", LINT, "--config", str(tree / "pyproject.toml"), "--no-cache"],
         cwd=tree,
