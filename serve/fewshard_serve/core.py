@@ -3,6 +3,7 @@
 The leaf of this package: it imports nothing of ours, and everything else imports it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,6 +54,22 @@ class PixelArray:
 
 
 Input = TextInput | EncodedImage | PixelArray
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRequest:
+    """What every way to ask for a prediction becomes; it travels between processes.
+
+    inputs: the items, in the caller's order; at least one.
+    truncate: cut texts that are too long for the model; otherwise they are an error.
+    timeout_s: seconds from now; it can only shorten the model's own deadline. None for that deadline alone.
+    caller: who asks, for fairness and priority.
+    """
+
+    inputs: Sequence[Input]
+    truncate: bool = True
+    timeout_s: float | None = None
+    caller: Caller = ANYBODY
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fewshard_serve.cascade import Cascade, Spent, confidence
-from fewshard_serve.core import Caller, Classified, ModelInfo, TextInput, Timings
+from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest, TextInput, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady, Overloaded
 
 CALLER = Caller("me")
@@ -26,8 +26,10 @@ class Stages:
         self.asked = []
         self.answers = {}
 
-    async def ask(self, model, inputs, *, truncate, timeout_s, caller):
-        self.asked.append((model, [one.text for one in inputs], truncate, timeout_s, caller))
+    async def ask(self, model, request):
+        inputs = request.inputs
+        texts = [one.text for one in inputs]
+        self.asked.append((model, texts, request.truncate, request.timeout_s, request.caller))
         if model in self.answers:
             raise self.answers[model]
         logits = [[dict(part.split("=") for part in one.text.split())[model], 0.0] for one in inputs]
@@ -45,8 +47,8 @@ class Made:
         self.cascade.set_stages(infos)
 
     def classify(self, *texts, **options):
-        options = {"truncate": True, "timeout_s": None, "caller": CALLER, **options}
-        return asyncio.run(self.cascade.classify([TextInput(text) for text in texts], **options))
+        request = PredictionRequest([TextInput(text) for text in texts], caller=CALLER, **options)
+        return asyncio.run(self.cascade.classify(request))
 
 
 SURE, UNSURE = "cheap=5 dear=-1", "cheap=1 dear=-3"

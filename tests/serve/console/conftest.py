@@ -18,7 +18,7 @@ import uvicorn
 
 from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import ANYBODY, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import ExpertCounts, GroupState, Item, ModelInfo, ModelOutput, PredictionRequest
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.gateway import GatewayApp
@@ -85,8 +85,8 @@ class Gateway:
     async def ready(self) -> bool:
         return True
 
-    async def classify(self, model: str, inputs: Any, **how: Any) -> Any:
-        answer = await self._hosting.classify(model, inputs, **{"caller": ANYBODY, **how})
+    async def classify(self, model: str, request: PredictionRequest) -> Any:
+        answer = await self._hosting.classify(model, request)
         if isinstance(answer, ServeError):
             raise answer
         return answer

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from fewshard_serve.core import Caller, TextInput
+from fewshard_serve.core import Caller, PredictionRequest, TextInput
 from fewshard_serve.engine import Engine, EngineSettings
 from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import (
@@ -53,7 +53,7 @@ class Opened:
         assert await self.engine.drain(5.0)
 
     def classify(self, *texts, model="fake", **kwargs):
-        return self.engine.classify(model, [TextInput(text) for text in texts], **kwargs)
+        return self.engine.classify(model, PredictionRequest([TextInput(text) for text in texts], **kwargs))
 
 
 async def until(condition, within_s=5.0):

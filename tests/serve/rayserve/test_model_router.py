@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fewshard_serve.core import Classified, TextInput, Timings
+from fewshard_serve.core import Classified, PredictionRequest, TextInput, Timings
 from fewshard_serve.errors import NotFound, NotReady, UnknownModel, UnusableItem
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
@@ -58,7 +58,7 @@ def states(of):
 
 
 def classify(of, model):
-    return asyncio.run(of.classify(model, [TextInput("1")], truncate=True, timeout_s=None))
+    return asyncio.run(of.classify(model, PredictionRequest([TextInput("1")])))
 
 
 def test_every_configured_model_is_listed_before_anyone_answers():
