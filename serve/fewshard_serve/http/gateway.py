@@ -10,7 +10,7 @@ from fewshard_serve.http.asgi import App
 from fewshard_serve.http.openapi import openapi_document
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response
-from fewshard_serve.http.routing import MODELS, Route, model_in
+from fewshard_serve.http.routing import Route, model_in
 from fewshard_serve.http.service import GatewayContext, GatewayService, why_not
 from fewshard_serve.protocol.limits import Limits
 
@@ -26,7 +26,6 @@ class GatewayApp(App[GatewayService]):
         raise NotFound(f"there is no {request.path}; GET /docs lists what there is")
 
     async def _handle(self, request: Request, route: Route) -> Response:
-        model = model_in(request.path) if request.path.startswith(f"{MODELS}/") else ""
-        if model:  # its paths come here only when no host is mounted for it
-            raise why_not(model, await self._service.model_index())
+        if route.is_of_model:  # it comes here only when no host is mounted for the model
+            raise why_not(model_in(request.path), await self._service.model_index())
         return await super()._handle(request, route)

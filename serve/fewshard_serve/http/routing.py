@@ -178,14 +178,19 @@ class Router:
         node = self._tree
         for part in path.split("/"):
             is_parameter = part.startswith("{")
-            if node.literals if is_parameter else node.parameter:
-                raise ValueError(f"{path} and another path could be taken for each other; rename one")
+            _check(path, not (node.literals if is_parameter else node.parameter))
             if is_parameter:
                 node.parameter = node.parameter or _Node()
                 node = node.parameter
             else:
                 node = node.literals.setdefault(part, _Node())
+        _check(path, node.path is None)
         node.path = its
+
+
+def _check(path: str, is_alone: bool) -> None:
+    if not is_alone:
+        raise ValueError(f"{path} and another path could be taken for each other; rename one")
 
 
 def _path(path: str, by_method: dict[str, Route], missing: Handler | None = None) -> _Path:
