@@ -74,11 +74,11 @@ clean: ## remove caches and build outputs; the virtual environment stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find core kernels models serve loadtest tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes first and alone, so that nothing else can pull another build of it. The lock is complete: --no-deps.
+# torch goes first and alone, so that nothing else can pull another build of it. Then pip checks that the pins fit.
 $(VENV)/.locked: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml

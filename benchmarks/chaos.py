@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshard_core.values import TextInput
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_serve.backends.golden import TOLERANCE
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import ShardedTextModel, load_sharded_model
-from fewshard_serve.core import BatchStats, GroupState, TextInput
+from fewshard_serve.core import BatchStats, GroupState
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ServeError
@@ -220,7 +221,7 @@ def sentences(number: int) -> list[str]:
 async def run(options: argparse.Namespace) -> int:
     expected = Expected.of(options.path, sentences(60), options.dtype)
     launcher = ProcessLauncher()
-    experts = ExpertsSettings(options.shards, timeout_s=options.timeout)
+    experts = ExpertsSettings(options.shards, exchange_timeout_ms=1000 * options.timeout)
     model = load_sharded_model(MODEL, options.path, "auto", options.dtype, experts, launcher)
     chaos = Chaos(model, launcher, expected, options.rate)
     try:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from fewshard_core.values import TextInput
 from fewshard_models.checkpoint import load_checkpoint, resolve
 from fewshard_models.data.ood import load_review_sentences
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.evaluation.metrics import Values, auroc_with_interval
 from fewshard_models.text.observers import ActivationStats, signs_of
 from fewshard_serve.backends.tokenizer import TextPreprocessor
-from fewshard_serve.core import TextInput
 
 BATCH = 64
 

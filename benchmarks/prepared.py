@@ -24,11 +24,11 @@ from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.devices import DTYPES, choose_dtype
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.recipes.cifar10 import dense_config
-from fewshard_models.recipes.texts import tokenize
 from fewshard_models.recipes.tiers import SMALL
 from fewshard_models.sparsify.channels import macs_of, widths_of, with_widths
 from fewshard_models.sparsify.prune import narrow_widths
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification, pack
+from fewshard_models.text.inference import tokenize
 from fewshard_models.text.modeling import MoeFeedForward
 
 BATCHES = (64, 8, 1)

@@ -1,1 +1,1 @@
-"""What every package of Fewshard shares: its errors. Imports the standard library alone."""
+"""What every package of Fewshard shares: the root of its errors, a classifier's values, and activation."""

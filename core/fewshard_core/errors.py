@@ -42,7 +42,6 @@ class FewshardError(Exception):
     │   ├── ServerGone            the server died or stopped answering while it was measured (exit code 4)
     │   └── BenchmarkError        a server did not come up, left, answered wrongly or cannot be installed
     ├── ImageError                bytes that are not an image that can be used
-    ├── NvmlError                 NVIDIA's driver refused a question
     ├── WireError                 the other end of a group's connection has gone, or sent no frame
     ├── StepFailed                a group's shards could not finish a batch
     ├── Skipped                   a peer does not take part in a point of the benchmark

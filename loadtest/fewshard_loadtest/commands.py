@@ -69,6 +69,9 @@ def _with_plain_errors(act: Callable[[], int]) -> int:
     except LoadTestError as error:
         print(f"fewshard: error: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ScenarioError) else EXIT_FAILED
+    except ModuleNotFoundError as error:
+        print(f"fewshard: error: {error}: pip install 'fewshard[loadtest]'", file=sys.stderr)
+        return EXIT_USAGE
 
 
 def _loadtest(args: argparse.Namespace) -> int:

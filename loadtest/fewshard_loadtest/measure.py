@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fewshard_loadtest.arrivals import Stage
 
 
@@ -156,10 +159,20 @@ def summarise(
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` of the values do not exceed (nearest rank); None of none."""
-    if not ordered:
+    """The nearest rank's value, to a thousandth; None where there is no value."""
+    value = nearest_rank(ordered, share)
+    return None if value is None else _rounded(value)
+
+
+def nearest_rank(ordered: Sequence[float] | NDArray[np.float64], share: float) -> float | None:
+    """The smallest of the ascending values that at least `share` of them do not exceed.
+
+    None where there is no value.
+    """
+    if not len(ordered):
         return None
-    return _rounded(ordered[max(math.ceil(share * len(ordered)), 1) - 1])
+    # numpy's and scipy's `inverted_cdf` take 0.14 of 50 values for the 8th: 0.14 * 50 is above 7 in floats.
+    return float(ordered[max(math.ceil(round(share * len(ordered), 9)), 1) - 1])
 
 
 def _rounded(milliseconds: float) -> float:

@@ -6,14 +6,15 @@ Energy is measured where the machine lets it be read (RAPL counters of the packa
 otherwise modelled from processor time; every figure says which.
 """
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pynvml
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,6 @@ def role(command: Sequence[str]) -> str:
 
 INTERVAL_S = 0.5
 POWERCAP = Path("/sys/class/powercap")
-GPU_QUERY = (
-    "nvidia-smi",
-    "--query-gpu=utilization.gpu,memory.used,power.draw",
-    "--format=csv,noheader,nounits",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +98,16 @@ class Usage:
 
 @dataclass
 class ResourceMonitor:
-    """`with Watch(pid) as watch: …`, then `watch.usage()`. `pid` 0: a server on another machine."""
+    """`with Watch(pid) as watch: …`, then `watch.usage()`.
+
+    pid: the server's process; 0 for a server on another machine.
+    powercap: where the kernel shows the energy counters.
+    nvml: nvidia-ml-py's module, or what has its functions.
+    """
 
     pid: int
     powercap: Path = POWERCAP
-    gpu_command: tuple[str, ...] = GPU_QUERY
+    nvml: Any = pynvml
     _gpu: list[tuple[float, float, float]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -146,26 +147,41 @@ class ResourceMonitor:
         )
 
     def _sample_gpu(self) -> None:
-        """Until told to stop; at once where there is no such command."""
-        while (sample := read_gpus(self.gpu_command)) is not None:
-            self._gpu.append(sample)
-            if self._stop.wait(INTERVAL_S):
-                return
+        """Sample until told to stop; end at once on a machine whose GPUs cannot be read."""
+        try:
+            self.nvml.nvmlInit()
+        except self.nvml.NVMLError:
+            return
+        try:
+            while (sample := read_gpus(self.nvml)) is not None:
+                self._gpu.append(sample)
+                if self._stop.wait(INTERVAL_S):
+                    return
+        finally:
+            self.nvml.nvmlShutdown()
 
 
-def read_gpus(command: tuple[str, ...]) -> tuple[float, float, float] | None:
-    """Utilisation in percent (mean), memory in MiB and power in watts (sums) of all GPUs; None without."""
+def read_gpus(nvml: Any) -> tuple[float, float, float] | None:
+    """Utilisation in percent (mean), memory in MiB and power in watts (sums) of all GPUs.
+
+    None where there is no GPU, or one does not tell all three. NVML must have been initialised.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        rows = [
-            [float(cell) for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()
-        ]
-    except (OSError, subprocess.SubprocessError, ValueError):
+        gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        rows = [_read_gpu(nvml, gpu) for gpu in gpus]
+    except nvml.NVMLError:
         return None
     if not rows:
         return None
     share, memory, power = (sum(column) for column in zip(*rows, strict=True))
     return share / len(rows), memory, power
+
+
+def _read_gpu(nvml: Any, gpu: Any) -> tuple[float, float, float]:
+    # The second version leaves out what the driver reserves, as nvidia-smi does.
+    used = nvml.nvmlDeviceGetMemoryInfo(gpu, version=nvml.nvmlMemory_v2).used
+    watts = nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
+    return float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu), used / 2**20, watts
 
 
 def rapl_joules(folder: Path) -> float | None:

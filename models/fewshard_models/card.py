@@ -5,6 +5,7 @@ takes traffic, and by `fewshard inspect`.
 """
 
 import json
+import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,18 @@ def load_card(directory: Path) -> Card | None:
         return Card(**fields)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); delete it or make it anew") from error
+
+
+def commit() -> str:
+    """The git commit of the code that runs, for a card's `commit`; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

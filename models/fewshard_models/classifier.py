@@ -18,8 +18,8 @@ from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.errors import CheckpointError
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.image.preprocessing import load_preprocessing
-from fewshard_models.recipes.texts import MAX_TOKENS
 from fewshard_models.text import FewshardTextForSequenceClassification, pack
+from fewshard_models.text.inference import MAX_TOKENS
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 # Texts, or images uint8 [H, W, 3] in a list or an array.

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest, ProblemType, Timings
+from fewshard_core.activation import activate
+from fewshard_core.values import ModelInfo, ProblemType
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.protocol.stats import ModelStatistics
+from fewshard_serve.protocol.tasks import TASKS
 
 STARTING = "its stages are not loaded yet"
 
@@ -166,7 +168,7 @@ def _misfit(infos: Sequence[ModelInfo]) -> str:
     last = infos[-1]
     for info in infos:
         if info.task != last.task:
-            return f"{info.name} classifies {info.task}s and {last.name} {last.task}s"
+            return f"{info.name} classifies {TASKS.of(info).plural} and {last.name} {TASKS.of(last).plural}"
         if info.problem_type != last.problem_type or info.problem_type == "regression":
             return f"{info.name} is {info.problem_type} and {last.name} {last.problem_type}"
         if sorted(info.labels) != sorted(last.labels):

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fewshard_serve.settings import NO_OTHER_KEYS
+
 TEXT_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 REQUEST: ContextVar[dict[str, str]] = ContextVar("request")
@@ -19,11 +21,13 @@ ACCESS = logging.getLogger("fewshard.access")
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """`path` is a file to append to; where it is empty lines go to standard error."""
+    """What is written down, and how."""
+
+    __pydantic_config__ = NO_OTHER_KEYS
 
     format: Literal["text", "json"] = "text"
     requests: bool = False
-    path: str = ""
+    """Whether every request gets a line."""
 
 
 class TextFormatter(logging.Formatter):

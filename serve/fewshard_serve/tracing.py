@@ -1,29 +1,41 @@
 """OpenTelemetry spans of requests, off by default; the HTTP layer reports each request once it is answered.
 
 Spans are made afterwards from times that are measured anyway, so that a request without a trace costs
-nothing. They leave as OTLP over HTTP in its JSON form (https://opentelemetry.io/docs/specs/otlp), which
-collectors take at port 4318.
+nothing. They leave as OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp), which collectors take at
+port 4318.
 """
 
 import logging
+import os
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import httpx
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_TIMEOUT,
+    OTEL_EXPORTER_OTLP_TRACES_TIMEOUT,
+)
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanKind, StatusCode, get_current_span, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 
 from fewshard_serve import __version__
 from fewshard_serve.core import Timings
+from fewshard_serve.tracecontext import TraceParent
 
 logger = logging.getLogger(__name__)
+_exporter_logger = logging.getLogger(OTLPSpanExporter.__module__)
 
 SEND_EVERY_MS = 1000
 SEND_TIMEOUT_S = 5.0
@@ -31,14 +43,18 @@ SEND_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """One request: `traceparent` as its client sent it; `started_at` and `answered_at` by the monotonic
-    clock, the latter when the model had answered; `timings` where it did."""
+    """One request.
+
+    parent: the client's span, where it sent a valid one.
+    started_at, answered_at: seconds of the monotonic clock; 0 where the model has not answered.
+    timings: of the model's stages, where it has answered.
+    """
 
     model: str
     protocol: str
     outcome: str
     request_id: str
-    traceparent: str | None
+    parent: TraceParent | None
     started_at: float
     answered_at: float = 0.0
     timings: Timings | None = None
@@ -58,8 +74,7 @@ class Tracing:
 
     def report(self, traced: Traced) -> str:
         """Make the spans of an answered request; its trace's id, "" where it is not traced."""
-        parent = _parent(traced.traceparent)
-        if not self._is_sampled(parent):
+        if not self._is_sampled(traced.parent):
             return ""
         now, clock = time.time_ns(), time.monotonic()
 
@@ -68,7 +83,7 @@ class Tracing:
 
         span = self._tracer.start_span(
             f"{traced.protocol} {traced.model}",
-            parent,
+            _context(traced.parent),
             SpanKind.SERVER,
             {
                 "fewshard.model": traced.model,
@@ -90,18 +105,17 @@ class Tracing:
         """Send what waits."""
         self._provider.shutdown()
 
-    def _is_sampled(self, parent: Context | None) -> bool:
-        if parent is None:
-            return self._random.random() < self._share
-        return get_current_span(parent).get_span_context().trace_flags.sampled
+    def _is_sampled(self, parent: TraceParent | None) -> bool:
+        return self._random.random() < self._share if parent is None else parent.is_sampled
 
 
-def _parent(traceparent: str | None) -> Context | None:
-    """The client's span; None where it sent none that is valid."""
-    if traceparent is None:
-        return None
-    context = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
-    return context if len(context) else None
+def _context(parent: TraceParent | None) -> Context:
+    """One in which spans are the client's span's children; they begin a trace where there is none."""
+    if parent is None:
+        return Context()
+    ids = int(parent.trace_id, 16), int(parent.span_id, 16)
+    span = SpanContext(*ids, is_remote=True, trace_flags=TraceFlags(parent.is_sampled))
+    return set_span_in_context(NonRecordingSpan(span), Context())
 
 
 def _stages(traced: Traced) -> list[tuple[str, float, float]]:
@@ -125,53 +139,40 @@ def _stages(traced: Traced) -> list[tuple[str, float, float]]:
     return stages[::-1]
 
 
-class JsonExporter(SpanExporter):
-    """Posts spans to a collector; those it does not take are dropped, and the log says so once."""
+class OtlpExporter(OTLPSpanExporter):
+    """OpenTelemetry's own exporter, which sends protobuf over HTTP and retries.
 
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._client = httpx.Client(timeout=SEND_TIMEOUT_S)
+    endpoint: the collector's URL; None leaves it to the environment.
+
+    The variables OTEL_EXPORTER_OTLP_* also set headers, compression, certificates and the time-out. Spans
+    that cannot be sent are dropped. The log tells this once, then nothing until the collector takes spans
+    again.
+    """
+
+    def __init__(self, endpoint: str | None) -> None:
+        super().__init__(endpoint, timeout=_timeout_s())
         self._has_failed = False
+        _exporter_logger.addFilter(self._is_first_failure)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        try:
-            self._client.post(self._endpoint, json=otlp_body(spans)).raise_for_status()
-        except httpx.HTTPError as error:
-            if not self._has_failed:
-                logger.warning("no traces reach %s: %s", self._endpoint, error)
-            self._has_failed = True
-            return SpanExportResult.FAILURE
-        self._has_failed = False
-        return SpanExportResult.SUCCESS
+        """Send spans, in the thread of the span processor; it takes at most the time-out."""
+        result = super().export(spans)
+        has_failed = result is not SpanExportResult.SUCCESS
+        if has_failed and not self._has_failed:
+            logger.warning("no traces reach %s; nothing more is said until they do", self._endpoint)
+        self._has_failed = has_failed
+        return result
 
     def shutdown(self) -> None:
-        self._client.close()
+        """End the connection; a retry that waits is given up."""
+        super().shutdown()
+        _exporter_logger.removeFilter(self._is_first_failure)
+
+    def _is_first_failure(self, record: logging.LogRecord) -> bool:
+        return not self._has_failed
 
 
-def otlp_body(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
-    """OTLP's `ExportTraceServiceRequest` as JSON; all spans are of one resource."""
-    resource = {"attributes": _attributes(dict(spans[0].resource.attributes))}
-    scope = {"name": "fewshard", "version": __version__}
-    scope_spans = [{"scope": scope, "spans": [_span(span) for span in spans]}]
-    return {"resourceSpans": [{"resource": resource, "scopeSpans": scope_spans}]}
-
-
-def _span(span: ReadableSpan) -> dict[str, Any]:
-    context = span.get_span_context()
-    assert context is not None, "a span that has ended has a context"
-    status = {} if span.status.is_ok else {"code": 2, "message": span.status.description or ""}
-    return {
-        "traceId": f"{context.trace_id:032x}",
-        "spanId": f"{context.span_id:016x}",
-        "parentSpanId": "" if span.parent is None else f"{span.parent.span_id:016x}",
-        "name": span.name,
-        "kind": 2 if span.kind is SpanKind.SERVER else 1,
-        "startTimeUnixNano": str(span.start_time),
-        "endTimeUnixNano": str(span.end_time),
-        "attributes": _attributes(dict(span.attributes or {})),
-        "status": status,
-    }
-
-
-def _attributes(values: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": key, "value": {"stringValue": str(value)}} for key, value in values.items()]
+def _timeout_s() -> float | None:
+    """None where the environment says it."""
+    variables = (OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT)
+    return None if any(map(os.environ.get, variables)) else SEND_TIMEOUT_S

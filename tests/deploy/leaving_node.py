@@ -18,8 +18,9 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
+from fewshard_core.values import TextInput
 from fewshard_serve.app import build
-from fewshard_serve.core import ANYBODY, TextInput
+from fewshard_serve.core import ANYBODY
 from fewshard_serve.rayserve.serve_config import AppArguments
 
 APP = "model-m"

@@ -2,8 +2,9 @@
 
 Run as a program: `simulated_server.py PORT '{"dense": {"ms": 10}, …}'`. It speaks what a load test asks of a
 server: `/classify`, `/config`, `/stats`, `/metrics` and liveness. It computes nothing, so the machine stays
-free. A model may say `wrong` (share of wrong answers), `fail_after` (requests until each answers 500) and
-`die_after`.
+free. A model may say `wrong` (share of wrong answers) and `trouble`, which begins with the third question for
+its statistics: a load test asks for them before and after each run, so that is between the first run and the
+second. "fail": predictions answer 500. "sick": the server is not live either. "die": it dies at the fourth.
 """
 
 import asyncio
@@ -17,11 +18,12 @@ HEAD = "HTTP/1.1 {} OK\r\nContent-Type: application/json\r\nContent-Length: {}\r
 busy_until = 0.0
 late_ms: list[float] = []  # how late this process woke up, which a busy machine causes
 asked = dict.fromkeys(MODELS, 0)
+asked_for_stats = dict.fromkeys(MODELS, 0)
 
 
 async def answer(path: str, body: bytes) -> tuple[int, bytes]:
     if path == "/v2/health/live":
-        return 200, b"{}"
+        return 503 if any(has_trouble(name, "sick") for name in MODELS) else 200, b"{}"
     if path == "/late":
         return 200, json.dumps(sorted(late_ms)[int(0.99 * len(late_ms))]).encode()
     if path == "/metrics":
@@ -40,9 +42,7 @@ async def classify(name: str, inputs: str) -> tuple[int, bytes]:
     global busy_until
     model, loop = MODELS[name], asyncio.get_running_loop()
     asked[name] += 1
-    if asked[name] > model.get("die_after", 1e9):
-        os._exit(9)
-    if asked[name] > model.get("fail_after", 1e9):
+    if has_trouble(name, "fail", "sick"):
         return 500, b'{"error": "broken on purpose"}'
     busy_until = max(busy_until, loop.time()) + model["ms"] / 1000
     due = busy_until
@@ -63,7 +63,14 @@ def config(name: str) -> dict:
     return {"name": name, "task": "text", "kind": kind, "dtype": "fp32", "device": "cpu", "card": card}
 
 
+def has_trouble(name: str, *kinds: str) -> bool:
+    return MODELS[name].get("trouble") in kinds and asked_for_stats[name] >= 3
+
+
 def stats(name: str) -> dict:
+    asked_for_stats[name] += 1
+    if has_trouble(name, "die") and asked_for_stats[name] == 4:
+        os._exit(9)
     infer = {"count": asked[name], "ns": round(asked[name] * MODELS[name]["ms"] * 1e6)}
     return {
         "inference_count": asked[name],

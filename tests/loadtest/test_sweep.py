@@ -153,24 +153,40 @@ def test_an_slo_that_nobody_can_meet(simulated: Start, texts: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"),
-    [({"die_after": 60}, "stopped answering after"), ({"fail_after": 60}, None)],
+    ("trouble", "says"),
+    [("die", "{url} does not answer: "), ("sick", "{url} stopped answering after 1 runs")],
 )
-def test_a_server_that_breaks_midway(
-    simulated: Start, texts: Path, tmp_path: Path, trouble: dict[str, int], words: str | None
+def test_a_server_that_breaks_midway_leaves_a_partial_report(
+    simulated: Start, texts: Path, tmp_path: Path, trouble: str, says: str
 ) -> None:
-    url = simulated({"dense": {**DENSE, "ms": 5, **trouble}})
-    loads = "  - {kind: closed, users: [1, 2], duration_s: 1}"
-    scenario = write_scenario(tmp_path, url, texts, loads, models=["dense"])
-    code = run(scenario, tmp_path / "out")
-    found = report(tmp_path / "out")
-    if words is None:
-        assert code == 0
-        assert any("broken on purpose" in text or "500" in text for text in found["warnings"])
-    else:
-        assert code == 4
-        assert words in found["partial"] or "does not answer" in found["partial"]
-        assert "Partial:" in (tmp_path / "out/report.html").read_text()
+    """It breaks after the first of two runs, which is kept."""
+    found, url = broken_midway(simulated, texts, tmp_path, trouble, code=4)
+    assert found["partial"].startswith(says.format(url=url))
+    assert [entry["num_failures"] for entry in found["runs"]] == [0]
+    assert found["models"]["dense"]["alone"]["num"] == found["runs"][0]["num_requests"] > 0
+    assert f"Partial: {url}" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_server_that_gives_errors_midway_is_warned_of(
+    simulated: Start, texts: Path, tmp_path: Path
+) -> None:
+    found, _ = broken_midway(simulated, texts, tmp_path, "fail", code=0)
+    assert found["partial"] is None
+    good, bad = (entry["num_requests"] for entry in found["runs"])
+    assert [entry["num_failures"] for entry in found["runs"]] == [0, bad]
+    says = f"dense failed {bad:,} of {good + bad:,} requests; most often: status 500."
+    assert says in found["warnings"]
+
+
+def broken_midway(
+    simulated: Start, texts: Path, folder: Path, trouble: str, code: int
+) -> tuple[dict[str, Any], str]:
+    """The report of two short runs against a server that breaks between them, and its URL."""
+    url = simulated({"dense": {**DENSE, "ms": 5, "trouble": trouble}})
+    loads = "  - {kind: closed, users: [1, 2], duration_s: 0.5}"
+    scenario = write_scenario(folder, url, texts, loads, models=["dense"])
+    assert run(scenario, folder / "out") == code
+    return report(folder / "out"), url
 
 
 def test_ctrl_c_leaves_a_partial_report(simulated: Start, texts: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from fewshard_models.counting import count_macs, count_parameters
 from fewshard_models.errors import RecipeError
 from fewshard_models.recipes.student import shrink
 from fewshard_models.recipes.tiers import BERT_BASE, PAPER_MOE
-from fewshard_models.sparsify.moe import fresh_experts, split_into_experts, upcycle
+from fewshard_models.sparsify.moe import split_into_experts, upcycle
 from fewshard_models.sparsify.observers import ffn_units, importance
 from fewshard_models.text import pack
 
@@ -84,15 +84,6 @@ def test_upcycled_model_starts_as_the_dense_one(dense, sample):
     student = upcycle(dense, 4, norm_topk_prob=True)
     torch.testing.assert_close(logits_of(student, sample), logits_of(dense, sample), atol=1e-5, rtol=1e-5)
     assert student.layers[0].ffn.router.std() > 0
-
-
-def test_fresh_experts_have_a_tenth_of_the_usual_variance(dense):
-    student = fresh_experts(dense, 8, 40)
-    ffn = student.layers[2].ffn
-    # A normal truncated at two deviations keeps 0.774 of its variance.
-    assert ffn.w1.var().item() == pytest.approx(0.1 / 32 * 0.774, rel=0.1)
-    assert ffn.w2.var().item() == pytest.approx(0.1 / 40 * 0.774, rel=0.1)
-    assert torch.equal(student.layers[2].attention.qkv.weight, dense.layers[2].attention.qkv.weight)
 
 
 def test_the_papers_row():

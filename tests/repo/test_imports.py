@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,27 @@ def test_the_arrows_hold() -> None:
         ("core/fewshard_core/bad.py", "import fewshard_kernels", "Rooms import downwards only"),
         ("core/fewshard_core/bad.py", "import torch", "Core knows the standard library and numpy only"),
         ("core/fewshard_core/bad.py", "import fewshard_loadtest", "Core knows the standard library"),
+        ("models/fewshard_models/text/bad.py", "import fewshard_models.recipes.sst2", "Inside models"),
+        ("models/fewshard_models/classifier.py", "import fewshard_models.recipes.texts", "Inside models"),
+        ("models/fewshard_models/evaluation/tasks.py", "import fewshard_models.recipes.texts", "No circles"),
+        ("serve/fewshard_serve/engine/bad.py", "import fewshard_serve.metrics.recorder", "Inside serve"),
+        ("serve/fewshard_serve/protocol/bad.py", "import fewshard_serve.http.asgi", "Inside serve"),
+        ("serve/fewshard_serve/http/bad.py", "import fewshard_serve.rpc.server", "Inside serve"),
+        ("serve/fewshard_serve/http/request.py", "import fewshard_serve.http.asgi", "No circles"),
         ("models/fewshard_models/bad.py", "import fewshard_serve.core", "Rooms import downwards only"),
         ("models/fewshard_models/bad.py", "def f():\n    import ray", "Models need no server"),
         ("loadtest/fewshard_loadtest/bad.py", "import fewshard_serve", "The load test imports none"),
         ("loadtest/fewshard_loadtest/bad.py", "import torch", "The load test imports none"),
+        (
+            "loadtest/fewshard_loadtest/bad.py",
+            "from fewshard_loadtest.peers.apps import model_cost",
+            "programs are run, never imported",
+        ),
+        (
+            "loadtest/fewshard_loadtest/peers/apps/bad.py",
+            "import fewshard_serve",
+            "The load test imports none",
+        ),
         ("serve/fewshard_serve/bad.py", "import fewshard_loadtest", "over the network alone"),
         (
             "serve/fewshard_serve/http/bad.py",
@@ -67,12 +85,32 @@ def test_the_arrows_hold() -> None:
             "Ray stays at the edge",
         ),
         ("serve/fewshard_serve/engine/bad.py", "import torch", "neither HTTP nor torch"),
-        ("serve/fewshard_serve/rayserve/bad.py", "import prometheus_client", "Only metrics knows"),
+        ("serve/fewshard_serve/rayserve/bad.py", "import prometheus_client", "Prometheus' own library"),
     ],
 )
 def test_a_broken_arrow_is_seen(copy: Path, module: str, statement: str, contract: str) -> None:
-    (copy / module).write_text(statement + "\n")
+    with (copy / module).open("a") as file:
+        file.write(statement + "\n")
     done = lint(copy)
     assert done.returncode == 1, done.stdout + done.stderr
     broken = [line for line in done.stdout.splitlines() if line.endswith("BROKEN")]
     assert any(contract in line for line in broken), done.stdout
+
+
+@pytest.mark.parametrize("package", ["fewshard_models", "fewshard_serve"])
+def test_every_module_stands_in_a_layer(package: str) -> None:
+    """A module in no layer would be free to import what it likes."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {
+        name
+        for contract in contracts
+        if contract["type"] == "layers"
+        for layer in contract["layers"]
+        for name in layer.split(" | ")
+        if name.startswith(f"{package}.")
+    }
+    folder = next(ROOT.glob(f"*/{package}"))
+    modules = {path.stem for path in folder.glob("*.py")} | {
+        path.parent.name for path in folder.glob("*/__init__.py")
+    }
+    assert layers == {f"{package}.{name}" for name in modules - {"__init__"}}

@@ -44,6 +44,8 @@ def test_the_first_serve_sets_up(tree: Path) -> None:
     said = make(tree, "-n", "serve")
     assert "-m venv .venv" in said
     assert said.index("grep '^torch=='") < said.index("--requirement requirements.lock")
+    (locked,) = [line for line in said.splitlines() if "--requirement requirements.lock" in line]
+    assert "--no-deps" not in locked, "pip refuses pins that contradict each other"
     assert said.splitlines()[-1] == ".venv/bin/fewshard serve "
 
 

@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
+from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.cascade import Cascade, Spent, confidence
-from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest, TextInput, Timings
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady, Overloaded
 
 CALLER = Caller("me")

@@ -22,7 +22,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
 }
-_INFINITY_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What torch, and Infinity too, call the dtypes of a setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class Server:
     def environment(self, launch: Launch) -> dict[str, str]:
         """This process's variables without those that would change a server, and the launch's own."""
         given = {key: str(value) for key, value in asdict(launch).items() if key in ("model", "port")}
-        settings = {**given, **asdict(launch.setting)}
+        torch_dtype = TORCH_DTYPES.get(launch.setting.dtype or "")
+        settings = {**given, **asdict(launch.setting), "torch_dtype": torch_dtype}
         own = dict(self.tuned_environment) if launch.setting.name != SHIPPED else {}
         if launch.setting.threads is not None:
             own["OMP_NUM_THREADS"] = str(launch.setting.threads)
@@ -114,7 +116,7 @@ def _infinity(launch: Launch) -> list[str]:
         *("--device", "cpu", "--engine", "torch", "--host", "127.0.0.1", "--port", str(launch.port)),
     ]
     batch = [] if setting.batch is None else ["--batch-size", str(setting.batch)]
-    dtype = [] if setting.name == SHIPPED else ["--dtype", _INFINITY_DTYPES[str(setting.dtype)]]
+    dtype = [] if setting.name == SHIPPED else ["--dtype", TORCH_DTYPES[str(setting.dtype)]]
     return [*command, *batch, *dtype]
 
 

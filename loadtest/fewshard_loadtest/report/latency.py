@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_loadtest.report.statistics import nearest_rank
+from fewshard_loadtest.measure import nearest_rank
 from fewshard_loadtest.results_store import LoadRun, Run
 from fewshard_loadtest.search import ANSWERED_SHARE
 

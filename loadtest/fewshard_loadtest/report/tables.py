@@ -50,10 +50,8 @@ def served(figures: Figures) -> Table:
         ),
         tuple(rows),
         f"Predictions per second within the SLO ({slo}) and with every user waiting for an answer; in "
-        "brackets "
-        "the 95 % interval over repeats. CPU is all of the server's processes for one prediction, "
-        "memory that "
-        "of the whole server with all its models.",
+        "brackets the 95 % interval over repeats. CPU is all of the server's processes for one prediction, "
+        "memory that of the whole server with all its models.",
     )
 
 
@@ -91,9 +89,8 @@ def paper(figures: Figures) -> Table:
             "R, server",
         ),
         tuple(rows),
-        "The paper's figures are of its own models and hardware; its FLOPs are multiply-accumulates "
-        "(MACs). R "
-        "is the share of the promised saving that came true: measured speed-up over the reduction of MACs.",
+        "The paper's figures are of its own models and hardware; its FLOPs are multiply-accumulates (MACs). "
+        "R is the share of the promised saving that came true: measured speed-up over the reduction of MACs.",
     )
 
 
@@ -142,12 +139,10 @@ def realised(figures: Figures) -> Table:
             "then expected",
         ),
         tuple(rows),
-        "Speed-ups against the dense model: promised by MACs, of the model's own time for one "
-        "prediction, and "
-        "of the load that the server bears. Overhead is the share of the saturated dense server's time in "
-        "which the model does not run; were all of it to stay, the server would be as much faster as "
-        "the last "
-        "column says.",
+        "Speed-ups against the dense model: promised by MACs, of the model's own time for one prediction, "
+        "and of the load that the server bears. Overhead is the share of the saturated dense server's time "
+        "in which the model does not run; were all of it to stay, the server would be as much faster as the "
+        "last column says.",
     )
 
 
@@ -198,9 +193,8 @@ def fleets(figures: Figures) -> Table:
         ("model", "machines", "a month", "a million", *slos, *prices, *(["by items a request"] * batches)),
         tuple(rows),
         f"With {percent(part.headroom)} headroom and {part.spare} spare, busy or not. To the right, what a "
-        f"million costs at {percent(part.utilisation)} utilisation if the SLO or the price were "
-        "another: only "
-        "rates that were measured count, so an empty cell says that none was measured there.",
+        f"million costs at {percent(part.utilisation)} utilisation if the SLO or the price were another: "
+        "only rates that were measured count, so an empty cell says that none was measured there.",
     )
 
 

@@ -14,18 +14,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from fewshard_models.card import Card, Golden
+from fewshard_models.card import Card, Golden, commit
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint
 from fewshard_models.classifier import classifier
 from fewshard_models.counting import count_macs, count_parameters, macs_input
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.evaluation import metrics
 from fewshard_models.evaluation.tasks import held_out, label_order
-from fewshard_models.recipes.texts import over_all, tokenize
-from fewshard_models.recipes.workspace import commit
 from fewshard_models.sparsify.observers import ffn_inputs
 from fewshard_models.sparsify.report import load_report
 from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
+from fewshard_models.text.inference import over_all, tokenize
 from fewshard_models.text.modeling import MoeFeedForward
 
 GOLDEN_TEXTS = (

@@ -1,7 +1,11 @@
-"""The held-out sets that classifiers are judged on, by task; called by `evaluate` and `judge`."""
+"""What classifiers of each task are judged on: held-out sets, slices, another domain, corruptions.
 
-from collections.abc import Sequence
+Called by `accuracy`, `assessment` and `comparison`. A task is one line of `TASKS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +13,11 @@ from numpy.typing import NDArray
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.classifier import Inputs
 from fewshard_models.data.cifar10 import CLASSES, load_cifar10
+from fewshard_models.data.ood import ReviewSentences, load_review_sentences, review_sentences_file
 from fewshard_models.data.sst2 import LABELS, load_sst2
-from fewshard_models.errors import CheckpointError
+from fewshard_models.errors import CheckpointError, DataError
+from fewshard_models.evaluation.corruptions import IMAGE_KINDS, TEXT_KINDS, corrupt_images, corrupt_texts
+from fewshard_models.evaluation.slices import Rows, text_slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +30,54 @@ class HeldOut:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluatedTask:
+    """`held_out`: the whole held-out set. `slices`: rows of inputs by what is special about them.
+
+    `other_domain`: labelled items from elsewhere, None where there are none. `corrupt`: inputs of one kind
+    of `corruptions` at a severity.
+    """
+
+    held_out: Callable[[], HeldOut]
+    corrupt: Callable[[Any, str, int], Inputs]
+    corruptions: tuple[str, ...]
+    slices: Callable[[Sequence[Any]], Mapping[str, Rows]] = lambda _: {}
+    other_domain: Callable[[], ReviewSentences | None] = lambda: None
+
+
+def _sst2() -> HeldOut:
+    texts, labels = load_sst2("dev")
+    return HeldOut("SST-2 dev", texts, np.array(labels), LABELS)
+
+
+def _cifar10() -> HeldOut:
+    images, labels = load_cifar10("test")
+    return HeldOut("CIFAR-10 test", images, labels, CLASSES)
+
+
+def _reviews() -> ReviewSentences | None:
+    """Nothing where the data folder has none."""
+    return load_review_sentences() if review_sentences_file().is_file() else None
+
+
+TASKS: dict[str, EvaluatedTask] = {
+    "text": EvaluatedTask(_sst2, corrupt_texts, tuple(TEXT_KINDS), text_slices, _reviews),
+    "image": EvaluatedTask(_cifar10, corrupt_images, tuple(IMAGE_KINDS)),
+}
+
+
+def evaluated_task(name: str) -> EvaluatedTask:
+    """Raises DataError, which lists the tasks there are."""
+    found = TASKS.get(name)
+    if found is None:
+        raise DataError(f"there is nothing to judge a model of task {name!r} on, only of {', '.join(TASKS)}")
+    return found
+
+
 def held_out(task: str, limit: int | None = None) -> HeldOut:
     """SST-2's dev set for "text", CIFAR-10's test set for "image"; the first `limit` rows."""
-    if task == "text":
-        texts, text_labels = load_sst2("dev")
-        return HeldOut("SST-2 dev", texts[:limit], np.array(text_labels[:limit]), LABELS)
-    images, labels = load_cifar10("test")
-    return HeldOut("CIFAR-10 test", images[:limit], labels[:limit], CLASSES)
+    whole = evaluated_task(task).held_out()
+    return HeldOut(whole.dataset, whole.inputs[:limit], whole.labels[:limit], whole.names)
 
 
 def label_order(checkpoint: Checkpoint, names: Sequence[str]) -> list[int]:

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshard_models.devices import choose_dtype, training_device
-from fewshard_models.recipes.texts import TextBatch, over_all
+from fewshard_models.recipes.texts import TextBatch
 from fewshard_models.sparsify.observers import RouterMonitor
 from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
+from fewshard_models.text.inference import over_all
 from fewshard_models.text.packing import mean_of_items
 
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from fewshard_models.devices import choose_dtype
 from fewshard_models.evaluation.tasks import held_out
 from fewshard_models.recipes.images import normalise
-from fewshard_models.recipes.texts import over_all, tokenize
 from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_models.text.inference import over_all, tokenize
 
 Accuracy = Callable[[nn.Module], float]
 MAX_IMAGES = 2000

@@ -21,7 +21,7 @@ from fewshard_models.recipes import teacher
 from fewshard_models.recipes.distillation import Targets, distillation_loss, mean_targets, teach
 from fewshard_models.recipes.progress import Accuracy, text_accuracy
 from fewshard_models.recipes.student import shrink, trim_vocabulary
-from fewshard_models.recipes.texts import IGNORED, TextBatch, TextBatches, joined_texts, tokenize
+from fewshard_models.recipes.texts import IGNORED, TextBatch, TextBatches, joined_texts
 from fewshard_models.recipes.tiers import LARGER_TUNING, Experts, FineTuning, Student, Teaching, TextRecipe
 from fewshard_models.recipes.training_loop import FitSettings, fit
 from fewshard_models.recipes.workspace import Workspace, digest
@@ -29,6 +29,7 @@ from fewshard_models.sparsify.moe import split_into_experts, upcycle
 from fewshard_models.sparsify.observers import RouterMonitor
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.text.convert import can_convert, convert_config, convert_weights
+from fewshard_models.text.inference import tokenize
 
 Text = FewshardTextForSequenceClassification
 SAMPLE_SIZE = 2000

@@ -24,11 +24,12 @@ from fewshard_models.data.sst2 import LABELS
 from fewshard_models.devices import choose_dtype, training_device
 from fewshard_models.errors import RecipeError
 from fewshard_models.files import whole_file, whole_folder
-from fewshard_models.recipes.texts import TextBatch, TextBatches, over_batches, tokenize
+from fewshard_models.recipes.texts import TextBatch, TextBatches
 from fewshard_models.recipes.tiers import FineTuning
 from fewshard_models.recipes.training_loop import fit
 from fewshard_models.recipes.workspace import Workspace, digest
 from fewshard_models.text import PackedTokens
+from fewshard_models.text.inference import over_batches, tokenize
 
 
 def fine_tuned(work: Workspace, settings: FineTuning, texts: list[str], labels: list[int]) -> Path:

@@ -1,26 +1,19 @@
-"""Batches of tokenised texts for training, and the logits of a model over a whole list of texts."""
+"""Batches of tokenised texts for training, and texts without labels for a teacher."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from fewshard_models.devices import training_device
-from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens, pack
+from fewshard_models.text import PackedTokens, pack
 
-MAX_TOKENS = 128
 IGNORED = -100
 """The label of a text without one; torch's cross-entropy leaves it out."""
 _MAX_JOINED_WORDS = 32
 _JOINTS = (" , ", " , but ", " and ", " -- ", " ; ")
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with special tokens, truncated to 128."""
-    return list(tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"])
 
 
 def joined_texts(texts: Sequence[str], count: int) -> list[str]:
@@ -91,44 +84,3 @@ class TextBatches:
         packed = pack([self.token_ids[row] for row in rows], None, self.device)
         labels = torch.tensor([self.labels[row] for row in rows], device=self.device)
         return TextBatch(packed, labels, torch.from_numpy(rows))
-
-
-def over_all(
-    model: FewshardTextForSequenceClassification,
-    token_ids: Sequence[Sequence[int]],
-    of_batch: Callable[[PackedTokens, PackedOutput], Tensor],
-    autocast: bool = False,
-) -> Tensor:
-    """`of_batch` of every text [N, ...] in the given order; with `autocast` the model runs in bf16."""
-    device = next(model.parameters()).device
-
-    def answer(packed: PackedTokens) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            out = model.forward_packed(packed)
-        return of_batch(packed, out)
-
-    return over_batches(token_ids, answer, device)
-
-
-def over_batches(
-    token_ids: Sequence[Sequence[int]],
-    answer: Callable[[PackedTokens], Tensor],
-    device: torch.device,
-    batch_size: int = 256,
-) -> Tensor:
-    """`answer` [n, ...] of length-sorted batches, put together [N, ...] in the given order, on the CPU."""
-    order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            parts.append(answer(pack([token_ids[row] for row in rows], None, device)).cpu())
-    results = torch.cat(parts)
-    inverse = torch.empty(len(order), dtype=torch.int64)
-    inverse[torch.tensor(order)] = torch.arange(len(order))
-    return results[inverse]
-
-
-def logits_of(model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]) -> Tensor:
-    """fp32 logits [N, num_labels], in the order given."""
-    return over_all(model, token_ids, lambda _, out: out.logits)

@@ -64,10 +64,6 @@ class Placement:
         """For each layer the experts of that shard, in order."""
         return tuple(tuple(sorted(row[row != EMPTY].tolist())) for row in self.slots[:, shard])
 
-    def shards_of(self, layer: int, expert: int) -> tuple[int, ...]:
-        """The shards that hold a copy, in order."""
-        return tuple(np.flatnonzero((self.slots[layer] == expert).any(axis=1)).tolist())
-
     def without(self, shards: Collection[int]) -> "Placement":
         """What the other shards hold, in their order; experts may be missing from it."""
         return Placement(np.delete(self.slots, sorted(shards), axis=1), self.num_experts)

@@ -21,7 +21,7 @@ from fewshard_models.sharding.weights import load_shardable_config, load_without
 from fewshard_models.text import PackedTokens
 
 CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
+UNLIMITED = 2**63
 
 
 def available_bytes(device: torch.device) -> int:
@@ -32,20 +32,22 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _of_machine() -> int:
-    for line in MEMINFO.read_text().splitlines() if MEMINFO.exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 2**63
+    """Unlimited where psutil is missing: from their sources, kernels and models run beside torch alone."""
+    try:
+        import psutil
+    except ImportError:
+        return UNLIMITED
+    return int(psutil.virtual_memory().available)
 
 
 def _of_container() -> int:
-    """Limit less use, where the page cache that can be dropped is no use."""
+    """Limit less use, where page cache that can be dropped is no use. psutil does not read cgroups."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no container, another version of cgroups, or "max"
-        return 2**63
+        return UNLIMITED
     return limit - used + int(stat.get("inactive_file", 0))
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts out of trained dense encoders: split units, upcycled copies, or fresh experts.
+"""Mixtures of experts out of trained dense encoders: split units, or upcycled copies.
 
 Called by the text recipes. Training them is distillation (`recipes/distillation`), watched by
 `sparsify/observers`.
@@ -14,8 +14,6 @@ from fewshard_models.errors import RecipeError
 from fewshard_models.sparsify.observers import Text, ffn_inputs, ffn_units, importance
 from fewshard_models.text import FewshardTextConfig
 from fewshard_models.text.modeling import DenseFeedForward, MoeFeedForward
-
-_SWITCH_SCALE = 0.1
 
 
 def split_into_experts(
@@ -66,17 +64,6 @@ def upcycle(dense: Text, num_experts: int, *, rest: Text | None = None, **option
             new.b1.copy_(old.up.bias.expand_as(new.b1))
             new.w2.copy_(old.down.weight.expand_as(new.w2))
             new.b2.copy_(old.down.bias.expand_as(new.b2))
-    return student
-
-
-def fresh_experts(dense: Text, num_experts: int, expert_size: int, **options: Any) -> Text:
-    """Experts and router from scratch in a trained backbone: truncated normal with variance 0.1 / fan-in, a
-    tenth of the usual, as in the Switch Transformer (Fedus et al. 2021, section 2.4)."""
-    student = _with_moe_layers(dense, num_experts, expert_size, options)
-    for _, _, new in _moe_layers(dense, student):
-        for weight in (new.router, new.w1, new.w2):
-            std = (_SWITCH_SCALE / weight.shape[-1]) ** 0.5
-            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
     return student
 
 

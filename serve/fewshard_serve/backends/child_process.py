@@ -17,17 +17,10 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from fewshard_serve.backends.base import Model, Preprocessor
-from fewshard_serve.core import (
-    Diagnosis,
-    ExpertCounts,
-    GroupState,
-    Item,
-    ModelInfo,
-    ModelOutput,
-    TokenRouting,
-)
+from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
+from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import InternalError
+from fewshard_serve.model import Model, Preprocessor
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshard_core.values import EncodedImage, Input, ModelInfo, TextInput
 from fewshard_models.card import Card
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import EncodedImage, Input, ModelInfo, TextInput
 from fewshard_serve.errors import NotReady
+from fewshard_serve.model import Model
 
 Classify = Callable[[Sequence[Input]], NDArray[np.float32]]
 

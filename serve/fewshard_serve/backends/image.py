@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from fewshard_core.errors import FewshardError
+from fewshard_core.values import EncodedImage, Input, Item, ModelInfo, ModelOutput, PixelArray
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.image.preprocessing import load_preprocessing
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.core import EncodedImage, Input, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_serve.model import Model
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -102,13 +102,18 @@ class ImagePreprocessor:
         return [Item(self._pixels(index, item), 0) for index, item in enumerate(inputs)]
 
     def _pixels(self, index: int, item: Input) -> NDArray[np.float32]:
-        if isinstance(item, TextInput):
+        read = self._READERS.get(type(item))
+        if read is None:
             raise UnusableItem(index, "this model classifies images; send an image")
-        if isinstance(item, EncodedImage):
-            try:
-                return self._preprocess(decode_image(item.data, item.max_pixels))
-            except ImageError as error:
-                raise UnusableItem(index, str(error)) from error
+        return read(self, index, item)
+
+    def _decoded(self, index: int, item: EncodedImage) -> NDArray[np.float32]:
+        try:
+            return self._preprocess(decode_image(item.data, item.max_pixels))
+        except ImageError as error:
+            raise UnusableItem(index, str(error)) from error
+
+    def _checked(self, index: int, item: PixelArray) -> NDArray[np.float32]:
         if item.pixels.dtype == np.uint8:
             return self._preprocess(item.pixels)
         if item.pixels.shape != self._shape:
@@ -117,6 +122,11 @@ class ImagePreprocessor:
                 f"pixel_values of shape {list(item.pixels.shape)}, this model takes {list(self._shape)}",
             )
         return item.pixels.astype(np.float32)
+
+    _READERS: ClassVar[dict[type[Input], Callable[[Any, int, Any], NDArray[np.float32]]]] = {
+        EncodedImage: _decoded,
+        PixelArray: _checked,
+    }
 
 
 class ImageModel(Model):

@@ -1,22 +1,22 @@
 """Builds the right `Model` for a checkpoint; called in the replica by `rayserve.loading`, and by tests."""
 
 from dataclasses import asdict
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedConfig
 
+from fewshard_core.values import ModelInfo, ProblemType
 from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_checkpoint, resolve
 from fewshard_models.devices import DTYPES, choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
 from fewshard_models.text import FewshardTextForSequenceClassification
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.image import ImageModel
 from fewshard_serve.backends.packed_text import PackedTextModel
 from fewshard_serve.backends.padded_text import PaddedTextModel
-from fewshard_serve.core import ModelInfo, ProblemType, Task
 from fewshard_serve.errors import NotReady
+from fewshard_serve.model import Model
 
 MAX_EXAMPLES = 4
 MAX_EXAMPLE_LENGTH = 8000
@@ -70,7 +70,7 @@ def describe(
     fields = _card_fields(card)
     return ModelInfo(
         name=name,
-        task=cast(Task, task),
+        task=task,
         kind=str(fields.get("kind", "moe" if _has_experts(config) else "dense")),
         labels=tuple(config.id2label[index] for index in sorted(config.id2label)),
         problem_type=_problem_type(config),

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
 from fewshard_kernels import MoeStats
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.text import FewshardTextForSequenceClassification, PackedTokens, pack, watched_experts
 from fewshard_models.text.observers import ActivationStats, signs_of
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
 from fewshard_serve.backends.tokenizer import TextPreprocessor
-from fewshard_serve.core import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
+from fewshard_serve.core import Diagnosis
+from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 

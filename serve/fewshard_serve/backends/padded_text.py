@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewshard_core.values import Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.checkpoint import Checkpoint
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.backends.tokenizer import TextPreprocessor, TokenIds
-from fewshard_serve.core import Item, ModelInfo, ModelOutput
+from fewshard_serve.backends.tokenizer import TextPreprocessor
+from fewshard_serve.model import Model
 
 MAX_PADDED_TOKENS = 16384
 """The most tokens, padding included, of one forward pass."""

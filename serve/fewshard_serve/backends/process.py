@@ -13,15 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fewshard_core.values import ExpertCounts, Item, ModelOutput
 from fewshard_serve.backends import child_process
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.child_process import Failed, Loaded, Loading, Passed
-from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelOutput
+from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import InternalError, ModelRestarted
+from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -191,25 +191,14 @@ class RemoteModel(Model):
 
     def expert_counts(self) -> ExpertCounts | None:
         """As they were after the last pass, as all that is seen: asking would wait for the one that runs."""
-        return _sum(self._counts_of_the_dead, self._seen.expert_counts)
+        dead, alive = self._counts_of_the_dead, self._seen.expert_counts
+        return dead + alive if dead and alive else dead or alive
 
     def diagnosis(self) -> Diagnosis | None:
         return self._seen.diagnosis
 
     def group(self) -> GroupState | None:
         return self._seen.group
-
-
-def _sum(one: ExpertCounts | None, other: ExpertCounts | None) -> ExpertCounts | None:
-    if one is None or other is None:
-        return one or other
-    return replace(
-        one,
-        tokens=one.tokens + other.tokens,
-        probability=one.probability + other.probability,
-        entropy=one.entropy + other.entropy,
-        rows=one.rows + other.rows,
-    )
 
 
 def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import load_shardable_config
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.golden import golden_problem
 from fewshard_serve.backends.load import describe
-from fewshard_serve.backends.tokenizer import TextPreprocessor, TokenIds
-from fewshard_serve.core import ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.backends.tokenizer import TextPreprocessor
+from fewshard_serve.core import GroupState
 from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.errors import NotReady
 from fewshard_serve.group.expert_placement import describe_change, first_placement, wanted_placement
@@ -25,6 +25,7 @@ from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.leader import Group, Run
 from fewshard_serve.group.partition import StepOutput
 from fewshard_serve.group.settings import ExpertsSettings, GroupSettings
+from fewshard_serve.model import Model
 
 APPLY_TIMEOUT_S = 60.0
 
@@ -88,24 +89,30 @@ class _Totals:
     def __init__(self, top_k: int) -> None:
         self._top_k = top_k
         self._lock = threading.Lock()
-        self._sums: tuple[Any, ...] | None = None
+        self._sum: ExpertCounts | None = None
 
     def add(self, out: StepOutput) -> None:
-        added = (out.tokens, out.probability.astype(np.float64), out.entropy.astype(np.float64), out.computed)
+        added = ExpertCounts(
+            tokens=out.tokens,
+            probability=out.probability.astype(np.float64),
+            entropy=out.entropy.astype(np.float64),
+            rows=out.tokens.sum(axis=1) // self._top_k,
+            top_k=self._top_k,
+            shard_tokens=out.computed,
+        )
         with self._lock:
-            sums = self._sums
-            self._sums = added if sums is None else tuple(map(np.add, sums, added))
+            self._sum = added if self._sum is None else self._sum + added
 
     def copy(self, group: Group) -> ExpertCounts:
         with self._lock:
-            sums = self._sums
-        if sums is None:
-            layers, shards, experts = group.shape
-            zeros = np.zeros((layers, experts), np.int64)
-            sums = (zeros, zeros * 0.0, np.zeros(layers), np.zeros((layers, shards), np.int64))
-        tokens, probability, entropy, computed = sums
-        rows = tokens.sum(axis=1) // self._top_k
-        return ExpertCounts(tokens, probability, entropy, rows, self._top_k, computed)
+            return self._sum or self._nothing(*group.shape)
+
+    def _nothing(self, num_layers: int, num_shards: int, num_experts: int) -> ExpertCounts:
+        tokens, rows = np.zeros((num_layers, num_experts), np.int64), np.zeros(num_layers, np.int64)
+        computed = np.zeros((num_layers, num_shards), np.int64)
+        return ExpertCounts(
+            tokens, tokens.astype(np.float64), rows.astype(np.float64), rows, self._top_k, computed
+        )
 
 
 def load_sharded_model(
@@ -160,18 +167,18 @@ def _settings(
 ) -> GroupSettings:
     """What the configuration leaves open is settled here."""
     is_name = path.startswith(("zoo:", "hf:"))
-    follows_loads = experts.placement == "balanced" and experts.num_shards > 1
+    follows_loads = experts.placement == "balanced" and experts.shards > 1
     return GroupSettings(
         # Workers elsewhere look names up for themselves; a directory must be at the same place there.
         path=path if is_name else str(resolve(path).absolute()),
         dtype=dtype,
         device=device,
-        num_shards=experts.num_shards,
-        max_slots_per_shard=experts.max_slots_per_shard or num_experts,
-        allows_degraded=experts.allows_degraded,
-        timeout_s=experts.timeout_s,
+        num_shards=experts.shards,
+        max_slots_per_shard=experts.max_slots(num_experts),
+        allows_degraded=experts.degraded,
+        timeout_s=experts.exchange_timeout_s,
         address=address,
-        num_threads=max(1, available_cores() // experts.num_shards),
+        num_threads=max(1, available_cores() // experts.shards),
         rebalance_s=experts.rebalance_s if follows_loads else 0.0,
     )
 

@@ -1,24 +1,15 @@
 """Tokenising for every text model: batches of texts or pairs to token ids, off the event loop."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fewshard_serve.core import Input, Item, TextInput, TokenRouting
+from fewshard_core.values import Input, Item, TextInput, TokenIds, TokenRouting
 from fewshard_serve.errors import NotReady, UnusableItem
 
 _CHARACTERS_PER_TOKEN = 3
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenIds:
-    """The features of a text `Item`; `types` is None for models without segments."""
-
-    ids: list[int]
-    types: list[int] | None
 
 
 class TextPreprocessor:

@@ -21,6 +21,8 @@ def register(subparsers: Any) -> None:
     patterns.add_argument("--dense", help="the CNN that cut ones are compared with")
     curves = _subject(subjects, "curves", _curves, "loss, accuracy, processor use and energy of runs")
     curves.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a phase's folder with curve.jsonl")
+    speedups = _subject(subjects, "speedups", _speedups, "what fewer MACs promise and what arrives")
+    speedups.add_argument("table", metavar="TABLE2.json", type=Path, help="what `fewshard table2` wrote")
     curves.add_argument("--name", default="curves", help="the files' name, without ending")
 
 
@@ -89,6 +91,13 @@ def _curves(args: argparse.Namespace) -> int:
 
     runs = {run.resolve().name: load_curve(run / CURVE_FILE) for run in args.runs}
     return _print(*draw_curves(runs, _out(args), args.name))
+
+
+def _speedups(args: argparse.Namespace) -> int:
+    """Draw the promised and the realised speed-ups of a measured table; returns 0."""
+    from fewshard_models.figures.speedups import draw_speedups, read_systems
+
+    return _print(*draw_speedups(read_systems(args.table), _out(args)))
 
 
 def _print(*paths: Path) -> int:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import Item, ModelOutput
+from fewshard_core.values import Item, ModelOutput
 from fewshard_serve.engine.queue import Outcome
 from fewshard_serve.errors import InternalError, ModelRestarted, ServeError
+from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 

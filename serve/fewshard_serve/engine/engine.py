@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import BatchStats, Caller, Classified, Item, PredictionRequest, Timings
+from fewshard_core.values import Item
+from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
-from fewshard_serve.engine.queue import Answer, Entry, RequestFuture
-from fewshard_serve.engine.runner import Resolution, Runner, ScheduledModel
+from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
+from fewshard_serve.engine.runner import Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
+from fewshard_serve.model import Model
 
 DRAIN_POLL_S = 0.02
 STUCK = "this replica hangs and is being replaced; come back soon"
@@ -25,6 +26,7 @@ class ModelHandle:
 
     lane: ScheduledModel
     admission: Admission
+    deadline_s: float
 
     @property
     def num_queued_items(self) -> int:
@@ -66,8 +68,9 @@ class Engine:
         served = self._accepting(model)
         if not request.inputs:
             raise MalformedRequest("the request holds no inputs; send at least one")
-        timeout_s, deadline_s = request.timeout_s, served.lane.settings.deadline_s
-        deadline_at = time.monotonic() + (deadline_s if timeout_s is None else min(timeout_s, deadline_s))
+        timeout_s = request.timeout_s
+        allowed_s = served.deadline_s if timeout_s is None else min(timeout_s, served.deadline_s)
+        deadline_at = time.monotonic() + allowed_s
         num_tokens = served.lane.model.estimate_tokens(request.inputs)
         with served.admission.admit(len(request.inputs), num_tokens, request.caller) as ticket:
             try:
@@ -158,24 +161,21 @@ class Engine:
 
 def _settle(resolutions: list[Resolution]) -> None:
     for resolution in resolutions:
-        entry = resolution.entry
-        times = resolution.queue_s, resolution.infer_s
-        entry.caller.settle(
-            entry.index, resolution.outcome, *times, resolution.is_degraded, resolution.exchange_s
-        )
+        resolution.entry.caller.settle(resolution)
 
 
 def _served(model: Model, settings: Mapping[str, EngineSettings]) -> ModelHandle:
     name = model.info.name
-    limits = settings.get(name, EngineSettings())
+    own = settings.get(name, EngineSettings())
+    limits = own.admission
     admission = Admission(
         name,
-        limits.admission_max_items,
-        limits.admission_max_tokens,
-        min_items=limits.admission_min_items,
+        limits.max_items,
+        limits.max_tokens,
+        min_items=limits.min_items,
         target_wait_s=limits.target_wait_s,
     )
-    return ModelHandle(ScheduledModel(model, limits), admission)
+    return ModelHandle(ScheduledModel(model, own.batching), admission, limits.deadline_s)
 
 
 @asynccontextmanager

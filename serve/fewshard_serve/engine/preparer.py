@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import ANYBODY, Caller, Input, Item
+from fewshard_core.values import Input, Item
+from fewshard_serve.core import ANYBODY, Caller
 from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import InternalError, ServeError
+from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 

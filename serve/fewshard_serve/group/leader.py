@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fewshard_core.errors import FewshardError
+from fewshard_core.values import TokenIds
 from fewshard_models.checkpoint import resolve
 from fewshard_models.devices import DTYPES
 from fewshard_models.errors import ExchangeError, ModelsError
@@ -35,9 +35,6 @@ from fewshard_serve.group.transport import Frame
 from fewshard_serve.group.workers import Peer
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
-if TYPE_CHECKING:
-    from fewshard_serve.backends.tokenizer import TokenIds
-
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 5
@@ -48,7 +45,7 @@ MAX_WAIT_S = 50.0
 SAY_S = 30.0
 """How often a group that is not complete yet says whom it waits for."""
 
-Run = Callable[["Sequence[TokenIds]"], NDArray[np.float32]]
+Run = Callable[[Sequence[TokenIds]], NDArray[np.float32]]
 Check = Callable[[Run], str]
 """Runs known inputs through a formation; what is wrong with the answers, or ""."""
 
@@ -136,7 +133,7 @@ class Group:
         with self._changed:
             return self._changed.wait_for(lambda: has_same_experts(self.status.placement, target), timeout_s)
 
-    def run(self, items: "Sequence[TokenIds]") -> StepOutput:
+    def run(self, items: Sequence[TokenIds]) -> StepOutput:
         """One batch. Where a shard dies in it, it is run again by those that are left.
 
         Raises NotReady where there is no formation to run it, InternalError where the model fails on it.
@@ -232,7 +229,7 @@ class Group:
                 self._view = None
         self._membership.failed(view.formation.generation)
 
-    def _step(self, view: View, items: "Sequence[TokenIds]") -> StepOutput:
+    def _step(self, view: View, items: Sequence[TokenIds]) -> StepOutput:
         started_at = time.monotonic()
         self._num_steps += 1
         hands = deal([len(item.ids) for item in items], len(view.formation.live))
@@ -248,7 +245,7 @@ class Group:
         self._loads = self._loads + out.tokens
         return replace(out, overhead_s=time.monotonic() - started_at - max(each.seconds for each in results))
 
-    def _parts(self, view: View, hands: list[list[int]], items: "Sequence[TokenIds]") -> list[Part]:
+    def _parts(self, view: View, hands: list[list[int]], items: Sequence[TokenIds]) -> list[Part]:
         num_rows = max(sum(len(items[index].ids) for index in hand) for hand in hands)
         generation = view.formation.generation
         return [

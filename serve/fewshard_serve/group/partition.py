@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewshard_core.values import TokenIds
 from fewshard_models.sharding.shard import ShardOutput
 from fewshard_models.text import PackedTokens
 from fewshard_serve.group.epoch import Epoch
 from fewshard_serve.group.transport import Frame
-
-if TYPE_CHECKING:
-    from fewshard_serve.backends.tokenizer import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,7 @@ class Part:
     tokens: NDArray[np.int32]
 
     @classmethod
-    def of(cls, step: int, generation: int, num_rows: int, items: "Sequence[TokenIds]") -> "Part":
+    def of(cls, step: int, generation: int, num_rows: int, items: Sequence[TokenIds]) -> "Part":
         flat = [token for item in items for token in item.ids]
         flat += [kind for item in items for kind in item.types or ()]
         return cls(

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from fewshard_serve.auth import Scope as TokenScope
 from fewshard_serve.auth import Tokens
@@ -18,6 +18,8 @@ from fewshard_serve.http.responses import Response
 from fewshard_serve.http.routing import Scope
 from fewshard_serve.logs import ACCESS, REQUEST, LogSettings
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.settings import NO_OTHER_KEYS, Rules, Share
+from fewshard_serve.tracecontext import TraceParent, read_traceparent
 
 if TYPE_CHECKING:
     from fewshard_serve.tracing import Tracing
@@ -28,21 +30,26 @@ REQUEST_ID_PATTERN = "[A-Za-z0-9._:+/=@-]{1,128}"
 
 _logger = logging.getLogger("fewshard.http")
 _SANE_ID = re.compile(REQUEST_ID_PATTERN)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _MAX_LOGGED_PATH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class TracingSettings:
-    """Where traces go, and the share of the requests without one that get one."""
+    """OpenTelemetry traces of requests; none without this section."""
 
-    endpoint: str
-    share: float
+    __pydantic_config__ = NO_OTHER_KEYS
+
+    endpoint: Annotated[str, Rules(pattern=r"^https?://[^\s]+$")] | None = None
+    """The collector's URL; None where the variables OTEL_EXPORTER_OTLP_* say it."""
+    share: Share = 0.01
+    """Of the requests that come without a trace, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessSettings:
-    """Plain values that travel to replicas. `tokens_file` is empty where no token is asked for.
+    """What a replica needs to know to open its doors. `tokens_file` is empty where no token is asked for.
+
+    `log_path` is a file to append log lines to; where it is empty they go to standard error.
 
     `is_behind_haproxy`: the last X-Forwarded-For is our own proxy's word, and it has refused odd request ids.
     """
@@ -50,6 +57,7 @@ class AccessSettings:
     tokens_file: str = ""
     limits: Limits = field(default_factory=Limits)
     logs: LogSettings = field(default_factory=LogSettings)
+    log_path: str = ""
     is_behind_haproxy: bool = False
     tracing: TracingSettings | None = None
 
@@ -66,14 +74,14 @@ class AccessMiddleware:
 
     def name(self, request: Request) -> None:
         """Give the request its id and trace, for answers and log lines."""
-        request.id = self.identify(request.header(REQUEST_ID_HEADER), request.header(b"traceparent"))
+        request.trace_parent = read_traceparent(request.header(b"traceparent"))
+        request.id = self.identify(request.header(REQUEST_ID_HEADER), request.trace_parent)
 
-    def identify(self, given: str | None, traceparent: str | None) -> str:
+    def identify(self, given: str | None, parent: TraceParent | None) -> str:
         """The id of a request, the client's own where it is sane; from now on in its log lines."""
         request_id = given if given and _SANE_ID.fullmatch(given) else os.urandom(16).hex()
-        trace_id = trace_of(traceparent)
         ids = {"request_id": request_id}
-        REQUEST.set(ids if trace_id is None else {**ids, "trace_id": trace_id})
+        REQUEST.set(ids if parent is None else {**ids, "trace_id": parent.trace_id})
         return request_id
 
     def enter(self, request: Request, scope: Scope) -> None:
@@ -114,7 +122,7 @@ class AccessMiddleware:
                 protocol,
                 outcome,
                 request.id,
-                request.header(b"traceparent"),
+                request.trace_parent,
                 request.started_at,
                 request.answered_at,
                 request.timings,
@@ -163,9 +171,9 @@ class AccessMiddleware:
 
 def _open_tracing(settings: TracingSettings) -> "Tracing":
     """Imported only where it is asked for: OpenTelemetry takes a fifth of a second."""
-    from fewshard_serve.tracing import JsonExporter, Tracing
+    from fewshard_serve.tracing import OtlpExporter, Tracing
 
-    return Tracing(JsonExporter(settings.endpoint), settings.share)
+    return Tracing(OtlpExporter(settings.endpoint), settings.share)
 
 
 def _is_urgent(priority: str | None) -> bool:
@@ -174,12 +182,3 @@ def _is_urgent(priority: str | None) -> bool:
     if priority != "high":
         raise MalformedRequest("X-Request-Priority must be high or normal")
     return True
-
-
-def trace_of(traceparent: str | None) -> str | None:
-    """The trace id of a W3C Trace Context header; None where there is none that is valid."""
-    match = _TRACEPARENT.fullmatch(traceparent or "")
-    if match is None or (traceparent or "").startswith("ff"):
-        return None
-    trace_id, parent_id = match[1], match[2]
-    return None if set(trace_id) == {"0"} or set(parent_id) == {"0"} else trace_id

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import asdict
 from typing import Any
 
-from fewshard_serve.core import ModelInfo
+from fewshard_core.values import ModelInfo
 from fewshard_serve.errors import NotFound
 from fewshard_serve.http.request import Request, off_loop, read_body
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response

@@ -9,9 +9,11 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from fewshard_serve import __version__
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.responses import HTTP_STATUS
+from fewshard_serve.http.routes import ROUTES
 from fewshard_serve.http.routing import Route
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.schemas import IndexEntry
+from fewshard_serve.protocol.tasks import TASKS
 
 _Named = list[tuple[type[BaseModel], JsonSchemaMode]]
 
@@ -38,7 +40,7 @@ _IMAGE_QUERY = [
 _IMAGE_MODEL = {"name": "model", "in": "query", "schema": {"type": "string"}}
 
 
-def openapi_document(limits: Limits, routes: Iterable[Route]) -> dict[str, Any]:
+def openapi_document(limits: Limits, routes: Iterable[Route] = ROUTES) -> dict[str, Any]:
     """The whole document as data. Routes without a summary are left out."""
     documented = [route for route in routes if route.summary]
     paths: dict[str, dict[str, Any]] = {}
@@ -100,7 +102,8 @@ def _request(route: Route) -> dict[str, Any]:
         body["schema"] = {"$ref": _REF.format(model=route.takes.__name__)}
     if not route.takes_image:
         return {"application/json": body}
-    return {"application/json": body, "image/*": {"schema": {"type": "string", "format": "binary"}}}
+    file = {"schema": {"type": "string", "format": "binary"}}
+    return {"application/json": body, **{task.media_range: file for task in TASKS if task.media_range}}
 
 
 def _answer(route: Route) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from fewshard_serve.core import Classified, Input, ModelInfo, PredictionRequest
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import InternalError, MalformedRequest, Overloaded, UnsupportedMedia
 from fewshard_serve.http.request import LARGE_BYTES, Request, off_loop, read_body, while_connected
 from fewshard_serve.http.responses import OCTETS, Response
@@ -27,6 +28,7 @@ from fewshard_serve.http.service import (
 )
 from fewshard_serve.protocol import classify, explain, model_tensors, oip, tei, vllm
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS, Task
 
 JSON_SIZE_HEADER = b"inference-header-content-length"
 
@@ -73,9 +75,9 @@ async def read_infer(request: Request, body: bytes, limits: Limits) -> UnboundPr
 
 
 async def read_classify(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """A classify request: JSON, or the bytes of one image."""
-    if has_image_body(request):
-        return _image(request, body, None, image_options(request.query), limits)
+    """A classify request: JSON, or the bytes of one item, such as an image file."""
+    if sent := task_of_body(request):
+        return _file(request, body, sent, None, file_options(request.query), limits)
 
     def bind(info: ModelInfo) -> Prediction:
         parsed = classify.parse_classify(body, limits)
@@ -85,15 +87,15 @@ async def read_classify(request: Request, body: bytes, limits: Limits) -> Unboun
 
 
 async def read_named_classify(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """The same with the model in the JSON, or in the query where the body is an image."""
-    if has_image_body(request):
+    """The same with the model in the JSON, or in the query where the body is a file."""
+    if sent := task_of_body(request):
         query = request.query
         if "model" not in query:
             raise MalformedRequest(
-                "an image sent as the body needs its model in the query: /classify?model=<name>"
+                f"{sent.item_noun} sent as the body needs its model in the query: /classify?model=<name>"
             )
         model = query.pop("model")
-        return _image(request, body, model, image_options(query), limits)
+        return _file(request, body, sent, model, file_options(query), limits)
     parsed = await off_loop(len(body), classify.parse_gateway_classify, body, limits)
 
     def bind(info: ModelInfo) -> Prediction:
@@ -188,19 +190,23 @@ def check_finite(answer: Classified) -> None:
         raise InternalError("the model answered with NaN or infinity; its weights or a kernel are broken")
 
 
-def has_image_body(request: Request) -> bool:
-    """Whether the body is an image file rather than JSON.
+def task_of_body(request: Request) -> Task | None:
+    """The task of which the body is one item, an image file for instance; None where it is JSON.
 
-    Any type but image and multipart is read as JSON: curl and V2 clients often name none, or a wrong one.
+    Any type but multipart and those of tasks is read as JSON: curl and V2 clients often name none, or a
+    wrong one.
     """
     media_type = request.media_type
+    if media_type in ("", "application/json"):  # almost all; to ask each task takes longer
+        return None
     if media_type.startswith("multipart/"):
-        raise UnsupportedMedia("forms are not read here; send JSON, or the image file itself as image/*")
-    return media_type.startswith("image/")
+        files = ", or ".join(task.file_help for task in TASKS if task.media_range)
+        raise UnsupportedMedia(f"forms are not read here; send JSON, or {files}")
+    return TASKS.of_media_type(media_type)
 
 
-def image_options(query: dict[str, str]) -> classify.ClassifyOptions:
-    """`top_k` and `raw_scores` from the query of a request whose body is an image."""
+def file_options(query: dict[str, str]) -> classify.ClassifyOptions:
+    """`top_k` and `raw_scores` from the query of a request whose body is a file."""
     try:
         return classify.ClassifyOptions.model_validate_strings(query)
     except ValidationError as error:
@@ -229,11 +235,16 @@ def _refuse_early(request: Request, model: ServedModel) -> None:
         raise
 
 
-def _image(
-    request: Request, body: bytes, model: str | None, options: classify.ClassifyOptions, limits: Limits
+def _file(
+    request: Request,
+    body: bytes,
+    sent: Task,
+    model: str | None,
+    options: classify.ClassifyOptions,
+    limits: Limits,
 ) -> UnboundPrediction:
     def bind(info: ModelInfo) -> Prediction:
-        return _classification(request, classify.image_body(body, info, limits), options, info)
+        return _classification(request, classify.file_inputs(body, sent, info, limits), options, info)
 
     return UnboundPrediction(model, 0, bind)
 

@@ -13,6 +13,7 @@ from fewshard_serve.core import ANYBODY, Timings
 from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest, TooLarge
 from fewshard_serve.http.encoding import unpack
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.tracecontext import TraceParent
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -29,6 +30,7 @@ class Request:
     parameters: the parts of the path that stand for `{name}` in its route's template.
     model_name: the label of metrics; "unknown" until a handler has found the model.
     id, caller: set by the middleware; the caller is a token's holder or an address.
+    trace_parent: the client's span, set by the middleware; None where it sent none.
     trace_id: set by the middleware after the answer; empty where the request is not traced.
     answer_headers: go with the answer, whatever it is.
     is_body_abandoned: the body was refused unread, so the connection cannot be used again.
@@ -51,6 +53,7 @@ class Request:
         "started_at",
         "timings",
         "trace_id",
+        "trace_parent",
     )
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
@@ -70,6 +73,7 @@ class Request:
         self.answered_at = 0.0
         self.timings: Timings | None = None
         self.trace_id = ""
+        self.trace_parent: TraceParent | None = None
 
     def note_answer(self, timings: Timings) -> None:
         """The model has answered now, after these stages; for traces."""

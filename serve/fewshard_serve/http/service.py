@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from fewshard_core.values import ModelInfo
 from fewshard_serve.auth import Tokens
-from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest
+from fewshard_serve.core import Caller, Classified, PredictionRequest
 from fewshard_serve.errors import MalformedRequest, NotFound, NotReady, UnknownModel
 from fewshard_serve.http.request import Request
 from fewshard_serve.protocol.limits import Limits
@@ -160,32 +161,6 @@ class GatewayContext:
     limits: Limits
     tokens: Tokens | None
     openapi: bytes
-
-
-@dataclass(frozen=True)
-class LocalService:
-    """A `HostService` of one process that has no other replicas."""
-
-    served: Mapping[str, ServedModel]
-    metrics: bytes = b""
-
-    def models(self) -> Mapping[str, ServedModel]:
-        return self.served
-
-    async def metrics_text(self, is_open_metrics: bool) -> bytes:
-        return self.metrics
-
-    async def merged_stats(self, model: str) -> dict[str, Any]:
-        served = find_model(self.served, model)
-        return stats_answer(served.info, [served.stats])
-
-    async def merged_experts(self, model: str) -> dict[str, Any] | None:
-        experts = find_model(self.served, model).experts()
-        return None if experts is None else {**experts, "replicas": 1}
-
-    async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        find_model(self.served, model)
-        raise NotFound(f"{model} is not sharded")
 
 
 def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:

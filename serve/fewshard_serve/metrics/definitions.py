@@ -30,11 +30,6 @@ class Family:
     labels: tuple[str, ...] = ("model",)
     buckets: tuple[float, ...] = ()
 
-    @property
-    def num_samples(self) -> int:
-        """Of one combination of labels: a histogram has its buckets, +Inf, the sum and the count."""
-        return len(self.buckets) + 3 if self.kind == "histogram" else 1
-
 
 REQUEST, STAGE, TOKENS = ("model", "protocol", "outcome"), ("model", "stage"), ("model", "state")
 LAYER, EXPERT, SHARD = ("model", "layer"), ("model", "layer", "expert"), ("model", "layer", "shard")

@@ -1,59 +1,43 @@
-"""The energy counter of an NVIDIA GPU, by the driver's library; `rayserve.hosting` gives it to metrics.
+"""The energy counter of an NVIDIA GPU, read with nvidia-ml-py; `rayserve.hosting` gives it to metrics.
 
 Joules of each model's forward passes, from a device that counts its own energy; read at every scrape.
 """
 
-import ctypes
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from fewshard_core.errors import FewshardError
 
 logger = logging.getLogger(__name__)
 
-LIBRARY = "libnvidia-ml.so.1"
-
-
-class NvmlError(FewshardError):
-    """The driver refused; its code is in the message."""
-
 
 def energy_reader(uuid: str) -> Callable[[], float] | None:
-    """A function that reads the joules this GPU has used since its driver was loaded.
+    """A function that returns the joules this GPU has used since its driver was loaded.
 
-    `uuid` as `torch.cuda.get_device_properties` has it. None where there is no such library or counter
-    (before Volta); the log says why.
+    `uuid`: as `torch.cuda.get_device_properties` has it, with or without the prefix "GPU-" or "MIG-".
+    Returns None where there is no driver, no such GPU, or no counter (before Volta); the log says why.
+    The returned function raises `pynvml.NVMLError` where the driver fails later.
     """
     try:
-        return reader_of(ctypes.CDLL(LIBRARY), uuid)
-    except (OSError, AttributeError, NvmlError) as error:
+        import pynvml  # imported late: only a GPU needs it
+    except ImportError as error:
         logger.warning("the GPU's energy cannot be read: %s", error)
         return None
+    try:
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByUUID(
+            uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        )
 
+        def read() -> float:
+            millijoules: int = pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
+            return millijoules / 1000
 
-def reader_of(library: Any, uuid: str) -> Callable[[], float]:
-    """The same of a loaded library. Raises `NvmlError`; it reads once, so that a failure shows here."""
-    _call(library.nvmlInit_v2)
-    device = ctypes.c_void_p()
-    name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-    _call(library.nvmlDeviceGetHandleByUUID, name.encode(), ctypes.byref(device))
-
-    def read() -> float:
-        millijoules = ctypes.c_ulonglong()
-        _call(library.nvmlDeviceGetTotalEnergyConsumption, device, ctypes.byref(millijoules))
-        return millijoules.value / 1000
-
-    read()
+        read()  # a missing counter fails here rather than at the first scrape
+    except pynvml.NVMLError as error:
+        logger.warning("the GPU's energy cannot be read: %s", error)
+        return None
     return read
-
-
-def _call(function: Any, *arguments: Any) -> None:
-    status = function(*arguments)
-    if status != 0:
-        raise NvmlError(f"NVML answered {status}")
 
 
 class MeasuredEnergy:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ModelInfo
+from fewshard_core.activation import activate
+from fewshard_core.values import ModelInfo
 from fewshard_serve.metrics.definitions import CONFIDENCES
-from fewshard_serve.protocol.activation import activate
 
 MAX_WAITING = 512
 """Answered requests that are counted together: array by array it would cost more than all other metrics."""

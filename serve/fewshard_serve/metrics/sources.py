@@ -6,13 +6,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import psutil
 
+from fewshard_core.values import ModelInfo
 from fewshard_serve import __version__
-from fewshard_serve.core import GroupState, ModelInfo
-from fewshard_serve.engine.expert_statistics import (
+from fewshard_serve.core import GroupState
+from fewshard_serve.expert_statistics import (
     Routing,
     entropy_ratio,
     expert_use_ratio,
@@ -144,24 +145,20 @@ def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
     out.add("fewshard_build_info", [__version__, platform.python_version()], 1)
     ended = os.times()
     cpu_s = time.process_time() + ended.children_user + ended.children_system
-    out.add("fewshard_process_cpu_seconds_total", [], cpu_s + sum(map(_cpu_seconds, children)))
-    if own := _resident_pages(os.getpid()):
-        pages = own + sum(map(_resident_pages, children))
-        out.add("fewshard_process_resident_bytes", [], pages * os.sysconf("SC_PAGE_SIZE"))
+    resident_bytes = psutil.Process().memory_info().rss
+    for child_cpu_s, child_bytes in map(_use_of, children):
+        cpu_s += child_cpu_s
+        resident_bytes += child_bytes
+    out.add("fewshard_process_cpu_seconds_total", [], cpu_s)
+    out.add("fewshard_process_resident_bytes", [], resident_bytes)
 
 
-def _resident_pages(process: int) -> int:
-    """0 where it has ended, or this is not Linux."""
+def _use_of(pid: int) -> tuple[float, int]:
+    """CPU seconds and resident bytes of a process; zeros where it has ended."""
     try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _cpu_seconds(process: int) -> float:
-    """As `_resident_pages`."""
-    try:
-        user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
-    except (OSError, ValueError):
-        return 0.0
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            return times.user + times.system, process.memory_info().rss
+    except psutil.Error:
+        return 0.0, 0

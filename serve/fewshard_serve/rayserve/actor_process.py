@@ -25,13 +25,16 @@ RAY_LOGGING: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
 """Serve's own lines, in its files: a line a request costs more than the request's routing."""
 
 
-def configure_logging(settings: LogSettings = LogSettings()) -> None:  # noqa: B008  it is frozen
-    """Print warnings and errors of this package, once; other libraries' loggers are left as they are."""
+def configure_logging(settings: LogSettings = LogSettings(), path: str = "") -> None:  # noqa: B008  it is frozen
+    """Print warnings and errors of this package, once; other libraries' loggers are left as they are.
+
+    They are appended to the file at `path`; where it is empty they go to standard error.
+    """
     ACCESS.setLevel(logging.INFO if settings.requests else logging.WARNING)
     for name in ("fewshard_serve", "fewshard"):
         logger = logging.getLogger(name)
         if not logger.handlers:
-            handler = logging.StreamHandler(_stream(settings.path))
+            handler = logging.StreamHandler(_stream(path))
             handler.setFormatter(formatter(settings))
             logger.addHandler(handler)
             logger.setLevel(logging.WARNING)

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from fewshard_serve.engine.expert_statistics import describe_diagnoses, describe_routing, merge_routing
 from fewshard_serve.errors import NotReady, ServeError
+from fewshard_serve.expert_statistics import merge_routing
 from fewshard_serve.http.service import ServedModel, find_model, stats_answer
+from fewshard_serve.protocol.experts import describe_diagnoses, describe_routing
 from fewshard_serve.rayserve.cascade_replica import CascadeReplica
 from fewshard_serve.rayserve.replica import Replica
 

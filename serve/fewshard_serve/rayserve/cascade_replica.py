@@ -6,8 +6,8 @@ from typing import Any
 
 from fewshard_serve.cascade import Cascade, Spent
 from fewshard_serve.core import Classified, Diagnosis, PredictionRequest
-from fewshard_serve.engine.expert_statistics import Routing
 from fewshard_serve.errors import NotFound, ServeError
+from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.protocol.stats import ModelStatistics, merge
@@ -27,7 +27,7 @@ class CascadeReplica:
         self._spec = spec
         self._directory = ModelRouter(spec.hosts, calls, self.metrics, {})
         self._cascade = Cascade(
-            spec.name, spec.stages, spec.accept_above, self._directory.classify, self._observe
+            spec.name, spec.config.stages, spec.config.thresholds, self._directory.classify, self._observe
         )
         self._following: asyncio.Task[None] | None = None
         self._num_inside = 0
@@ -109,7 +109,7 @@ class CascadeReplica:
         """Ask once for the state of the stages."""
         await self._directory.refresh()
         index = {entry.name: entry for entry in await self._directory.model_index()}
-        ready = [index[name] for name in self._spec.stages]
+        ready = [index[name] for name in self._spec.config.stages]
         self._cascade.set_stages([entry.info if entry.state == "READY" else None for entry in ready])
         if self._is_draining:
             self.begin_drain()

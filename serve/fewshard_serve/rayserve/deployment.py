@@ -7,8 +7,8 @@ from typing import Any
 from ray import serve
 
 from fewshard_serve.core import Classified, Diagnosis, PredictionRequest
-from fewshard_serve.engine.expert_statistics import Routing
 from fewshard_serve.errors import ServeError
+from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.service import ModelEntry
@@ -39,7 +39,7 @@ class Host:
 
     def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
-        configure_logging(spec.doors.logs)
+        configure_logging(spec.doors.logs, spec.doors.log_path)
         context = serve.get_replica_context()
         self._name: str = context.replica_tag
         self._labels = {"application": context.app_name, "replica": self._name}
@@ -172,4 +172,4 @@ def _scale(spec: AppSpec) -> dict[str, Any]:
     if spec.min_replicas == spec.max_replicas:
         return {"num_replicas": spec.min_replicas}
     assert isinstance(spec, HostSpec), "a cascade has one replica. This is a bug."
-    return {"autoscaling_config": autoscaling(spec.min_replicas, spec.max_replicas, spec.scaling)}
+    return {"autoscaling_config": autoscaling(spec.replicas)}

@@ -25,14 +25,12 @@ from fewshard_serve.rayserve.deployment_plan import (
     HostSpec,
     door_settings,
     haproxy_waits,
-    num_cpus_wanted,
     plan_cascades,
     plan_hosts,
-    share_cores,
-    share_gpus,
 )
 from fewshard_serve.rayserve.environment import prepare_environment
 from fewshard_serve.rayserve.haproxy import stop_softly
+from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_cores, share_gpus
 from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
 from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopRequest, listen, stop_request
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fewshard_serve.backends.base import Model
+from fewshard_core.values import ModelInfo
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.process import ModelProcess
-from fewshard_serve.core import ModelInfo
 from fewshard_serve.errors import ServeError
+from fewshard_serve.model import Model
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 
 logger = logging.getLogger(__name__)

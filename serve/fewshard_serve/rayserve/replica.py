@@ -5,21 +5,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fewshard_serve.backends.base import Model
+from fewshard_core.values import ModelInfo
 from fewshard_serve.backends.process import ModelProcess
-from fewshard_serve.core import BatchStats, Caller, Classified, Diagnosis, ModelInfo, PredictionRequest
+from fewshard_serve.core import BatchStats, Caller, Classified, Diagnosis, PredictionRequest
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
-from fewshard_serve.engine.expert_statistics import Routing, RoutingWindow, describe_routing
 from fewshard_serve.errors import InternalError, NotReady, ServeError, StartError
+from fewshard_serve.expert_statistics import Routing, RoutingWindow
 from fewshard_serve.http.service import ModelEntry, Room, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.metrics.energy import energy_reader
+from fewshard_serve.model import Model
+from fewshard_serve.protocol.experts import describe_routing
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.model_loader import LoadFailure, load_models
-from fewshard_serve.rayserve.shadow_traffic import Shadow, ShadowModel, ShadowSpec, shadow_elsewhere
+from fewshard_serve.rayserve.shadow_traffic import Shadow, ShadowModel, shadow_elsewhere
 
 DRAINING = "draining; ask again soon"
 
@@ -204,22 +206,22 @@ class Replica:
         return has_ended
 
     def _give_shadow(self, model: ModelSpec, app: str) -> None:
-        hosted, spec = self.hosted.get(model.name), model.shadow
-        if hosted is None or spec is None:
+        hosted, settings = self.hosted.get(model.name), model.shadow
+        if hosted is None or settings is None:
             return
-        if spec.app == app:
-            shadow = self._shadow_here(spec)
+        if model.shadow_app == app:
+            shadow = self._shadow_here(settings.model)
         else:
             assert self._calls is not None, "a shadow elsewhere needs calls. This is a bug."
-            shadow = shadow_elsewhere(spec, self._calls)
-        hosted.shadow = Shadow(spec, hosted.info, shadow, self.metrics.observe_shadow)
+            shadow = shadow_elsewhere(settings.model, model.shadow_app, self._calls)
+        hosted.shadow = Shadow(settings, hosted.info, shadow, self.metrics.observe_shadow)
 
-    def _shadow_here(self, spec: ShadowSpec) -> ShadowModel:
+    def _shadow_here(self, name: str) -> ShadowModel:
         async def info() -> ModelInfo | None:
-            return self.hosted[spec.model].info if spec.model in self.hosted else None
+            return self.hosted[name].info if name in self.hosted else None
 
         async def classify(request: PredictionRequest) -> Classified:
-            return await self.hosted[spec.model].classify(request)
+            return await self.hosted[name].classify(request)
 
         return ShadowModel(info, classify)
 

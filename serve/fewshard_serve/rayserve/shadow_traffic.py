@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest
+from fewshard_core.activation import activate
+from fewshard_core.values import ModelInfo
+from fewshard_serve.config import ShadowConfig
+from fewshard_serve.core import Caller, Classified, PredictionRequest
 from fewshard_serve.errors import ServeError
-from fewshard_serve.protocol.activation import activate
 from fewshard_serve.rayserve.handles import HostCalls
 
 logger = logging.getLogger(__name__)
@@ -24,15 +26,6 @@ MAX_INFLIGHT = 4
 STATES_TIMEOUT_S = 2.0
 CALLER = Caller("shadow")
 """Shadows queue as one caller among others, with a share of their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShadowSpec:
-    """`app`: the application that serves the shadow. `share` of the requests, from 0 to 1."""
-
-    model: str
-    share: float
-    app: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +43,10 @@ Observe = Callable[[str, str, str, int], None]
 class Shadow:
     """The shadow of one model, on the event loop of its host."""
 
-    def __init__(self, spec: ShadowSpec, info: ModelInfo, shadow: ShadowModel, observe: Observe) -> None:
-        self._spec = spec
+    def __init__(
+        self, settings: ShadowConfig, info: ModelInfo, shadow: ShadowModel, observe: Observe
+    ) -> None:
+        self._settings = settings
         self._info = info
         self._shadow = shadow
         self._observe = observe
@@ -60,7 +55,7 @@ class Shadow:
 
     def follow(self, request: PredictionRequest, answer: Classified) -> None:
         """Perhaps ask the shadow the same, later; returns at once."""
-        if self._random.random() >= self._spec.share:
+        if self._random.random() >= self._settings.share:
             return
         if len(self._tasks) >= MAX_INFLIGHT:
             self._count("skipped", len(request.inputs))
@@ -86,28 +81,28 @@ class Shadow:
             other = await self._shadow.classify(replace(request, timeout_s=None, caller=CALLER))
             num_agreeing = int(agreeing(self._info, answer, info, other).sum())
         except ServeError as error:
-            logger.debug("the shadow %s did not answer: %s", self._spec.model, error)
+            logger.debug("the shadow %s did not answer: %s", self._settings.model, error)
             self._count("failed", num_items)
         except Exception:  # whatever the way to another host raises
-            logger.exception("the shadow %s failed", self._spec.model)
+            logger.exception("the shadow %s failed", self._settings.model)
             self._count("failed", num_items)
         else:
             self._count("agree", num_agreeing)
             self._count("disagree", num_items - num_agreeing)
 
     def _count(self, outcome: str, num_items: int) -> None:
-        self._observe(self._info.name, self._spec.model, outcome, num_items)
+        self._observe(self._info.name, self._settings.model, outcome, num_items)
 
 
-def shadow_elsewhere(spec: ShadowSpec, calls: HostCalls) -> ShadowModel:
-    """A shadow that another application serves."""
+def shadow_elsewhere(name: str, app: str, calls: HostCalls) -> ShadowModel:
+    """The model of that name, which another application serves, as a shadow."""
 
     async def info() -> ModelInfo | None:
-        answers = await calls.all(spec.app, "model_states", timeout_s=STATES_TIMEOUT_S)
-        return next((entry.info for some in answers for entry in some if entry.name == spec.model), None)
+        answers = await calls.all(app, "model_states", timeout_s=STATES_TIMEOUT_S)
+        return next((entry.info for some in answers for entry in some if entry.name == name), None)
 
     async def classify(request: PredictionRequest) -> Classified:
-        answer = await calls.one(spec.app, "classify_for_gateway", spec.model, request)
+        answer = await calls.one(app, "classify_for_gateway", name, request)
         if isinstance(answer, ServeError):
             raise answer
         assert isinstance(answer, Classified)

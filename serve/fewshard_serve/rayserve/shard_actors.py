@@ -16,9 +16,9 @@ import ray
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fewshard_serve.backends.base import Model
 from fewshard_serve.backends.sharded_text import load_sharded_model
 from fewshard_serve.group.worker import Worker, WorkerConfig
+from fewshard_serve.model import Model
 from fewshard_serve.rayserve.actor_process import configure_logging
 from fewshard_serve.rayserve.deployment_plan import HOST_CPUS, ModelSpec
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from fewshard_serve.core import Classified, ModelInfo
+from fewshard_core.values import ModelInfo
+from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol import model_tensors, oip
 from fewshard_serve.protocol.classify import timings_ms

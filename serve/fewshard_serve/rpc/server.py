@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
+from fewshard_core.values import ModelInfo
 from fewshard_serve import __version__, errors
-from fewshard_serve.core import Caller, ModelInfo, PredictionRequest
+from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.errors import (
     CallerGone,
     NotFound,
@@ -30,6 +31,7 @@ from fewshard_serve.http.service import EXTENSIONS, GatewayService, RequestHook,
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
+from fewshard_serve.tracecontext import read_traceparent
 
 GRPC_STATUS: dict[type[ServeError], StatusCode] = {
     errors.MalformedRequest: StatusCode.INVALID_ARGUMENT,
@@ -131,9 +133,8 @@ class InferenceService:
     ) -> Callable[..., Awaitable[Any]]:
         async def handle(message: Any, context: Any) -> Any:
             call = Call(method, message, context)
-            request_id = self._doors.identify(
-                call.metadata.get("x-request-id"), call.metadata.get("traceparent")
-            )
+            parent = read_traceparent(call.metadata.get("traceparent"))
+            request_id = self._doors.identify(call.metadata.get("x-request-id"), parent)
             await context.send_initial_metadata((("x-request-id", request_id),))
             return await self._counted(call, answer)
 

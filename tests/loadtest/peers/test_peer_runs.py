@@ -10,7 +10,7 @@ import pytest
 
 from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers import __main__ as command
-from fewshard_loadtest.peers import environments
+from fewshard_loadtest.peers import catalogue, environments
 from fewshard_loadtest.peers.catalogue import FEWSHARD, PEERS, SETTINGS_VARIABLE, Launch, Server, peers
 from fewshard_loadtest.peers.checkpoint import Expected, check_labels
 from fewshard_loadtest.peers.rounds import Found, _try
@@ -38,6 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+PROGRAMS = ("bentoml_service.py", "litserve_app.py", "rayserve_app.py")
 EXPECTED = [Expected("a short one", "short", 1.0), Expected("one of more than twenty letters", "long", 1.0)]
 
 
@@ -121,6 +122,16 @@ def test_servers_do_not_inherit_what_would_change_them(
     assert (ours["PYTHONPATH"], "OMP_NUM_THREADS" in ours) == ("7", False)
     tuned = lit.environment(launch(Setting(TUNED, "bf16", 16, 5, 2, 1), tmp_path))
     assert tuned["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("fp32", 32), ("bf16", 16), ("fp16", 16)])
+def test_programs_of_peers_are_told_torchs_name_of_the_dtype(tmp_path: Path, dtype: str, width: int) -> None:
+    torch = pytest.importorskip("torch")
+    (lit,) = peers(["litserve"])
+    told = json.loads(lit.environment(launch(Setting(TUNED, dtype), tmp_path))[SETTINGS_VARIABLE])
+    assert torch.finfo(getattr(torch, told["torch_dtype"])).bits == width
+    programs = [Path(catalogue.__file__).parent / f"apps/{name}" for name in PROGRAMS]
+    assert all('getattr(torch, SETTINGS["torch_dtype"])' in program.read_text() for program in programs)
 
 
 def test_infinity_is_told_by_its_own_options(tmp_path: Path) -> None:

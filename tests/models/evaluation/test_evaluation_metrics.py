@@ -35,6 +35,13 @@ def test_sign_test(gained, lost, p):
     assert metrics.sign_test(gained, lost) == pytest.approx(p)
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(0, 1), (3, 14), (29, 17), (120, 80), (900, 1100)])
+def test_sign_test_is_scipys_binomial_test(gained, lost):
+    stats = pytest.importorskip("scipy.stats", reason="scipy comes with the extra loadtest")
+    expected = stats.binomtest(gained, gained + lost).pvalue
+    assert metrics.sign_test(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
 def test_sign_test_of_thousands_does_not_overflow():
     assert 0 < metrics.sign_test(900, 1100) < 1e-4
     assert metrics.sign_test(0, 3000) == 0.0

@@ -10,6 +10,7 @@ from fewshard_models.errors import DataError, RecipeError
 from fewshard_models.figures.cnn_times import CnnTime, measure_cnns, read_times, write_times
 from fewshard_models.figures.curves import kilojoules
 from fewshard_models.figures.patterns import is_masked, kept_shares
+from fewshard_models.figures.speedups import System, read_systems
 from fewshard_models.figures.sweep import Sweep, run
 from fewshard_models.figures.tradeoff import Point, read_points, write_points
 from fewshard_models.image import FewshardImageConfig
@@ -48,12 +49,13 @@ def lines() -> list[dict]:
 
 
 def draw(name, folder):
-    from fewshard_models.figures import cnn_times, curves, patterns, tradeoff
+    from fewshard_models.figures import cnn_times, curves, patterns, speedups, tradeoff
 
     calls = {
         "figure2": lambda: tradeoff.draw_tradeoff(POINTS, folder),
         "figure3": lambda: cnn_times.draw_times(TIMES, folder),
         "curves": lambda: curves.draw_curves({"one": lines(), "two": lines()}, folder),
+        "speedups": lambda: speedups.draw_speedups([System("moe", 2.0, {1: 1.1, 64: 1.5}, -0.3)], folder),
         "pattern-masked": lambda: patterns.draw_pattern(masked(), None, "masked", folder),
         "pattern-cut": lambda: patterns.draw_pattern(
             Cnn(FewshardImageConfig(stem_channels=8, stage_channels=[8] * 3, block_channels=[8] * 3)),
@@ -65,7 +67,9 @@ def draw(name, folder):
     return calls[name]()
 
 
-@pytest.mark.parametrize("name", ["figure2", "figure3", "curves", "pattern-masked", "pattern-cut"])
+@pytest.mark.parametrize(
+    "name", ["figure2", "figure3", "curves", "speedups", "pattern-masked", "pattern-cut"]
+)
 def test_both_files_are_written_and_the_svg_repeats(name, tmp_path):
     pytest.importorskip("matplotlib", reason="figures need the extra plots")
     paths = draw(name, tmp_path / "a")
@@ -113,6 +117,25 @@ def test_points_and_times_come_back(tmp_path):
     assert read_points(write_points(POINTS, {"command": "x"}, tmp_path)) == POINTS
     assert read_times(write_times(TIMES, {"command": "x"}, tmp_path)) == TIMES
     assert TIMES[0].realised == pytest.approx(2.0 * 0.4)
+
+
+def test_a_speed_up_is_read_beside_the_dense_model_of_the_same_task(tmp_path):
+    def row(system, kind, share, accuracy, speedup):
+        speeds = [{"batch": batch, "speedup": speedup} for batch in (1, 8, 64)]
+        found = {"system": system, "kind": kind, "macs_share": share, "speeds": speeds}
+        return {**found, "accuracy": {"mean": accuracy}}
+
+    rows = [row("a-dense", "dense", None, 0.9, None), row("b-dense", "dense", None, 0.5, None)]
+    file = tmp_path / "table2.json"
+    file.write_text(json.dumps({"rows": [*rows, row("b-moe", "moe", 0.25, 0.51, 1.5)]}))
+    (found,) = read_systems(file)
+    assert found == System("b-moe", 4.0, {1: 1.5, 64: 1.5}, pytest.approx(1.0))
+    file.write_text(json.dumps({"rows": rows}))
+    with pytest.raises(DataError, match="nothing to draw"):
+        read_systems(file)
+    file.write_text("[]")
+    with pytest.raises(DataError, match="no result of `fewshard table2`"):
+        read_systems(file)
 
 
 def test_four_sizes_are_timed_dense_and_cut():

@@ -21,8 +21,6 @@ def test_it_answers_both_ways():
     assert (TWO_COPIES.num_layers, TWO_COPIES.num_shards, TWO_COPIES.slots_per_shard) == (2, 2, 2)
     assert TWO_COPIES.experts_on(0) == ((0, 2), (0, 1))
     assert TWO_COPIES.experts_on(1) == ((1, 2), (2,))
-    assert TWO_COPIES.shards_of(0, 2) == (0, 1)
-    assert TWO_COPIES.shards_of(1, 2) == (1,)
     assert TWO_COPIES.copies().tolist() == [[1, 1, 2], [1, 1, 1]]
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fewshard_core.values import TextInput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import TextInput
 
 TEXTS = ["a fine film", "two hours i want back", "warm"]
 

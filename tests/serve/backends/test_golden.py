@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
+from fewshard_core.values import TextInput
 from fewshard_models import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import save_checkpoint
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import TextInput
 from fewshard_serve.errors import NotReady
 
 TEXTS = ["good film", "bad film", "the film is good and not bad", "is"]

@@ -11,12 +11,12 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from fewshard_core.activation import activate
+from fewshard_core.values import PixelArray, TextInput
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.packed_text import PackedTextModel
 from fewshard_serve.backends.padded_text import PaddedTextModel
-from fewshard_serve.core import PixelArray, TextInput
 from fewshard_serve.errors import NotReady, UnusableItem
-from fewshard_serve.protocol.activation import activate
 
 WORDS = [
     "the",

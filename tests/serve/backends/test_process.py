@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewshard_core.values import EncodedImage, TextInput
 from fewshard_models.checkpoint import ZOO
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.process import ModelProcess, ProcessEnded
-from fewshard_serve.core import EncodedImage, TextInput
 from fewshard_serve.errors import ModelRestarted, NotReady, UnusableItem
 
 FAKES = str(Path(__file__).parents[1] / "rayserve")
@@ -112,7 +112,7 @@ def test_errors_arrive_as_they_were_raised(process):
 
 
 def test_one_that_is_killed_in_a_pass_is_replaced(process):
-    model, first = fake(process, "moe"), process.pid
+    model, first = fake(process, "group"), process.pid
     assert run(model, "2", "3") == [[2, -2], [3, -3]]
     threading.Timer(0.3, os.kill, (first, signal.SIGKILL)).start()
     with pytest.raises(ModelRestarted, match="exit code -9"):
@@ -120,7 +120,9 @@ def test_one_that_is_killed_in_a_pass_is_replaced(process):
     assert process.pid != first
     assert (process.problem, process.is_restarting) == ("", False)
     assert run(model, "5") == [[5, -5]]
-    assert model.expert_counts().tokens.tolist() == [[3, 0]], "those of the dead are not forgotten"
+    counts = model.expert_counts()
+    assert counts.tokens.tolist() == [[3, 0]], "those of the dead are not forgotten"
+    assert counts.by_shard.tolist() == [[0, 3, 0]]
 
 
 def test_it_is_asked_by_many_threads_and_does_one_pass_after_the_other(process):

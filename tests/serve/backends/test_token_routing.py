@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from fewshard_core.values import TextInput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import PredictionRequest, TextInput
+from fewshard_serve.core import PredictionRequest
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.classify import (

@@ -16,18 +16,19 @@ import numpy as np
 import pytest
 import uvicorn
 
-from fewshard_serve.backends.base import Model
+from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import ExpertCounts, GroupState, Item, ModelInfo, ModelOutput, PredictionRequest
+from fewshard_serve.core import GroupState, PredictionRequest
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
-from fewshard_serve.http.service import LocalService
+from fewshard_serve.model import Model
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.replica import Replica
+from local_service import LocalService
 
 EVIL = "<img src=x onerror=document.title='run'>"
 WAIT_S = 30

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import Input, Item, ModelInfo, ModelOutput, TextInput
+from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.errors import UnusableItem
+from fewshard_serve.model import Model
 
 
 class FakeModel(Model):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshard_serve.core import Item, ModelOutput
+from fewshard_core.values import Item, ModelOutput
 from fewshard_serve.engine.batch import execute
 from fewshard_serve.errors import InternalError, ModelRestarted, UnusableItem
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewshard_serve.core import Item
+from fewshard_core.values import Item
 from fewshard_serve.engine.queue import Entry, Queue
 
 NEVER = float("inf")
@@ -16,7 +16,7 @@ NEVER = float("inf")
 class Someone:
     is_gone: bool = False
 
-    def settle(self, index, outcome, queue_s, infer_s):
+    def settle(self, resolution):
         raise AssertionError("the queue settles nothing")
 
 

@@ -13,15 +13,16 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, settings
 
-from fewshard_serve.backends.base import Model
+from fewshard_core.values import EncodedImage, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.backends.image import ImageError, decode_image
-from fewshard_serve.core import EncodedImage, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import LocalService, ModelEntry
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.model import Model
 from fewshard_serve.protocol.stats import ModelStatistics
+from local_service import LocalService
 
 settings.register_profile(
     "fuzz",

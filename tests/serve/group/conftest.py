@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from fewshard_core.values import TokenIds
 from fewshard_models.checkpoint import load_checkpoint
 from fewshard_models.sharding import contiguous
 from fewshard_models.text import pack
-from fewshard_serve.backends.tokenizer import TokenIds
 from fewshard_serve.group.launcher import ProcessLauncher
 from fewshard_serve.group.leader import Group
 from fewshard_serve.group.settings import GroupSettings

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fewshard_core.values import TextInput
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import load_sharded_model
-from fewshard_serve.core import TextInput
 from fewshard_serve.group.launcher import ProcessLauncher
 from fewshard_serve.group.settings import ExpertsSettings
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from fewshard_core.values import TokenIds
 from fewshard_kernels import MoeStats
 from fewshard_models.sharding.shard import ShardOutput
-from fewshard_serve.backends.tokenizer import TokenIds
 from fewshard_serve.group.partition import Part, PartResult, deal
 from fewshard_serve.group.transport import PING, Frame, Link, WireError, receive_frame, send_frame
 from fewshard_serve.group.workers import Peer

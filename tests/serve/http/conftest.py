@@ -8,7 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest, Task, TextInput, Timings
+from fewshard_core.values import ModelInfo, Task, TextInput
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import (
     CallerGone,
     ConfigError,
@@ -26,9 +27,10 @@ from fewshard_serve.errors import (
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import LocalService, ModelEntry, Room
+from fewshard_serve.http.service import ModelEntry, Room
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.stats import ModelStatistics
+from local_service import LocalService
 
 LIMITS = Limits(max_body_bytes=200_000, max_items=64, max_text_bytes=10_000)
 

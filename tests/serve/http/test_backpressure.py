@@ -7,7 +7,7 @@ import pytest
 from fewshard_serve.http.backpressure import refused_before
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
-from fewshard_serve.http.service import LocalService
+from local_service import LocalService
 
 
 @dataclass

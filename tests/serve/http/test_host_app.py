@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 import pytest
 
-from fewshard_serve.core import EncodedImage, PixelArray, TextInput
+from fewshard_core.values import EncodedImage, PixelArray, TextInput
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import LocalService
 from fewshard_serve.protocol.classify import ClassifyResponse
 from fewshard_serve.protocol.schemas import InferRequestBody, InferResponseBody, ModelMetadata
+from local_service import LocalService
 
 Call = Callable[..., httpx.Response]
 Model = Any

@@ -10,10 +10,10 @@ from fewshard_serve.auth import hash_of
 from fewshard_serve.core import Caller
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings, trace_of
-from fewshard_serve.http.service import LocalService
+from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.logs import ACCESS, JsonFormatter, LogSettings, TextFormatter
 from fewshard_serve.protocol.limits import Limits
+from local_service import LocalService
 
 READER, APP, OPS = "reader-secret", "app-secret", "ops-secret"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -169,24 +169,6 @@ def test_errors_carry_the_request_id_too(host, call):
 def test_the_id_is_sent_once_where_the_server_echoes_it(text_model, call):
     app = HostApp(LocalService({"sst2": text_model}), doors=AccessMiddleware(echoes_id=False))
     assert "x-request-id" not in call(app, "GET", "/v2/models/sst2").headers
-
-
-@pytest.mark.parametrize(
-    ("header", "trace_id"),
-    [
-        (f"00-{TRACE}-00f067aa0ba902b7-01", TRACE),
-        (f"cc-{TRACE}-00f067aa0ba902b7-01-what-comes-later", TRACE),
-        (f"ff-{TRACE}-00f067aa0ba902b7-01", None),
-        (f"00-{'0' * 32}-00f067aa0ba902b7-01", None),
-        (f"00-{TRACE}-{'0' * 16}-01", None),
-        (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", None),
-        (f"00-{TRACE}-00f067aa0ba902b7", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_traceparent(header, trace_id):
-    assert trace_of(header) == trace_id
 
 
 def lines_of(records):

@@ -3,9 +3,9 @@
 import pytest
 
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import LocalService
 from fewshard_serve.protocol.tei import PredictErrorBody, PredictRequest, PredictResponse
 from fewshard_serve.protocol.vllm import VllmClassifyResponse, VllmErrorBody
+from local_service import LocalService
 
 
 def predict(call, app, body, path="/predict?model=sst2", **headers):

@@ -12,25 +12,16 @@ import numpy as np
 import pytest
 import uvicorn
 
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import (
-    ANYBODY,
-    BatchStats,
-    Caller,
-    Classified,
-    Input,
-    Item,
-    ModelInfo,
-    ModelOutput,
-    PixelArray,
-    TextInput,
-)
+from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, PixelArray, TextInput
+from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified
 from fewshard_serve.engine.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import LocalService, ModelEntry
+from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.model import Model
 from fewshard_serve.protocol.stats import ModelStatistics
+from local_service import LocalService
 
 tritonclient = pytest.importorskip("tritonclient.http")
 

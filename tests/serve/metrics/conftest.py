@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewshard_serve.core import ModelInfo
+from fewshard_core.values import ModelInfo
 from fewshard_serve.metrics import ModelSource
 
 

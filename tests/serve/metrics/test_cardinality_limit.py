@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
-from fewshard_serve.engine.expert_statistics import RoutingWindow
+from fewshard_core.values import ExpertCounts, ModelInfo
+from fewshard_serve.core import BatchStats, GroupState, Timings
 from fewshard_serve.errors import ServeError
+from fewshard_serve.expert_statistics import RoutingWindow
 from fewshard_serve.metrics import CostSettings, Metrics, MetricsSettings, ModelSource
 from fewshard_serve.metrics.cardinality_limit import (
     GAUGES_A_LAYER,
@@ -117,7 +118,7 @@ def test_experts_are_all_told_apart_or_none():
     assert detail == SeriesLimit(2, ())
     (detail,) = limit_series([Shape(2, 32, 64, 1)], replace(SETTINGS, expert_layers=(0, 31, 99)))
     assert detail == SeriesLimit(2, (0, 31))
-    (detail,) = limit_series([Shape(2, 2, 4, 1)], replace(SETTINGS, counts_experts=False))
+    (detail,) = limit_series([Shape(2, 2, 4, 1)], replace(SETTINGS, experts="shard"))
     assert detail == SeriesLimit(2, ())
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fewshard_serve.core import BatchStats, ExpertCounts, GroupState, ModelInfo, Timings
-from fewshard_serve.engine.expert_statistics import RoutingWindow
+from fewshard_core.values import ExpertCounts, ModelInfo
+from fewshard_serve.core import BatchStats, GroupState, Timings
+from fewshard_serve.expert_statistics import RoutingWindow
 from fewshard_serve.metrics import (
     FAMILIES,
     SECONDS,
@@ -25,7 +26,7 @@ from fewshard_serve.metrics import (
 ROOT = Path(__file__).parents[3]
 
 OTHER_NAMES = re.compile(
-    r"fewshard_(kernels|models|serve|loadtest|text|image)(_.*)?"  # our packages, our `model_type`s
+    r"fewshard_(core|kernels|models|serve|loadtest|text|image)(_.*)?"  # our packages, our `model_type`s
 )
 
 

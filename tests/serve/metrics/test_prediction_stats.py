@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from fewshard_serve.core import ModelInfo
+from fewshard_core.values import ModelInfo
 from fewshard_serve.metrics.prediction_stats import (
     MAX_WAITING,
     MIN_DRIFT_ITEMS,

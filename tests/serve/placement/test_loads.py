@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from fewshard_core.values import ExpertCounts
 from fewshard_models.errors import DataError
-from fewshard_serve.core import ExpertCounts
-from fewshard_serve.engine.expert_statistics import Routing, describe_routing
+from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.placement.loads import drifting, read_loads, read_trace, uniform, zipf
+from fewshard_serve.protocol.experts import describe_routing
 
 MATRIX = [[1, 2, 3], [4, 5, 6]]
 

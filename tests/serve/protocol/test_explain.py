@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fewshard_serve.core import Classified, ModelInfo, Timings
+from fewshard_core.values import ModelInfo
+from fewshard_serve.core import Classified, Timings
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
 from fewshard_serve.protocol.explain import MAX_WORDS, ExplainResponse, encode_explain, parse_explain
 from fewshard_serve.protocol.limits import Limits

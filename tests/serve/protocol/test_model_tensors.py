@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewshard_serve.core import EncodedImage, ModelInfo, PixelArray, ProblemType, Task, TextInput
+from fewshard_core.values import EncodedImage, ModelInfo, PixelArray, ProblemType, Task, TextInput
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnusableItem
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.model_tensors import (

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fewshard_serve.backends.base import Model
-from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Item, ModelInfo, ModelOutput
+from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_serve.model import Model
 
 SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0.5}}
 
@@ -96,6 +97,7 @@ class FakeModel(Model):
             entropy=np.array([0.0]),
             rows=np.array([self.num_rows]),
             top_k=1,
+            shard_tokens=np.array([[0, self.num_rows, 0]]) if self.kind == "group" else None,
         )
 
     def self_check(self):

@@ -6,14 +6,16 @@ import httpx
 import numpy as np
 import pytest
 
+from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest, TextInput, Timings
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import NotReady, Overloaded
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.broadcast import MergedService
 from fewshard_serve.rayserve.cascade_replica import CascadeReplica
-from fewshard_serve.rayserve.deployment_plan import num_cpus_wanted, plan_cascades, plan_hosts
+from fewshard_serve.rayserve.deployment_plan import plan_cascades, plan_hosts
+from fewshard_serve.rayserve.resource_shares import num_cpus_wanted
 
 CONFIG = FewshardConfig.model_validate(
     {
@@ -85,7 +87,7 @@ def test_the_plan_has_an_application_for_each_cascade():
     (spec,) = plan_cascades(CONFIG, hosts)
     assert (spec.app, spec.route_prefix) == ("cascade-auto", "/v2/models/auto")
     assert [host.app for host in spec.hosts] == ["models", "model-dear"]
-    assert (spec.stages, spec.accept_above) == (("cheap", "dear"), (0.9,))
+    assert (spec.config.stages, spec.config.thresholds) == (("cheap", "dear"), (0.9,))
     assert num_cpus_wanted([*hosts, spec]) == 3  # 0.1 + 0.5 + 2 * 0.5 + 0.5 + 0.1
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fewshard_serve.core import Classified, PredictionRequest, TextInput, Timings
+from fewshard_core.values import TextInput
+from fewshard_serve.core import Classified, PredictionRequest, Timings
 from fewshard_serve.errors import NotFound, NotReady, UnknownModel, UnusableItem
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics

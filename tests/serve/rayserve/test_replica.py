@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fewshard_serve.core import Caller, PredictionRequest, TextInput
+from fewshard_core.values import TextInput
+from fewshard_serve.config import ReplicasConfig
+from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import NotReady, Overloaded, UnknownModel, UnusableItem
 from fewshard_serve.http.host import HostApp
@@ -165,7 +167,10 @@ def test_idle_gives_up_when_time_is_up():
 
 def test_several_replicas_speak_with_one_voice(host_spec):
     async def work():
-        replicas = [await Replica.open(host_spec({"m": "moe"}, max_replicas=2)) for _ in range(2)]
+        replicas = [
+            await Replica.open(host_spec({"m": "moe"}, replicas=ReplicasConfig(min=1, max=2)))
+            for _ in range(2)
+        ]
 
         async def ask_peers(method, *args):
             names = {"stats_part": "statistics", "routing_part": "routing"}

@@ -5,8 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from fewshard_serve.config import FewshardConfig
-from fewshard_serve.core import Caller, Classified, ModelInfo, PredictionRequest, TextInput, Timings
+from fewshard_core.values import ModelInfo, TextInput
+from fewshard_serve.config import FewshardConfig, ShadowConfig
+from fewshard_serve.config_file import only
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import Overloaded
 from fewshard_serve.rayserve.deployment_plan import plan_hosts
 from fewshard_serve.rayserve.shadow_traffic import (
@@ -14,7 +16,6 @@ from fewshard_serve.rayserve.shadow_traffic import (
     MAX_INFLIGHT,
     Shadow,
     ShadowModel,
-    ShadowSpec,
     agreeing,
     shadow_elsewhere,
 )
@@ -45,7 +46,7 @@ def follow(classify, shadow_info, share=1.0, times=1, main=None):
             return shadow_info
 
         shadow = Shadow(
-            ShadowSpec("other", share, "app"), main or info("m"), ShadowModel(known, classify), counted
+            ShadowConfig(model="other", share=share), main or info("m"), ShadowModel(known, classify), counted
         )
         for _ in range(times):
             shadow.follow(ASKED, answer([0, 1], [1, 0]))
@@ -120,7 +121,7 @@ def test_a_shadow_of_another_application_is_asked_there():
             return Overloaded("busy", 1.0)
 
     async def work():
-        shadow = shadow_elsewhere(ShadowSpec("b", 1.0, "model-b"), Calls())
+        shadow = shadow_elsewhere("b", "model-b", Calls())
         assert await shadow.info() is None
         with pytest.raises(Overloaded):
             await shadow.classify(ASKED)
@@ -135,15 +136,16 @@ def config(*models):
 def test_the_plan_knows_where_a_shadow_is():
     a = {"name": "a", "path": "x", "shadow": "b"}
     shared, own = plan_hosts(config(a, {"name": "b", "path": "x", "replicas": {"min": 1}}))
-    assert shared.models[0].shadow == ShadowSpec("b", 0.1, "model-b")
+    assert shared.models[0].shadow == ShadowConfig(model="b", share=0.1)
+    assert shared.models[0].shadow_app == "model-b"
     assert own.models[0].shadow is None
 
 
 def test_a_model_served_without_its_shadow_has_none():
     a = {"name": "a", "path": "x", "shadow": {"model": "b", "share": 0.5}}
     whole = config(a, {"name": "b", "path": "x"})
-    assert whole.only(["a"]).models[0].shadow is None
-    assert whole.only(["a", "b"]).models[0].shadow.share == 0.5
+    assert only(whole, ["a"]).models[0].shadow is None
+    assert only(whole, ["a", "b"]).models[0].shadow.share == 0.5
 
 
 @pytest.mark.parametrize("shadow", ["a", "nobody"])

@@ -16,8 +16,8 @@ import httpx
 import numpy as np
 import pytest
 
+from fewshard_core.values import TextInput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import TextInput
 from fewshard_serve.rayserve.environment import free_ports
 
 pytestmark = pytest.mark.server

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fewshard_serve.core import TextInput
+from fewshard_core.values import TextInput
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.rayserve.deployment_plan import HOST_CPUS, ModelSpec

@@ -1,24 +1,23 @@
-"""The message table against tritonclient's own messages, and round trips through both."""
+"""Our .proto file against tritonclient's messages, its compiled form against protoc's, and round trips."""
+
+import shutil
+import subprocess
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from tritonclient.grpc import service_pb2
 
-from fewshard_serve.rpc.messages import CLASSES, MESSAGES, METHODS, SERVICE
-
-NESTED = {
-    "TensorMetadata": ("ModelMetadataResponse", "TensorMetadata"),
-    "InferInputTensor": ("ModelInferRequest", "InferInputTensor"),
-    "InferOutputTensor": ("ModelInferResponse", "InferOutputTensor"),
-    "InferRequestedOutputTensor": ("ModelInferRequest", "InferRequestedOutputTensor"),
-}
-"""Messages that are inside others there; their names are not sent."""
+from fewshard_serve.rpc.messages import CLASSES, DESCRIPTORS, METHODS, SERVICE
 
 
 def theirs(name):
-    outer, *inner = NESTED.get(name, (name,))
-    found = service_pb2.DESCRIPTOR.message_types_by_name[outer]
-    return found.nested_types_by_name[inner[0]] if inner else found
+    """Their message of the same full name, nested in the same one."""
+    first, *inner = CLASSES[name].DESCRIPTOR.full_name.removeprefix("inference.").split(".")
+    found = service_pb2.DESCRIPTOR.message_types_by_name[first]
+    for each in inner:
+        found = found.nested_types_by_name[each]
+    return found
 
 
 def fields(descriptor):
@@ -29,19 +28,46 @@ def fields(descriptor):
     return {field.name: kind(field) for field in descriptor.fields}
 
 
-@pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_every_field_has_the_number_and_type_it_has_there(name):
     assert fields(CLASSES[name].DESCRIPTOR) == fields(theirs(name))
     ours, other = CLASSES[name].DESCRIPTOR, theirs(name)
     assert [one.name for one in ours.oneofs] == [one.name for one in other.oneofs]
 
 
+def test_the_messages_are_those_that_the_methods_need():
+    reached, waiting = set(), [f"{method}{side}" for method in METHODS for side in ("Request", "Response")]
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        within = [field.message_type for field in theirs(name).fields if field.message_type]
+        within += [
+            type_.fields_by_name["value"].message_type for type_ in within if type_.GetOptions().map_entry
+        ]
+        waiting += {type_.name for type_ in within if not type_.GetOptions().map_entry} - reached
+    assert set(CLASSES) == reached
+
+
 def test_the_methods_are_those_of_the_service():
     service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     assert service.full_name == SERVICE
+    assert METHODS[0] == "ServerLive"
+    assert METHODS[-1] == "ModelInfer"
     for method in METHODS:
         found = service.methods_by_name[method]
         assert (found.input_type.name, found.output_type.name) == (f"{method}Request", f"{method}Response")
+
+
+def test_the_compiled_form_is_that_of_the_proto_file(tmp_path):
+    if shutil.which("protoc") is None:
+        pytest.skip("no protoc here (apt install protobuf-compiler)")
+    source, made = DESCRIPTORS.with_suffix(".proto"), tmp_path / "made.binpb"
+    subprocess.run(
+        ["protoc", f"--proto_path={source.parent}", f"--descriptor_set_out={made}", source.name], check=True
+    )
+    assert FileDescriptorSet.FromString(made.read_bytes()) == FileDescriptorSet.FromString(
+        DESCRIPTORS.read_bytes()
+    )
 
 
 def test_bytes_travel_both_ways():

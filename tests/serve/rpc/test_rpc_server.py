@@ -11,8 +11,9 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from fewshard_core.values import EncodedImage, ModelInfo
 from fewshard_serve.auth import hash_of
-from fewshard_serve.core import Caller, Classified, EncodedImage, ModelInfo, Timings
+from fewshard_serve.core import Caller, Classified, Timings
 from fewshard_serve.errors import (
     DeadlineExceeded,
     InternalError,

@@ -272,8 +272,8 @@ def test_floors_of_the_tiny_tier():
 
 def expert_shares(texts: list[str]) -> np.ndarray:
     """The share of the dev set's tokens each expert of `sst2-moe` takes, [num_layers, num_experts]."""
+    from fewshard_core.values import TextInput
     from fewshard_serve.backends.load import load_model
-    from fewshard_serve.core import TextInput
 
     model = load_model("sst2-moe", "zoo:sst2-moe", "cpu", "fp32")
     model.run(model.prepare([TextInput(text) for text in texts]))

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 SETTINGS = json.loads(os.environ["PEER_SETTINGS"])
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCHING = {} if SETTINGS["batch"] is None else {"max_batch_size": SETTINGS["batch"]}
 
 
@@ -19,7 +18,7 @@ class Classifier:
         if SETTINGS["threads"]:
             torch.set_num_threads(SETTINGS["threads"])
         self.tokenizer = AutoTokenizer.from_pretrained(SETTINGS["model"])
-        dtype = DTYPES[SETTINGS["dtype"]]
+        dtype = getattr(torch, SETTINGS["torch_dtype"])
         self.model = AutoModelForSequenceClassification.from_pretrained(SETTINGS["model"], dtype=dtype).eval()
 
     @bentoml.api(batchable=True, **BATCHING)

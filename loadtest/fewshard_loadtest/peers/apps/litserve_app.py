@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 SETTINGS = json.loads(os.environ["PEER_SETTINGS"])
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Classifier(litserve.LitAPI):
@@ -16,7 +15,7 @@ class Classifier(litserve.LitAPI):
         if SETTINGS["threads"]:
             torch.set_num_threads(SETTINGS["threads"])
         self.tokenizer = AutoTokenizer.from_pretrained(SETTINGS["model"])
-        dtype = DTYPES[SETTINGS["dtype"]]
+        dtype = getattr(torch, SETTINGS["torch_dtype"])
         model = AutoModelForSequenceClassification.from_pretrained(SETTINGS["model"], dtype=dtype)
         self.model = model.to(device).eval()
 

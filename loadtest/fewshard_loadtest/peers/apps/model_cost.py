@@ -11,17 +11,19 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from fewshard_core.values import TextInput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import TextInput
 
 WARM_UP_BATCHES = 5
 SEED = 0
 
 
 def main() -> None:
+    """Read the arguments and the texts, measure each batch size, print the costs as JSON."""
     directory, dtype, seconds, *sizes = sys.argv[1:]
     torch.set_num_threads(1)
     texts = [TextInput(text) for text in json.load(sys.stdin)]
@@ -35,8 +37,8 @@ def main() -> None:
     json.dump(costs, sys.stdout)
 
 
-def cpu_ms(model, texts, size, seconds, rng) -> float:
-    """Batches of texts drawn anew, for that long."""
+def cpu_ms(model: Any, texts: list[TextInput], size: int, seconds: float, rng: random.Random) -> float:
+    """CPU milliseconds a text of batches drawn anew, for that long."""
     num_texts, until, begun = 0, time.monotonic() + seconds, time.process_time()
     while time.monotonic() < until:
         model.run(model.prepare(rng.choices(texts, k=size)))

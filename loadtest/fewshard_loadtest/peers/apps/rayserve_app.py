@@ -27,10 +27,8 @@ class Classifier:
         import torch
         from transformers import pipeline
 
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        self.pipe = pipeline(
-            "text-classification", SETTINGS["model"], dtype=dtypes[SETTINGS["dtype"]], device="cpu"
-        )
+        dtype = getattr(torch, SETTINGS["torch_dtype"])
+        self.pipe = pipeline("text-classification", SETTINGS["model"], dtype=dtype, device="cpu")
         self.options = {"batch_size": SETTINGS["batch"]} if TUNED else {}
 
     @serve.batch(**BATCHING)

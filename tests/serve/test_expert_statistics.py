@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from fewshard_serve.core import Diagnosis, ExpertCounts
-from fewshard_serve.engine.expert_statistics import (
+from fewshard_core.values import ExpertCounts
+from fewshard_serve.core import Diagnosis
+from fewshard_serve.expert_statistics import (
     RoutingWindow,
-    describe_diagnoses,
-    describe_routing,
     entropy_ratio,
     expert_use_ratio,
     imbalance_ratio,
     merge_routing,
     num_dead_experts,
 )
+from fewshard_serve.protocol.experts import describe_diagnoses, describe_routing
 
 
 def counts(tokens, entropy=None, top_k=1):

@@ -1,10 +1,11 @@
-"""What the engine asks of a model; the engine and the HTTP layer know no more of it than this."""
+"""What the server asks of a model; the engine and the HTTP layer know no more of it than this."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from fewshard_serve.core import Diagnosis, ExpertCounts, GroupState, Input, Item, ModelInfo, ModelOutput
+from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput
+from fewshard_serve.core import Diagnosis, GroupState
 from fewshard_serve.errors import NotFound
 
 

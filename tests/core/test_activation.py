@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fewshard_serve.core import ProblemType
-from fewshard_serve.protocol.activation import activate, sigmoid, softmax
+from fewshard_core.activation import activate, sigmoid, softmax
+from fewshard_core.values import ProblemType
 
 WARNINGS_ARE_ERRORS = pytest.mark.filterwarnings("error")
 

@@ -1,9 +1,9 @@
-"""Turns logits into scores as the checkpoint's `problem_type` says; used for every answer."""
+"""Turns logits into scores as the checkpoint's `problem_type` says; every answer is made so."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_serve.core import ProblemType
+from fewshard_core.values import ProblemType
 
 Floats = NDArray[np.float32]
 

@@ -1,0 +1,177 @@
+"""What our ASGI layer and Starlette's cost for the same request, in this process and without a network.
+
+Each application finds a model's route, gives the request an id, lets the caller in, reads and parses a small
+JSON body under limits, and answers in JSON. The checks are our own functions in all of them; what differs is
+the layer: request, headers, routing, errors, response. "router" is Starlette without its two default
+middlewares. Rounds alternate between the applications.
+
+    python benchmarks/asgi_layer.py [--rounds 31] [--requests 2000]
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydantic_core import from_json, to_json
+from starlette.applications import Starlette
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response as StarletteResponse
+from starlette.routing import Route, Router
+
+from fewshard_serve.http.asgi import App, for_method
+from fewshard_serve.http.encoding import choose_coding
+from fewshard_serve.http.host import parse_target
+from fewshard_serve.http.middleware import AccessMiddleware
+from fewshard_serve.http.request import Request, read_body
+from fewshard_serve.http.responses import Response, json_response
+from fewshard_serve.http.service import RequestProtocol
+from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.tracecontext import read_traceparent
+
+BODY = b'{"inputs": ["a film that is funny and warm"]}'
+PATH = "/v2/models/sst2/classify"
+ECHO_US = (260.0, 400.0)
+"""CPU of one echo request over HTTP, from docs/log.md."""
+
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Counter:
+    """Counts requests as the metrics of a replica do, but in one number."""
+
+    def __init__(self) -> None:
+        self.num_ok = 0
+
+    def __call__(
+        self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
+    ) -> None:
+        self.num_ok += outcome == "ok" and model == "sst2" and protocol == "classify"
+
+
+class Ours(App):
+    """Answers with the number of inputs."""
+
+    async def respond(self, request: Request) -> Response:
+        target = parse_target(request.path)
+        handler = for_method({"POST": _classify}, request)
+        request.model_name = target.model
+        return await handler(request)
+
+
+async def _classify(request: Request) -> Response:
+    return json_response({"num_inputs": len(from_json(await read_body(request, Limits()))["inputs"])})
+
+
+def starlette_route(count: Counter) -> Route:
+    """The same with Starlette's route, request and response; our checks are called in its handler."""
+    doors, limits = AccessMiddleware(), Limits()
+
+    async def classify(request: StarletteRequest) -> StarletteResponse:
+        started_at, header = time.monotonic(), request.headers.get
+        request_id = doors.identify(header("x-request-id"), read_traceparent(header("traceparent")))
+        address = request.client.host if request.client else ""
+        doors.admit(header("authorization"), header("x-request-priority"), address, "predict")
+        if int(header("content-length", "0")) > limits.max_body_bytes:
+            return StarletteResponse(status_code=413)
+        async with asyncio.timeout(limits.max_body_s):
+            body = await request.body()
+        answer = to_json({"num_inputs": len(from_json(body)["inputs"])}, inf_nan_mode="null")
+        count(request.path_params["model"], "classify", "ok", time.monotonic() - started_at)
+        assert choose_coding(header("accept-encoding"), len(answer)) is None
+        return StarletteResponse(answer, headers={"x-request-id": request_id}, media_type="application/json")
+
+    return Route("/v2/models/{model}/classify", classify, methods=["POST"])
+
+
+def scope() -> dict[str, Any]:
+    """As uvicorn makes it of a request of a load generator."""
+    headers = {
+        "host": "127.0.0.1:8000",
+        "content-type": "application/json",
+        "content-length": str(len(BODY)),
+        "accept": "*/*",
+        "connection": "keep-alive",
+        "user-agent": "bench/1.0",
+    }
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": PATH,
+        "raw_path": PATH.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 8000),
+    }
+
+
+async def round_us(app: Asgi, num_requests: int) -> float:
+    """CPU microseconds a request."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": BODY, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    began_s = time.process_time()
+    for _ in range(num_requests):
+        sent.clear()
+        await app(scope(), receive, send)
+    spent_s = time.process_time() - began_s
+    start, body = sent
+    assert start["status"] == 200
+    assert json.loads(body["body"]) == {"num_inputs": 1}
+    assert b"x-request-id" in dict(start["headers"])
+    return 1e6 * spent_s / num_requests
+
+
+async def measure(num_rounds: int, num_requests: int) -> dict[str, list[float]]:
+    """By application, in turns; the first round of each warms up."""
+    count = Counter()
+    apps: dict[str, Asgi] = {
+        "ours": Ours(AccessMiddleware(), count),
+        "starlette": Starlette(routes=[starlette_route(count)]),
+        "router": Router(routes=[starlette_route(count)]),
+    }
+    found: dict[str, list[float]] = {name: [] for name in apps}
+    for index in range(num_rounds + 1):
+        for name, app in apps.items():
+            spent = await round_us(app, num_requests)
+            if index:
+                found[name].append(spent)
+    assert count.num_ok == len(apps) * (num_rounds + 1) * num_requests
+    return found
+
+
+def main() -> None:
+    """Print medians, their ratio, and what the difference is of an echo request."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--requests", type=int, default=2000)
+    args = parser.parse_args()
+    found = asyncio.run(measure(args.rounds, args.requests))
+    for name, spent in found.items():
+        low, median, high = statistics.quantiles(spent, n=4)
+        print(f"{name:10} {median:6.1f} us CPU a request (quartiles {low:.1f} to {high:.1f})")
+    for name in ("starlette", "router"):
+        pairs = list(zip(found["ours"], found[name], strict=True))
+        more_us = statistics.median(theirs - ours for ours, theirs in pairs)
+        ratio = statistics.median(theirs / ours for ours, theirs in pairs)
+        low, high = (100 * more_us / echo_us for echo_us in reversed(ECHO_US))
+        print(
+            f"{name} / ours: {ratio:.2f}; {more_us:.1f} us more, {low:.1f} to {high:.1f} % of an echo request"
+        )
+
+
+if __name__ == "__main__":
+    main()
