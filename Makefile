@@ -8,6 +8,8 @@ GPU_BENCH ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?=
+# How many tests run at the same time; `make test JOBS=0` runs one after the other, in this process.
+JOBS ?= 2
 # How many requests `make fuzz` makes up for each test.
 EXAMPLES ?= 1000
 # Options of the two parts of `make chaos`: one group's shards (--shards 3), a whole server (--parts kill,drain).
@@ -36,7 +38,7 @@ serve: $(VENV)/.installed ## serve the bundled models, or those of CONFIG=fewsha
 	$(BIN)/fewshard serve $(CONFIG)
 
 test: $(VENV)/.installed ## run the tests, except those marked slow
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --durations 10
 
 check: $(VENV)/.installed ## lint, formatting, types, import arrows, version
 	$(BIN)/ruff check

@@ -221,7 +221,7 @@ def sentences(number: int) -> list[str]:
 async def run(options: argparse.Namespace) -> int:
     expected = Expected.of(options.path, sentences(60), options.dtype)
     launcher = ProcessLauncher()
-    experts = ExpertsSettings(options.shards, timeout_s=options.timeout)
+    experts = ExpertsSettings(options.shards, exchange_timeout_ms=1000 * options.timeout)
     model = load_sharded_model(MODEL, options.path, "auto", options.dtype, experts, launcher)
     chaos = Chaos(model, launcher, expected, options.rate)
     try:

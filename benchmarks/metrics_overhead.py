@@ -119,7 +119,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.rounds):
         for is_on in random.sample((True, False), 2):
             # One model for both: two copies differ by where their weights lie in memory.
-            replica.hosting.metrics._settings = MetricsSettings(is_on=is_on)
+            replica.hosting.metrics._settings = MetricsSettings(enabled=is_on)
             seconds[is_on].append(await cpu_of_round(replica, options.model, body, options))
     num_requests = 2 * options.rounds * options.requests
     model_s = (cpu_of_model(replica) - model_began_s) / num_requests

@@ -18,7 +18,6 @@ from chart_render import Manifest, of_kind, pod_templates, serve_config_of, the_
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.rayserve.serve_config import AppArguments, check_serve_config, serve_config
-from fewshard_serve.yaml_reader import read_yaml
 
 KUBERNETES = "1.34"
 CORE = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1")
@@ -124,7 +123,7 @@ def of_serve_config(manifests: list[Manifest], values: Mapping[str, Any]) -> Ite
         yaml.safe_dump(config, file)
         file.flush()
         try:
-            check_serve_config(read_yaml(Path(file.name)))
+            check_serve_config(Path(file.name))
         except ConfigError as error:
             yield f"serveConfigV2: {error}"
             return

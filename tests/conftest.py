@@ -1,16 +1,64 @@
-"""What the tests of several rooms share."""
+"""What the tests of several rooms share, and how `make test` shares the tests out among its workers."""
 
+import functools
+import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-def pytest_configure() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what every test and every process that a test starts shall have."""
+    config.addinivalue_line(
+        "markers", "xdist_group(name): run by one worker; known where xdist is missing, too"
+    )
+    # A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # No test speaks TLS, but each new httpx client loads the machine's certificates: 40 to 60 ms of a core.
+    os.environ.pop("SSL_CERT_FILE", None)
+    os.environ["SSL_CERT_DIR"] = tempfile.mkdtemp(prefix="no-certificates-")
+    if hasattr(config, "workerinput"):
+        # There is a worker for each core, so that further threads of torch's would only wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure() -> None:
+    """Leave no folder behind."""
+    Path(os.environ["SSL_CERT_DIR"]).rmdir()
+
+
+@functools.cache
+def starts_servers(file: Path) -> bool:
+    """Whether a file has tests that are marked `server`."""
+    return "mark.server" in file.read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the servers, for which one worker has to take the longest."""
+    items.sort(key=lambda item: not starts_servers(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of a file to one worker, since they share fixtures, and all tests with servers to one.
+
+    Starting a Ray takes both cores of a small machine for seconds; two at a time would take longer than one
+    after the other, and be late for their own time-outs. They also wait a lot, while the others compute.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "servers" if starts_servers(config.rootpath / file) else file
+
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

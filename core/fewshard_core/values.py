@@ -6,12 +6,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Task = Literal["text", "image"]
+Task = str
+"""What kind of input a model classifies: "text", "image", or another; the server's tasks describe them."""
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 
+class Input:
+    """One thing to classify. Each task has classes of its own, which its models know."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class TextInput:
+class TextInput(Input):
     """One text to classify, or one pair of texts. `wants_routing`: tell where its tokens go, if they do."""
 
     text: str
@@ -20,7 +27,7 @@ class TextInput:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedImage:
+class EncodedImage(Input):
     """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP), with the most pixels it may have."""
 
     data: bytes
@@ -28,13 +35,10 @@ class EncodedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelArray:
+class PixelArray(Input):
     """One image already decoded: uint8 [height, width, 3] RGB, or float32 [3, height, width] normalised."""
 
     pixels: NDArray[Any]
-
-
-Input = TextInput | EncodedImage | PixelArray
 
 
 @dataclass(frozen=True, slots=True)

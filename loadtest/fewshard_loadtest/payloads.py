@@ -9,40 +9,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_loadtest.errors import ScenarioError
 
-Task = Literal["text", "image"]
-
 IMAGE_SHAPE = (32, 32, 3)
 NUM_DRAWN = 64
 MAX_NAMED_ROWS = 5
 SST2_LABELS = ("negative", "positive")
-NAMES = ("texts", "images", "sst2", "cifar10")
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Items in a fixed order: `texts`, or `images` uint8 [N, height, width, 3]; one of the two is given.
+    """Items of one task in a fixed order: texts, or images as uint8 [N, height, width, 3].
 
-    `labels`: the true name of each item, empty where nobody knows them.
+    `labels`: the true name of each item, empty where nobody knows them. `task`: one of `tasks.TASKS`.
     """
 
     name: str
-    texts: tuple[str, ...] = ()
-    images: NDArray[np.uint8] | None = None
+    items: Sequence[Any] | NDArray[Any]
     labels: tuple[str, ...] = ()
-
-    @property
-    def task(self) -> Task:
-        return "text" if self.images is None else "image"
+    task: str = "text"
 
     def __len__(self) -> int:
-        return len(self.texts) if self.images is None else len(self.images)
+        return len(self.items)
+
+    def at(self, places: Sequence[int]) -> list[Any]:
+        """The items at these places."""
+        return [self.items[place] for place in places]
 
 
 def load(name: str, seed: int = 0) -> Payload:
@@ -53,15 +50,11 @@ def load(name: str, seed: int = 0) -> Payload:
     """
     data = os.environ.get("FEWSHARD_DATA")
     folder = Path(data) if data else None
-    if name == "texts":
-        return own_texts() if folder is None else sst2(folder)
-    if name == "images":
-        return drawn_images(seed)
-    if name in ("sst2", "cifar10"):
+    if name in DATA_SETS:
         if folder is None:
             raise ScenarioError(f"the payload {name!r} needs FEWSHARD_DATA, the folder that holds {name}/")
-        return sst2(folder) if name == "sst2" else cifar10(folder)
-    return from_file(Path(name))
+        return DATA_SETS[name](folder)
+    return SOURCES[name](folder, seed) if name in SOURCES else from_file(Path(name))
 
 
 def own_texts() -> Payload:
@@ -74,7 +67,7 @@ def drawn_images(seed: int, num_images: int = NUM_DRAWN) -> Payload:
     """Images of smooth random blocks: what a classifier's cost needs, not what its accuracy needs."""
     rng = random.Random(seed)
     pixels = b"".join(random_image(rng) for _ in range(num_images))
-    return Payload("drawn images", images=np.frombuffer(pixels, np.uint8).reshape(-1, *IMAGE_SHAPE))
+    return Payload("drawn images", np.frombuffer(pixels, np.uint8).reshape(-1, *IMAGE_SHAPE), task="image")
 
 
 def random_image(rng: random.Random) -> bytes:
@@ -89,7 +82,7 @@ def sst2(folder: Path) -> Payload:
     with _open(folder / "sst2" / "dev.tsv") as file:
         rows = [*csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
     labels = tuple(SST2_LABELS[int(row["label"])] for row in rows)
-    return Payload("SST-2 dev", tuple(row["sentence"].strip() for row in rows), labels=labels)
+    return Payload("SST-2 dev", tuple(row["sentence"].strip() for row in rows), labels)
 
 
 def cifar10(folder: Path) -> Payload:
@@ -97,21 +90,23 @@ def cifar10(folder: Path) -> Payload:
     return _images_of(folder / "cifar10" / "test.npz", "CIFAR-10 test")
 
 
+SOURCES: dict[str, Callable[[Path | None, int], Payload]] = {
+    "texts": lambda folder, _: own_texts() if folder is None else sst2(folder),
+    "images": lambda _, seed: drawn_images(seed),
+}
+"""By the data folder, if there is one, and the seed."""
+DATA_SETS: dict[str, Callable[[Path], Payload]] = {"sst2": sst2, "cifar10": cifar10}
+"""By the data folder."""
+
+
 def from_file(path: Path) -> Payload:
     """.txt with a text a line; .tsv, .csv or .jsonl with `text` (or `sentence`) and, if known, `label`; .npz
     with `images` uint8 [N,H,W,3] and, if known, `labels`. Bad rows are named, and nothing is sent."""
-    readers: dict[str, Callable[[Path], list[Any]]] = {
-        ".txt": _lines,
-        ".tsv": lambda file: _table(file, "\t"),
-        ".csv": lambda file: _table(file, ","),
-        ".jsonl": _jsonl,
-    }
-    if path.suffix == ".npz":
-        return _images_of(path, path.name)
-    if path.suffix not in readers:
-        known = ", ".join([*NAMES, *(f"a {suffix} file" for suffix in [*readers, ".npz"])])
+    read = FILES.get(path.suffix)
+    if read is None:
+        known = ", ".join([*SOURCES, *DATA_SETS, *(f"a {suffix} file" for suffix in FILES)])
         raise ScenarioError(f"there is no payload {str(path)!r}; there are: {known}")
-    return _texts_of(path, readers[path.suffix](path))
+    return read(path)
 
 
 def _open(path: Path) -> io.TextIOWrapper:
@@ -180,7 +175,7 @@ def _images_of(path: Path, name: str) -> Payload:
         )
     if labels is not None and len(labels) != len(images):
         raise ScenarioError(f"{path}: {len(images)} images but {len(labels)} labels")
-    return Payload(name, images=images, labels=_label_names(labels, classes))
+    return Payload(name, images, _label_names(labels, classes), task="image")
 
 
 def _label_names(labels: NDArray[Any] | None, classes: NDArray[Any] | None) -> tuple[str, ...]:
@@ -190,3 +185,13 @@ def _label_names(labels: NDArray[Any] | None, classes: NDArray[Any] | None) -> t
         return tuple(map(str, labels.tolist()))
     names = [each.decode() if isinstance(each, bytes) else str(each) for each in classes.tolist()]
     return tuple(names[label] for label in labels.tolist())
+
+
+FILES: dict[str, Callable[[Path], Payload]] = {
+    ".txt": lambda path: _texts_of(path, _lines(path)),
+    ".tsv": lambda path: _texts_of(path, _table(path, "\t")),
+    ".csv": lambda path: _texts_of(path, _table(path, ",")),
+    ".jsonl": lambda path: _texts_of(path, _jsonl(path)),
+    ".npz": lambda path: _images_of(path, path.name),
+}
+"""By the suffix of a file's name."""

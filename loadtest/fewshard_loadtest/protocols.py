@@ -3,19 +3,15 @@
 No Locust in here; `users` sends what this makes.
 """
 
-import base64
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fewshard_loadtest import grpcwire
 from fewshard_loadtest.payloads import Payload
+from fewshard_loadtest.tasks import Task, task_named
 
 Protocol = Literal["classify", "json", "binary", "grpc"]
 
@@ -57,35 +53,23 @@ def _json(value: object) -> bytes:
 
 
 def _classify(model: str, payload: Payload, places: Sequence[int]) -> Request:
-    if payload.images is None:
-        inputs: list[str] = [payload.texts[place] for place in places]
-    else:
-        inputs = [_png_base64(payload.images[place]) for place in places]
+    task = task_named(payload.task)
+    inputs = [task.json_item(item) for item in payload.at(places)]
     body = _json({"inputs": inputs[0] if len(inputs) == 1 else inputs})
     return Request(_path(model, "classify"), JSON_HEADERS, body, b'"predictions"')
 
 
-def _png_base64(image: NDArray[np.uint8]) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def _v2_json(model: str, payload: Payload, places: Sequence[int]) -> Request:
-    if payload.images is None:
-        data: list[Any] = [payload.texts[place] for place in places]
-    else:
-        data = payload.images[list(places)].reshape(-1).tolist()
-    tensor = {**_tensor_head(payload, len(places)), "data": data}
+    task, items = task_named(payload.task), payload.at(places)
+    tensor = {**_tensor_head(task, items), "data": task.values(items)}
     body = _json({"inputs": [tensor], "outputs": [{"name": name} for name in OUTPUTS]})
     return Request(_path(model, "infer"), JSON_HEADERS, body, b'"outputs"')
 
 
 def _v2_binary(model: str, payload: Payload, places: Sequence[int]) -> Request:
-    raw = raw_tensor(payload, places)
-    tensor = {**_tensor_head(payload, len(places)), "parameters": {"binary_data_size": len(raw)}}
+    task, items = task_named(payload.task), payload.at(places)
+    raw = task.raw(items)
+    tensor = {**_tensor_head(task, items), "parameters": {"binary_data_size": len(raw)}}
     outputs = [{"name": name, "parameters": {"binary_data": True}} for name in OUTPUTS]
     head = _json({"inputs": [tensor], "outputs": outputs})
     headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(head))}
@@ -93,25 +77,14 @@ def _v2_binary(model: str, payload: Payload, places: Sequence[int]) -> Request:
 
 
 def _grpc(model: str, payload: Payload, places: Sequence[int]) -> Request:
-    head = _tensor_head(payload, len(places))
-    body = grpcwire.infer_request(
-        model, head["name"], head["datatype"], head["shape"], raw_tensor(payload, places), OUTPUTS
-    )
+    task, items = task_named(payload.task), payload.at(places)
+    raw = task.raw(items)
+    body = grpcwire.infer_request(model, task.tensor, task.datatype, task.shape(items), raw, OUTPUTS)
     return Request("", {}, body, b"")
 
 
-def _tensor_head(payload: Payload, num_items: int) -> dict[str, Any]:
-    if payload.images is None:
-        return {"name": "text", "datatype": "BYTES", "shape": [num_items]}
-    return {"name": "image", "datatype": "UINT8", "shape": [num_items, *payload.images.shape[1:]]}
-
-
-def raw_tensor(payload: Payload, places: Sequence[int]) -> bytes:
-    """The bytes of V2's binary form: pixels, or texts each after its length as a little-endian uint32."""
-    if payload.images is not None:
-        return payload.images[list(places)].tobytes()
-    texts = [payload.texts[place].encode() for place in places]
-    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+def _tensor_head(task: Task, items: Sequence[Any]) -> dict[str, Any]:
+    return {"name": task.tensor, "datatype": task.datatype, "shape": task.shape(items)}
 
 
 def first_of_bytes_tensor(raw: bytes) -> str:

@@ -46,7 +46,7 @@ class RequestSampler:
         if plan.dialect == "fewshard":
             request = PROTOCOLS[plan.protocol].body(model, payload, places)
         else:
-            request = DIALECTS[plan.dialect].request(model, [payload.texts[place] for place in places])
+            request = DIALECTS[plan.dialect].request(model, payload.at(places))
         return replace(request, item=item, model=model)
 
 

@@ -45,11 +45,7 @@ def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
     """
     if (folder / "run.json").exists():
         raise ScenarioError(f"{folder} holds a load test already; name another folder with --out")
-    payloads = {
-        task: load(getattr(scenario.payload, task), scenario.seed)
-        for task in ("text", "image")
-        if getattr(scenario.payload, task)
-    }
+    payloads = {task: load(name, scenario.seed) for task, name in scenario.payload if name}
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(scenario.model_dump(mode="json"), command, machine(PACKAGES))
     try:
@@ -89,6 +85,9 @@ def _campaign(
     server = Server(target.url)
     run.models = {model: _without_golden(server.config_of(model)) for model in scenario.models}
     tasks = {model: str(config["task"]) for model, config in run.models.items()}
+    for model, task in tasks.items():
+        if task not in payloads:
+            raise ScenarioError(f"{model} is of task {task!r}; payloads are there for {', '.join(payloads)}")
     run.truth = {task: truth_of(payloads[task]) for task in dict.fromkeys(tasks.values())}
     run.server = {"url": target.url, "started_here": scenario.server.url is None}
     host = urlsplit(target.url).hostname or "127.0.0.1"

@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fewshard_core.yaml_reader import Section, read_yaml
 from fewshard_loadtest.arrivals import Stage, sine, spikes
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.protocols import Protocol
-from fewshard_loadtest.yaml_reader import Section, read
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -237,7 +237,7 @@ def load_scenario(path: Path, only: Sequence[str] = ()) -> Scenario:
 
     A server `config` beside it is found from anywhere. Raises `ScenarioError`.
     """
-    scenario = read(path, Scenario)
+    scenario = read_yaml(path, ScenarioError).parse(Scenario)
     if unknown := [name for name in only if name not in scenario.models]:
         known = ", ".join(scenario.models)
         raise ScenarioError(f"{path}: {unknown[0]!r} is not among its models; there are: {known}")

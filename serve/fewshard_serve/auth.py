@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from fewshard_core.yaml_reader import Section, read_yaml
 from fewshard_serve.errors import ConfigError, Forbidden, Unauthorized
-from fewshard_serve.yaml_reader import explain, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,7 @@ def _digest(value: object) -> str:
     return value.lower()
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TokenEntry(_Section):
+class TokenEntry(Section):
     """One token: whose it is, the SHA-256 of its UTF-8 bytes in hexadecimal, and what it is for."""
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
@@ -66,7 +62,7 @@ class TokenEntry(_Section):
     scopes: tuple[Scope, ...] = ()
 
 
-class TokensFile(_Section):
+class TokensFile(Section):
     """The whole file."""
 
     tokens: tuple[TokenEntry, ...]
@@ -135,11 +131,7 @@ class Tokens:
 
 def read_tokens(path: Path) -> TokensFile:
     """Raises `ConfigError` with the line of a mistake, and never with a hash or a token."""
-    file = read_yaml(path)
-    try:
-        return TokensFile.model_validate(file.data)
-    except ValidationError as error:
-        raise ConfigError(explain(file, error, TokensFile)) from None
+    return read_yaml(path, ConfigError).parse(TokensFile)
 
 
 def new_token() -> str:

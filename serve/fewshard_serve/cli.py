@@ -15,6 +15,7 @@ from typing import Any
 from fewshard_core.errors import FewshardError
 from fewshard_serve import __version__
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.logs import write_line
 
 ENTRY_POINT_GROUP = "fewshard.commands"
 DESCRIPTION = "Serve classifiers, dense and sparse, and see what each prediction costs."
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FewshardError as error:
         if os.environ.get("FEWSHARD_DEBUG") == "1":
             raise
-        print(f"fewshard: error: {error}", file=sys.stderr)
+        write_line(f"fewshard: error: {error}", sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

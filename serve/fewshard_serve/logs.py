@@ -1,12 +1,17 @@
 """Log lines as text or as JSON, each with the request it belongs to; `rayserve.logs` puts them somewhere."""
 
+import io
 import json
 import logging
+import os
+import sys
 import time
 import traceback
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+from fewshard_serve.settings import NO_OTHER_KEYS
 
 TEXT_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
@@ -19,11 +24,13 @@ ACCESS = logging.getLogger("fewshard.access")
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """`path` is a file to append to; where it is empty lines go to standard error."""
+    """What is written down, and how."""
+
+    __pydantic_config__ = NO_OTHER_KEYS
 
     format: Literal["text", "json"] = "text"
     requests: bool = False
-    path: str = ""
+    """Whether every request gets a line."""
 
 
 class TextFormatter(logging.Formatter):
@@ -63,3 +70,38 @@ class JsonFormatter(logging.Formatter):
 def formatter(settings: LogSettings) -> logging.Formatter:
     """The formatter a configuration asks for."""
     return JsonFormatter() if settings.format == "json" else TextFormatter()
+
+
+def write_line(line: str, stream: IO[str] | None = None) -> None:
+    """Write a line and its end to `stream` in one system call; None: standard output.
+
+    The launcher and all replicas share the streams. `print` writes the text and the line end apart where
+    Python is unbuffered, and a line of another process comes between. Raises `OSError` as a write does.
+    """
+    out = sys.stdout if stream is None else stream
+    out.flush()
+    try:
+        descriptor = out.fileno()
+    except (OSError, ValueError):  # in memory, as in a test
+        out.write(f"{line}\n")
+        return
+    rest = f"{line}\n".encode(out.encoding or "utf-8", "backslashreplace")
+    while rest:  # more than once only where the reader is slow and the line is longer than a pipe has room
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def keep_lines_whole() -> None:
+    """Make every `print` of this process write its line at once, those of libraries too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
+
+
+class LineHandler(logging.StreamHandler[IO[str]]):
+    """Writes each record in one system call."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            write_line(self.format(record), self.stream)
+        except Exception:  # noqa: BLE001  as every handler of the standard library does
+            self.handleError(record)

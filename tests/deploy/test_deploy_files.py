@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fewshard_serve.config import load_config
+from fewshard_serve.config_file import load_config
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not INTERPRETING and not torch.cuda.is_available():
     pytest.skip("no GPU here; test_triton_interpreter.py runs these interpreted", allow_module_level=True)
 
-from fewshard_kernels.moe_ffn import LayerNormWeights, Routing, force_path, moe_ffn  # noqa: E402
+from fewshard_kernels import LayerNormWeights, Routing, force_path, moe_ffn  # noqa: E402
 from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions  # noqa: E402
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference  # noqa: E402
 from fewshard_kernels.moe_ffn.routing import route  # noqa: E402

@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available():
     pytest.skip("torch sees no GPU", allow_module_level=True)
 
-from fewshard_kernels.moe_ffn import LayerNormWeights, explain, moe_ffn
+from fewshard_kernels import LayerNormWeights, explain, moe_ffn
 from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
 from fewshard_kernels.moe_ffn.routing import route

@@ -13,7 +13,7 @@ from fewshard_loadtest.errors import ScenarioError
 
 
 def test_our_own_sentences_are_many_and_of_mixed_length() -> None:
-    texts = payloads.own_texts().texts
+    texts = payloads.own_texts().items
     lengths = sorted(len(text.split()) for text in texts)
     assert len(texts) == len(set(texts)) == 60
     assert all(text == text.strip() != "" for text in texts)
@@ -29,7 +29,7 @@ def test_sst2_is_read_without_quoting_and_stripped(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.setenv("FEWSHARD_DATA", str(tmp_path))
     payload = payloads.load("sst2")
-    assert payload.texts == ('a " bare quote', "second")
+    assert payload.items == ('a " bare quote', "second")
     assert payload.labels == ("positive", "negative")
     monkeypatch.delenv("FEWSHARD_DATA")
     with pytest.raises(ScenarioError, match="needs FEWSHARD_DATA"):
@@ -50,7 +50,7 @@ def test_a_file_of_the_users_own(
 ) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     payload = payloads.load(str(tmp_path / name))
-    assert (payload.texts, payload.labels) == (texts, labels)
+    assert (payload.items, payload.labels) == (texts, labels)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_images_come_from_a_file_with_their_classes(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=images, labels=[1, 0], classes=np.array([b"cat", b"dog"]))
     payload = payloads.load(str(tmp_path / "a.npz"))
     assert payload.labels == ("dog", "cat")
-    assert np.array_equal(payload.images, images)
+    assert np.array_equal(payload.items, images)
     np.savez(tmp_path / "b.npz", images=images.astype(float))
     with pytest.raises(ScenarioError, match=r"must be uint8 \[N,H,W,3\], not float64"):
         payloads.load(str(tmp_path / "b.npz"))

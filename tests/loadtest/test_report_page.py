@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fewshard_loadtest.commands import main
 from fewshard_loadtest.report.charts import every_chart, middle_of
 from fewshard_loadtest.report.figures import Figures, figures_of
 from fewshard_loadtest.report.latency import Point
@@ -139,6 +141,15 @@ def test_twelve_repeats_get_the_interval_of_eleven_degrees_of_freedom(
     assert len(rate["values"]) == 12
     spread_ = sum((value - rate["mean"]) ** 2 for value in rate["values"]) / 11
     assert rate["high"] - rate["mean"] == pytest.approx(2.200985 * (spread_ / 12) ** 0.5, rel=1e-6)
+
+
+def test_a_missing_library_is_told_with_the_extra_that_brings_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["report", str(made.folder), "--out", str(tmp_path)]) == 2
+    assert "jinja2" in (said := capsys.readouterr().err)
+    assert "pip install 'fewshard[loadtest]'" in said
 
 
 def test_a_line_goes_through_the_median_of_rates_that_are_nearly_equal() -> None:

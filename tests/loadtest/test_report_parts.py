@@ -12,28 +12,12 @@ import pytest
 
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.measure import nearest_rank
-from fewshard_loadtest.report import format, speedups, verdict
+from fewshard_loadtest.report import format, verdict
 from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
 from fewshard_loadtest.report.charts import pareto
 from fewshard_loadtest.report.compare import compare
 from fewshard_loadtest.report.costs import Measured
 from fewshard_loadtest.report.statistics import mcnemar, mean_interval, wilson
-from fewshard_models.evaluation.baselines import SYSTEMS
-
-
-def test_the_papers_figures_are_those_of_the_judge() -> None:
-    """Written twice, since the load test imports no other room; this keeps them one."""
-    theirs = {name: system.paper for name, system in SYSTEMS.items() if system.paper}
-    assert set(speedups.TABLE_II) == set(theirs)
-    for name, row in speedups.TABLE_II.items():
-        other = theirs[name]
-        assert (row.accuracy, row.f1, row.parameters, row.macs, row.ms) == (
-            other.accuracy,
-            other.f1,
-            other.parameters,
-            other.macs,
-            other.ms,
-        )
 
 
 def test_intervals() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fewshard_core.yaml_reader import read_yaml
 from fewshard_loadtest.cost.prices import listed, price_of
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.report.compare import Budget
@@ -22,7 +23,6 @@ from fewshard_loadtest.scenario import (
     Steps,
     load_scenario,
 )
-from fewshard_loadtest.yaml_reader import read
 
 GOOD = """
 name: a
@@ -52,7 +52,11 @@ def test_a_scenario_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("precision", "precison", r"s\.yaml, line 6: unknown key 'precison'; did you mean 'precision'"),
+        (
+            "precision",
+            "precison",
+            r"s\.yaml, line 6: unknown key 'precison' in loads\[0\]; did you mean 'precision'",
+        ),
         ("models: [x, y]", "models: []", r"line 3: models: .*at least 1 item"),
         ("models: [x, y]", "models: [x, x]", "named twice"),
         ("kind: search", "kind: serch", r"line 6: .*'closed', 'open', 'search'"),
@@ -60,7 +64,7 @@ def test_a_scenario_is_read(tmp_path: Path) -> None:
         ("[0.5, 1.0]", "[0.5, -1]", r"line 7: .*greater than 0 \(given: -1\)"),
         ("url:", "config: c.yaml, url:", "give one of the two"),
         ('url: "http://h"', "config: none.yaml", r"names .*none\.yaml, and there is no such file"),
-        ("name: a", "", "the key 'name' is missing"),
+        ("name: a", "", "the file lacks the key 'name'"),
         ("name: a", "name: [", "not valid YAML"),
         ("name: a", "name: a\nslo: {p99_ms: 0}", r"slo\.p99_ms: .*greater than 0"),
         ("name: a", "name: a\nprice: {per_hour: 0, currency: USD}", "makes everything free"),
@@ -121,7 +125,7 @@ def test_the_documented_scenario_and_budget_are_right(tmp_path: Path) -> None:
     (tmp_path / "fewshard.yaml").write_text("models: []\n")
     assert load_scenario(scenario_file(tmp_path, scenario)).price is not None
     (tmp_path / "budget.yaml").write_text(budget)
-    assert read(tmp_path / "budget.yaml", Budget).models["sst2-moe"].cpu == 0.1
+    assert read_yaml(tmp_path / "budget.yaml", ScenarioError).parse(Budget).models["sst2-moe"].cpu == 0.1
 
 
 def test_every_key_of_a_scenario_is_documented() -> None:

@@ -1,8 +1,11 @@
 """The watch on routing: silent while all experts are used, loud when one starves."""
 
+import math
+
+import pytest
 import torch
 
-from fewshard_kernels import MoeStats
+from fewshard_kernels import MoeStats, route_groups
 from fewshard_models.sparsify.observers import RouterMonitor
 
 
@@ -37,3 +40,14 @@ def test_windows_are_summed():
     watch.see([stats(100, 0)])
     watch.see([stats(0, 100)])
     assert said == []
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_entropy_is_a_mean_over_tokens_however_many_experts_each_has(top_k: int) -> None:
+    """The router gives each of two experts one half, so its entropy is log(2) of at most log(4)."""
+    router = torch.tensor([[3.0], [3.0], [-30.0], [-30.0]])
+    _, routed = route_groups(torch.ones(100, 1), torch.ones(100, dtype=torch.int64), router, top_k=top_k)
+    monitor = RouterMonitor(every=2)
+    monitor.see([routed])
+    (line,) = monitor.findings()
+    assert f"router entropy {math.log(2) / math.log(4):.0%} of the maximum" in line

@@ -1,6 +1,7 @@
 """The documents name what there is: every configuration key, every command, and links that lead somewhere."""
 
 import re
+from dataclasses import is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -8,23 +9,20 @@ import pytest
 
 from fewshard_serve.cli import build_parser
 from fewshard_serve.config import (
-    AdmissionConfig,
     AuthConfig,
-    BatchingConfig,
     CascadeConfig,
-    CostConfig,
-    ExpertsConfig,
-    LimitsConfig,
-    LoggingConfig,
-    MetricsConfig,
     ModelConfig,
     ReplicasConfig,
     ServerConfig,
     ShadowConfig,
-    TracingConfig,
-    load_config,
 )
-from fewshard_serve.metrics import FAMILIES
+from fewshard_serve.config_file import load_config
+from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
+from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.middleware import TracingSettings
+from fewshard_serve.logs import LogSettings
+from fewshard_serve.metrics import FAMILIES, CostSettings, MetricsSettings
+from fewshard_serve.protocol.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -34,17 +32,17 @@ SECTIONS = {
     "models": ModelConfig,
     "cascades": CascadeConfig,
     "replicas": ReplicasConfig,
-    "batching": BatchingConfig,
-    "admission": AdmissionConfig,
-    "experts": ExpertsConfig,
-    "cost": CostConfig,
+    "batching": BatchingSettings,
+    "admission": AdmissionSettings,
+    "experts": ExpertsSettings,
+    "cost": CostSettings,
     "shadow": ShadowConfig,
     "server": ServerConfig,
     "auth": AuthConfig,
-    "limits": LimitsConfig,
-    "logging": LoggingConfig,
-    "metrics": MetricsConfig,
-    "tracing": TracingConfig,
+    "limits": Limits,
+    "logging": LogSettings,
+    "metrics": MetricsSettings,
+    "tracing": TracingSettings,
 }
 
 
@@ -53,7 +51,8 @@ def test_every_configuration_key_is_documented_with_its_default(section: str) ->
     text = (ROOT / "docs/configuration.md").read_text()
     (body,) = re.findall(rf"^## `{section}`\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
     documented = dict(re.findall(r"^\| `(\w+)` \| *`?([^|`]*?)`? *\|", body, re.MULTILINE))
-    fields = SECTIONS[section].model_fields
+    kind = SECTIONS[section]
+    fields = kind.__dataclass_fields__ if is_dataclass(kind) else kind.model_fields
     assert documented == {key: _as_written(field.default) for key, field in fields.items()}
 
 

@@ -77,3 +77,9 @@ def test_help_lists_every_command(tree: Path) -> None:
     assert [f"make {name} " in said for name in ("setup", "serve", "test", "check", "bench", "clean")] == [
         True
     ] * 6
+
+
+def test_tests_run_side_by_side_and_the_slowest_are_named(tree: Path) -> None:
+    stamp(tree)
+    assert make(tree, "-n", "test") == ".venv/bin/pytest -n 2 --dist loadfile --durations 10\n"
+    assert " -n 0 " in make(tree, "-n", "test", "JOBS=0")

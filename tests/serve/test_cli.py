@@ -17,9 +17,9 @@ import pytest
 from fewshard_core.errors import FewshardError
 from fewshard_serve import cli
 from fewshard_serve.commands import doctor, serve
-from fewshard_serve.config import AdmissionConfig, FewshardConfig, ModelConfig, ServerConfig
-from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.config import FewshardConfig, ModelConfig, ServerConfig
 from fewshard_serve.errors import ConfigError, StartError
+from fewshard_serve.protocol.tasks.text import SAMPLE_TEXT
 
 HEAVY = ("torch", "ray", "transformers", "triton", "locust")
 COMMANDS = sorted({point.name for point in entry_points(group=cli.ENTRY_POINT_GROUP)})
@@ -178,7 +178,7 @@ def test_the_greeting_names_every_model_and_a_call_of_a_text_model(tmp_path: Pat
     assert "http://127.0.0.1:8000/v2/models/pixels" in lines
     call = next(line for line in lines if line.startswith("curl "))
     assert call.startswith("curl http://127.0.0.1:8000/v2/models/words/classify ")
-    assert json.loads(call.split("-d '")[1].rstrip("'")) == {"inputs": serve.SAMPLE_TEXT}
+    assert json.loads(call.split("-d '")[1].rstrip("'")) == {"inputs": SAMPLE_TEXT}
 
 
 def test_the_greeting_of_image_models_alone_posts_a_file(tmp_path: Path) -> None:
@@ -196,23 +196,6 @@ def test_the_greeting_of_image_models_alone_posts_a_file(tmp_path: Path) -> None
 )
 def test_the_url_can_be_pasted(host: str, expected: str) -> None:
     assert serve.base_url(config_of({"m": "x"}, host)) == expected
-
-
-def test_config_and_engine_agree_on_the_defaults() -> None:
-    assert ModelConfig(name="m", path="x").engine_settings == EngineSettings()
-
-
-def test_engine_settings_carry_every_limit() -> None:
-    admission = AdmissionConfig(min_items=3, max_items=7, max_tokens=8, queue_ms=2, deadline_ms=9)
-    settings = ModelConfig.model_validate(
-        {
-            "name": "m",
-            "path": "x",
-            "batching": {"max_tokens": 4, "max_items": 5, "max_wait_ms": 6},
-            "admission": admission,
-        }
-    ).engine_settings
-    assert settings == EngineSettings(4, 5, 6, 3, 7, 8, 2, 9)
 
 
 def test_doctor_reads_the_features_of_the_first_processor(tmp_path: Path) -> None:

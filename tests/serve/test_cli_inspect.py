@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fewshard_serve import cli
-from fewshard_serve import config as config_module
+from fewshard_serve import cli, config_file
 from fewshard_serve.commands import formatting
 from fewshard_serve.commands import inspect as inspect_command
 
@@ -160,4 +159,4 @@ def test_the_zoo_is_where_the_models_package_keeps_it() -> None:
     """`config` finds it without importing that package, which would import torch."""
     from fewshard_models.checkpoint import ZOO
 
-    assert config_module.zoo_dir() == ZOO
+    assert config_file.zoo_dir() == ZOO

@@ -13,7 +13,7 @@ from fewshard_models.sharding.placement import read_placement
 from fewshard_serve import cli
 from fewshard_serve.commands import plan, plan_options
 from fewshard_serve.errors import ConfigError
-from fewshard_serve.placement.cost_model import ExpertShape, Machine
+from fewshard_serve.placement.machine import ExpertShape, Machine
 
 
 def parsed(*arguments: object) -> argparse.Namespace:

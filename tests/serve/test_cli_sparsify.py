@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fewshard_serve.commands import sparsify
-from fewshard_serve.config import zoo_dir, zoo_names
+from fewshard_serve.config_file import zoo_dir, zoo_names
 from fewshard_serve.errors import ConfigError
 
 

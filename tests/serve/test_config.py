@@ -1,22 +1,16 @@
 """fewshard.yaml: what is accepted, and that every mistake is answered with its place and a way out."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from fewshard_serve import config as config_module
-from fewshard_serve.config import (
-    FewshardConfig,
-    LimitsConfig,
-    ModelConfig,
-    bundled_config,
-    json_schema,
-    load_config,
-)
+from fewshard_serve import config_file
+from fewshard_serve.config import FewshardConfig, ModelConfig, json_schema
+from fewshard_serve.config_file import bundled_config, load_config, only
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import ExpertsSettings
-from fewshard_serve.protocol.limits import Limits
 
 FULL = """
 models:
@@ -51,8 +45,8 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert (moe.device, moe.dtype) == ("cpu", "bf16")
     assert moe.replicas is not None
     assert (moe.replicas.min, moe.replicas.max) == (1, 4)
-    assert moe.batching.model_dump() == {"max_tokens": 4096, "max_items": 64, "max_wait_ms": 2.5}
-    assert moe.admission.model_dump() == {
+    assert asdict(moe.batching) == {"max_tokens": 4096, "max_items": 64, "max_wait_ms": 2.5}
+    assert asdict(moe.admission) == {
         "min_items": 8,
         "max_items": 128,
         "max_tokens": 9000,
@@ -107,13 +101,9 @@ def test_mistakes_in_a_cascade(tmp_path: Path, cascade: str, expected: str) -> N
 
 def test_only_some_models_keep_the_cascades_made_of_them(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, cascade_text(CASCADE)))
-    assert [model.name for model in config.only(["auto"]).models] == ["a", "b"]
-    assert config.only(["b", "a"]).cascades == config.cascades
-    assert config.only(["a", "c"]).cascades == ()
-
-
-def test_limits_are_those_of_the_protocols_by_default() -> None:
-    assert LimitsConfig().limits == Limits()
+    assert [model.name for model in only(config, ["auto"]).models] == ["a", "b"]
+    assert only(config, ["b", "a"]).cascades == config.cascades
+    assert only(config, ["a", "c"]).cascades == ()
 
 
 def test_a_tokens_file_is_taken_from_the_files_folder_and_read(tmp_path: Path) -> None:
@@ -262,7 +252,7 @@ def test_a_missing_or_unreadable_file_is_a_config_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(config_module, "zoo_dir", lambda: tmp_path)
+    monkeypatch.setattr(config_file, "zoo_dir", lambda: tmp_path)
     return tmp_path
 
 
@@ -281,9 +271,9 @@ def test_an_empty_zoo_says_what_to_do(zoo: Path) -> None:
 
 def test_only_keeps_the_named_models_in_their_order() -> None:
     config = FewshardConfig(models=tuple(ModelConfig(name=n, path="d") for n in "abc"))
-    assert [m.name for m in config.only(["c", "a", "c"]).models] == ["c", "a"]
+    assert [m.name for m in only(config, ["c", "a", "c"]).models] == ["c", "a"]
     with pytest.raises(ConfigError, match="no model named 'x' in the configuration; there are: a, b, c"):
-        config.only(["x"])
+        only(config, ["x"])
 
 
 def test_the_json_schema_knows_every_key() -> None:
@@ -301,10 +291,13 @@ def test_experts_arrive_as_a_group_takes_them(tmp_path: Path) -> None:
     model = load_config(write(tmp_path, text)).models[0]
     assert model.has_own_host
     assert model.experts is not None
-    assert model.experts.settings == ExpertsSettings(4, 2, 3, "round_robin", "spread", 5.0, True, 0.25)
+    assert model.experts == ExpertsSettings(4, 2, 3, "round_robin", "spread", 5.0, 250, True)
+    assert model.experts.exchange_timeout_s == 0.25
+    assert (model.experts.num_slots(16), model.experts.max_slots(16)) == (2, 3)
     plain = load_config(write(tmp_path, EXPERTS.format("shards: 2"))).models[0].experts
     assert plain is not None
-    assert plain.settings == ExpertsSettings(2)
+    assert plain == ExpertsSettings(2)
+    assert (plain.num_slots(15), plain.max_slots(15)) == (8, 15)
 
 
 def test_a_placement_file_is_taken_from_the_files_folder(tmp_path: Path) -> None:

@@ -12,33 +12,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from fewshard_kernels.moe_ffn.batch_plan import rounded
 from fewshard_kernels.moe_ffn.check import check_options, check_router, check_rows, check_weights
 from fewshard_kernels.moe_ffn.cpu import moe_ffn_cpu
-from fewshard_kernels.moe_ffn.layouts import ONEDNN_ACTIVATIONS, onednn_multiplies
 from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, MoeOptions, Routing
-from fewshard_kernels.moe_ffn.packed import PackedCache, PackedExperts, moe_ffn_packed, pack_experts
+from fewshard_kernels.moe_ffn.packed import PackedExperts, moe_ffn_packed
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
-from fewshard_kernels.moe_ffn.routing import MoeStats, route_groups
-
-__all__ = [
-    "ONEDNN_ACTIVATIONS",
-    "ExpertWeights",
-    "LayerNormWeights",
-    "MoeOptions",
-    "MoeStats",
-    "PackedCache",
-    "PackedExperts",
-    "PathChoice",
-    "Routing",
-    "explain",
-    "force_path",
-    "moe_ffn",
-    "onednn_multiplies",
-    "pack_experts",
-    "rounded",
-    "route_groups",
-]
+from fewshard_kernels.moe_ffn.routing import MoeStats
 
 # What a path is given: rows, router or routing, experts, options; all of them checked.
 MoePath = Callable[[Tensor, Tensor | Routing, ExpertWeights, MoeOptions], tuple[Tensor, MoeStats]]
@@ -113,6 +92,14 @@ def moe_ffn(
     neither dropout nor a gradient of `x` is asked for, the packed products run; else the plain weights do.
     A NaN in one row of `x` reaches that row of y alone.
     Raises ValueError where shapes, dtypes, devices or options do not fit together.
+
+    >>> x, router = torch.ones(3, 4), torch.ones(2, 4)  # three rows, two experts
+    >>> w1, w2 = torch.full((2, 5, 4), 0.25), torch.full((2, 4, 5), 0.2)
+    >>> y, stats = moe_ffn(x, router, w1, None, w2, None, activation="relu")
+    >>> y[0].tolist()  # half of the only expert's answer, since both are as likely
+    [0.5, 0.5, 0.5, 0.5]
+    >>> stats.expert_rows.tolist()
+    [3, 0]
     """
     if isinstance(router, Routing) and router.experts.ndim == 2:
         top_k = router.experts.shape[1]
@@ -160,7 +147,16 @@ def _needs_plain(x: Tensor, options: MoeOptions) -> bool:
 
 @contextmanager
 def force_path(path: str) -> Iterator[None]:
-    """Make every `moe_ffn` in this context take `path`; for tests and benchmarks."""
+    """Make every `moe_ffn` in this context take `path`; for tests and benchmarks.
+
+    Raises ValueError for a path that there is not.
+
+    >>> w1, w2 = torch.ones(1, 3, 2), torch.ones(1, 2, 3)
+    >>> with force_path("reference"):
+    ...     y, _ = moe_ffn(torch.ones(4, 2), torch.ones(1, 2), w1, None, w2, None)
+    >>> y.shape
+    torch.Size([4, 2])
+    """
     if path not in _PATHS:
         raise ValueError(f"no moe_ffn path {path!r}; there are {', '.join(_PATHS)}")
     token = _forced.set(path)
@@ -171,7 +167,11 @@ def force_path(path: str) -> Iterator[None]:
 
 
 def explain(device: torch.device) -> PathChoice:
-    """Which path `moe_ffn` takes on `device`, with the reason in words."""
+    """Which path `moe_ffn` takes on `device`, with the reason in words.
+
+    >>> explain(torch.device("cpu")).path
+    'cpu'
+    """
     if device.type == "cpu":
         return PathChoice(
             str(device), "cpu", "rows grouped by expert; packed products where experts are packed, else plain"

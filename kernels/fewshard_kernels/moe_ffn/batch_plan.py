@@ -47,6 +47,9 @@ def rounded(num_rows: int) -> int:
 
     Powers of two up to 32, below which the products wait for their weights; then 32 by 32, a tile of AMX
     being sixteen columns wide; never more than sixteen steps an octave.
+
+    >>> [rounded(num_rows) for num_rows in (3, 33, 2000)]
+    [4, 64, 2048]
     """
     if num_rows <= 32:
         return 1 << (num_rows - 1).bit_length()

@@ -18,7 +18,11 @@ ONEDNN_ACTIVATIONS = {
 
 
 def onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has products in `dtype` for this CPU."""
+    """Whether oneDNN has products in `dtype` for this CPU.
+
+    >>> onednn_multiplies(torch.float64)
+    False
+    """
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:

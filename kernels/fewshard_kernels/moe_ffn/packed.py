@@ -73,6 +73,12 @@ def pack_experts(
     all with `copies` False, where the fastest of the layouts that need none is used; these are timed once for
     any number of experts. Raises ValueError for weights that do not fit each other or are not on a CPU, or a
     `compute_dtype` that oneDNN cannot use here.
+
+    >>> from fewshard_kernels import moe_ffn
+    >>> packed = pack_experts(torch.ones(2, 8, 4), None, torch.ones(2, 4, 8), None)
+    >>> y, _ = moe_ffn(torch.ones(3, 4), torch.ones(2, 4), packed)
+    >>> y.shape
+    torch.Size([3, 4])
     """
     _check(ExpertWeights(w1, b1, w2, b2), gated, compute_dtype)
     weights = ExpertWeights(w1.detach(), _detach(b1), w2.detach(), _detach(b2))

@@ -62,6 +62,11 @@ def route_groups(
 
     Returns the `Routing` of all T = sum of `sizes` (int64 [N]) rows, laid group after group, for `moe_ffn`,
     and the statistics as if each row had been routed by itself.
+
+    >>> groups, sizes = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([2, 1])
+    >>> routing, stats = route_groups(groups, sizes, torch.eye(2))
+    >>> routing.experts.flatten().tolist(), stats.expert_rows.tolist()
+    ([0, 0, 1], [2, 1])
     """
     logits = x.float() @ router.float().T
     log_probabilities = logits.log_softmax(dim=-1)

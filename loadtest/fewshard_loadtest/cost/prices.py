@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from fewshard_core.yaml_reader import Section, read_yaml
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.scenario import PricePart
-from fewshard_loadtest.yaml_reader import Section, read
 
 
 class ListedMachine(Section):
@@ -44,7 +44,7 @@ class Price:
 def listed() -> dict[str, ListedMachine]:
     """The list by name."""
     with as_file(files("fewshard_loadtest.cost") / "prices.yaml") as path:
-        return {machine.name: machine for machine in read(path, PriceList).machines}
+        return {machine.name: machine for machine in read_yaml(path, ScenarioError).parse(PriceList).machines}
 
 
 def price_of(part: PricePart | None) -> Price | None:

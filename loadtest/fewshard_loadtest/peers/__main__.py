@@ -126,7 +126,7 @@ def _measure(options: argparse.Namespace, work: Path) -> Report:
 
 
 def _texts() -> list[str]:
-    return [*load("texts").texts]
+    return [*load("texts").items]
 
 
 def _model(options: argparse.Namespace, work: Path, texts: Sequence[str]) -> Path:

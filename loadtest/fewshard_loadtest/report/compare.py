@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from fewshard_core.yaml_reader import Section, read_yaml
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.report.format import count
-from fewshard_loadtest.yaml_reader import Section, read
 
 Share = Annotated[float, Field(ge=0)]
 
@@ -114,7 +114,7 @@ class Outcome:
 def compare(before: Path, after: Path, budget_file: Path | None = None) -> Outcome:
     """Of two folders or report.json files. A model, or a figure with a limit, that is there before and gone
     after breaks the budget. Raises `ScenarioError` for what cannot be read or compared."""
-    budget = read(budget_file, Budget) if budget_file else Budget()
+    budget = read_yaml(budget_file, ScenarioError).parse(Budget) if budget_file else Budget()
     old, new = _report(before), _report(after)
     if not set(old["models"]) & set(new["models"]):
         raise ScenarioError(f"{before} and {after} have no model in common")

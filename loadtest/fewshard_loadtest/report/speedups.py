@@ -1,33 +1,10 @@
-"""What the founding paper's Table II says of its five systems; data only, the report sets it beside ours.
-
-Promised and realised speed-ups of a model against the dense one; `figures` asks for them.
-"""
+"""Promised and realised speed-ups of a model against the dense one; `figures` asks for them."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fewshard_loadtest.cost import formulas
 from fewshard_loadtest.report.costs import Measured
-
-
-@dataclass(frozen=True, slots=True)
-class PaperRow:
-    """`accuracy` in percent; `macs`: what it calls FLOPs; `ms`: its inference time, on hardware not ours."""
-
-    accuracy: float
-    f1: float
-    parameters: float
-    macs: float
-    ms: float
-
-
-TABLE_II = {
-    "sst2-dense": PaperRow(91.4, 0.914, 110e6, 2.1e9, 120),
-    "sst2-moe": PaperRow(91.2, 0.910, 490e6, 0.9e9, 61),
-    "cifar10-dense": PaperRow(94.2, 0.941, 12e6, 1.3e9, 58),
-    "cifar10-dst": PaperRow(93.8, 0.936, 3e6, 5.2e8, 34),
-    "cifar10-static": PaperRow(92.8, 0.929, 7e6, 9.8e8, 39),
-}
 
 
 class Compared(Protocol):

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fewshard_core.paper import TABLE_II
 from fewshard_loadtest.report.costs import Measured, Money
 from fewshard_loadtest.report.figures import Figures, ModelFigures
 from fewshard_loadtest.report.format import count, interval, milliseconds, money, percent, ratio
-from fewshard_loadtest.report.speedups import TABLE_II
 
 
 @dataclass(frozen=True, slots=True)

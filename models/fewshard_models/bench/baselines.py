@@ -21,8 +21,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from fewshard_core.errors import FewshardError
-from fewshard_kernels import ExpertWeights, moe_ffn
-from fewshard_kernels.moe_ffn import force_path
+from fewshard_kernels import ExpertWeights, force_path, moe_ffn
 from fewshard_kernels.moe_ffn.options import activate
 from fewshard_models.bench.problem import Problem
 

@@ -7,6 +7,7 @@ import base64
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,13 +116,18 @@ class ImagePreprocessor:
         return [Item(self._pixels(index, item), 0) for index, item in enumerate(inputs)]
 
     def _pixels(self, index: int, item: Input) -> NDArray[np.float32]:
-        if isinstance(item, TextInput):
+        read = self._READERS.get(type(item))
+        if read is None:
             raise UnusableInput(index, "this model classifies images; send an image")
-        if isinstance(item, EncodedImage):
-            try:
-                return self._preprocess(decode_image(item.data, item.max_pixels))
-            except ImageError as error:
-                raise UnusableInput(index, str(error)) from error
+        return read(self, index, item)
+
+    def _decoded(self, index: int, item: EncodedImage) -> NDArray[np.float32]:
+        try:
+            return self._preprocess(decode_image(item.data, item.max_pixels))
+        except ImageError as error:
+            raise UnusableInput(index, str(error)) from error
+
+    def _checked(self, index: int, item: PixelArray) -> NDArray[np.float32]:
         if item.pixels.dtype == np.uint8:
             return self._preprocess(item.pixels)
         if item.pixels.shape != self._shape:
@@ -130,3 +136,8 @@ class ImagePreprocessor:
                 f"pixel_values of shape {list(item.pixels.shape)}, this model takes {list(self._shape)}",
             )
         return item.pixels.astype(np.float32)
+
+    _READERS: ClassVar[dict[type[Input], Callable[[Any, int, Any], NDArray[np.float32]]]] = {
+        EncodedImage: _decoded,
+        PixelArray: _checked,
+    }

@@ -16,14 +16,20 @@ from fewshard_models.bench.report import machine
 from fewshard_models.card import load_card
 from fewshard_models.classifier.base import CountsExperts
 from fewshard_models.classifier.network import NetworkClassifier
-from fewshard_models.data.ood import load_review_sentences, review_sentences_file
 from fewshard_models.evaluation import metrics
-from fewshard_models.evaluation.corruptions import IMAGE_SEVERITIES as SEVERITIES
+from fewshard_models.evaluation.corruptions import SEVERITIES
 from fewshard_models.evaluation.costs import cost_of
 from fewshard_models.evaluation.memory import peak_bytes
 from fewshard_models.evaluation.result import Predicted, Result, Share
 from fewshard_models.evaluation.slices import Rows, class_slices, routing_shares
-from fewshard_models.evaluation.tasks import EvaluationTask, HeldOut, Inputs, evaluation_task, label_order
+from fewshard_models.evaluation.tasks import (
+    EvaluatedTask,
+    HeldOut,
+    Inputs,
+    evaluated_task,
+    held_out,
+    label_order,
+)
 from fewshard_models.evaluation.timing import prepared
 
 MAX_CORRUPTED = 2000
@@ -83,8 +89,7 @@ def _peak_bytes(loaded: NetworkClassifier) -> int | None:
 
 
 def _accuracies(loaded: NetworkClassifier, name: str, limit: int | None, say: Say) -> dict[str, Any]:
-    task = evaluation_task(loaded.info.task)
-    test = task.held_out(limit)
+    task, test = evaluated_task(loaded.info.task), held_out(loaded.info.task, limit)
     order = label_order(loaded.checkpoint, test.names)
 
     def predict(inputs: Inputs) -> NDArray[np.int64]:
@@ -98,15 +103,15 @@ def _accuracies(loaded: NetworkClassifier, name: str, limit: int | None, say: Sa
     return {
         "held_out": Predicted(test.dataset, test.names, predictions, test.labels),
         "slices": {key: _share(predictions, test.labels, rows) for key, rows in slices.items()},
-        "ood": _other_domain(predict, limit) if task.has_reviews else {},
-        "corruptions": _corrupted(predict, test, task),
+        "ood": _other_domain(predict, task, limit),
+        "corruptions": _corrupted(predict, task, test),
         "routing": _routing(loaded, test, slices),
     }
 
 
-def _slices(test: HeldOut, task: EvaluationTask) -> dict[str, Rows]:
-    by_class = class_slices(test.labels, test.names)
-    return {name: rows for name, rows in {**by_class, **task.slices(test.inputs)}.items() if len(rows)}
+def _slices(test: HeldOut, task: EvaluatedTask) -> dict[str, Rows]:
+    found = {**class_slices(test.labels, test.names), **task.slices(list(test.inputs))}
+    return {name: rows for name, rows in found.items() if len(rows)}
 
 
 def _share(predictions: NDArray[np.int64], labels: NDArray[np.int64], rows: Rows | None = None) -> Share:
@@ -115,13 +120,13 @@ def _share(predictions: NDArray[np.int64], labels: NDArray[np.int64], rows: Rows
     return Share(len(labels), round(metrics.accuracy(predictions, labels), 6))
 
 
-def _other_domain(predict: Predict, limit: int | None) -> dict[str, Share]:
-    """Accuracy on the review sentences by domain and on all; nothing where the data folder has none."""
-    if not review_sentences_file().is_file():
+def _other_domain(predict: Predict, task: EvaluatedTask, limit: int | None) -> dict[str, Share]:
+    """Accuracy by domain and on all items of other domains; nothing where there are none."""
+    found = task.other_domain()
+    if found is None:
         return {}
-    reviews = load_review_sentences()
-    labels, domains = np.array(reviews.labels[:limit]), np.array(reviews.domains[:limit])
-    predictions = predict(reviews.texts[:limit])
+    labels, domains = np.array(found.labels[:limit]), np.array(found.domains[:limit])
+    predictions = predict(found.texts[:limit])
     by_domain = {
         str(domain): _share(predictions, labels, np.flatnonzero(domains == domain))
         for domain in np.unique(domains)
@@ -129,11 +134,11 @@ def _other_domain(predict: Predict, limit: int | None) -> dict[str, Share]:
     return {**by_domain, "all": _share(predictions, labels)}
 
 
-def _corrupted(predict: Predict, test: HeldOut, task: EvaluationTask) -> dict[str, Share]:
+def _corrupted(predict: Predict, task: EvaluatedTask, test: HeldOut) -> dict[str, Share]:
     """Accuracy by kind and severity, and on the same items as they are ("clean")."""
     inputs, labels = test.inputs[:MAX_CORRUPTED], test.labels[:MAX_CORRUPTED]
     found = {"clean": _share(predict(inputs), labels)}
-    for kind in task.corruption_kinds:
+    for kind in task.corruptions:
         for severity in SEVERITIES:
             found[f"{kind} {severity}"] = _share(predict(task.corrupt(inputs, kind, severity)), labels)
     return found

@@ -15,7 +15,7 @@ from PIL import Image
 
 Images = NDArray[np.uint8]
 
-IMAGE_SEVERITIES = (1, 2, 3)
+SEVERITIES = (1, 2, 3)
 # Of 255 levels. Weak on purpose: a network behind a whitening stem guesses from 8 on.
 NOISE_DEVIATIONS = (2.0, 4.0, 8.0)
 BLUR_DEVIATIONS = (0.6, 0.9, 1.4)
@@ -28,7 +28,7 @@ def corrupt_images(images: Images, kind: str, severity: int, seed: int = 0) -> I
 
     `kind`: one of KINDS; `severity`: 1 to 3. Raises ValueError for another.
     """
-    if kind not in IMAGE_KINDS or severity not in IMAGE_SEVERITIES:
+    if kind not in IMAGE_KINDS or severity not in SEVERITIES:
         raise ValueError(
             f"no corruption {kind!r} of severity {severity}; there are {', '.join(IMAGE_KINDS)}, 1 to 3"
         )
@@ -100,7 +100,6 @@ def _through_jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-TEXT_SEVERITIES = (1, 2, 3)
 TYPO_SHARES = (0.1, 0.25, 0.5)
 DROP_SHARES = (0.1, 0.2, 0.4)
 
@@ -111,7 +110,7 @@ def corrupt_texts(texts: Sequence[str], kind: str, severity: int, seed: int = 0)
     Each text has its own random numbers, so that a text's corruption does not depend on its neighbours.
     Raises ValueError for another kind or severity.
     """
-    if kind not in TEXT_KINDS or severity not in TEXT_SEVERITIES:
+    if kind not in TEXT_KINDS or severity not in SEVERITIES:
         raise ValueError(
             f"no corruption {kind!r} of severity {severity}; there are {', '.join(TEXT_KINDS)}, 1 to 3"
         )

@@ -1,6 +1,9 @@
-"""What classifiers of each task are evaluated on: held-out set, slices, other domain, corruptions."""
+"""What classifiers of each task are judged on: held-out sets, slices, another domain, corruptions.
 
-from collections.abc import Callable, Iterable, Sequence
+Called by `accuracy`, `assessment` and `comparison`. A task is one line of `TASKS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +12,10 @@ from numpy.typing import NDArray
 
 from fewshard_models.checkpoint import Checkpoint
 from fewshard_models.data.cifar10 import CLASSES, load_cifar10
+from fewshard_models.data.ood import ReviewSentences, load_review_sentences, review_sentences_file
 from fewshard_models.data.sst2 import LABELS, load_sst2
-from fewshard_models.errors import CheckpointError
-from fewshard_models.evaluation import corruptions
+from fewshard_models.errors import CheckpointError, DataError
+from fewshard_models.evaluation.corruptions import IMAGE_KINDS, TEXT_KINDS, corrupt_images, corrupt_texts
 from fewshard_models.evaluation.slices import Rows, text_slices
 
 Inputs = Sequence[Any] | NDArray[Any]
@@ -29,51 +33,53 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationTask:
-    """What belongs to one task.
+class EvaluatedTask:
+    """`held_out`: the whole held-out set. `slices`: rows of inputs by what is special about them.
 
-    held_out: reads the first rows of the held-out set, or all for None.
-    slices: the rows of each part of the inputs that is looked at by itself.
-    corrupt: the inputs under one kind of corruption and severity, 1 to 3.
-    corruption_kinds: the kinds there are.
-    has_reviews: whether the review sentences of other domains are of this task.
+    `other_domain`: labelled items from elsewhere, None where there are none. `corrupt`: inputs of one kind
+    of `corruptions` at a severity.
     """
 
-    held_out: Callable[[int | None], HeldOut]
-    slices: Callable[[Any], dict[str, Rows]]
-    corrupt: Callable[[Any, str, int], Any]
-    corruption_kinds: Iterable[str]
-    has_reviews: bool = False
+    held_out: Callable[[], HeldOut]
+    corrupt: Callable[[Any, str, int], Inputs]
+    corruptions: tuple[str, ...]
+    slices: Callable[[Sequence[Any]], Mapping[str, Rows]] = lambda _: {}
+    other_domain: Callable[[], ReviewSentences | None] = lambda: None
 
 
-def evaluation_task(task: str) -> EvaluationTask:
-    """The task of that name. Raises CheckpointError where Fewshard has no data for it."""
-    if task not in _TASKS:
-        raise CheckpointError(f"there is no data to evaluate {task!r} on; there is for {', '.join(_TASKS)}")
-    return _TASKS[task]
+def _sst2() -> HeldOut:
+    texts, labels = load_sst2("dev")
+    return HeldOut("SST-2 dev", texts, np.array(labels), LABELS)
+
+
+def _cifar10() -> HeldOut:
+    images, labels = load_cifar10("test")
+    return HeldOut("CIFAR-10 test", images, labels, CLASSES)
+
+
+def _reviews() -> ReviewSentences | None:
+    """Nothing where the data folder has none."""
+    return load_review_sentences() if review_sentences_file().is_file() else None
+
+
+TASKS: dict[str, EvaluatedTask] = {
+    "text": EvaluatedTask(_sst2, corrupt_texts, tuple(TEXT_KINDS), text_slices, _reviews),
+    "image": EvaluatedTask(_cifar10, corrupt_images, tuple(IMAGE_KINDS)),
+}
+
+
+def evaluated_task(name: str) -> EvaluatedTask:
+    """Raises DataError, which lists the tasks there are."""
+    found = TASKS.get(name)
+    if found is None:
+        raise DataError(f"there is nothing to judge a model of task {name!r} on, only of {', '.join(TASKS)}")
+    return found
 
 
 def held_out(task: str, limit: int | None = None) -> HeldOut:
-    """The task's held-out set, or its first `limit` rows. Raises CheckpointError where there is none."""
-    return evaluation_task(task).held_out(limit)
-
-
-def _sst2(limit: int | None) -> HeldOut:
-    texts, labels = load_sst2("dev")
-    return HeldOut("SST-2 dev", texts[:limit], np.array(labels[:limit]), LABELS)
-
-
-def _cifar10(limit: int | None) -> HeldOut:
-    images, labels = load_cifar10("test")
-    return HeldOut("CIFAR-10 test", images[:limit], labels[:limit], CLASSES)
-
-
-_TASKS = {
-    "text": EvaluationTask(
-        _sst2, text_slices, corruptions.corrupt_texts, corruptions.TEXT_KINDS, has_reviews=True
-    ),
-    "image": EvaluationTask(_cifar10, lambda _: {}, corruptions.corrupt_images, corruptions.IMAGE_KINDS),
-}
+    """SST-2's dev set for "text", CIFAR-10's test set for "image"; the first `limit` rows."""
+    whole = evaluated_task(task).held_out()
+    return HeldOut(whole.dataset, whole.inputs[:limit], whole.labels[:limit], whole.names)
 
 
 def label_order(checkpoint: Checkpoint, names: Sequence[str]) -> list[int]:

@@ -107,19 +107,21 @@ def read_experts(
 ) -> None:
     """Fill the `places` of `into` [S, …] with these experts of the encoder's layer number `layer`, cast to
     its dtype. Raises CheckpointError where the files are damaged."""
-    missing = set(into._fields)
+    missing = {f"layers.{layer}.ffn.{field}": getattr(into, field) for field in into._fields}
     for file in weight_files(directory):
         with _opened(file) as opened:
-            here = set(opened.keys())
-            for field in sorted(missing):
-                name = f"layers.{layer}.ffn.{field}"
-                if name in here:
-                    found, target = opened.get_slice(name), getattr(into, field)
-                    if found.get_shape()[1:] == list(target.shape[1:]):
-                        missing.discard(field)
-                        for expert, place in zip(experts, places, strict=True):
-                            target[place].copy_(found[expert])
-    require_complete(directory, [f"layers.{layer}.ffn.{field}" for field in sorted(missing)])
+            for name in sorted(missing.keys() & set(opened.keys())):
+                found, target = opened.get_slice(name), missing[name]
+                if found.get_shape()[1:] == list(target.shape[1:]):
+                    _copy_rows(found, experts, target, places)
+                    del missing[name]
+    require_complete(directory, sorted(missing))
+
+
+def _copy_rows(found: Any, experts: Sequence[int], target: Tensor, places: Sequence[int]) -> None:
+    """Copy rows `experts` of a slice of a file to the rows `places` of `target`."""
+    for expert, place in zip(experts, places, strict=True):
+        target[place].copy_(found[expert])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a text encoder's feed-forward networks see and do on a sample; for pruning and for making experts.
 
-Watches the routing while an MoE model trains, and says aloud when it collapses; for `recipes/distillation`.
+`RouterMonitor` sums up the routing while an MoE model trains, and warns when it collapses;
+`recipes/distillation` calls it.
 """
 
 import math
@@ -60,14 +61,17 @@ class RouterMonitor:
         self, every: int = 200, min_share: float = 0.2, say: Callable[[str], None] = tqdm.write
     ) -> None:
         self.every, self.min_share, self.say = every, min_share, say
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def see(self, moe_stats: Sequence[MoeStats]) -> None:
         """One step's statistics, one a layer; those of a dense model are none."""
         if not moe_stats:
             return
         rows = torch.stack([stats.expert_rows for stats in moe_stats])
-        self._seen.append((rows, torch.stack([stats.entropy.detach() for stats in moe_stats])))
+        # A token's probabilities add up to one: their sum is the number of tokens, whatever top_k is.
+        tokens = torch.stack([stats.expert_probability.detach().sum() for stats in moe_stats])
+        entropy = torch.stack([stats.entropy.detach() for stats in moe_stats])
+        self._seen.append((rows, tokens, entropy))
         if len(self._seen) == self.every:
             for line in self.findings():
                 self.say(line)
@@ -75,13 +79,12 @@ class RouterMonitor:
 
     def findings(self) -> list[str]:
         """A line for each layer with a starving expert in the steps seen since the last call to `say`."""
-        rows = torch.stack([rows for rows, _ in self._seen]).sum(dim=0)
-        entropy = torch.stack([entropy for _, entropy in self._seen]).sum(dim=0)
+        rows, tokens, entropy = (torch.stack(parts).sum(dim=0) for parts in zip(*self._seen, strict=True))
         lines = []
-        for layer, (counts, nats) in enumerate(zip(rows, entropy, strict=True)):
+        for layer, (counts, nats) in enumerate(zip(rows, entropy / tokens, strict=True)):
             share = counts / counts.sum()
             if starving := torch.nonzero(share * len(share) < self.min_share).flatten().tolist():
-                lines.append(_line(layer, share, starving, float(nats / counts.sum())))
+                lines.append(_line(layer, share, starving, float(nats)))
         return lines
 
 

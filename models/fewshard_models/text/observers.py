@@ -126,9 +126,8 @@ def _look_at_experts(ffn: MoeFeedForward, hidden: Tensor, packed: PackedTokens) 
         rows = chosen[:, expert].nonzero()[:, 0]
         units = hidden[rows].to(ffn.w1.dtype) @ ffn.w1[expert].T + ffn.b1[expert]
         sparsity[rows] += _share_near_zero(ACT2FN[ffn.config.hidden_act](units)) / routing.experts.shape[1]
-    counts = torch.stack([chosen[:, each] for each in range(len(ffn.w1))], dim=1)
     lengths = packed.lengths_tensor.unsqueeze(1)
-    by_expert = (_by_item(counts, packed) * lengths).round().long()
+    by_expert = (_by_item(chosen, packed) * lengths).round().long()
     return _Layer(_by_item(sparsity, packed), _by_item(entropy, packed), by_expert)
 
 

@@ -168,18 +168,18 @@ def _settings(
 ) -> GroupSettings:
     """What the configuration leaves open is settled here."""
     is_name = path.startswith(("zoo:", "hf:"))
-    follows_loads = experts.placement == "balanced" and experts.num_shards > 1
+    follows_loads = experts.placement == "balanced" and experts.shards > 1
     return GroupSettings(
         # Workers elsewhere look names up for themselves; a directory must be at the same place there.
         path=path if is_name else str(resolve(path).absolute()),
         dtype=dtype,
         device=device,
-        num_shards=experts.num_shards,
-        max_slots_per_shard=experts.max_slots_per_shard or num_experts,
-        allows_degraded=experts.allows_degraded,
-        timeout_s=experts.timeout_s,
+        num_shards=experts.shards,
+        max_slots_per_shard=experts.max_slots(num_experts),
+        allows_degraded=experts.degraded,
+        timeout_s=experts.exchange_timeout_s,
         address=address,
-        num_threads=max(1, available_cores() // experts.num_shards),
+        num_threads=max(1, available_cores() // experts.shards),
         rebalance_s=experts.rebalance_s if follows_loads else 0.0,
     )
 

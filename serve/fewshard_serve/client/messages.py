@@ -12,6 +12,7 @@ import mimetypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import singledispatch
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,20 +62,36 @@ Input = str | TextPair | Image | Path
 
 def as_json(inputs: Input | Sequence[Input]) -> list[Any]:
     """One entry an input. Raises `ClientError` for a file that cannot be read, and for any other type."""
-    given = [inputs] if isinstance(inputs, str | TextPair | Image | Path) else inputs
-    return [_one(each) for each in given]
+    is_one = item_json.dispatch(type(inputs)) is not item_json.dispatch(object)
+    given: Any = [inputs] if is_one else inputs
+    return [item_json(each) for each in given]
 
 
-def _one(given: Input) -> Any:
-    if isinstance(given, str):
-        return given
-    if isinstance(given, TextPair):
-        return {"text": given.text, "text_pair": given.text_pair}
-    image = _read_image(given) if isinstance(given, Path) else given
-    if not isinstance(image, Image):
-        advice = "give a text, a TextPair, the Path of an image file, or an Image of such a file's bytes"
-        raise ClientError(f"a {type(given).__name__} cannot be classified: {advice}")
+@singledispatch
+def item_json(given: object) -> Any:
+    """What the server reads as this one item. `item_json.register` adds the class of another task's items."""
+    advice = "give a text, a TextPair, the Path of an image file, or an Image of such a file's bytes"
+    raise ClientError(f"a {type(given).__name__} cannot be classified: {advice}")
+
+
+@item_json.register
+def _(text: str) -> str:
+    return text
+
+
+@item_json.register
+def _(pair: TextPair) -> dict[str, str]:
+    return {"text": pair.text, "text_pair": pair.text_pair}
+
+
+@item_json.register
+def _(image: Image) -> str:
     return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode('ascii')}"
+
+
+@item_json.register
+def _(path: Path) -> Any:
+    return item_json(_read_image(path))
 
 
 def _read_image(path: Path) -> Image:

@@ -79,13 +79,14 @@ def _outcomes(client: Client, args: argparse.Namespace) -> "Outcomes":
     import numpy as np
 
     from fewshard_serve.calibration import Outcomes
+    from fewshard_serve.protocol.tasks import TASKS
 
     configs = [client.config(stage) for stage in args.stages]
     _check(args.stages, configs)
     labels = configs[-1]["labels"]
     rows = read_rows(args.data, labels)
-    is_image = configs[-1]["task"] == "image"
-    inputs: list[Input] = [args.data.parent / row.given if is_image else row.given for row in rows]
+    task = TASKS.get(configs[-1]["task"])
+    inputs: list[Input] = [task.from_table(row.given, args.data.parent) for row in rows]
     said = [list(client.classify_all(stage, inputs, BATCH_SIZE)) for stage in args.stages]
     confidence = np.array([[_confidence(each) for each in answers] for answers in said])
     pairs = [zip(answers, rows, strict=True) for answers in said]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fewshard_serve.commands import formatting
-from fewshard_serve.config import ServerConfig, zoo_names
+from fewshard_serve.config import ServerConfig
+from fewshard_serve.config_file import zoo_names
 from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve.cluster import check_port
 from fewshard_serve.rayserve.environment import has_haproxy

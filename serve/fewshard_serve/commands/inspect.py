@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshard_serve.commands import formatting
-from fewshard_serve.config import zoo_dir, zoo_names
+from fewshard_serve.config_file import zoo_dir, zoo_names
 from fewshard_serve.errors import ConfigError
 
 

@@ -1,36 +1,31 @@
 """The options of `fewshard plan`, and the values they become."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewshard_serve.client import DEFAULT_URL
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.placement.machine import ExpertShape, Machine
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
-    from fewshard_serve.placement.cost_model import ExpertShape, Machine
     from fewshard_serve.placement.simulate import Deployment
 
-# name, type, default, help; `worth.ExpertShape` and `worth.Machine` have the same names and defaults.
-EXPERT = (
-    ("hidden", int, 1024, "width of the model"),
-    ("intermediate", int, 4096, "width of an expert"),
-    ("matrices", int, 2, "matrices of an expert; 3 where it is gated"),
-    ("bytes-per-weight", float, 2.0, "2 for bf16"),
-    ("top-k", int, 2, "experts a token goes to"),
-    ("tokens", int, 1024, "tokens of one batch on one GPU"),
-)
-MACHINE = (
-    ("memory-gb-s", float, 4800.0, "memory bandwidth, 1e9 bytes/s (H200)"),
-    ("link-gb-s", float, 450.0, "between GPUs of a node, each way (NVLink 4)"),
-    ("network-gb-s", float, 50.0, "between nodes, each way, for each GPU (InfiniBand 400 Gb/s)"),
-    ("latency-us", float, 20.0, "one stage of a collective without bytes; an assumption"),
-    ("compute-tflops", float, 600.0, "reached in bf16; an assumption"),
-    ("memory-gb", float, 141.0, "memory of one GPU"),
-)
+
+def _options_of(kind: type) -> list[tuple[str, Any, Any, str]]:
+    """The fields of a dataclass as options: name, type, default and help."""
+    return [
+        (each.name.replace("_", "-"), each.type, each.default, each.metadata["help"]) for each in fields(kind)
+    ]
+
+
+EXPERT = _options_of(ExpertShape)
+MACHINE = _options_of(Machine)
+# In other units than `Deployment` has, and with 0 where that has None.
 DEPLOYMENT = (
     ("duration-s", float, 3600.0, "simulated time, where loads are made up"),
     ("step-s", float, 10.0, "time between two loads"),
@@ -79,7 +74,7 @@ def _group(parser: argparse.ArgumentParser, title: str, options: Any) -> Any:
 
 def check(args: argparse.Namespace) -> None:
     """Raises ConfigError for numbers out of range and options that need another."""
-    positive = ["shards", "nodes", "layers", "experts", *map(_attribute, (*EXPERT, *MACHINE))]
+    positive = ["shards", "nodes", "layers", "experts", *map(_attribute, [*EXPERT, *MACHINE])]
     positive += ["duration_s", "step_s"]
     for name in [*positive, *(["slots"] if args.slots is not None else [])]:
         if not 0 < getattr(args, name) < float("inf"):
@@ -123,15 +118,11 @@ def slots_per_shard(args: argparse.Namespace, num_experts: int) -> int:
     return int(args.slots or -(-(num_experts + args.spare) // args.shards))
 
 
-def shape_of(args: argparse.Namespace) -> "ExpertShape":
-    from fewshard_serve.placement.cost_model import ExpertShape
-
+def shape_of(args: argparse.Namespace) -> ExpertShape:
     return ExpertShape(**{_attribute(each): getattr(args, _attribute(each)) for each in EXPERT})
 
 
-def machine_of(args: argparse.Namespace) -> "Machine":
-    from fewshard_serve.placement.cost_model import Machine
-
+def machine_of(args: argparse.Namespace) -> Machine:
     return Machine(**{_attribute(each): getattr(args, _attribute(each)) for each in MACHINE})
 
 

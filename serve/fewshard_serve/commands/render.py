@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from fewshard_serve.config import FewshardConfig, bundled_config, load_config
+from fewshard_serve.config import FewshardConfig
+from fewshard_serve.config_file import bundled_config, load_config
 from fewshard_serve.errors import StartError
-from fewshard_serve.yaml_reader import read_yaml
 
 
 def register(subparsers: Any) -> None:
@@ -42,7 +42,7 @@ def _said(args: argparse.Namespace) -> str:
     if args.check:
         from fewshard_serve.rayserve.serve_config import check_serve_config
 
-        return f"{args.check}: {check_serve_config(read_yaml(Path(args.check)))} applications, no mistake\n"
+        return f"{args.check}: {check_serve_config(Path(args.check))} applications, no mistake\n"
     config = load_config(args.config) if args.config else bundled_config()
     if args.env:
         from fewshard_serve.rayserve.deployment_plan import haproxy_waits

@@ -3,13 +3,16 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewshard_serve.commands.inspect import checkpoint_dir
-from fewshard_serve.config import FewshardConfig, ModelConfig, bundled_config, load_config
+from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.config_file import bundled_config, load_config, only, with_server
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.logs import write_line
 
-SAMPLE_TEXT = "a gripping and often funny film"
+if TYPE_CHECKING:
+    from fewshard_serve.protocol.tasks import Task
 
 
 def register(subparsers: Any) -> None:
@@ -36,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     config = configured(args)
     from fewshard_serve.rayserve.launch import serve_until_signalled
 
-    print(f"fewshard: loading {', '.join(model.name for model in config.models)}", flush=True)
+    write_line(f"fewshard: loading {', '.join(model.name for model in config.models)}")
     return serve_until_signalled(
         config,
         address=args.address,
-        on_ready=lambda: print(greeting(config), flush=True),
+        on_ready=lambda: write_line(greeting(config)),
         read_again=lambda: configured(args),
     )
 
@@ -49,8 +52,8 @@ def configured(args: argparse.Namespace) -> FewshardConfig:
     """The configuration of the file, or of the zoo, with the command line's changes."""
     config = load_config(args.config) if args.config else bundled_config()
     if args.models is not None:
-        config = config.only([name.strip() for name in args.models.split(",") if name.strip()])
-    return config.with_server(host=args.host, port=args.port, grpc_port=args.grpc_port)
+        config = only(config, [name.strip() for name in args.models.split(",") if name.strip()])
+    return with_server(config, host=args.host, port=args.port, grpc_port=args.grpc_port)
 
 
 def greeting(config: FewshardConfig) -> str:
@@ -72,23 +75,28 @@ def base_url(config: FewshardConfig) -> str:
 
 
 def sample_curl(base: str, models: tuple[ModelConfig, ...]) -> str:
-    """A call of the first text model, or of the first model where all want images."""
-    model = next((model for model in models if _task(model) != "image"), models[0])
-    url = f"{base}/v2/models/{model.name}/classify"
-    if _task(model) == "image":
-        return f"curl {url} -H 'Content-Type: image/png' --data-binary @image.png"
-    return f"curl {url} -H 'Content-Type: application/json' -d '{json.dumps({'inputs': SAMPLE_TEXT})}'"
+    """A call of the first text model, or of the first model where all want something else."""
+    from fewshard_serve.protocol.tasks import TASKS
+
+    places = {task.name: place for place, task in enumerate(TASKS)}
+    model, task = min(((model, _task(model)) for model in models), key=lambda pair: places[pair[1].name])
+    return task.sample_call(f"{base}/v2/models/{model.name}/classify")
 
 
-def _task(model: ModelConfig) -> str | None:
-    """The task by the checkpoint's card, else by its architecture; None where neither is at hand."""
+def _task(model: ModelConfig) -> "Task":
+    """The task by the checkpoint's card, else by its architecture; the first one where neither tells."""
+    from fewshard_serve.protocol.tasks import TASKS
+
+    first = next(iter(TASKS))
     try:
         directory = checkpoint_dir(model.path)
     except ConfigError:
-        return None
+        return first
+    stated = _json_file(directory / "card.json").get("task")
     architectures = " ".join(map(str, _json_file(directory / "config.json").get("architectures") or []))
-    by_architecture = "image" if "ImageClassification" in architectures else None
-    return _json_file(directory / "card.json").get("task", by_architecture)
+    by_card = [task for task in TASKS if task.name == stated]
+    by_architecture = [task for task in TASKS if task.architecture in architectures]
+    return [*by_card, *by_architecture, first][0]
 
 
 def _json_file(path: Path) -> dict[str, Any]:

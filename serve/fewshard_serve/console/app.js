@@ -43,9 +43,7 @@ async function refreshIndex() {
   const hasChanged = await models.refresh();
   showTokenButton();
   $("version").textContent = models.version;
-  if (isFirst && !models.ready("text").length && models.ready("image").length) {
-    document.querySelector("input[name=mode][value=image]").click();
-  }
+  if (isFirst) composer.start();
   composer.offer();
   if (hasChanged) showTable($("models"), models.list, live);
 }

@@ -4,8 +4,9 @@ import { call, modelPath } from "/console/api.js";
 import { Card, NUM_LABELS } from "/console/answers.js";
 import { $, fill } from "/console/dom.js";
 import { milliseconds, plural } from "/console/format.js";
+import { TASKS } from "/console/tasks.js";
 
-// `input`: { text } or { image: Blob }. A newer comparison ends an older one.
+// `input`: { task, given }, a text or a Blob for instance. A newer comparison ends an older one.
 export class Compare {
   #cards = new Map();
   #abort = new AbortController();
@@ -104,9 +105,9 @@ function commonest(labels) {
   return { label, times };
 }
 
-async function classify(model, input, signal) {
+async function classify(model, { task, given }, signal) {
   const startedAt = performance.now();
-  const response = await call(...request(model, input, signal));
+  const response = await call(...TASKS[task].request(modelPath(model.name, "classify"), given, NUM_LABELS, signal));
   const body = await response.json();
   const { queue, preprocess, infer } = body.timings_ms;
   return {
@@ -114,13 +115,4 @@ async function classify(model, input, signal) {
     roundTrip: performance.now() - startedAt, tokens: body.usage.tokens,
     stages: body.stages, degraded: body.degraded, routing: body.routing?.[0],
   };
-}
-
-function request(model, { text, image }, signal) {
-  const path = modelPath(model.name, "classify");
-  if (image) {
-    return [`${path}?top_k=${NUM_LABELS}`, { method: "POST", body: image, headers: { "content-type": image.type }, signal }];
-  }
-  const body = JSON.stringify({ inputs: text, top_k: NUM_LABELS, routing: true });
-  return [path, { method: "POST", body, headers: { "content-type": "application/json" }, signal }];
 }

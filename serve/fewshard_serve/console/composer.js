@@ -2,15 +2,25 @@
 
 import { $, fill, h } from "/console/dom.js";
 import { bytes } from "/console/format.js";
+import { TASKS } from "/console/tasks.js";
 
 const TYPING_PAUSE_MS = 350;
 
-// `onsend({ text } | { image }, models)` when the user asks, `onclear()` when there is nothing to show.
+// `onsend({ task, given }, models)` when the user asks, `onclear()` when there is nothing to show.
 export class Composer {
   #image = null;
   #off = new Set();
   #typing = 0;
   #offered = "";
+  #given = {
+    text: () => $("text").value.trim() ? $("text").value : null,
+    image: () => this.#image,
+  };
+  #example = {
+    text: (text) => h("button", { type: "button", class: "example", title: text, onclick: () => { $("text").value = text; this.send(); } }, text),
+    image: (image) => h("button", { type: "button", class: "example picture", onclick: () => this.take(image) },
+      h("img", { src: URL.createObjectURL(image), alt: "example image" })),
+  };
 
   constructor(models, { onsend, onclear }) {
     Object.assign(this, { models, onsend, onclear });
@@ -26,6 +36,12 @@ export class Composer {
     return document.querySelector("input[name=mode]:checked").value;
   }
 
+  // Chooses the first kind of input that some model takes.
+  start() {
+    const task = Object.keys(TASKS).find((each) => this.models.ready(each).length);
+    if (task && task !== this.task) this.#choose(task);
+  }
+
   // Shows the models and examples of the kind of input that is chosen.
   offer() {
     const fitting = this.models.ready(this.task);
@@ -33,8 +49,7 @@ export class Composer {
     if (offered === this.#offered) return;
     this.#offered = offered;
     $("send").disabled = fitting.length === 0;
-    $("hint").textContent = fitting.length === 0 ? `No model that takes ${this.task === "text" ? "texts" : "images"} is ready.` :
-      this.task === "text" ? "Enter sends, Shift+Enter makes a new line" : "";
+    $("hint").textContent = fitting.length === 0 ? TASKS[this.task].none : TASKS[this.task].hint;
     $("chosen").hidden = fitting.length < 2;
     fill($("chosen"), h("legend", { class: "sr" }, "Models to ask"), fitting.map((model) => this.#chip(model)));
     this.#showExamples(examples(fitting, this.task));
@@ -43,10 +58,9 @@ export class Composer {
   send() {
     if ($("send").disabled) return;
     const models = this.models.ready(this.task).filter(({ name }) => !this.#off.has(name));
-    const text = $("text").value;
+    const given = this.#given[this.task]();
     if (!models.length) return this.#complain("Choose at least one model.");
-    if (this.task === "image") return this.#image ? this.onsend({ image: this.#image }, models) : this.#complain("Choose an image first.");
-    return text.trim() ? this.onsend({ text }, models) : this.#complain("Type a text first.");
+    return given === null ? this.#complain(TASKS[this.task].nothing) : this.onsend({ task: this.task, given }, models);
   }
 
   // An image from wherever it came; the server's limit is known before it is sent.
@@ -101,9 +115,7 @@ export class Composer {
   }
 
   #switch(task) {
-    $("text-input").hidden = task !== "text";
-    $("live-switch").hidden = task !== "text";
-    $("image-input").hidden = task !== "image";
+    for (const [each, { parts }] of Object.entries(TASKS)) for (const part of parts) $(part).hidden = each !== task;
     this.onclear();
     this.offer();
   }
@@ -118,13 +130,7 @@ export class Composer {
 
   #showExamples(found) {
     $("examples").hidden = found.length === 0;
-    fill($("examples"), h("span", { class: "soft" }, "Try"), found.map(({ text, image }) => image ? this.#imageExample(image) :
-      h("button", { type: "button", class: "example", title: text, onclick: () => { $("text").value = text; this.send(); } }, text)));
-  }
-
-  #imageExample(image) {
-    const picture = h("img", { src: URL.createObjectURL(image), alt: "example image" });
-    return h("button", { type: "button", class: "example picture", onclick: () => this.take(image) }, picture);
+    fill($("examples"), h("span", { class: "soft" }, "Try"), found.map(this.#example[this.task]));
   }
 
   #listenForFiles() {
@@ -147,15 +153,5 @@ export class Composer {
 
 // Inputs from the models' cards; of a few of these each model's answer is known and checked when it is loaded.
 function examples(models, task) {
-  const found = models.map(({ config }) => config?.card?.examples).find(Array.isArray) ?? [];
-  return task === "image" ? found.flatMap(decoded) : found.map((text) => ({ text }));
-}
-
-function decoded(base64, index) {
-  try {
-    const data = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-    return [{ image: new File([data], `example ${index + 1}`, { type: "image/png" }) }];
-  } catch {
-    return [];
-  }
+  return TASKS[task].examples(models.map(({ config }) => config?.card?.examples).find(Array.isArray) ?? []);
 }

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fewshard_core.values import Input, Item
+from fewshard_core.values import Item
 from fewshard_models.classifier.base import Classifier
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Timings
+from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
-from fewshard_serve.engine.queue import Answer, Entry, RequestFuture
-from fewshard_serve.engine.runner import Resolution, Runner, ScheduledModel
+from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
+from fewshard_serve.engine.runner import Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
 
@@ -26,6 +26,7 @@ class ModelHandle:
 
     lane: ScheduledModel
     admission: Admission
+    deadline_s: float
 
     @property
     def num_queued_items(self) -> int:
@@ -58,30 +59,23 @@ class Engine:
         self._is_draining = self._is_stuck = False
         self._runner.start()
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool = True,
-        timeout_s: float | None = None,
-        caller: Caller = ANYBODY,
-    ) -> Classified:
-        """Logits of the inputs, in their order; a cancelled caller's items leave the queue.
+    async def classify(self, model: str, request: PredictionRequest) -> Classified:
+        """Logits of the request's inputs, in their order; a cancelled caller's items leave the queue.
 
-        `timeout_s` can only shorten the model's deadline. Raises `UnknownModel`, `NotReady`, `TooLarge`,
+        Raises `UnknownModel`, `NotReady`, `MalformedRequest` where there are no inputs, `TooLarge`,
         `Overloaded`, `UnusableItem`, `DeadlineExceeded` or `InternalError`.
         """
         served = self._accepting(model)
-        if not inputs:
+        if not request.inputs:
             raise MalformedRequest("the request holds no inputs; send at least one")
-        deadline_s = served.lane.settings.deadline_s
-        deadline_at = time.monotonic() + (deadline_s if timeout_s is None else min(timeout_s, deadline_s))
-        num_tokens = served.lane.model.estimate_tokens(inputs)
-        with served.admission.admit(len(inputs), num_tokens, caller) as ticket:
+        timeout_s = request.timeout_s
+        allowed_s = served.deadline_s if timeout_s is None else min(timeout_s, served.deadline_s)
+        deadline_at = time.monotonic() + allowed_s
+        num_tokens = served.lane.model.estimate_tokens(request.inputs)
+        with served.admission.admit(len(request.inputs), num_tokens, request.caller) as ticket:
             try:
                 async with _until(deadline_at):
-                    return await self._classify_admitted(served, inputs, truncate, deadline_at, ticket)
+                    return await self._classify_admitted(served, request, deadline_at, ticket)
             except DeadlineExceeded:
                 ticket.note_wait(time.monotonic() - ticket.admitted_at)
                 raise
@@ -132,10 +126,12 @@ class Engine:
             raise UnknownModel(model, sorted(self.served)) from None
 
     async def _classify_admitted(
-        self, served: ModelHandle, inputs: Sequence[Input], truncate: bool, deadline_at: float, ticket: Ticket
+        self, served: ModelHandle, request: PredictionRequest, deadline_at: float, ticket: Ticket
     ) -> Classified:
         started_at = time.monotonic()
-        items = await self._preparer.prepare(served.lane.model, inputs, truncate, ticket.caller)
+        items = await self._preparer.prepare(
+            served.lane.model, request.inputs, request.truncate, ticket.caller
+        )
         prepared_at = time.monotonic()
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
         ticket.note_wait(prepared_at - started_at + answer.queue_s)
@@ -165,24 +161,21 @@ class Engine:
 
 def _settle(resolutions: list[Resolution]) -> None:
     for resolution in resolutions:
-        entry = resolution.entry
-        times = resolution.queue_s, resolution.infer_s
-        entry.caller.settle(
-            entry.index, resolution.outcome, *times, resolution.is_degraded, resolution.exchange_s
-        )
+        resolution.entry.caller.settle(resolution)
 
 
 def _served(model: Classifier, settings: Mapping[str, EngineSettings]) -> ModelHandle:
     name = model.info.name
-    limits = settings.get(name, EngineSettings())
+    own = settings.get(name, EngineSettings())
+    limits = own.admission
     admission = Admission(
         name,
-        limits.admission_max_items,
-        limits.admission_max_tokens,
-        min_items=limits.admission_min_items,
+        limits.max_items,
+        limits.max_tokens,
+        min_items=limits.min_items,
         target_wait_s=limits.target_wait_s,
     )
-    return ModelHandle(ScheduledModel(model, limits), admission)
+    return ModelHandle(ScheduledModel(model, own.batching), admission, limits.deadline_s)
 
 
 @asynccontextmanager

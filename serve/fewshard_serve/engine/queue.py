@@ -1,6 +1,7 @@
-"""The queue of one model: a plain data structure that the runner locks, and to which time is passed in.
+"""The queue of one model, and the requests whose items wait in it.
 
-One request that waits for its items; made by the engine, settled item by item on the event loop.
+`Queue` is a plain data structure that the runner locks, and to which time is passed in. The engine makes a
+`RequestFuture` for each request, and settles it item by item on the event loop.
 """
 
 import asyncio
@@ -28,16 +29,8 @@ class RequestHandle(Protocol):
         """True once nobody waits for the answer; read from the runner's thread."""
         ...
 
-    def settle(
-        self,
-        index: int,
-        outcome: Outcome,
-        queue_s: float,
-        infer_s: float,
-        is_degraded: bool = False,
-        exchange_s: float = 0.0,
-    ) -> None:
-        """Take the answer for the item at `index`."""
+    def settle(self, resolution: "Resolution") -> None:
+        """Take the outcome of one of its items."""
         ...
 
 
@@ -51,6 +44,23 @@ class Entry:
     enqueued_at: float
     deadline_at: float
     asker: Caller = ANYBODY
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """One item's outcome on its way to its request.
+
+    `queue_s`, `infer_s`: seconds in the queue and in the forward pass.
+    `is_degraded`: some experts were missing when it ran.
+    `exchange_s`: the part of `infer_s` that shards took beyond their own arithmetic.
+    """
+
+    entry: Entry
+    outcome: Outcome
+    queue_s: float
+    infer_s: float
+    is_degraded: bool = False
+    exchange_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,21 +160,14 @@ class RequestFuture:
         # A future that is done was cancelled, timed out or failed: its other items need not run.
         return self.answer.done()
 
-    def settle(
-        self,
-        index: int,
-        outcome: Outcome,
-        queue_s: float,
-        infer_s: float,
-        is_degraded: bool = False,
-        exchange_s: float = 0.0,
-    ) -> None:
+    def settle(self, resolution: Resolution) -> None:
         if self.answer.done():
             return
-        self._queue_s = max(self._queue_s, queue_s)
-        self._infer_s = max(self._infer_s, infer_s)
-        self._is_degraded |= is_degraded
-        self._exchange_s = max(self._exchange_s, exchange_s)
+        self._queue_s = max(self._queue_s, resolution.queue_s)
+        self._infer_s = max(self._infer_s, resolution.infer_s)
+        self._is_degraded |= resolution.is_degraded
+        self._exchange_s = max(self._exchange_s, resolution.exchange_s)
+        index, outcome = resolution.entry.index, resolution.outcome
         if isinstance(outcome, ServeError):
             self.answer.set_exception(_of_item(index, outcome))
         else:

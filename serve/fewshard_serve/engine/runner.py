@@ -4,15 +4,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import BatchStats
 from fewshard_serve.engine.batch import MAX_ALLOWED_S, MIN_ALLOWED_S, BatchResult, PassTimeout, execute
-from fewshard_serve.engine.queue import Cut, Entry, Outcome, Queue
-from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.engine.queue import Cut, Entry, Queue, Resolution
+from fewshard_serve.engine.settings import BatchingSettings
 from fewshard_serve.errors import DeadlineExceeded, NotReady, ServeError
 
 logger = logging.getLogger(__name__)
@@ -24,18 +24,6 @@ UNSPLIT_ITEMS = 16
 EXPIRED = "the deadline passed while the item was queued; send fewer items or allow more time"
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """One item's outcome on its way to its caller."""
-
-    entry: Entry
-    outcome: Outcome
-    queue_s: float
-    infer_s: float
-    is_degraded: bool = False
-    exchange_s: float = 0.0
-
-
 def _pace_of(model: Classifier) -> PassTimeout:
     # A group that has lost a shard forms anew within a pass, which takes as long as loading.
     is_grouped = isinstance(model, Grouped) and model.group() is not None
@@ -44,23 +32,26 @@ def _pace_of(model: Classifier) -> PassTimeout:
 
 @dataclass(slots=True)
 class ScheduledModel:
-    """One model with its queue. `settings` change where memory runs out."""
+    """One model with its queue. `max_tokens` and `max_items` of a batch fall where memory runs out."""
 
     model: Classifier
-    settings: EngineSettings
+    settings: BatchingSettings
+    max_tokens: int = field(init=False)
+    max_items: int = field(init=False)
     queue: Queue = field(default_factory=Queue)
     pace: PassTimeout = field(init=False)
     _last_size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.settings = self.settings.on(self.model.info.device)
+        self.max_tokens = self.settings.max_tokens_on(self.model.info.device)
+        self.max_items = self.settings.max_items
         self.pace = _pace_of(self.model)
 
     @property
     def is_full(self) -> bool:
         """A batch cut now could not be larger."""
-        enough_tokens = self.queue.num_tokens >= self.settings.max_tokens
-        return enough_tokens or len(self.queue) >= self.settings.max_items
+        enough_tokens = self.queue.num_tokens >= self.max_tokens
+        return enough_tokens or len(self.queue) >= self.max_items
 
     @property
     def ready_at(self) -> float:
@@ -80,22 +71,19 @@ class ScheduledModel:
         they are answered and nobody is answered while it runs. So they fall into two halves that take turns.
         """
         share = max(UNSPLIT_ITEMS, (len(self.queue) + self._last_size + 1) // 2)
-        cut = self.queue.cut(self.settings.max_tokens, min(self.settings.max_items, share), now)
+        cut = self.queue.cut(self.max_tokens, min(self.max_items, share), now)
         self._last_size = len(cut.batch)
         return cut
 
     def lower_budget(self, num_tokens: int, num_items: int) -> None:
         """Batches of this size have no room in memory: from now on they are half as large at the most."""
-        self.settings = replace(
-            self.settings,
-            max_tokens=max(1, min(self.settings.max_tokens, num_tokens // 2)),
-            max_items=max(1, min(self.settings.max_items, num_items // 2)),
-        )
-        limits = self.settings.max_tokens, self.settings.max_items
+        self.max_tokens = max(1, min(self.max_tokens, num_tokens // 2))
+        self.max_items = max(1, min(self.max_items, num_items // 2))
         logger.warning(
             "%s: out of memory; batches now hold %d tokens and %d items at the most",
             self.model.info.name,
-            *limits,
+            self.max_tokens,
+            self.max_items,
         )
 
 

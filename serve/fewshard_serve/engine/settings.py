@@ -1,39 +1,48 @@
-"""The limits one model is served under; the configuration fills them, the engine reads them.
+"""The settings that one model is served under; the engine and its queue read them."""
 
-`Scaling` is for whoever decides how many engines there are.
-"""
+from dataclasses import dataclass
+from typing import Annotated
 
-from dataclasses import dataclass, replace
-from typing import Self
+from annotated_types import Ge, Le
 
 from fewshard_models.classifier.batching import MAX_BATCH_ITEMS, max_batch_tokens
+from fewshard_serve.settings import NO_OTHER_KEYS, STRICT, Positive, PositiveInt, WithExponent
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """`max_tokens` and `max_items` bound one batch, `admission_*` all that is in flight for the model.
+class BatchingSettings:
+    """What one forward pass may hold, and how long a batch that is not full may wait for more.
 
-    `max_tokens` is 0 until `on` has chosen what suits the device.
-
-    `queue_ms` is how long an item should wait at the most while more is asked for than can be done.
+    Without `max_tokens` a batch has as many as suit the device.
     """
 
-    max_tokens: int = 0
-    max_items: int = MAX_BATCH_ITEMS
-    max_wait_ms: float = 0
-    admission_min_items: int = 32
-    admission_max_items: int = 2048
-    admission_max_tokens: int = 262144
-    queue_ms: float = 2500
-    deadline_ms: float = 10000
+    __pydantic_config__ = NO_OTHER_KEYS
 
-    def on(self, device: str) -> Self:
-        """These, as they are for a model on that device."""
-        return replace(self, max_tokens=self.max_tokens or max_batch_tokens(device))
+    max_tokens: PositiveInt | None = None
+    max_items: PositiveInt = MAX_BATCH_ITEMS
+    max_wait_ms: Annotated[float, STRICT, Ge(0), Le(60_000), WithExponent()] = 0.0
+
+    def max_tokens_on(self, device: str) -> int:
+        """Tokens of one batch on that device."""
+        return self.max_tokens or max_batch_tokens(device)
 
     @property
     def max_wait_s(self) -> float:
         return self.max_wait_ms / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """What each replica accepts before it answers 429, and how long a request may take."""
+
+    __pydantic_config__ = NO_OTHER_KEYS
+
+    min_items: PositiveInt = 32
+    max_items: PositiveInt = 2048
+    max_tokens: PositiveInt = 262_144
+    queue_ms: Positive = 2500.0
+    """How long an item should wait at the most while more is asked for than can be done."""
+    deadline_ms: Positive = 10_000.0
 
     @property
     def deadline_s(self) -> float:
@@ -46,9 +55,8 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Scaling:
-    """When a host that may have several replicas gets one more or less."""
+class EngineSettings:
+    """Both of one model."""
 
-    target_items: float = 64
-    scale_up_s: float = 5.0
-    scale_down_s: float = 60.0
+    batching: BatchingSettings = BatchingSettings()
+    admission: AdmissionSettings = AdmissionSettings()

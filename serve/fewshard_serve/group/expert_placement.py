@@ -4,7 +4,6 @@ Looks at the loads of a group now and then, and has its experts moved where that
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -43,11 +42,10 @@ def first_placement(settings: ExpertsSettings, config: FewshardTextConfig, model
     """The placement to start with, [expert layers, shards, slots]. Raises PlacementError where the slots
     cannot hold the experts, or the file is another model's or another group's."""
     layers, experts = len(config.expert_layers), config.num_experts
-    slots = settings.slots_per_shard or math.ceil(experts / settings.num_shards)
     if settings.placement in STARTS:
-        return STARTS[settings.placement](layers, experts, settings.num_shards, slots)
+        return STARTS[settings.placement](layers, experts, settings.shards, settings.num_slots(experts))
     placement = read_placement(Path(settings.placement), model)
-    require_shape(placement, layers, experts, settings.num_shards, settings.max_slots_per_shard or experts)
+    require_shape(placement, layers, experts, settings.shards, settings.max_slots(experts))
     return placement
 
 

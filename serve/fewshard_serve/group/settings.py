@@ -1,23 +1,59 @@
 """What a group is made of: as the configuration says it, and as it was found out for one checkpoint."""
 
+import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from fewshard_serve.settings import NO_OTHER_KEYS, STRICT, Check, Flag, NonNegative, PositiveInt, WithExponent
+
+PLACEMENTS = ("balanced", "contiguous", "round_robin")
+"""Those that are computed; any other is a file."""
+
+
+def _known_placement(placement: str) -> str:
+    if placement not in PLACEMENTS and not placement.endswith(".json"):
+        raise ValueError(f"{placement!r} is none of {', '.join(PLACEMENTS)} and a placement file (….json)")
+    return placement
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsSettings:
-    """What the configuration says of sharding. None: to be found out from the checkpoint.
+    """How the experts of one MoE model are spread over several processes or GPUs."""
 
-    `placement`: "balanced", "contiguous", "round_robin" or a placement file; the rest as in `GroupSettings`.
-    """
+    __pydantic_config__ = NO_OTHER_KEYS
 
-    num_shards: int
-    slots_per_shard: int | None = None
-    max_slots_per_shard: int | None = None
-    placement: str = "balanced"
-    strategy: str = "pack"
-    rebalance_s: float = 60.0
-    allows_degraded: bool = False
-    timeout_s: float = 3.0
+    shards: PositiveInt
+    slots_per_shard: PositiveInt | Literal["auto"] = "auto"
+    """Experts of a layer on each shard at first; `auto`: as many as it takes."""
+    max_slots_per_shard: PositiveInt | Literal["auto"] = "auto"
+    """The most experts of a layer on one shard after losses; `auto`: all of them."""
+    placement: Annotated[str, Check(_known_placement)] = "balanced"
+    """One of `PLACEMENTS`, or a placement file."""
+    strategy: Literal["pack", "spread"] = "pack"
+    rebalance_s: NonNegative = 60.0
+    exchange_timeout_ms: Annotated[float, STRICT, Ge(100), Le(30_000), WithExponent()] = 3000.0
+    degraded: Flag = False
+
+    def __post_init__(self) -> None:
+        least, most = self.slots_per_shard, self.max_slots_per_shard
+        if least != "auto" and most != "auto" and most < least:
+            raise ValueError(f"max_slots_per_shard ({most}) is below slots_per_shard ({least})")
+
+    @property
+    def exchange_timeout_s(self) -> float:
+        return self.exchange_timeout_ms / 1000
+
+    def num_slots(self, num_experts: int) -> int:
+        """Experts of a layer that each shard holds at first."""
+        return (
+            math.ceil(num_experts / self.shards) if self.slots_per_shard == "auto" else self.slots_per_shard
+        )
+
+    def max_slots(self, num_experts: int) -> int:
+        """The most experts of a layer that a shard may hold after losses."""
+        return num_experts if self.max_slots_per_shard == "auto" else self.max_slots_per_shard
 
 
 @dataclass(frozen=True, slots=True)

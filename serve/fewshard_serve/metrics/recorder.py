@@ -57,14 +57,14 @@ class Metrics:
         self, model: str, protocol: str, outcome: str, seconds: float, trace_id: str = ""
     ) -> None:
         """One answered or refused request; `trace_id` becomes the exemplar of its bucket."""
-        if self._settings.is_on:
+        if self._settings.enabled:
             with self._lock:
                 self._requests.add((model, protocol, outcome))
                 self._request_seconds.add((model,), seconds, trace_id)
 
     def observe_timings(self, model: str, timings: Timings) -> None:
         """The stages of one request that was answered."""
-        if self._settings.is_on:
+        if self._settings.enabled:
             seconds = (timings.preprocess_s, timings.queue_s, timings.infer_s)
             with self._lock:
                 for stage, spent in zip(STAGES, seconds, strict=True):
@@ -72,7 +72,7 @@ class Metrics:
 
     def observe_batch(self, stats: BatchStats) -> None:
         """One forward pass."""
-        if self._settings.is_on:
+        if self._settings.enabled:
             model = (stats.model,)
             with self._lock:
                 self._items.add(model, stats.num_items)
@@ -84,7 +84,7 @@ class Metrics:
 
     def observe_predictions(self, model: str, logits: NDArray[np.float32]) -> None:
         """The logits [num_items, num_labels] of one answered request; they are read later, so must stay."""
-        if self._settings.is_on:
+        if self._settings.enabled:
             self._tallies[model].add(logits)
 
     def observe_shadow(self, model: str, shadow: str, outcome: str, num_items: int) -> None:

@@ -1,24 +1,36 @@
-"""What a configuration says of metrics, as plain values that travel to replicas."""
+"""What a configuration says of metrics and of costs; travels to replicas."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from fewshard_serve.settings import NO_OTHER_KEYS, Flag, Index, NonNegative, PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsSettings:
-    """How much a replica reports. `expert_layers`: whose experts are told apart, None for all.
+    """How much each replica reports."""
 
-    `counts_experts` false leaves the sums by shard. `max_series` bounds what labels and experts may add.
-    """
+    __pydantic_config__ = NO_OTHER_KEYS
 
-    is_on: bool = True
-    max_series: int = 2000
-    counts_experts: bool = True
-    expert_layers: tuple[int, ...] | None = None
+    enabled: Flag = True
+    max_series: PositiveInt = 2000
+    """Bounds what labels and experts may add."""
+    experts: Literal["each", "shard"] = "each"
+    expert_layers: tuple[Index, ...] | None = None
+    """The layers whose experts are told apart; None for all."""
+
+    @property
+    def counts_experts(self) -> bool:
+        """Whether experts are told apart; else there are only the sums by shard."""
+        return self.experts == "each"
 
 
 @dataclass(frozen=True, slots=True)
 class CostSettings:
-    """What a replica costs, in US dollars an hour, and what power it takes computing; None: unknown."""
+    """What a replica costs while it computes."""
 
-    usd_per_hour: float | None = None
-    watts: float | None = None
+    __pydantic_config__ = NO_OTHER_KEYS
+
+    usd_per_hour: NonNegative | None = None
+    """US dollars an hour; None where it is unknown."""
+    watts: NonNegative | None = None

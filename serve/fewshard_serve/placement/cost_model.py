@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.placement import EMPTY
+from fewshard_serve.placement.machine import ExpertShape, Machine
 
 Loads = NDArray[np.float64]
 Slots = NDArray[np.int32]
@@ -93,44 +94,6 @@ def _leaving(loads: Loads, most: float) -> int:
     """The fewest of these whose leaving brings the sum to `most`."""
     rest = loads.sum() - np.concatenate([[0.0], np.cumsum(np.sort(loads)[::-1])])
     return int(np.argmax(rest <= most)) if len(loads) else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What one GPU and its links do; the defaults are an H200's, from data sheets but for what is assumed.
-
-    memory_gb_s: bytes read, in 1e9 a second. link_gb_s: to GPUs of the same node, each way (NVLink 4).
-    network_gb_s: to other nodes, each way and for each GPU (InfiniBand 400 Gb/s). memory_gb: what one GPU
-    holds. latency_us, assumed: one stage of a collective without any bytes. compute_tflops, assumed: what
-    products of experts reach in bf16, of the data sheet's 989.
-    """
-
-    memory_gb_s: float = 4800.0
-    link_gb_s: float = 450.0
-    network_gb_s: float = 50.0
-    latency_us: float = 20.0
-    compute_tflops: float = 600.0
-    memory_gb: float = 141.0
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertShape:
-    """An expert has `matrices` (3 where gated) of hidden x intermediate; `tokens` are a batch on one GPU."""
-
-    hidden: int = 1024
-    intermediate: int = 4096
-    matrices: int = 2
-    bytes_per_weight: float = 2.0
-    top_k: int = 2
-    tokens: int = 1024
-
-    @property
-    def expert_bytes(self) -> float:
-        return self.matrices * self.hidden * self.intermediate * self.bytes_per_weight
-
-    @property
-    def flops_per_row(self) -> float:
-        return 2.0 * self.matrices * self.hidden * self.intermediate
 
 
 @dataclass(frozen=True, slots=True)

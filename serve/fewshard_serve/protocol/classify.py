@@ -4,24 +4,24 @@ The pydantic models here are also the source of the OpenAPI document.
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, to_json
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, to_json
 
 from fewshard_core.activation import activate
-from fewshard_core.values import EncodedImage, Input, ModelInfo
+from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
-from fewshard_serve.protocol.inputs import check_num_items, image_from_base64, text_input
+from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.json_guard import check_structure, nearest, quoted
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS, Task
 
-_INPUTS_HELP = 'inputs must be a text, {"text", "text_pair"}, or a list of these; an image is a base64 string'
-_MAX_VALUES_PER_ITEM = 8
-"""A pair has two values; what is far above that is no list of items, and is refused before it is parsed."""
 MAX_ROUTED_ITEMS = 8
 """Routing is many numbers a token, for people to look at."""
 
@@ -30,11 +30,13 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Pair(_Body):
-    """A text, or a pair of texts, as one item."""
+class _AnyTask:
+    """The type of `inputs`: an item of any task, or a list of such items. It grows with `TASKS`."""
 
-    text: str
-    text_pair: str | None = None
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        item: Any = reduce(or_, (kind for task in TASKS for kind in task.json_types))
+        return handler.generate_schema(item | Annotated[list[item], Field(fail_fast=True)])
 
 
 class ClassifyOptions(_Body):
@@ -50,7 +52,7 @@ class ClassifyOptions(_Body):
 class ClassifyRequest(ClassifyOptions):
     """The body of `POST /v2/models/<m>/classify`. Images are base64 strings or data URLs."""
 
-    inputs: str | Pair | Annotated[list[str | Pair], Field(fail_fast=True)]
+    inputs: Annotated[Any, _AnyTask]
     routing: Annotated[
         bool,
         Field(
@@ -59,15 +61,20 @@ class ClassifyRequest(ClassifyOptions):
         ),
     ] = False
 
-    @property
-    def items(self) -> list[str | Pair]:
-        return self.inputs if isinstance(self.inputs, list) else [self.inputs]
-
 
 class GatewayClassifyRequest(ClassifyRequest):
     """The body of `POST /classify`."""
 
     model: str
+
+
+def _rebuild() -> None:
+    """Has the bodies take the items of the tasks there are now."""
+    for body in (ClassifyRequest, GatewayClassifyRequest):
+        body.model_rebuild(force=True)
+
+
+TASKS.follow(_rebuild)
 
 
 class LabelScore(BaseModel):
@@ -129,20 +136,21 @@ def parse_gateway_classify(body: bytes, limits: Limits) -> GatewayClassifyReques
 
 def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list[Input]:
     """The items of a request. Raises `UnusableItem` for one bad item, `TooLarge` above a limit."""
-    items = request.items
+    task = TASKS.of(info)
+    items = task.json_items(request.inputs)
     check_num_items(len(items), limits)
     if request.routing and len(items) > MAX_ROUTED_ITEMS:
         raise MalformedRequest(f"routing is told for at most {MAX_ROUTED_ITEMS} items a request; send fewer")
-    if info.task == "text":
-        return [_text_item(index, item, limits, request.routing) for index, item in enumerate(items)]
-    return [_image_item(index, item, limits) for index, item in enumerate(items)]
+    inputs = [_json_item(task, index, item, limits) for index, item in enumerate(items)]
+    return task.with_routing(inputs) if request.routing else inputs
 
 
-def image_body(body: bytes, info: ModelInfo, limits: Limits) -> list[Input]:
-    """The one item of a request whose body is an image file."""
-    if info.task != "image":
-        raise UnsupportedMedia(f'{info.name} classifies text; send JSON: {{"inputs": "a text"}}')
-    return [EncodedImage(body, limits.max_image_pixels)]
+def file_inputs(body: bytes, sent: Task, info: ModelInfo, limits: Limits) -> list[Input]:
+    """The one item of a request whose body is a file of the task `sent`, by its media type."""
+    task = TASKS.of(info)
+    if task is not sent:
+        raise UnsupportedMedia(f"{info.name} {task.body_refusal}")
+    return [task.from_bytes(body, limits)]
 
 
 def ranked_scores(
@@ -191,20 +199,16 @@ def _ranked(
     ]
 
 
-def _text_item(index: int, item: str | Pair, limits: Limits, wants_routing: bool) -> Input:
-    text, pair = (item, None) if isinstance(item, str) else (item.text, item.text_pair)
-    return text_input(index, text, pair, limits, wants_routing)
-
-
-def _image_item(index: int, item: str | Pair, limits: Limits) -> Input:
-    if isinstance(item, Pair):
-        raise MalformedRequest(f"item {index}: an image model takes base64 strings or data URLs, not texts")
-    return image_from_base64(index, item, limits)
+def _json_item(task: Task, index: int, item: Any, limits: Limits) -> Input:
+    if not task.takes_json(item):
+        raise MalformedRequest(f"item {index}: {task.json_refusal}")
+    return task.from_json(index, item, limits)
 
 
 def parse_body(kind: type[RequestT], body: bytes, limits: Limits) -> RequestT:
     """A JSON body as a `kind`. Raises `MalformedRequest`, or `TooLarge` before a hostile body is parsed."""
-    check_structure(body, limits.max_json_depth, max_values=limits.max_items * _MAX_VALUES_PER_ITEM)
+    max_values = limits.max_items * max(task.values_per_item for task in TASKS)
+    check_structure(body, limits.max_json_depth, max_values)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -221,7 +225,7 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}; send UTF-8 JSON"
     if not first["loc"]:
-        return f"the body must be a JSON object; {_INPUTS_HELP}"
+        return f"the body must be a JSON object; {_inputs_help()}"
     if first["loc"] != ("inputs",) and first["loc"][0] == "inputs":
         return _explain_inputs(mistakes)
     if first["type"] == "missing":
@@ -230,12 +234,17 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
 
 
 def _explain_unknown_key(where: tuple[int | str, ...], kind: type[BaseModel]) -> str:
-    known = Pair.model_fields if "Pair" in where[:-1] else kind.model_fields
-    return f"unknown key {quoted(where[-1])}; {nearest(str(where[-1]), known)}"
+    items = [each for task in TASKS for each in task.json_types if hasattr(each, "model_fields")]
+    owner = next((each for each in items if each.__name__ in where[:-1]), kind)
+    return f"unknown key {quoted(where[-1])}; {nearest(str(where[-1]), owner.model_fields)}"
 
 
 def _explain_inputs(mistakes: Sequence[ErrorDetails]) -> str:
     """A union fails once for each member; the failure inside the list knows the item."""
     indexes = [part for each in mistakes for part in each["loc"] if isinstance(part, int)]
     where = f"item {indexes[0]} cannot be read: " if indexes else ""
-    return f"{where}{_INPUTS_HELP}"
+    return f"{where}{_inputs_help()}"
+
+
+def _inputs_help() -> str:
+    return "; ".join(task.json_help for task in TASKS)

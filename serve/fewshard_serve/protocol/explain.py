@@ -17,11 +17,12 @@ from pydantic_core import to_json
 from fewshard_core.activation import activate
 from fewshard_core.values import Input, ModelInfo, TextInput
 from fewshard_serve.core import Classified
-from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
+from fewshard_serve.errors import MalformedRequest, TooLarge
 from fewshard_serve.protocol.classify import TimingsMs, Usage, degraded, parse_body, timings_ms
-from fewshard_serve.protocol.inputs import text_input
 from fewshard_serve.protocol.json_guard import nearest
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS
+from fewshard_serve.protocol.tasks.text import text_input
 
 MAX_WORDS = 256
 """Each word is one more text to classify."""
@@ -71,9 +72,8 @@ class ExplainQuery:
 
 
 def parse_explain(body: bytes, info: ModelInfo, limits: Limits) -> ExplainQuery:
-    """Raises `MalformedRequest`, `TooLarge`, or `UnsupportedMedia` for a model of images."""
-    if info.task != "text":
-        raise UnsupportedMedia(f"{info.name} classifies images; only words of a text can be explained")
+    """Raises `MalformedRequest`, `TooLarge`, or `UnsupportedMedia` for a model of anything but texts."""
+    TASKS.check_takes_texts(info, "only words of a text can be explained")
     request = parse_body(ExplainRequest, body, limits)
     text_input(0, request.inputs, None, limits)
     spans = tuple(match.span() for match in re.finditer(r"\S+", request.inputs))

@@ -1,18 +1,26 @@
-"""How much one request may ask for; every parser of this package and the HTTP layer reads it."""
+"""How much one request may ask for; every parser of this package and the HTTP layer reads it.
+
+What passes one of them is refused, mostly with `TooLarge`; the message names the field.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from fewshard_serve.settings import NO_OTHER_KEYS, STRICT, Positive, PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Anything above one of these is refused, mostly with `TooLarge`; the message names the field.
+    """How much one request may hold, and how long it may take to arrive."""
 
-    `max_body_s`: from its first header on, a body may take so long to arrive.
-    """
+    __pydantic_config__ = NO_OTHER_KEYS
 
-    max_body_bytes: int = 32 * 1024 * 1024
-    max_items: int = 4096
-    max_text_bytes: int = 1_000_000
-    max_json_depth: int = 32
-    max_image_pixels: int = 25_000_000
-    max_body_s: float = 30.0
+    max_body_bytes: PositiveInt = 32 * 2**20
+    max_items: PositiveInt = 4096
+    max_text_bytes: PositiveInt = 1_000_000
+    max_json_depth: Annotated[int, STRICT, Ge(4), Le(200)] = 32
+    max_image_pixels: PositiveInt = 25_000_000
+    max_body_s: Positive = 30.0
+    """How long a body may take to arrive, from its first header on."""

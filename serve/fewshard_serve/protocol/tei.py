@@ -11,10 +11,12 @@ from pydantic_core import to_json
 
 from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.core import Classified
-from fewshard_serve.errors import MalformedRequest, NotReady, Overloaded, ServeError, UnsupportedMedia
+from fewshard_serve.errors import MalformedRequest, NotReady, Overloaded, ServeError
 from fewshard_serve.protocol.classify import LabelScore, parse_body, ranked_scores
-from fewshard_serve.protocol.inputs import check_num_items, text_input
+from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS
+from fewshard_serve.protocol.tasks.text import text_input
 
 Texts = Annotated[list[str], Field(min_length=1, max_length=2)]
 
@@ -58,8 +60,7 @@ def is_batch(request: PredictRequest) -> bool:
 
 def to_inputs(request: PredictRequest, info: ModelInfo, limits: Limits) -> list[Input]:
     """The items of a request."""
-    if info.task != "text":
-        raise UnsupportedMedia(f"{info.name} classifies images; POST them to /v2/models/{info.name}/classify")
+    TASKS.check_takes_texts(info, f"POST them to /v2/models/{info.name}/classify")
     items = _items(request)
     check_num_items(len(items), limits)
     return [text_input(n, item[0], item[1] if item[1:] else None, limits) for n, item in enumerate(items)]

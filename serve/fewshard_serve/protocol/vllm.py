@@ -9,10 +9,11 @@ from pydantic_core import to_json
 from fewshard_core.activation import activate
 from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.core import Classified
-from fewshard_serve.errors import UnsupportedMedia
 from fewshard_serve.protocol.classify import parse_body
-from fewshard_serve.protocol.inputs import check_num_items, text_input
+from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS
+from fewshard_serve.protocol.tasks.text import text_input
 
 
 class VllmClassifyRequest(BaseModel):
@@ -84,8 +85,7 @@ def parse(body: bytes, limits: Limits) -> VllmClassifyRequest:
 
 def to_inputs(request: VllmClassifyRequest, info: ModelInfo, limits: Limits) -> list[Input]:
     """The items of a request."""
-    if info.task != "text":
-        raise UnsupportedMedia(f"{info.name} classifies images; POST them to /v2/models/{info.name}/classify")
+    TASKS.check_takes_texts(info, f"POST them to /v2/models/{info.name}/classify")
     check_num_items(len(request.texts), limits)
     return [text_input(index, text, None, limits) for index, text in enumerate(request.texts)]
 

@@ -19,19 +19,22 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import IO, Any
 
-from fewshard_serve.logs import ACCESS, LogSettings, formatter
+from fewshard_serve.logs import ACCESS, LineHandler, LogSettings, formatter
 
 RAY_LOGGING: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
 """Serve's own lines, in its files: a line a request costs more than the request's routing."""
 
 
-def configure_logging(settings: LogSettings = LogSettings()) -> None:  # noqa: B008  it is frozen
-    """Print warnings and errors of this package, once; other libraries' loggers are left as they are."""
+def configure_logging(settings: LogSettings = LogSettings(), path: str = "") -> None:  # noqa: B008  it is frozen
+    """Print warnings and errors of this package, once; other libraries' loggers are left as they are.
+
+    They are appended to the file at `path`; where it is empty they go to standard error.
+    """
     ACCESS.setLevel(logging.INFO if settings.requests else logging.WARNING)
     for name in ("fewshard_serve", "fewshard"):
         logger = logging.getLogger(name)
         if not logger.handlers:
-            handler = logging.StreamHandler(_stream(settings.path))
+            handler = LineHandler(_stream(path))
             handler.setFormatter(formatter(settings))
             logger.addHandler(handler)
             logger.setLevel(logging.WARNING)

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fewshard_serve.engine.settings import Scaling
+if TYPE_CHECKING:  # Serve's controller imports this module, and needs no configuration
+    from fewshard_serve.config import ReplicasConfig
 
 ITEMS = "items"
 """The name under which replicas report how many items are in flight."""
@@ -39,17 +40,17 @@ class ItemsPolicy:
         return sum(reported.values()) / self._target_items, {}
 
 
-def autoscaling(min_replicas: int, max_replicas: int, scaling: Scaling) -> dict[str, Any]:
+def autoscaling(replicas: "ReplicasConfig") -> dict[str, Any]:
     """Serve's `autoscaling_config`."""
     return {
-        "min_replicas": min_replicas,
-        "max_replicas": max_replicas,
-        "upscale_delay_s": scaling.scale_up_s,
-        "downscale_delay_s": scaling.scale_down_s,
+        "min_replicas": replicas.min,
+        "max_replicas": replicas.max,
+        "upscale_delay_s": replicas.scale_up_s,
+        "downscale_delay_s": replicas.scale_down_s,
         "look_back_period_s": LOOK_BACK_S,
         "policy": {
             "policy_function": f"{__name__}:ItemsPolicy",
-            "policy_kwargs": {"target_items": scaling.target_items},
+            "policy_kwargs": {"target_items": replicas.target_items},
         },
     }
 

@@ -1,12 +1,12 @@
 """One replica of a cascade without Ray, in the place where a host has its `Replica`; `host` wraps both."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from fewshard_core.values import Diagnosis, Input
+from fewshard_core.values import Diagnosis
 from fewshard_serve.cascade import Cascade, Spent
-from fewshard_serve.core import ANYBODY, Caller, Classified
+from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import NotFound, ServeError
 from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
@@ -28,7 +28,7 @@ class CascadeReplica:
         self._spec = spec
         self._directory = ModelRouter(spec.hosts, calls, self.metrics, {})
         self._cascade = Cascade(
-            spec.name, spec.stages, spec.accept_above, self._directory.classify, self._observe
+            spec.name, spec.config.stages, spec.config.thresholds, self._directory.classify, self._observe
         )
         self._following: asyncio.Task[None] | None = None
         self._num_inside = 0
@@ -60,21 +60,11 @@ class CascadeReplica:
             return [ModelEntry(cascade.info.name, "LOADING", reason="loading")]
         return [ModelEntry(cascade.info.name, "UNAVAILABLE", reason=cascade.not_ready_reason)]
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified | ServeError:
+    async def classify(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         """For the gateway, to whom an error is returned, not raised."""
         self._num_inside += 1
         try:
-            return await answer_or_error(
-                self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-            )
+            return await answer_or_error(self.models, model, request)
         finally:
             self._num_inside -= 1
 
@@ -120,7 +110,7 @@ class CascadeReplica:
         """Ask once for the state of the stages."""
         await self._directory.refresh()
         index = {entry.name: entry for entry in await self._directory.model_index()}
-        ready = [index[name] for name in self._spec.stages]
+        ready = [index[name] for name in self._spec.config.stages]
         self._cascade.set_stages([entry.info if entry.state == "READY" else None for entry in ready])
         if self._is_draining:
             self.begin_drain()

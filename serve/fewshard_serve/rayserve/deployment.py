@@ -1,14 +1,13 @@
 """The Ray Serve deployment of a host: `Replica` in a replica, reached by HTTP, its peers and the gateway."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from ray import serve
 
-from fewshard_core.values import Diagnosis, Input
-from fewshard_serve.core import Caller, Classified
+from fewshard_core.values import Diagnosis
+from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import ServeError
 from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.host import HostApp
@@ -41,7 +40,7 @@ class Host:
 
     def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
-        configure_logging(spec.doors.logs)
+        configure_logging(spec.doors.logs, spec.doors.log_path)
         context = serve.get_replica_context()
         self._name: str = context.replica_tag
         self._labels = {"application": context.app_name, "replica": self._name}
@@ -97,13 +96,9 @@ class Host:
     async def model_states(self) -> list[ModelEntry]:
         return self._hosting.entries()
 
-    async def classify_for_gateway(
-        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None, caller: Caller
-    ) -> Classified | ServeError:
+    async def classify_for_gateway(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
-        return await self._hosting.classify(
-            model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+        return await self._hosting.classify(model, request)
 
     async def reload_tokens(self) -> bool:
         """Read the tokens file again; False where it cannot be read and the old tokens stay."""
@@ -178,4 +173,4 @@ def _scale(spec: AppSpec) -> dict[str, Any]:
     if spec.min_replicas == spec.max_replicas:
         return {"num_replicas": spec.min_replicas}
     assert isinstance(spec, HostSpec), "a cascade has one replica. This is a bug."
-    return {"autoscaling_config": autoscaling(spec.min_replicas, spec.max_replicas, spec.scaling)}
+    return {"autoscaling_config": autoscaling(spec.replicas)}

@@ -13,10 +13,11 @@ from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.actor_process import RAY_LOGGING, CountedApp, configure_logging, freeze_loaded
 from fewshard_serve.rayserve.deployment import DEPLOYMENT, MAX_ONGOING_REQUESTS, SURGE_PERCENT
-from fewshard_serve.rayserve.deployment_plan import GATEWAY_CPUS, AppSpec, what_is_missing
+from fewshard_serve.rayserve.deployment_plan import GATEWAY_CPUS, AppSpec
 from fewshard_serve.rayserve.discovery import find_targets
 from fewshard_serve.rayserve.handles import HandleCalls
 from fewshard_serve.rayserve.model_router import ModelRouter
+from fewshard_serve.rayserve.resource_shares import what_is_missing
 from fewshard_serve.rpc.server import InferenceService, start
 
 
@@ -26,7 +27,7 @@ class Gateway:
     def __init__(
         self, hosts: list[AppSpec], drain_timeout_s: float, doors: AccessSettings, server: ServerConfig
     ) -> None:
-        configure_logging(doors.logs)
+        configure_logging(doors.logs, doors.log_path)
         self._door_settings = doors
         self._server = server
         self._rpc: Any = None

@@ -15,6 +15,7 @@ from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.errors import StartError
 from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.logs import keep_lines_whole, write_line
 from fewshard_serve.rayserve.actor_process import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
 from fewshard_serve.rayserve.deployment_plan import (
@@ -25,14 +26,12 @@ from fewshard_serve.rayserve.deployment_plan import (
     HostSpec,
     door_settings,
     haproxy_waits,
-    num_cpus_wanted,
     plan_cascades,
     plan_hosts,
-    share_cores,
-    share_gpus,
 )
 from fewshard_serve.rayserve.environment import prepare_environment
 from fewshard_serve.rayserve.haproxy import stop_softly
+from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_cores, share_gpus
 from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
 from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopRequest, listen, stop_request
 
@@ -63,6 +62,7 @@ def serve_until_signalled(
     """
     if address is None:
         check_port(config.server)
+    keep_lines_whole()
     try:
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
@@ -202,7 +202,7 @@ class Running:
         for entry in self._index():
             if entry.state == "LOADING" and entry.reason not in ("loading", self._told.get(entry.name)):
                 self._told[entry.name] = entry.reason
-                print(f"fewshard: {entry.name}: {entry.reason}", file=sys.stderr, flush=True)
+                write_line(f"fewshard: {entry.name}: {entry.reason}", sys.stderr)
 
     def drain(self) -> None:
         """Refuse new requests everywhere, then answer what was accepted.

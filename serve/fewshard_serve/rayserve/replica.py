@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fewshard_core.values import Diagnosis, Input, ModelInfo
+from fewshard_core.values import Diagnosis, ModelInfo
 from fewshard_models.classifier.base import Classifier, CountsExperts, Probed, ReportsProblems
 from fewshard_serve.backends.process import ModelProcess
 from fewshard_serve.capabilities import Grouped, OnOneGpu, Placeable
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified
+from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import InternalError, NotFound, NotReady, ServeError, StartError
@@ -22,7 +22,7 @@ from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.model_loader import LoadFailure, load_models
-from fewshard_serve.rayserve.shadow_traffic import CALLER, Shadow, ShadowModel, ShadowSpec, shadow_elsewhere
+from fewshard_serve.rayserve.shadow_traffic import Shadow, ShadowModel, shadow_elsewhere
 
 DRAINING = "draining; ask again soon"
 
@@ -63,18 +63,14 @@ class HostedModel:
     def check_room(self, caller: Caller) -> None:
         self._engine.check_room(self.info.name, caller)
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
+    async def classify(self, request: PredictionRequest) -> Classified:
         name = self.info.name
-        classified = await self._engine.classify(
-            name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+        classified = await self._engine.classify(name, request)
         self._metrics.observe_timings(name, classified.timings)
-        if not caller.is_probing:
+        if not request.caller.is_probing:
             self._metrics.observe_predictions(name, classified.logits)
             if self.shadow is not None:
-                self.shadow.follow(inputs, truncate, classified)
+                self.shadow.follow(request, classified)
         return classified
 
     def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -106,9 +102,7 @@ class FailedModel:
     def check_room(self, caller: Caller) -> None:
         pass
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
+    async def classify(self, request: PredictionRequest) -> Classified:
         raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
 
     def experts(self) -> dict[str, Any] | None:
@@ -173,19 +167,9 @@ class Replica:
         """One line of the repository index for every model."""
         return [_entry(model) for model in self.models.values()]
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified | ServeError:
+    async def classify(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         """For callers in another process, to whom an error is returned, not raised."""
-        return await answer_or_error(
-            self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+        return await answer_or_error(self.models, model, request)
 
     def statistics(self, model: str) -> ModelStatistics:
         """A copy, since the runner's thread goes on counting while the answer is pickled."""
@@ -236,23 +220,22 @@ class Replica:
         return has_ended
 
     def _give_shadow(self, model: ModelSpec, app: str) -> None:
-        hosted, spec = self.hosted.get(model.name), model.shadow
-        if hosted is None or spec is None:
+        hosted, settings = self.hosted.get(model.name), model.shadow
+        if hosted is None or settings is None:
             return
-        if spec.app == app:
-            shadow = self._shadow_here(spec)
+        if model.shadow_app == app:
+            shadow = self._shadow_here(settings.model)
         else:
             assert self._calls is not None, "a shadow elsewhere needs calls. This is a bug."
-            shadow = shadow_elsewhere(spec, self._calls)
-        hosted.shadow = Shadow(spec, hosted.info, shadow, self.metrics.observe_shadow)
+            shadow = shadow_elsewhere(settings.model, model.shadow_app, self._calls)
+        hosted.shadow = Shadow(settings, hosted.info, shadow, self.metrics.observe_shadow)
 
-    def _shadow_here(self, spec: ShadowSpec) -> ShadowModel:
+    def _shadow_here(self, name: str) -> ShadowModel:
         async def info() -> ModelInfo | None:
-            return self.hosted[spec.model].info if spec.model in self.hosted else None
+            return self.hosted[name].info if name in self.hosted else None
 
-        async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
-            shadow = self.hosted[spec.model]
-            return await shadow.classify(inputs, truncate=truncate, timeout_s=None, caller=CALLER)
+        async def classify(request: PredictionRequest) -> Classified:
+            return await self.hosted[name].classify(request)
 
         return ShadowModel(info, classify)
 
@@ -290,19 +273,13 @@ def _entry(model: ServedModel) -> ModelEntry:
 
 
 async def answer_or_error(
-    models: Mapping[str, ServedModel],
-    model: str,
-    inputs: Sequence[Input],
-    *,
-    truncate: bool,
-    timeout_s: float | None,
-    caller: Caller,
+    models: Mapping[str, ServedModel], model: str, request: PredictionRequest
 ) -> Classified | ServeError:
     """Ask a model and count the request in its statistics."""
     started_at = time.monotonic()
     try:
         served = find_model(models, model)
-        classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
+        classified = await served.classify(request)
     except ServeError as error:
         if model in models:
             models[model].stats.add_failure(time.monotonic() - started_at)

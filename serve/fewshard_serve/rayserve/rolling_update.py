@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError, ServeError
+from fewshard_serve.logs import write_line
 from fewshard_serve.rayserve.deployment_plan import HostSpec
 from fewshard_serve.rayserve.signals import StopRequest
 
@@ -137,7 +138,7 @@ class ServeDeployer:
             status, why = _state(found.get(app))
             told = why if status in ILL else ""
             if told and told != self._told.get(app):
-                print(f"fewshard: {app} is {status.lower()}: {told}", file=sys.stderr, flush=True)
+                write_line(f"fewshard: {app} is {status.lower()}: {told}", sys.stderr)
             self._told[app] = told
 
 
@@ -172,4 +173,4 @@ def _update(updater: Updater, read_again: Callable[[], FewshardConfig]) -> None:
         said = f"updated {', '.join(names)}" if names else "nothing has changed"
     except (ConfigError, UpdateFailed) as error:
         said = f"not updated: {error}"
-    print(f"fewshard: {said}", file=sys.stderr, flush=True)
+    write_line(f"fewshard: {said}", sys.stderr)

@@ -8,14 +8,14 @@ Checks a Ray Serve configuration before a cluster gets it: Ray itself takes unkn
 `fewshard render --check` calls it.
 """
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from fewshard_core.yaml_reader import Location, Mistake, Section, explain, read_yaml, unknown_keys
 from fewshard_serve.config import FewshardConfig, ModelConfig
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.http.middleware import AccessSettings
@@ -28,20 +28,17 @@ from fewshard_serve.rayserve.deployment_plan import (
     door_settings,
     plan_cascades,
     plan_hosts,
-    reserve_gpus,
 )
 from fewshard_serve.rayserve.haproxy import BINARY, is_edited
-from fewshard_serve.yaml_reader import Location, YamlFile, spell
+from fewshard_serve.rayserve.resource_shares import reserve_gpus
 
 BUILDER = "fewshard_serve.app:build"
 OUTSIDE_KEYS = frozenset({"name", "path", "device", "replicas", "experts", "admission"})
 """What an application has to know of models that another one serves."""
 
 
-class AppArguments(BaseModel):
+class AppArguments(Section):
     """The `args` of one application: its name, and the configuration in which it is found."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     application: str
     config: FewshardConfig
@@ -121,71 +118,34 @@ def _outside(model: ModelConfig) -> dict[str, Any]:
 
 def _common(config: FewshardConfig) -> dict[str, Any]:
     """What every application needs: who may come in, the limits of a request, and what is told of it."""
-    parts = {key: getattr(config, key) for key in ("auth", "limits", "logging", "metrics", "tracing")}
-    given = config.model_fields_set
-    return {key: _dump(part) for key, part in parts.items() if part is not None and key in given}
+    return _dump(config, {"auth", "limits", "logging", "metrics", "tracing"})
 
 
-def _dump(section: BaseModel) -> dict[str, Any]:
-    """What the user has written; defaults are left to the version that will run."""
-    return section.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+def _dump(section: BaseModel, keys: set[str] | None = None) -> dict[str, Any]:
+    """What the user has written, of these keys; defaults are left to the version that will run."""
+    return section.model_dump(mode="json", include=keys, exclude_unset=True, exclude_none=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """What is wrong, and where."""
-
-    at: Location
-    text: str
-
-
-def check_serve_config(file: YamlFile) -> int:
+def check_serve_config(path: Path) -> int:
     """The number of applications; raises `ConfigError` with a line for every mistake. Imports ray."""
     from ray.serve.schema import ServeDeploySchema
 
-    found = list(unknown_keys(ServeDeploySchema, file.data, ())) or list(
-        _invalid(ServeDeploySchema, file.data)
-    )
+    file = read_yaml(path, ConfigError)
+    found = list(unknown_keys(ServeDeploySchema, file.data)) or _invalid(ServeDeploySchema, file.data)
     if not found:
         for number, app in enumerate(file.data["applications"]):
             found += _mistakes_of(app, ("applications", number))
     if found:
-        raise ConfigError("\n".join(file.message(one.at, one.text) for one in found))
+        raise file.refusal(found)
     return len(file.data["applications"])
 
 
-def unknown_keys(model: type[BaseModel], data: Any, at: Location) -> Iterator[Mistake]:
-    """Keys of `data` and of whatever is inside it that `model` does not have."""
-    if not isinstance(data, Mapping):
-        return
-    for key, value in data.items():
-        if key not in model.model_fields:
-            near = difflib.get_close_matches(str(key), list(model.model_fields), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(model.model_fields)}"
-            yield Mistake((*at, str(key)), f"unknown key {str(key)!r} in {spell(at)}; {hint}")
-            continue
-        section = _section_in(model.model_fields[key].annotation)
-        for place, part in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            here = (*at, key) if place is None else (*at, key, place)
-            if section is not None:
-                yield from unknown_keys(section, part, here)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The model somewhere inside `Section`, `Section | None`, `Dict | Section` or `List[Section]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inside = (_section_in(part) for part in get_args(annotation))
-    return next((section for section in inside if section is not None), None)
-
-
-def _invalid(model: type[BaseModel], data: Any, at: Location = ()) -> Iterator[Mistake]:
+def _invalid(kind: type[BaseModel], data: Any, at: Location = ()) -> list[Mistake]:
     try:
-        model.model_validate(data)
+        kind.model_validate(data)
     except ValidationError as error:
-        for detail in error.errors():
-            where = (*at, *detail["loc"])
-            yield Mistake(where, f"{spell(where)}: {str(detail['msg']).removeprefix('Value error, ')}")
+        return explain(error, kind, at)
+    return []
 
 
 def _mistakes_of(app: Mapping[str, Any], at: Location) -> Iterator[Mistake]:
@@ -193,8 +153,7 @@ def _mistakes_of(app: Mapping[str, Any], at: Location) -> Iterator[Mistake]:
     if app["import_path"] != BUILDER:
         return
     args = app.get("args", {})
-    found = list(unknown_keys(AppArguments, args, (*at, "args")))
-    found = found or list(_invalid(AppArguments, args, (*at, "args")))
+    found = _invalid(AppArguments, args, (*at, "args"))
     yield from found
     if not found:
         yield from _disagreements(app, AppArguments.model_validate(args), at)

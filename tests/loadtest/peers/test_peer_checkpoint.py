@@ -12,7 +12,7 @@ from fewshard_loadtest.peers import checkpoint
 
 @pytest.mark.slow
 def test_a_made_up_checkpoint_has_two_labels_and_runs_here(tmp_path: Path) -> None:
-    texts = [*own_texts().texts]
+    texts = [*own_texts().items]
     checkpoint.make(tmp_path / "model", None, texts)
     expected = checkpoint.expected_labels(tmp_path / "model", texts)
     assert [one.text for one in expected] == texts

@@ -49,7 +49,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_server_is_awaited_weighed_and_stopped_with_all_it_left(tmp_path: Path) -> None:
+def test_a_server_is_awaited_weighed_and_stopped_with_all_it_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "LAST_CHILDREN_S", 0.2)
     script = tmp_path / "fake.py"
     script.write_text(FAKE_SERVER)
     port = free_port()

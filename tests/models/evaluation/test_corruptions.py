@@ -15,7 +15,7 @@ TEXTS = ["the film is a gripping and often funny story", "dull", "it never comes
 def test_images_change_more_with_each_severity_and_not_from_call_to_call(kind):
     before = IMAGES.copy()
     changes = []
-    for severity in corruptions.IMAGE_SEVERITIES:
+    for severity in corruptions.SEVERITIES:
         found = corrupt_images(IMAGES, kind, severity)
         assert (found.shape, found.dtype) == (IMAGES.shape, np.uint8)
         assert np.array_equal(found, corrupt_images(IMAGES, kind, severity))
@@ -26,7 +26,7 @@ def test_images_change_more_with_each_severity_and_not_from_call_to_call(kind):
 
 def test_noise_has_its_deviation_and_its_seed():
     grey = np.full((40, 32, 32, 3), 128, dtype=np.uint8)
-    for severity, deviation in zip(corruptions.IMAGE_SEVERITIES, NOISE_DEVIATIONS, strict=True):
+    for severity, deviation in zip(corruptions.SEVERITIES, NOISE_DEVIATIONS, strict=True):
         noise = corrupt_images(grey, "noise", severity).astype(float) - 128
         assert noise.std() == pytest.approx(deviation, rel=0.03)
         assert noise.mean() == pytest.approx(0, abs=0.2)
@@ -44,7 +44,7 @@ def test_blur_and_contrast_keep_a_flat_image_and_the_mean():
 
 @pytest.mark.parametrize("kind", corruptions.TEXT_KINDS)
 def test_texts_change_the_same_way_whatever_stands_beside_them(kind):
-    for severity in corruptions.TEXT_SEVERITIES:
+    for severity in corruptions.SEVERITIES:
         found = corrupt_texts(TEXTS, kind, severity)
         assert found == [corrupt_texts([text], kind, severity)[0] for text in TEXTS]
         assert found[0] != TEXTS[0]
@@ -64,7 +64,7 @@ def test_typos_touch_long_words_alone_one_slip_each(severity, count):
 
 
 def test_case_changes_nothing_but_case():
-    for severity in corruptions.TEXT_SEVERITIES:
+    for severity in corruptions.SEVERITIES:
         assert [text.lower() for text in corrupt_texts(TEXTS, "case", severity)] == TEXTS
     assert corrupt_texts(["a b"], "case", 2) == ["A B"]
     assert corrupt_texts(["ab c"], "case", 1) == ["Ab C"]

@@ -100,6 +100,13 @@ def test_loading_draws_no_bars():
     assert (done.stdout, done.stderr) == ("", "")
 
 
+def test_a_loader_without_torch_does_not_wait_for_it(process):
+    fake(process)
+    mapped = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "/numpy/" in mapped
+    assert "/torch/" not in mapped
+
+
 def test_errors_arrive_as_they_were_raised(process):
     with pytest.raises(FileNotFoundError, match="no checkpoint for m"):
         fake(process, "missing")

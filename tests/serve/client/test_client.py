@@ -12,6 +12,7 @@ import pytest
 
 import fewshard_serve.client as package
 from fewshard_serve.client import AsyncClient, Client, ClientError, Image, LabelScore, Retry, TextPair
+from fewshard_serve.client.messages import as_json, item_json
 from fewshard_serve.client.retry import Send, Sleep, exchange
 
 URL = "http://server"
@@ -138,6 +139,15 @@ def test_inputs_of_every_kind(tmp_path):
 def test_what_is_no_input_is_named_with_what_is(given):
     with pytest.raises(ClientError, match=rf"a {type(given).__name__} cannot be classified: give a text"):
         Blocking(Server()).classify("m", ["text", given])
+
+
+def test_the_items_of_another_task_can_be_taught():
+    class Row(tuple):
+        """Numbers of a table."""
+
+    item_json.register(Row, list)
+    assert as_json(Row((1.0, 2.0))) == [[1.0, 2.0]]
+    assert as_json([Row((1.0,)), "text"]) == [[1.0], "text"]
 
 
 def test_an_image_that_is_missing_is_named(tmp_path):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from fewshard_serve.auth import hash_of
-from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.engine.settings import AdmissionSettings, EngineSettings
 from fewshard_serve.protocol.limits import Limits
 
 pytestmark = pytest.mark.server
@@ -179,7 +179,7 @@ def test_shards_and_their_experts_are_shown(serve, sharded_model, open_page, exp
 
 def test_a_busy_server_says_when_to_come_back(serve, labels_model, open_page, expect):
     model = labels_model("busy", 2)
-    settings = EngineSettings(admission_min_items=1, admission_max_items=1)
+    settings = EngineSettings(admission=AdmissionSettings(min_items=1, max_items=1))
     server = serve([model], settings=settings)
     page = open_page(server.url)
     expect(page.locator("#send")).to_be_enabled()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fewshard_core.values import TextInput
-from fewshard_serve.core import Caller
-from fewshard_serve.engine import Engine, EngineSettings
+from fewshard_serve.core import Caller, PredictionRequest
+from fewshard_serve.engine import AdmissionSettings, BatchingSettings, Engine, EngineSettings
 from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import (
     DeadlineExceeded,
@@ -38,13 +38,13 @@ def on_a_loop(test):
 class Opened:
     """An engine over models, drained at the end of the `async with`."""
 
-    def __init__(self, *models, **limits):
+    def __init__(self, *models, **settings):
         self.models = models
-        self.limits = limits
+        self.settings = settings
         self.stats = []
 
     async def __aenter__(self):
-        settings = {model.info.name: EngineSettings(**self.limits) for model in self.models}
+        settings = {model.info.name: EngineSettings(**self.settings) for model in self.models}
         self.engine = Engine(self.models, settings, self.stats.append)
         return self
 
@@ -54,7 +54,7 @@ class Opened:
         assert await self.engine.drain(5.0)
 
     def classify(self, *texts, model="fake", **kwargs):
-        return self.engine.classify(model, [TextInput(text) for text in texts], **kwargs)
+        return self.engine.classify(model, PredictionRequest([TextInput(text) for text in texts], **kwargs))
 
 
 async def until(condition, within_s=5.0):
@@ -89,7 +89,7 @@ async def test_concurrent_requests_share_batches_and_get_their_own_answers(model
 
 @on_a_loop
 async def test_a_request_larger_than_a_batch_is_spread(model):
-    async with Opened(model, max_items=8) as opened:
+    async with Opened(model, batching=BatchingSettings(max_items=8)) as opened:
         classified = await opened.classify(*(str(n) for n in range(30)))
         assert classified.logits[:, 0].tolist() == list(range(30))
         assert [len(batch) for batch in model.batches] == [8, 8, 8, 6]
@@ -115,7 +115,7 @@ async def test_timings_tell_the_stages_apart(model):
 
 @on_a_loop
 async def test_refusals_come_before_any_preparation(model):
-    async with Opened(model, admission_max_items=3, admission_max_tokens=50) as opened:
+    async with Opened(model, admission=AdmissionSettings(max_items=3, max_tokens=50)) as opened:
         model.gate.clear()
         held = asyncio.create_task(opened.classify("1", "2"))
         await until(model.running.is_set)
@@ -212,7 +212,7 @@ async def test_the_deadline_ends_the_wait_and_the_item_never_runs(model):
 
 @on_a_loop
 async def test_a_caller_cannot_lengthen_the_models_deadline(model):
-    async with Opened(model, deadline_ms=100) as opened:
+    async with Opened(model, admission=AdmissionSettings(deadline_ms=100)) as opened:
         model.gate.clear()
         with pytest.raises(DeadlineExceeded):
             await opened.classify("1", timeout_s=60)
@@ -238,7 +238,7 @@ async def test_unknown_models_and_empty_requests(model):
 @on_a_loop
 async def test_models_share_one_runner_and_keep_their_own_limits(new_model):
     first, second = new_model("first"), new_model("second")
-    async with Opened(first, second, admission_max_items=2) as opened:
+    async with Opened(first, second, admission=AdmissionSettings(max_items=2)) as opened:
         answers = await asyncio.gather(
             *(opened.classify(str(n), str(n), model=name) for n, name in ((1, "first"), (2, "second")))
         )
@@ -264,7 +264,7 @@ async def test_drain_answers_what_was_admitted_and_refuses_the_rest(model):
 
 @on_a_loop
 async def test_a_stuck_pass_sends_those_who_wait_elsewhere(model):
-    async with Opened(model, max_items=1) as opened:
+    async with Opened(model, batching=BatchingSettings(max_items=1)) as opened:
         opened.engine.served["fake"].lane.pace = PassTimeout(min_s=0.1, max_s=0.1)
         opened.engine.check()
         model.gate.clear()
@@ -310,7 +310,7 @@ def test_the_engine_needs_neither_torch_nor_ray_nor_prometheus():
 
 @on_a_loop
 async def test_a_flood_does_not_delay_another_caller(model):
-    async with Opened(model, max_items=1) as opened:
+    async with Opened(model, batching=BatchingSettings(max_items=1)) as opened:
         model.gate.clear()
         flood = [asyncio.create_task(opened.classify(str(n), caller=Caller("flood"))) for n in range(100)]
         await until(lambda: model.num_prepared == 100)
@@ -336,7 +336,9 @@ async def test_a_flood_of_slow_inputs_does_not_delay_the_preparation_of_others(m
 
 @on_a_loop
 async def test_the_limit_learns_from_waits_and_from_deadlines(model):
-    async with Opened(model, queue_ms=50, deadline_ms=200, admission_min_items=2) as opened:
+    async with Opened(
+        model, admission=AdmissionSettings(min_items=2, queue_ms=50, deadline_ms=200)
+    ) as opened:
         admission = opened.engine.served["fake"].admission
         before = admission.limit_items
         model.gate.clear()
@@ -349,7 +351,7 @@ async def test_the_limit_learns_from_waits_and_from_deadlines(model):
 
 @on_a_loop
 async def test_room_can_be_asked_for_before_a_request_is_read(model):
-    async with Opened(model, admission_max_items=4) as opened:
+    async with Opened(model, admission=AdmissionSettings(max_items=4)) as opened:
         opened.engine.check_room("fake", Caller("a"))
         model.gate.clear()
         task = asyncio.create_task(opened.classify("1", "2", "3", "4"))

@@ -16,7 +16,7 @@ NEVER = float("inf")
 class Someone:
     is_gone: bool = False
 
-    def settle(self, index, outcome, queue_s, infer_s):
+    def settle(self, resolution):
         raise AssertionError("the queue settles nothing")
 
 

@@ -10,7 +10,7 @@ import pytest
 from fewshard_core.values import Item, ModelOutput
 from fewshard_serve.engine.queue import Entry
 from fewshard_serve.engine.runner import Runner, ScheduledModel
-from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.engine.settings import BatchingSettings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
 
 NEVER = float("inf")
@@ -19,7 +19,7 @@ NEVER = float("inf")
 class Someone:
     is_gone = False
 
-    def settle(self, index, outcome, queue_s, infer_s):
+    def settle(self, resolution):
         raise AssertionError("the runner hands resolutions to deliver")
 
 
@@ -67,7 +67,7 @@ def bench(request):
 
 
 def test_a_batch_is_answered_with_one_delivery(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     one.submit(lane, "1", "22", "3")
     one.wait_for(3)
@@ -79,7 +79,7 @@ def test_a_batch_is_answered_with_one_delivery(bench, model):
 
 
 def test_what_arrives_while_a_batch_runs_forms_the_next(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     model.gate.clear()
     one.submit(lane, "1")
@@ -92,7 +92,7 @@ def test_what_arrives_while_a_batch_runs_forms_the_next(bench, model):
 
 
 def test_those_who_ended_in_one_batch_fall_into_two_halves(model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     now = time.monotonic()
 
     def arrive(number):
@@ -107,7 +107,7 @@ def test_those_who_ended_in_one_batch_fall_into_two_halves(model):
 
 
 def test_small_batches_and_equal_ones_are_taken_whole(model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     now = time.monotonic()
     for number, taken in ((16, 16), (3, 3), (16, 16), (100, 58), (0, 42)):
         lane.queue.extend([Entry(Item("text", 4), Someone(), 0, now, NEVER) for _ in range(number)])
@@ -115,7 +115,7 @@ def test_small_batches_and_equal_ones_are_taken_whole(model):
 
 
 def test_the_oldest_head_goes_first(bench, new_model):
-    lanes = [ScheduledModel(new_model(name), EngineSettings(max_items=1)) for name in "ab"]
+    lanes = [ScheduledModel(new_model(name), BatchingSettings(max_items=1)) for name in "ab"]
     one = bench(*lanes)
     lanes[0].model.gate.clear()
     one.submit(lanes[0], "0")
@@ -128,7 +128,7 @@ def test_the_oldest_head_goes_first(bench, new_model):
 
 
 def test_without_a_window_an_idle_runner_starts_at_once(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     one.submit(lane, "1")
     one.wait_for(1)
@@ -136,7 +136,7 @@ def test_without_a_window_an_idle_runner_starts_at_once(bench, model):
 
 
 def test_a_window_gathers_a_batch_and_then_ends(bench, model):
-    lane = ScheduledModel(model, EngineSettings(max_wait_ms=150))
+    lane = ScheduledModel(model, BatchingSettings(max_wait_ms=150))
     one = bench(lane)
     for text in "123":
         one.submit(lane, text)
@@ -148,15 +148,15 @@ def test_a_window_gathers_a_batch_and_then_ends(bench, model):
 
 @pytest.mark.parametrize("limits", [{"max_items": 2}, {"max_tokens": 2}])
 def test_a_full_batch_does_not_wait_for_the_window(bench, model, limits):
-    lane = ScheduledModel(model, EngineSettings(max_wait_ms=20_000, **limits))
+    lane = ScheduledModel(model, BatchingSettings(max_wait_ms=20_000, **limits))
     one = bench(lane)
     one.submit(lane, "1", "2")
     one.wait_for(2, within_s=2.0)
 
 
 def test_a_window_of_one_model_does_not_hold_another(bench, new_model):
-    patient = ScheduledModel(new_model("patient"), EngineSettings(max_wait_ms=300))
-    prompt = ScheduledModel(new_model("prompt"), EngineSettings())
+    patient = ScheduledModel(new_model("patient"), BatchingSettings(max_wait_ms=300))
+    prompt = ScheduledModel(new_model("prompt"), BatchingSettings())
     one = bench(patient, prompt)
     one.submit(patient, "1")
     one.submit(prompt, "2")
@@ -165,7 +165,7 @@ def test_a_window_of_one_model_does_not_hold_another(bench, new_model):
 
 
 def test_expired_entries_are_answered_and_never_run(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     one.submit(lane, "1", deadline_at=time.monotonic() - 1)
     one.wait_for(1)
@@ -175,7 +175,7 @@ def test_expired_entries_are_answered_and_never_run(bench, model):
 
 
 def test_expired_entries_do_not_share_one_exception(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     one.submit(lane, "1", "2", deadline_at=time.monotonic() - 1)
     one.wait_for(2)
@@ -184,7 +184,7 @@ def test_expired_entries_do_not_share_one_exception(bench, model):
 
 
 def test_the_abandoned_are_dropped_in_silence(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     gone = Someone()
     gone.is_gone = True
@@ -196,7 +196,7 @@ def test_the_abandoned_are_dropped_in_silence(bench, model):
 
 
 def test_stop_answers_what_is_queued_and_refuses_the_rest(bench, model):
-    lane = ScheduledModel(model, EngineSettings(max_wait_ms=30_000, max_items=4))
+    lane = ScheduledModel(model, BatchingSettings(max_wait_ms=30_000, max_items=4))
     one = bench(lane)
     one.submit(lane, "1", "2", "3")
     assert one.runner.stop(5.0)
@@ -207,7 +207,7 @@ def test_stop_answers_what_is_queued_and_refuses_the_rest(bench, model):
 
 
 def test_stop_says_when_time_ran_out(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     model.gate.clear()
     one.submit(lane, "1")
@@ -217,7 +217,7 @@ def test_stop_says_when_time_ran_out(bench, model):
 
 
 def test_stuck_is_told_from_idle_and_busy(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane)
     assert one.runner.stuck_s == 0.0
     model.gate.clear()
@@ -242,7 +242,7 @@ def wait_until(condition, within_s=5.0):
 
 
 def test_a_second_batch_is_handed_over_once_it_would_not_grow(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane, depth=2)
     model.gate.clear()
     one.submit(lane, *numbers(16))
@@ -265,7 +265,7 @@ def answer(resolution):
 
 
 def test_nothing_is_handed_over_ahead_of_an_older_head(bench, new_model):
-    lanes = [ScheduledModel(new_model(name), EngineSettings()) for name in "ab"]
+    lanes = [ScheduledModel(new_model(name), BatchingSettings()) for name in "ab"]
     one = bench(*lanes, depth=2)
     lanes[0].model.gate.clear()
     one.submit(lanes[0], *numbers(16))
@@ -287,7 +287,7 @@ def test_waiting_behind_another_batch_is_time_in_the_queue(bench, model):
         assert ends[items[0].features].wait(5)
         return ModelOutput(np.zeros((len(items), 2), np.float32))
 
-    lane, handed, model.run = ScheduledModel(model, EngineSettings()), [], run
+    lane, handed, model.run = ScheduledModel(model, BatchingSettings()), [], run
     one = bench(lane, depth=2, clock=lambda: now[0])
     entries = [Entry(Item(text, 1), Someone(), 0, 0.0, NEVER) for text in numbers(32)]
     one.runner.submit(lane, entries[:16])
@@ -306,7 +306,7 @@ def test_waiting_behind_another_batch_is_time_in_the_queue(bench, model):
 
 
 def test_all_in_flight_are_failed_together(bench, model):
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane, depth=2)
     model.gate.clear()
     one.submit(lane, *numbers(16))
@@ -320,7 +320,7 @@ def test_all_in_flight_are_failed_together(bench, model):
 
 def test_idleness_before_a_batch_is_not_counted_as_its_time(model):
     now = [0.0]
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     runner = Runner([lane], [].append, [].append, clock=lambda: now[0])
     now[0] = 1000.0
     runner.submit(lane, [Entry(Item("1", 1), Someone(), 0, 1000.0, NEVER)])
@@ -332,7 +332,7 @@ def test_a_failing_observer_does_not_end_the_thread(bench, model, caplog):
     def observe(stats):
         raise ValueError("observer")
 
-    lane = ScheduledModel(model, EngineSettings())
+    lane = ScheduledModel(model, BatchingSettings())
     one = bench(lane, on_batch=observe)
     one.submit(lane, "1")
     one.wait_for(1)
@@ -343,7 +343,7 @@ def test_a_failing_observer_does_not_end_the_thread(bench, model, caplog):
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_many_submitters_lose_nothing(bench, new_model, depth):
-    lanes = [ScheduledModel(new_model(name), EngineSettings(max_items=7, max_tokens=20)) for name in "abc"]
+    lanes = [ScheduledModel(new_model(name), BatchingSettings(max_items=7, max_tokens=20)) for name in "abc"]
     one = bench(*lanes, depth=depth)
 
     def submit(worker):
@@ -368,12 +368,12 @@ def test_after_running_out_of_memory_batches_are_smaller(bench, model, caplog):
             raise MemoryError
         return ModelOutput(np.array([[float(item.features), 0.0] for item in items], np.float32))
 
-    lane, sizes, model.run = ScheduledModel(model, EngineSettings()), [], run
+    lane, sizes, model.run = ScheduledModel(model, BatchingSettings()), [], run
     one = bench(lane)
     one.submit(lane, *"123456")
     one.wait_for(6)
     assert sizes == [6, 3, 3]
-    assert (lane.settings.max_items, lane.settings.max_tokens) == (3, 3)
+    assert (lane.max_items, lane.max_tokens) == (3, 3)
     assert "out of memory; batches now hold 3 tokens and 3 items" in caplog.text
     one.submit(lane, *"123456")
     one.wait_for(12)
@@ -381,9 +381,9 @@ def test_after_running_out_of_memory_batches_are_smaller(bench, model, caplog):
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "tokens"), [("cpu", 0, 4096), ("cuda:0", 0, 16384), ("cpu", 9000, 9000)]
+    ("device", "asked", "tokens"), [("cpu", None, 4096), ("cuda:0", None, 16384), ("cpu", 9000, 9000)]
 )
 def test_a_batch_has_as_many_tokens_as_suit_the_device(new_model, device, asked, tokens):
     model = new_model("fake")
     model.info = replace(model.info, device=device)
-    assert ScheduledModel(model, EngineSettings(max_tokens=asked)).settings.max_tokens == tokens
+    assert ScheduledModel(model, BatchingSettings(max_tokens=asked)).max_tokens == tokens

@@ -17,7 +17,7 @@ CONFIG = FewshardTextConfig(num_hidden_layers=3, num_experts=8, moe_layers=[0, 2
 
 
 def first(model="m", **settings):
-    return first_placement(ExpertsSettings(**{"num_shards": 4, **settings}), CONFIG, model)
+    return first_placement(ExpertsSettings(**{"shards": 4, **settings}), CONFIG, model)
 
 
 @pytest.mark.parametrize("placement", ["balanced", "contiguous", "round_robin"])
@@ -41,7 +41,7 @@ def test_slots_that_cannot_hold_the_experts_say_by_how_much(placement):
 
 def test_more_shards_than_experts_are_refused():
     with pytest.raises(PlacementError, match="9 shards for 8 experts"):
-        first(num_shards=9, placement="contiguous")
+        first(shards=9, placement="contiguous")
 
 
 def test_a_placement_file_is_taken_if_it_is_for_this_model_and_group(tmp_path):
@@ -51,7 +51,7 @@ def test_a_placement_file_is_taken_if_it_is_for_this_model_and_group(tmp_path):
     with pytest.raises(PlacementError, match="a placement for 'm', not for 'other'"):
         first("other", placement=str(file))
     with pytest.raises(PlacementError, match="for 4 shards, this group has 2"):
-        first(num_shards=2, placement=str(file))
+        first(shards=2, placement=str(file))
     with pytest.raises(PlacementError, match="puts 2 experts of a layer on one shard, which may hold 1"):
         first(placement=str(file), max_slots_per_shard=1)
     with pytest.raises(PlacementError, match="no readable placement file"):

@@ -11,6 +11,7 @@ from fewshard_core.values import TextInput
 from fewshard_models.checkpoint import ZOO
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import load_sharded_model
+from fewshard_serve.core import PredictionRequest
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import MalformedRequest, NotFound, NotReady
@@ -33,7 +34,7 @@ def load(kit):
 
     def make(path="zoo:sst2-moe", dtype="fp32", launcher=None, **experts):
         launcher = launcher or kit.ThreadLauncher()
-        settings = ExpertsSettings(**{"num_shards": 2, "timeout_s": 2.0, **experts})
+        settings = ExpertsSettings(**{"shards": 2, "exchange_timeout_ms": 2000.0, **experts})
         model = load_sharded_model("m", str(path), "cpu", dtype, settings, launcher)
         model.launcher = launcher
         opened.append(model)
@@ -116,7 +117,7 @@ def test_a_model_of_one_process_has_no_placement():
         ("zoo:cifar10-dense", {}, "only fewshard_text ones can be sharded"),
         ("zoo:nothing", {}, "the bundled zoo has no 'nothing'"),
         ("zoo:sst2-moe", {"slots_per_shard": 1}, "2 slots are missing"),
-        ("zoo:sst2-moe", {"num_shards": 5, "placement": "contiguous"}, "at most 4 shards"),
+        ("zoo:sst2-moe", {"shards": 5, "placement": "contiguous"}, "at most 4 shards"),
         ("zoo:sst2-moe", {"placement": "/gone/plan.json"}, "no readable placement file"),
     ],
 )
@@ -136,7 +137,7 @@ def test_golden_inputs_are_run_before_it_takes_traffic(load, tmp_path):
 
 
 def test_degraded_answers_say_so_to_the_caller(load, kit):
-    model = load(slots_per_shard=2, max_slots_per_shard=2, allows_degraded=True)
+    model = load(slots_per_shard=2, max_slots_per_shard=2, degraded=True)
     assert "degraded" not in classified(model)
     model.launcher.end(1)
     kit.wait_until(lambda: model.group().is_degraded)
@@ -162,7 +163,7 @@ def classified(model):
     async def ask():
         engine = Engine([model], {"m": EngineSettings()}, lambda stats: None)
         try:
-            return await engine.classify("m", INPUTS)
+            return await engine.classify("m", PredictionRequest(INPUTS))
         finally:
             await engine.drain(5)
 

@@ -118,7 +118,7 @@ def test_experts_are_all_told_apart_or_none():
     assert detail == SeriesLimit(2, ())
     (detail,) = limit_series([Shape(2, 32, 64, 1)], replace(SETTINGS, expert_layers=(0, 31, 99)))
     assert detail == SeriesLimit(2, (0, 31))
-    (detail,) = limit_series([Shape(2, 2, 4, 1)], replace(SETTINGS, counts_experts=False))
+    (detail,) = limit_series([Shape(2, 2, 4, 1)], replace(SETTINGS, experts="shard"))
     assert detail == SeriesLimit(2, ())
 
 

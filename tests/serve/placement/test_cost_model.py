@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fewshard_models.sharding import contiguous
-from fewshard_serve.placement.cost_model import ExpertShape, Machine, collective_s, shard_or_copy
+from fewshard_serve.placement.cost_model import collective_s, shard_or_copy
 from fewshard_serve.placement.loads import uniform
+from fewshard_serve.placement.machine import ExpertShape, Machine
 
 # Round numbers: an expert is 16 MB, which take 16 us to read; a row is 16 MFLOP.
 SHAPE = ExpertShape(hidden=1000, intermediate=4000, matrices=2, bytes_per_weight=2.0, top_k=1, tokens=1000)

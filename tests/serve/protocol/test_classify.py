@@ -20,13 +20,15 @@ from fewshard_serve.protocol.classify import (
     ClassifyRequest,
     ClassifyResponse,
     encode_classify,
-    image_body,
+    file_inputs,
     parse_classify,
     parse_gateway_classify,
     to_inputs,
 )
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.tasks import TASKS
 
+IMAGE = TASKS.get("image")
 LIMITS = Limits(max_items=4, max_text_bytes=100)
 
 
@@ -137,9 +139,11 @@ def test_an_image_model_takes_no_pairs() -> None:
 
 
 def test_a_bare_image_is_for_image_models() -> None:
-    assert image_body(b"PNG", info("image"), LIMITS) == [EncodedImage(b"PNG", LIMITS.max_image_pixels)]
+    assert file_inputs(b"PNG", IMAGE, info("image"), LIMITS) == [
+        EncodedImage(b"PNG", LIMITS.max_image_pixels)
+    ]
     with pytest.raises(UnsupportedMedia, match="classifies text"):
-        image_body(b"PNG", info(), LIMITS)
+        file_inputs(b"PNG", IMAGE, info(), LIMITS)
 
 
 def test_the_gateway_needs_the_model() -> None:

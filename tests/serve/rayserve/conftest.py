@@ -1,9 +1,11 @@
 """Hosts of fake models, in this process (`open_hosting`) or as a real server (`start_server`)."""
 
+import contextlib
 import importlib.util
 import json
 import os
-import queue
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
@@ -58,7 +61,7 @@ class Server:
     def __init__(self, config):
         self.config = config
         self.lines = []
-        self._seen = queue.SimpleQueue()
+        self._news, self._has_ended = threading.Condition(), False
         self._file = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115  lives as long as this
         self.write(config)
         self.process = subprocess.Popen(
@@ -88,10 +91,10 @@ class Server:
         self._file.flush()
 
     def wait_for(self, words, timeout_s=START_TIMEOUT_S):
-        give_up_at = time.monotonic() + timeout_s
-        while words not in self.output:
-            assert time.monotonic() < give_up_at, f"the server has not said {words!r}:\n{self.output}"
-            time.sleep(0.1)
+        """Until the server has said so; fails where it ends before."""
+        with self._news:
+            self._news.wait_for(lambda: words in self.output or self._has_ended, timeout_s)
+        assert words in self.output, f"the server has not said {words!r}:\n{self.output}"
 
     def replicas(self, model):
         """Ids of the processes of a model that has its own."""
@@ -100,15 +103,17 @@ class Server:
 
     def _read(self):
         for line in self.process.stdout:
-            self.lines.append(line)
-            self._seen.put(line)
+            with self._news:
+                self.lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._has_ended = True
+            self._news.notify_all()
 
     def wait_until_ready(self):
-        give_up_at = time.monotonic() + START_TIMEOUT_S
-        while "READY\n" not in self.lines:
-            assert self.process.poll() is None, f"the server ended:\n{self.output}"
-            assert time.monotonic() < give_up_at, f"the server is not ready:\n{self.output}"
-            time.sleep(0.05)
+        """Until it says READY, and answers that it is."""
+        self.wait_for("READY")
+        assert httpx.get(f"{self.url}/v2/health/ready", timeout=20).status_code == 200, self.output
         return self
 
     def signal(self, number):
@@ -125,6 +130,32 @@ class Server:
             )
         return httpx.post(f"{self.url}{path}", json={"model": model, "inputs": inputs}, timeout=timeout_s)
 
+    def metric(self, name, **labels):
+        """The sum over all samples of a name that carry these labels."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
+        found = [one for one in lines if one.startswith(name + "{") and all(each in one for each in wanted)]
+        return sum(float(line.rpartition(" ")[2]) for line in found)
+
+    def is_draining(self, *models):
+        """Whether the gateway and the hosts of these models refuse what is new."""
+        paths = ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
+        return all(httpx.get(self.url + path, timeout=10).status_code == 503 for path in paths)
+
+    def scrape(self):
+        """A scrape's text, None where nobody answers; what is answered must be whole and in time."""
+        started_at = time.monotonic()
+        try:
+            answer = httpx.get(f"{self.url}/metrics", timeout=20)
+        except httpx.TransportError:
+            return None
+        if answer.status_code != 200:
+            assert answer.status_code in (404, 500, 503), answer.text
+            return None
+        list(text_string_to_metric_families(answer.text))
+        assert time.monotonic() - started_at < 5, "on a machine that may do much else"
+        return answer.text
+
     def processes(self):
         """Every process of the server's session, by id."""
         found = []
@@ -139,15 +170,87 @@ class Server:
         return found
 
     def close(self):
-        """End whatever is left, by id."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+        """End whatever is left, by id, and at once: how a server stops by itself is for tests to see."""
+        folders = {path for pid in self.processes() for path in work_dirs(pid)}
+        while left := self.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def work_dirs(pid):
+    """The folders of a server that its HAProxy names."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return set()
+    return set(re.findall(r"/tmp/fewshard-[^/\0]+", command)) if "haproxy" in command else set()
+
+
+class Call(threading.Thread):
+    """A request in a thread; `response` is there after `join`."""
+
+    def __init__(self, call, *args, **kwargs):
+        super().__init__(daemon=True)
+        self.work = lambda: call(*args, **kwargs)
+        self.response = self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.response = self.work()
+        except httpx.HTTPError as error:
+            self.error = error
+
+
+def wait_until(condition, timeout_s=60):
+    give_up_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "not in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def until():
+    """Waits for a condition; tests cannot import a conftest."""
+    return wait_until
+
+
+class Gate:
+    """Requests that models hold inside until it is opened, at the latest when the test ends."""
+
+    def __init__(self, folder):
+        self._folder, self.calls = folder, []
+
+    def hold(self, server, model, **more):
+        """Returns once the model's pass has begun. Be quick: a pass of 5 s may count as one that hangs."""
+        file = self._ask(server, model, more)
+        wait_until(Path(f"{file}.held").exists)
+        return self.calls[-1]
+
+    def queue(self, server, model, **more):
+        """For a model whose runner is held: returns once the request waits there."""
+        self._ask(server, model, more)
+        wait_until(lambda: server.metric("fewshard_inflight_items", model=model) == 1)
+
+    def open(self):
+        for number in range(len(self.calls)):
+            (self._folder / str(number)).touch()
+
+    def _ask(self, server, model, more):
+        file = self._folder / str(len(self.calls))
+        self.calls.append(Call(server.classify, model, f"hold {file}", timeout_s=90, **more))
+        return file
+
+
+@pytest.fixture
+def gate(tmp_path):
+    one = Gate(tmp_path)
+    yield one
+    one.open()
 
 
 @pytest.fixture(scope="module")

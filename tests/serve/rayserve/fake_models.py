@@ -27,8 +27,8 @@ class FakePreparing:
 
 class FakeModel(Classifier):
     """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "spin 1.5"
-    computes as long, "crash" raises, "die" ends the process. "hang F" sleeps for ever for the first who asks,
-    and leaves the file F."""
+    computes as long, "crash" raises, "die" ends the process. "hold F" leaves the file F.held and waits until
+    there is a file F. "hang F" sleeps for ever for the first who asks, and leaves the file F."""
 
     preprocessor = FakePreparing()
 
@@ -72,6 +72,11 @@ class FakeModel(Classifier):
             until = time.process_time() + float(text.split()[1])
             while time.process_time() < until:
                 pass
+            text = "1"
+        if text.startswith("hold"):
+            Path(f"{text.split()[1]}.held").touch()
+            while not Path(text.split()[1]).exists():
+                time.sleep(0.005)
             text = "1"
         if text.startswith("sleep"):
             time.sleep(float(text.split()[1]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import StartError
+from fewshard_serve.logs import write_line
 from fewshard_serve.rayserve.launch import serve_until_signalled
 
 if __name__ == "__main__":
@@ -18,11 +19,11 @@ if __name__ == "__main__":
     try:
         status = serve_until_signalled(
             config,
-            on_ready=lambda: print("READY", flush=True),
+            on_ready=lambda: write_line("READY"),
             loader="fake_models:load_model",
             read_again=read,
         )
     except StartError as error:
-        print(f"StartError: {error}", flush=True)
+        write_line(f"StartError: {error}")
         sys.exit(1)
     sys.exit(status)

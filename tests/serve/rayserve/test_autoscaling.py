@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.serve.config import AutoscalingConfig
 
-from fewshard_serve.engine.settings import Scaling
+from fewshard_serve.config import ReplicasConfig
 from fewshard_serve.rayserve.autoscaling import ITEMS, ItemsPolicy, autoscaling
 
 
@@ -25,7 +25,8 @@ def test_nothing_changes_before_the_first_report(reported):
 
 
 def test_serve_takes_the_settings():
-    config = AutoscalingConfig(**autoscaling(1, 4, Scaling(target_items=8, scale_up_s=2, scale_down_s=30)))
+    replicas = ReplicasConfig(min=1, max=4, target_items=8, scale_up_s=2, scale_down_s=30)
+    config = AutoscalingConfig(**autoscaling(replicas))
     assert (config.min_replicas, config.max_replicas) == (1, 4)
     assert (config.upscale_delay_s, config.downscale_delay_s) == (2, 30)
     policy = config.policy.get_policy()(**config.policy.policy_kwargs)

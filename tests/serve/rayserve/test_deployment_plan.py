@@ -4,7 +4,8 @@ import pytest
 
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import StartError
-from fewshard_serve.rayserve.deployment_plan import num_cpus_wanted, plan_hosts, share_gpus, what_is_missing
+from fewshard_serve.rayserve.deployment_plan import plan_hosts
+from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_gpus, what_is_missing
 
 
 def plan(*models):
@@ -39,12 +40,16 @@ def test_no_shared_host_where_nothing_shares():
 
 def test_limits_reach_the_engine_and_the_drain():
     admission = {"max_items": 7, "deadline_ms": 2500}
-    (host,) = plan(
+    models = (
         {"name": "a", "path": "x", "batching": {"max_items": 3}, "admission": admission},
         {"name": "b", "path": "x", "admission": {"deadline_ms": 500}},
     )
+    config = FewshardConfig.model_validate({"models": models})
+    (host,) = plan_hosts(config)
     settings = host.models[0].settings
-    assert (settings.max_items, settings.admission_max_items, settings.deadline_s) == (3, 7, 2.5)
+    assert settings.batching is config.models[0].batching
+    assert settings.admission is config.models[0].admission
+    assert (settings.batching.max_items, settings.admission.max_items) == (3, 7)
     assert host.deadline_s == 2.5
     assert host.drain_timeout_s > host.deadline_s
 
@@ -79,7 +84,7 @@ SHARDED = {"name": "s", "path": "x", "experts": {"shards": 4}}
 def test_shards_make_a_host_of_their_own_with_a_cpu_each():
     shared, sharded = plan({"name": "a", "path": "x"}, SHARDED)
     assert (shared.num_shards, sharded.num_shards, sharded.app) == (1, 4, "model-s")
-    assert sharded.experts.num_shards == 4
+    assert sharded.experts.shards == 4
     assert num_cpus_wanted([sharded]) - num_cpus_wanted([shared]) >= 1
 
 

@@ -7,13 +7,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fewshard_core.values import TextInput
-from fewshard_serve.core import Classified, Timings
+from fewshard_serve.core import Classified, PredictionRequest, Timings
 from fewshard_serve.errors import NotFound, NotReady, UnknownModel, UnusableItem
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.discovery import Target
-from fewshard_serve.rayserve.model_router import ModelRouter
+from fewshard_serve.rayserve.model_router import STARTING_REFRESH_S, STEADY_REFRESH_S, ModelRouter
 
 ANSWER = Classified(np.zeros((1, 2), np.float32), 1, Timings(0, 0, 0))
 
@@ -59,7 +59,7 @@ def states(of):
 
 
 def classify(of, model):
-    return asyncio.run(of.classify(model, [TextInput("1")], truncate=True, timeout_s=None))
+    return asyncio.run(of.classify(model, PredictionRequest([TextInput("1")])))
 
 
 def test_every_configured_model_is_listed_before_anyone_answers():
@@ -209,17 +209,38 @@ def test_targets_are_listed_as_prometheus_discovers_them():
         asyncio.run(directory(Hosts()).metrics_targets())
 
 
-def test_keep_fresh_goes_on_until_cancelled():
+def test_keep_fresh_asks_often_while_models_load_and_follows_what_changes():
+    """The clock is a list: how long it would have slept, and the state of `c` at that moment."""
+    hosts = Hosts(shared_model_states=[[ready("a"), ready("b")]])
+    of, slept = directory(hosts), []
+    changes = {2: [[ready("c")]], 4: []}
+
+    async def sleep(seconds):
+        slept.append((seconds, {entry.name: entry.state for entry in await of.model_index()}["c"]))
+        if len(slept) in changes:
+            hosts.answers["own_model_states"] = changes[len(slept)]
+        if len(slept) == 6:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(of.keep_fresh(sleep))
+    often, seldom = STARTING_REFRESH_S, STEADY_REFRESH_S
+    assert slept == [(often, "LOADING")] * 2 + [(seldom, "READY")] * 2 + [(seldom, "UNAVAILABLE")] * 2
+    assert hosts.asked == [("shared", "model_states"), ("own", "model_states")] * 6, "each host once a round"
+    assert often < seldom
+
+
+def test_keep_fresh_ends_when_it_is_cancelled():
     async def work():
         hosts = Hosts()
-        task = asyncio.create_task(directory(hosts).keep_fresh())
+        task = asyncio.create_task(directory(hosts).keep_fresh(lambda _: asyncio.sleep(0)))
         while len(hosts.asked) < 6:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(asyncio.wait_for(work(), 5))
+    asyncio.run(asyncio.wait_for(work(), 30))
 
 
 def test_a_host_that_is_waited_for_says_why_until_it_answers():

@@ -9,13 +9,11 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.server
 
@@ -66,16 +64,34 @@ def prometheus(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sent(server, prometheus):
-    """Send the load, with some bad requests; returns once it has been scraped, twice for rates."""
+def discovering(server, tmp_path_factory):
+    """A second one, that finds every replica by itself; it takes 5 s over that, while the load is sent."""
+    discovery = {"http_sd_configs": [{"url": f"{server.url}/metrics/targets", "refresh_interval": "5s"}]}
+    one = prometheus_server.Prometheus(tmp_path_factory.mktemp("discovering"), discovery)
+    yield one
+    one.close()
+
+
+def wait_for_the_load(prometheus):
+    """Until its last request has been scraped, and its youngest series twice, as a rate needs it."""
+    last = 'fewshard_requests_total{model="dense",outcome="internal"}'
+    shadowed = 'sum(fewshard_shadow_items_total{model="twice"})'
+    prometheus.wait_until(f"sum({last}) == 7")
+    prometheus.wait_until(f"{shadowed} == {items('twice')}")
+    return prometheus.wait_until(f"count_over_time({last}[30s]) >= 2")
+
+
+@pytest.fixture(scope="module")
+def sent(server, prometheus, discovering):
+    """Send the load, with some bad requests; returns once it has been scraped."""
     for model, requests in SENT.items():
         for texts in requests:
             assert server.classify(model, texts).status_code == 200
     for _ in range(7):
         assert server.classify("dense", ["unusable"]).status_code == 422
+    for _ in range(7):
         assert server.classify("dense", ["crash"], path="/classify").status_code == 500
-    time.sleep(3.5)
-    return prometheus
+    return wait_for_the_load(prometheus)
 
 
 def items(model):
@@ -156,54 +172,16 @@ def test_recording_rules_have_data_and_alerts_are_known(sent):
     assert "FewshardMetricsAbsent" not in pending
 
 
-def test_every_replica_is_found_and_scraped_by_itself(sent, server, tmp_path):
+def test_every_replica_is_found_and_scraped_by_itself(sent, server, discovering):
     targets = httpx.get(f"{server.url}/metrics/targets", timeout=10).json()
     assert len(targets) == 5
     assert len({target["labels"]["__metrics_path__"] for target in targets}) == 4
-    discovery = {"http_sd_configs": [{"url": f"{server.url}/metrics/targets", "refresh_interval": "5s"}]}
-    alone = prometheus_server.Prometheus(tmp_path, discovery)
-    try:
-        alone.wait_until("count(up) == 5 and sum(up) == 5")
-        for query, number in expected():
-            if "replica" not in query:
-                assert alone.value(query) == number, query
-        assert alone.value("sum(fewshard_replica_up)") == 4
-    finally:
-        alone.close()
-
-
-def scrape(server):
-    """A scrape's text, None where nobody answers; what is answered must be whole and in time."""
-    started_at = time.monotonic()
-    try:
-        answer = httpx.get(f"{server.url}/metrics", timeout=20)
-    except httpx.TransportError:
-        return None
-    if answer.status_code != 200:
-        assert answer.status_code in (404, 500, 503), answer.text
-        return None
-    list(text_string_to_metric_families(answer.text))
-    assert time.monotonic() - started_at < 5, "on a machine that may do much else"
-    return answer.text
-
-
-def test_a_server_is_scraped_while_it_starts_and_while_it_drains(start_server):
-    server = start_server([{"name": "a", "path": "dense", "replicas": {"min": 1}}])
-    while "READY\n" not in server.lines:
-        assert server.process.poll() is None, server.output
-        scrape(server)
-        time.sleep(0.1)
-    assert "fewshard_model_info{" in scrape(server)
-    slow = threading.Thread(target=server.classify, args=("a", "sleep 4"))
-    slow.start()
-    time.sleep(1)
-    server.signal(signal.SIGTERM)
-    texts = []
-    while server.process.poll() is None:
-        texts.append(scrape(server))
-        time.sleep(0.1)
-    slow.join(30)
-    assert any(text and "fewshard_inflight_items{" in text for text in texts)
+    discovering.wait_until("count(up) == 5 and sum(up) == 5")
+    wait_for_the_load(discovering)
+    for query, number in expected():
+        if "replica" not in query:
+            assert discovering.value(query) == number, query
+    assert discovering.value("sum(fewshard_replica_up)") == 4
 
 
 def processes_of_twice(server):

@@ -25,31 +25,9 @@ MODELS = [
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    return start_server(MODELS).wait_until_ready()
-
-
-class Call(threading.Thread):
-    """A request in a thread; `response` is there after `join`."""
-
-    def __init__(self, call, *args, **kwargs):
-        super().__init__(daemon=True)
-        self.work = lambda: call(*args, **kwargs)
-        self.response = self.error = None
-        self.start()
-
-    def run(self):
-        try:
-            self.response = self.work()
-        except httpx.HTTPError as error:
-            self.error = error
-
-
-def metric(server, name, **labels):
-    """The sum over all samples of a name that carry these labels."""
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    lines = httpx.get(f"{server.url}/metrics", timeout=10).text.splitlines()
-    found = [line for line in lines if line.startswith(name + "{") and all(one in line for one in wanted)]
-    return sum(float(line.rpartition(" ")[2]) for line in found)
+    one = start_server(MODELS).wait_until_ready()
+    one.classify("dense", "sleep 0.6")  # so that a pass may take 6 s before it counts as one that hangs
+    return one
 
 
 def test_ready_means_that_every_model_answers(server):
@@ -91,14 +69,14 @@ def test_both_replicas_are_asked_and_merged(server):
     counted = stats["model_stats"][0]["inference_count"]
     assert counted >= 20
     assert experts["layers"][0]["tokens_total"] == [counted, 0]
-    assert metric(server, "fewshard_items_total", model="twice") == counted
+    assert server.metric("fewshard_items_total", model="twice") == counted
 
 
 def test_metrics_count_every_request_once(server):
-    before = metric(server, "fewshard_requests_total", model="dense", outcome="ok")
+    before = server.metric("fewshard_requests_total", model="dense", outcome="ok")
     for path in (None, None, "/classify"):
         server.classify("dense", "1", path=path)
-    assert metric(server, "fewshard_requests_total", model="dense", outcome="ok") == before + 3
+    assert server.metric("fewshard_requests_total", model="dense", outcome="ok") == before + 3
     text = httpx.get(f"{server.url}/metrics").text
     assert text.count("# TYPE fewshard_requests_total counter") == 1
     replicas = {part for part in text.split('"') if part in ("models", "model-twice", "gateway")}
@@ -117,39 +95,32 @@ def test_every_refusal_is_counted_whether_the_replica_or_haproxy_refused(server)
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     stats = httpx.get(f"{server.url}/v2/models/small/stats").json()["model_stats"][0]["inference_stats"]
     assert stats["fail"]["count"] == len(refused)
-    assert metric(server, "fewshard_requests_total", model="small", outcome="overloaded") == len(refused)
+    assert server.metric("fewshard_requests_total", model="small", outcome="overloaded") == len(refused)
 
 
-def hold_the_runner(server, seconds):
-    """Keep the shared host's one runner busy; returns once it is."""
-    slow = Call(server.classify, "dense", f"sleep {seconds}")
-    while metric(server, "fewshard_inflight_items", model="dense") == 0:
-        time.sleep(0.05)
-    while metric(server, "fewshard_queue_items", model="dense") > 0:
-        time.sleep(0.05)
-    return slow
-
-
-def test_a_slow_batch_blocks_neither_its_loop_nor_other_hosts(server):
-    slow = hold_the_runner(server, 3)
+def test_a_slow_batch_blocks_neither_its_loop_nor_other_hosts(server, gate):
+    slow = gate.hold(server, "dense")
     assert httpx.get(f"{server.url}/v2/models/dense").status_code == 200
     assert server.classify("twice", "1").status_code == 200
     assert slow.is_alive(), "the others were answered while it ran"
+    gate.open()
     slow.join(20)
     assert slow.response.status_code == 200
 
 
-def test_a_caller_that_leaves_is_not_run(server):
-    """One runner: while it sleeps, a request of another model waits, and its caller leaves."""
-    before = metric(server, "fewshard_items_total", model="moe")
-    slow = hold_the_runner(server, 5)
+def test_a_caller_that_leaves_is_not_run(server, gate, until):
+    """One runner: while it is held, a request of another model waits, and its caller leaves."""
+    before = server.metric("fewshard_items_total", model="moe")
+    slow = gate.hold(server, "dense")
     for path in (None, "/classify"):
         with pytest.raises(httpx.ReadTimeout):
             server.classify("moe", "1", path=path, timeout_s=1)
+    until(lambda: server.metric("fewshard_inflight_items", model="moe") == 0)
     assert slow.is_alive(), "both left while it ran"
+    gate.open()
     slow.join(20)
     server.classify("dense", "1")
-    assert metric(server, "fewshard_items_total", model="moe") == before
+    assert server.metric("fewshard_items_total", model="moe") == before
 
 
 def test_a_replica_that_dies_is_survived_and_replaced(server):
@@ -178,27 +149,28 @@ class Client(threading.Thread):
                 self.outcomes.append((sent_at, outcome))
 
 
-def test_sigterm_answers_what_was_accepted_and_exits_clean(server):
-    give_up_at = time.monotonic() + 60
-    while httpx.get(f"{server.url}/v2/models/twice/stats", timeout=10).json()["replicas"] < 2:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.2)
+def test_sigterm_answers_what_was_accepted_and_exits_clean(server, gate, until):
+    stats = f"{server.url}/v2/models/twice/stats"
+    until(lambda: httpx.get(stats, timeout=10).json()["replicas"] == 2)
     clients = [Client(server, "twice") for _ in range(8)]
-    calls = [
-        hold_the_runner(server, 4),
-        Call(server.classify, "moe", "sleep 1", path="/classify"),
-        Call(server.classify, "twice", "sleep 2"),
-    ]
-    time.sleep(1)
+    until(lambda: sum(len(client.outcomes) for client in clients) > 40)
+    gate.hold(server, "dense")
+    gate.queue(server, "moe", path="/classify")
+    gate.hold(server, "twice")
     signalled_at = time.monotonic()
     server.signal(signal.SIGTERM)
-    time.sleep(1)
-    late = Call(server.classify, "dense", "1", timeout_s=10)
-    for call in [*calls, late]:
+    until(lambda: server.is_draining("dense", "twice"))
+    late = server.classify("dense", "1", timeout_s=10)
+    assert "fewshard_inflight_items{" in server.scrape(), "it is scraped while it drains"
+    assert all(call.is_alive() for call in gate.calls), "they are still inside"
+    gate.open()
+    while server.process.poll() is None:
+        server.scrape()
+    for call in gate.calls:
         call.join(30)
-    assert [call.error for call in calls] == [None, None, None]
-    assert [call.response.status_code for call in calls] == [200, 200, 200]
-    assert (late.response.status_code, late.response.json()["code"]) == (503, "not_ready")
+    assert [call.error for call in gate.calls] == [None, None, None]
+    assert [call.response.status_code for call in gate.calls] == [200, 200, 200]
+    assert (late.status_code, late.json()["code"]) == (503, "not_ready")
     assert server.wait(30) == 0
     for client in clients:
         client.join(30)
@@ -209,10 +181,7 @@ def test_sigterm_answers_what_was_accepted_and_exits_clean(server):
     assert 503 in {outcome for sent_at, outcome in outcomes if sent_at > signalled_at}
     with pytest.raises(httpx.ConnectError):
         server.classify("dense", "1")
-    give_up_at = time.monotonic() + 20
-    while server.processes() and time.monotonic() < give_up_at:
-        time.sleep(0.1)
-    assert server.processes() == []
+    until(lambda: server.processes() == [], 20)
 
 
 def test_models_that_cannot_be_loaded_end_the_command_with_their_reasons(start_server):
@@ -224,19 +193,35 @@ def test_models_that_cannot_be_loaded_end_the_command_with_their_reasons(start_s
         ]
     )
     assert server.wait() == 1
+    server.wait_for("hurt: golden input 3")
     assert "READY" not in server.output
     assert "gone: FileNotFoundError: no checkpoint for gone" in server.output
-    assert "hurt: golden input 3" in server.output
 
 
-def test_a_second_signal_ends_at_once(start_server):
-    server = start_server([{"name": "a", "path": "dense"}]).wait_until_ready()
-    slow = Call(server.classify, "a", "sleep 60", timeout_s=90)
-    time.sleep(1)
-    server.signal(signal.SIGINT)
-    time.sleep(1)
-    assert server.process.poll() is None, "the first signal waits for the answer"
-    server.signal(signal.SIGINT)
-    assert server.wait(30) == 130
+@pytest.fixture(scope="module")
+def mortal(start_server):
+    """One more server, of a model with a process of its own: scraped while it starts, then stopped."""
+    server = start_server([{"name": "a", "path": "dense", "replicas": {"min": 1}}])
+    server.scraped = []
+    while "READY\n" not in server.lines:
+        assert server.process.poll() is None, server.output
+        server.scraped.append(server.scrape())
+        time.sleep(0.1)
+    return server
+
+
+def test_a_server_is_scraped_while_it_starts(mortal):
+    assert len(mortal.scraped) > 5
+    assert "fewshard_model_info{" in mortal.scrape()
+
+
+def test_a_second_signal_ends_at_once(mortal, gate, until):
+    slow = gate.hold(mortal, "a")
+    mortal.signal(signal.SIGINT)
+    until(lambda: mortal.is_draining("a"))
+    assert "fewshard_inflight_items{" in mortal.scrape()
+    assert mortal.process.poll() is None, "the first signal waits for the answer"
+    mortal.signal(signal.SIGINT)
+    assert mortal.wait(30) == 130
     slow.join(10)
     assert slow.error is not None or slow.response.status_code == 500

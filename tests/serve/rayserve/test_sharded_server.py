@@ -58,11 +58,12 @@ class Server:
         while time.monotonic() < give_up_at:
             assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()}"
             try:
-                if httpx.get(f"{self.url}/v2/health/ready").status_code == 200:
+                paths = ["/v2/health/ready", "/v2/models/sharded/ready"]  # the gateway's, and the model's own
+                if all(httpx.get(self.url + path).status_code == 200 for path in paths):
                     return self
             except httpx.TransportError:
                 pass
-            time.sleep(0.3)
+            time.sleep(0.1)
         raise AssertionError(f"not ready:\n{self.log.read_text()}")
 
     def scores(self, texts):
@@ -134,7 +135,7 @@ class Load:
         self._server, self._expected, self._rate = server, expected, rate
         self._stopped = threading.Event()
         self._sender = threading.Thread(target=self._send_all)
-        self.outcomes = []
+        self.outcomes, self.num_answered = [], 0
 
     def __enter__(self):
         self._sender.start()
@@ -148,7 +149,8 @@ class Load:
         with ThreadPoolExecutor(30) as pool:
             sent = []
             while not self._stopped.wait(1 / self._rate):
-                if sum(not one.done() for one in sent) < 30:
+                self.num_answered = sum(one.done() for one in sent)
+                if len(sent) - self.num_answered < 30:
                     sent.append(pool.submit(self._one, len(sent) % len(TEXTS)))
         self.outcomes = [one.result() for one in sent]
 
@@ -164,7 +166,7 @@ def wait_until(condition, timeout_s=90):
     give_up_at = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_at, "not in time"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def test_a_sharded_model_answers_as_the_whole_one(server, expected):
@@ -230,7 +232,7 @@ def test_a_placement_that_does_not_fit_is_refused(server, body, message):
 
 def test_a_killed_shard_costs_no_answer_and_comes_back(server, expected):
     with Load(server, expected, 25) as load:
-        time.sleep(1)
+        wait_until(lambda: load.num_answered > 20)
         os.kill(server.workers()[0], signal.SIGKILL)
         wait_until(lambda: server.metric("fewshard_group_reforms_total") >= 1)
         wait_until(lambda: server.metric("fewshard_group_size") == SHARDS)

@@ -38,10 +38,12 @@ def wait_until_ready(url: str, process: subprocess.Popen, log: Path) -> None:
     while time.monotonic() < give_up_at:
         assert process.poll() is None, f"the server ended:\n{log.read_text()}"
         try:
-            if httpx.get(f"{url}/v2/health/ready").status_code == 200:
+            paths = ["/v2/health/ready", "/v2/models/sst2-moe/ready"]  # the gateway's, and the host's own
+            if all(httpx.get(url + path).status_code == 200 for path in paths):
                 return
         except httpx.TransportError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.1)
     raise AssertionError(f"not ready after {START_TIMEOUT_S} s:\n{log.read_text()}")
 
 

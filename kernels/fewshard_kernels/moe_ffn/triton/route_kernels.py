@@ -1,6 +1,6 @@
 """Triton kernels that decide which expert takes which row, and where that row stands among its expert's.
 
-`routed.py` launches them. Ranks come from counts, never from what an atomic returned: that would depend on
+`route.py` launches them. Ranks come from counts, never from what an atomic returned: that would depend on
 the order in which blocks happen to run, and so would the rows' order. Here block b of tokens writes how many
 rows it has for each expert; the row of a pair is then (rows of smaller experts) + (rows that earlier blocks
 have for its expert) + (its rank within its block), the same on every run, and equal to a stable sort.
@@ -15,66 +15,18 @@ for each size of blocks, and nothing more while it serves.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def router_logits(
-    x_ptr,
-    router_ptr,
-    token,
-    T,
-    stride_x,
-    stride_router,
-    H: tl.constexpr,
-    E: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """x router^T in fp32, [BLOCK_T, BLOCK_E]; -inf in the columns beyond E."""
-    e = tl.arange(0, BLOCK_E)
-    # Rows beyond the last token or expert read that last one again: no mask in the loop, and no harm.
-    x_rows = x_ptr + tl.minimum(token, T - 1).to(tl.int64)[:, None] * stride_x
-    router_rows = router_ptr + tl.minimum(e, E - 1)[None, :] * stride_router
-    logits = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.float32)
-    for start in range(0, H, BLOCK_H):
-        h = start + tl.arange(0, BLOCK_H)
-        x = tl.load(x_rows + h[None, :], mask=(h < H)[None, :], other=0.0).to(tl.float32)
-        router = tl.load(router_rows + h[:, None], mask=(h < H)[:, None], other=0.0).to(tl.float32)
-        logits = tl.dot(x, router, logits, input_precision=PRECISION)
-    return tl.where((e < E)[None, :], logits, float("-inf"))
-
-
-@triton.jit
-def largest(logits, E: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The experts with the TOP_K largest logits of each row, [BLOCK_T, BLOCK_K]; on a tie the first one."""
-    e = tl.arange(0, logits.shape[1])[None, :]
-    choice = tl.arange(0, BLOCK_K)[None, :]
-    # A NaN counts as the largest, as in torch.topk: its token must come out as NaN, from a real expert.
-    logits = tl.where(logits == logits, logits, float("inf"))
-    free = tl.broadcast_to(e < E, logits.shape)
-    experts = tl.full([BLOCK_T, BLOCK_K], -1, dtype=tl.int32)
-    for j in range(TOP_K):
-        best = tl.max(tl.where(free, logits, float("-inf")), 1)[:, None]
-        expert = tl.min(tl.where(free & (logits == best), e, E), 1)[:, None]
-        experts = tl.where(choice == j, expert, experts)
-        free = free & (e != expert)
-    return experts
-
-
-@triton.jit
-def log_softmax(scores):
-    """Log-softmax over the columns, and its log-partition [rows, 1]; columns of -inf do not count."""
-    top = tl.max(scores, 1)[:, None]
-    # tl.max may drop a NaN, but the sum keeps it: a row with one comes out all NaN, as in torch.
-    log_z = top + tl.log(tl.sum(tl.exp(scores - top), 1)[:, None])
-    return scores - log_z, log_z
-
-
-@triton.jit
-def column(matrix, j):
-    """Column j of an integer matrix, as [rows, 1]."""
-    return tl.sum(tl.where(tl.arange(0, matrix.shape[1])[None, :] == j, matrix, 0), 1)[:, None]
+from fewshard_kernels.moe_ffn.triton.choice_functions import (
+    column,
+    count_and_rank,
+    largest,
+    leave_absent_out,
+    read_choices,
+    router_logits,
+    score_log_probabilities,
+    sum_distribution,
+    sum_weights,
+    weigh_choices,
+)
 
 
 @triton.jit
@@ -162,78 +114,37 @@ def route_kernel(
     token = block * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.arange(0, BLOCK_E)
     choice = tl.arange(0, BLOCK_K)[None, :]
-    kept = (token[:, None] < T) & (choice < TOP_K)
-    alive = (token[:, None] < T) & (e < E)[None, :]
+    inside = token[:, None] < T
+    kept = inside & (choice < TOP_K)
+    alive = inside & (e < E)[None, :]
 
     if router_ptr is None:
-        long_token = token.to(tl.int64)[:, None]
-        weights = tl.load(
-            given_weights_ptr + long_token * stride_given_weights + choice, mask=kept, other=0.0
+        weights, experts = read_choices(
+            given_weights_ptr,
+            given_experts_ptr,
+            token,
+            kept,
+            choice,
+            stride_given_weights,
+            stride_given_experts,
+            E,
         )
-        weights = weights.to(tl.float32)
-        given = tl.load(given_experts_ptr + long_token * stride_given_experts + choice, mask=kept, other=-1)
-        experts = tl.where((given >= 0) & (given < E), given, -1).to(tl.int32)
+        p_sum = sum_weights(weights, experts, alive, TOP_K)
+        entropy = float("nan")
+        squared = float("nan")
     else:
         logits = router_logits(
             x_ptr, router_ptr, token, T, stride_x, stride_router, H, E, BLOCK_T, BLOCK_E, BLOCK_H, PRECISION
         )
-        scores = logits
-        if SCORING == "sigmoid":
-            # log(sigmoid(z)) without overflow; -inf stays -inf, so columns beyond E stay out.
-            scores = tl.minimum(logits, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(logits)))
-        log_p, log_z = log_softmax(scores)
+        scores, log_p, log_z = score_log_probabilities(logits, SCORING)
         experts = largest(logits, E, TOP_K, BLOCK_T, BLOCK_K)
-        source = log_p
-        if SCORING == "sigmoid" or NORMALIZE or SCORING == "topk_softmax":
-            source = scores
-        chosen = tl.full([BLOCK_T, BLOCK_K], float("-inf"), dtype=tl.float32)
-        for j in range(TOP_K):
-            mine = e[None, :] == column(experts, j)
-            chosen = tl.where(choice == j, tl.sum(tl.where(mine, source, 0.0), 1)[:, None], chosen)
-        if NORMALIZE or SCORING == "topk_softmax":
-            # softmax(log s) = s / sum(s): one formula for both scorings, and no division by a sum of zeros.
-            chosen, _ = log_softmax(chosen)
-        weights = tl.exp(chosen)
+        weights = weigh_choices(scores, log_p, experts, TOP_K, SCORING, NORMALIZE)
+        p_sum, entropy, squared = sum_distribution(log_p, log_z, alive, inside)
 
-        p = tl.exp(log_p)
-        if SCORING == "sigmoid":
-            _, log_z = log_softmax(logits)
-        squared = log_z * log_z
-        # A token with a NaN counts in the rows alone, and 0 * log 0 is 0: both are NaN here.
-        p_sum = tl.sum(tl.where(alive & (p == p), p, 0.0), 0)
-        entropies = p * log_p
-        entropy = -tl.sum(tl.where(alive & (entropies == entropies), entropies, 0.0))
-        squared = tl.sum(tl.where((token[:, None] < T) & (squared == squared), squared, 0.0))
-
-    # Ranks, in the order of the pairs t * TOP_K + j; a given routing may name an expert twice for a token.
-    counts = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.int32)
-    for j in range(TOP_K):
-        counts += ((e[None, :] == column(experts, j)) & alive).to(tl.int32)
-    earlier = tl.cumsum(counts, 0) - counts
-    ranks = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.int32)
-    for j in range(TOP_K):
-        mine = e[None, :] == column(experts, j)
-        ranks = tl.where(choice == j, tl.sum(tl.where(mine, earlier, 0), 1)[:, None], ranks)
-        earlier += mine.to(tl.int32)
-    counts = tl.sum(counts, 0)
-
-    if router_ptr is None:
-        p_sum = tl.zeros([BLOCK_E], dtype=tl.float32)
-        for j in range(TOP_K):
-            weight = tl.sum(tl.where(choice == j, weights, 0.0), 1)[:, None]
-            mine = (e[None, :] == column(experts, j)) & alive & (weight == weight)
-            p_sum += tl.sum(tl.where(mine, weight, 0.0), 0)
-        entropy = float("nan")
-        squared = float("nan")
-
+    counts, ranks = count_and_rank(experts, alive, TOP_K)
     rows_here = counts
     if mask_ptr is not None:
-        on_shard = tl.load(mask_ptr + e, mask=e < E, other=0).to(tl.int32)
-        rows_here = counts * on_shard
-        for j in range(TOP_K):
-            mine = e[None, :] == column(experts, j)
-            away = tl.sum(tl.where(mine, on_shard[None, :], 0), 1)[:, None] == 0
-            experts = tl.where((choice == j) & away, -1, experts)
+        rows_here, experts = leave_absent_out(mask_ptr, counts, experts, E, TOP_K)
 
     pair = token[:, None] * TOP_K + choice
     tl.store(weights_ptr + pair, weights, mask=kept)

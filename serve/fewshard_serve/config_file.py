@@ -1,0 +1,128 @@
+"""Reads `fewshard.yaml`, makes one of the bundled checkpoints, and applies the options of commands."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fewshard_core.yaml_reader import Location, YamlFile, read_yaml
+from fewshard_serve.auth import read_tokens
+from fewshard_serve.config import AuthConfig, FewshardConfig, ModelConfig, ServerConfig
+from fewshard_serve.errors import ConfigError
+from fewshard_serve.group.settings import PLACEMENTS, ExpertsSettings
+
+
+def zoo_dir() -> Path:
+    """The folder of the bundled checkpoints, found without importing torch, as the package would."""
+    spec = find_spec("fewshard_models")
+    assert spec is not None, "fewshard_models is part of this distribution"
+    assert spec.submodule_search_locations is not None, "fewshard_models is a package"
+    return Path(next(iter(spec.submodule_search_locations))) / "zoo"
+
+
+def zoo_names() -> list[str]:
+    """The bundled checkpoints' names, sorted."""
+    return sorted(config.parent.name for config in zoo_dir().glob("*/config.json"))
+
+
+def bundled_config() -> FewshardConfig:
+    """Every bundled model with the default settings; raises `ConfigError` where there is none."""
+    names = zoo_names()
+    if not names:
+        raise ConfigError(
+            f"this installation bundles no models ({zoo_dir()} is empty); "
+            "name your own in a fewshard.yaml and run `fewshard serve fewshard.yaml`"
+        )
+    return FewshardConfig(models=tuple(ModelConfig(name=name, path=f"zoo:{name}") for name in names))
+
+
+def load_config(path: str | Path) -> FewshardConfig:
+    """Read `fewshard.yaml`. A relative directory in `path:` is taken from the file's own folder.
+
+    Raises `ConfigError` with the file, the line where it is known, what is wrong and what to do.
+    """
+    file = read_yaml(Path(path), ConfigError)
+    return _resolve(file.parse(FewshardConfig), file)
+
+
+def _resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
+    models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
+    return config.model_copy(update={"models": models, "auth": _resolve_auth(config.auth, file)})
+
+
+def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:
+    """With the path in full, of a file that was read once: a server that lets nobody in is of no use."""
+    if auth is None:
+        return None
+    path = (file.path.parent / Path(auth.tokens_file).expanduser()).resolve()
+    read_tokens(path)
+    return AuthConfig(tokens_file=str(path))
+
+
+def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelConfig:
+    scheme, colon, name = model.path.partition(":")
+    if scheme == "zoo" and name not in zoo_names():
+        there = ", ".join(zoo_names()) or "none"
+        raise ConfigError(file.message((*at, "path"), f"no bundled model {name!r}; the zoo holds: {there}"))
+    model = model.model_copy(update={"experts": _resolve_experts(model.experts, file)})
+    if colon:
+        return model
+    return model.model_copy(update={"path": _beside(file, model.path)})
+
+
+def _resolve_experts(experts: ExpertsSettings | None, file: YamlFile) -> ExpertsSettings | None:
+    if experts is None or experts.placement in PLACEMENTS:
+        return experts
+    return replace(experts, placement=_beside(file, experts.placement))
+
+
+def _beside(file: YamlFile, path: str) -> str:
+    """A relative path is taken from the file's own folder."""
+    return str((file.path.parent / Path(path).expanduser()).resolve())
+
+
+def only(config: FewshardConfig, names: list[str]) -> FewshardConfig:
+    """The same with these models alone, in this order, and the cascades that are made of them.
+
+    A cascade's name stands for its stages. Raises `ConfigError` for an unknown name.
+    """
+    by_name = {model.name: model for model in config.models}
+    stages = {cascade.name: cascade.stages for cascade in config.cascades}
+    wanted: list[str] = []
+    for name in names:
+        if name not in by_name and name not in stages:
+            there = ", ".join([*by_name, *stages])
+            raise ConfigError(f"no model named {name!r} in the configuration; there are: {there}")
+        wanted += stages.get(name, (name,))
+    if not names:
+        raise ConfigError(f"no model is named; there are: {', '.join(by_name)}")
+    cascades = tuple(each for each in config.cascades if set(each.stages) <= set(wanted))
+    models = tuple(_shadowed_by(by_name[name], wanted) for name in dict.fromkeys(wanted))
+    return config.model_copy(update={"models": models, "cascades": cascades})
+
+
+def with_server(
+    config: FewshardConfig, host: str | None = None, port: int | None = None, grpc_port: int | None = None
+) -> FewshardConfig:
+    """The same with another address; None keeps what is configured. Raises `ConfigError`."""
+    asked = {"host": host, "port": port, "grpc_port": grpc_port}
+    given = {key: value for key, value in asked.items() if value is not None}
+    try:
+        server = ServerConfig(**{**config.server.model_dump(), **given})
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(f"{_option(e['loc'])}{e['msg'].lower()}" for e in error.errors())
+        ) from None
+    return config.model_copy(update={"server": server})
+
+
+def _shadowed_by(model: ModelConfig, names: list[str]) -> ModelConfig:
+    """Without its shadow where that is not among the names."""
+    if model.shadow is None or model.shadow.model in names:
+        return model
+    return model.model_copy(update={"shadow": None})
+
+
+def _option(at: Location) -> str:
+    return f"--{str(at[0]).replace('_', '-')}: " if at else ""
