@@ -15,6 +15,7 @@ from fewshard_models.counting import count_macs, macs_input
 from fewshard_models.errors import CheckpointError
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.process import ModelProcess
+from fewshard_serve.core import PredictionRequest
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.host import HostApp
@@ -60,7 +61,7 @@ def test_it_is_served_over_http(toy, directory):
             about = await client.get("/v2/models/toy/config")
         unusable = [TextInput("e"), EncodedImage(b"")]
         with pytest.raises(UnusableItem, match="item 1: letters only"):
-            await replica.models["toy"].classify(unusable, truncate=True, timeout_s=None)
+            await replica.models["toy"].classify(PredictionRequest(unusable))
         await replica.finish_drain(5)
         return answer, about
 
