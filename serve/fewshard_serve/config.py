@@ -47,6 +47,12 @@ class _WithSettings(Section):
             section._given = {key: frozenset(part) for key, part in parts.items()}
         return section
 
+    def __eq__(self, other: object) -> bool:
+        """Equal values are equal configurations, whether they were given or are defaults."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    __hash__ = Section.__hash__
+
     @model_serializer(mode="wrap")
     def _leave_out_unset(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
