@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_core.activation import activate
-from fewshard_core.values import Input, ModelInfo, ProblemType
-from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
+from fewshard_core.values import ModelInfo, ProblemType
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
 from fewshard_serve.protocol.stats import ModelStatistics
 from fewshard_serve.protocol.tasks import TASKS
@@ -26,9 +26,7 @@ STARTING = "its stages are not loaded yet"
 class AskModel(Protocol):
     """Ask a model by name, wherever it runs."""
 
-    async def __call__(
-        self, model: str, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller
-    ) -> Classified: ...
+    async def __call__(self, model: str, request: PredictionRequest, /) -> Classified: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +84,18 @@ class Cascade:
     def check_room(self, caller: Caller) -> None:
         """Each stage admits for itself."""
 
-    async def classify(
-        self,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified:
+    async def classify(self, request: PredictionRequest) -> Classified:
         """Raises as its stages do: a request of which one item cannot be answered is not answered."""
         if not self.ready:
             raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
-        run = _Run(self._infos, len(inputs))
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        run = _Run(self._infos, len(request.inputs))
+        deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
         for info, accept_above in zip(self._infos, self._accept_above, strict=True):
-            left = run.left
-            if len(left) == 0:
+            if len(run.left) == 0:
                 break
-            answer = await self._ask(
-                info.name,
-                [inputs[index] for index in left.tolist()],
-                truncate=truncate,
-                timeout_s=_left_s(deadline),
-                caller=caller,
-            )
-            run.take(info, answer, accept_above)
+            left = [request.inputs[index] for index in run.left.tolist()]
+            part = replace(request, inputs=left, timeout_s=_left_s(deadline))
+            run.take(info, await self._ask(info.name, part), accept_above)
         self._observe(run.classified(), run.spent())
         return run.classified()
 

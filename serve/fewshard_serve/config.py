@@ -31,23 +31,6 @@ from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.settings import NonNegative, Positive, PositiveInt, Share
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-PATH_WORDS = frozenset(
-    {
-        "versions",
-        "ready",
-        "infer",
-        "classify",
-        "predict",
-        "stats",
-        "config",
-        "experts",
-        "explain",
-        "placement",
-        "metrics",
-        "index",
-    }
-)
-"""Words that follow or could stand for a model's name in a URL; no model may be called so."""
 
 
 class _WithSettings(Section):
@@ -79,7 +62,9 @@ class _WithSettings(Section):
 def _usable_in_urls(name: str) -> str:
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"{name!r} must begin with a letter or digit and hold only these, '.', '_' and '-'")
-    if name.lower() in PATH_WORDS:
+    from fewshard_serve.http.routes import reserved_names  # its handlers; not needed by whoever reads no file
+
+    if name.lower() in reserved_names():
         raise ValueError(f"{name!r} is part of the server's URLs and cannot name a model; choose another")
     return name
 

@@ -3,12 +3,13 @@
 The leaf of this package: it imports nothing of the server's, and everything else imports it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_core.values import TokenRouting
+from fewshard_core.values import Input, TokenRouting
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,22 @@ class Caller:
 
 
 ANYBODY = Caller()
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRequest:
+    """What every way to ask for a prediction becomes; it travels between processes.
+
+    inputs: the items, in the caller's order; at least one.
+    truncate: cut texts that are too long for the model; otherwise they are an error.
+    timeout_s: seconds from now; it can only shorten the model's own deadline. None for that deadline alone.
+    caller: who asks, for fairness and priority.
+    """
+
+    inputs: Sequence[Input]
+    truncate: bool = True
+    timeout_s: float | None = None
+    caller: Caller = ANYBODY
 
 
 @dataclass(frozen=True, slots=True)

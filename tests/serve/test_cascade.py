@@ -7,7 +7,7 @@ import pytest
 
 from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.cascade import Cascade, Spent, confidence
-from fewshard_serve.core import Caller, Classified, Timings
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady, Overloaded
 
 CALLER = Caller("me")
@@ -27,8 +27,10 @@ class Stages:
         self.asked = []
         self.answers = {}
 
-    async def ask(self, model, inputs, *, truncate, timeout_s, caller):
-        self.asked.append((model, [one.text for one in inputs], truncate, timeout_s, caller))
+    async def ask(self, model, request):
+        inputs = request.inputs
+        texts = [one.text for one in inputs]
+        self.asked.append((model, texts, request.truncate, request.timeout_s, request.caller))
         if model in self.answers:
             raise self.answers[model]
         logits = [[dict(part.split("=") for part in one.text.split())[model], 0.0] for one in inputs]
@@ -46,8 +48,8 @@ class Made:
         self.cascade.set_stages(infos)
 
     def classify(self, *texts, **options):
-        options = {"truncate": True, "timeout_s": None, "caller": CALLER, **options}
-        return asyncio.run(self.cascade.classify([TextInput(text) for text in texts], **options))
+        request = PredictionRequest([TextInput(text) for text in texts], caller=CALLER, **options)
+        return asyncio.run(self.cascade.classify(request))
 
 
 SURE, UNSURE = "cheap=5 dear=-1", "cheap=1 dear=-3"

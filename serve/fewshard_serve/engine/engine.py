@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fewshard_core.values import Input, Item
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Timings
+from fewshard_core.values import Item
+from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
@@ -59,30 +59,23 @@ class Engine:
         self._is_draining = self._is_stuck = False
         self._runner.start()
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool = True,
-        timeout_s: float | None = None,
-        caller: Caller = ANYBODY,
-    ) -> Classified:
-        """Logits of the inputs, in their order; a cancelled caller's items leave the queue.
+    async def classify(self, model: str, request: PredictionRequest) -> Classified:
+        """Logits of the request's inputs, in their order; a cancelled caller's items leave the queue.
 
-        `timeout_s` can only shorten the model's deadline. Raises `UnknownModel`, `NotReady`, `TooLarge`,
+        Raises `UnknownModel`, `NotReady`, `MalformedRequest` where there are no inputs, `TooLarge`,
         `Overloaded`, `UnusableItem`, `DeadlineExceeded` or `InternalError`.
         """
         served = self._accepting(model)
-        if not inputs:
+        if not request.inputs:
             raise MalformedRequest("the request holds no inputs; send at least one")
+        timeout_s = request.timeout_s
         allowed_s = served.deadline_s if timeout_s is None else min(timeout_s, served.deadline_s)
         deadline_at = time.monotonic() + allowed_s
-        num_tokens = served.lane.model.estimate_tokens(inputs)
-        with served.admission.admit(len(inputs), num_tokens, caller) as ticket:
+        num_tokens = served.lane.model.estimate_tokens(request.inputs)
+        with served.admission.admit(len(request.inputs), num_tokens, request.caller) as ticket:
             try:
                 async with _until(deadline_at):
-                    return await self._classify_admitted(served, inputs, truncate, deadline_at, ticket)
+                    return await self._classify_admitted(served, request, deadline_at, ticket)
             except DeadlineExceeded:
                 ticket.note_wait(time.monotonic() - ticket.admitted_at)
                 raise
@@ -133,10 +126,12 @@ class Engine:
             raise UnknownModel(model, sorted(self.served)) from None
 
     async def _classify_admitted(
-        self, served: ModelHandle, inputs: Sequence[Input], truncate: bool, deadline_at: float, ticket: Ticket
+        self, served: ModelHandle, request: PredictionRequest, deadline_at: float, ticket: Ticket
     ) -> Classified:
         started_at = time.monotonic()
-        items = await self._preparer.prepare(served.lane.model, inputs, truncate, ticket.caller)
+        items = await self._preparer.prepare(
+            served.lane.model, request.inputs, request.truncate, ticket.caller
+        )
         prepared_at = time.monotonic()
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
         ticket.note_wait(prepared_at - started_at + answer.queue_s)

@@ -1,41 +1,65 @@
-"""The part both ASGI applications share: the protocol's messages, errors, compression, counting.
+"""The part both ASGI applications share: the protocol's messages, routing, errors, compression, counting.
 
-ASGI 3.0: one callable of scope, receive and send. A subclass only says how to respond to a request.
+ASGI 3.0: one callable of scope, receive and send.
 """
 
-import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from fewshard_serve.errors import CallerGone, MethodNotAllowed, ServeError
+from fewshard_serve.errors import CallerGone, ServeError
 from fewshard_serve.http.encoding import choose_coding, pack
-from fewshard_serve.http.middleware import REQUEST_ID_HEADER, AccessMiddleware, protocol_of
+from fewshard_serve.http.middleware import REQUEST_ID_HEADER, AccessMiddleware
 from fewshard_serve.http.request import Receive, Request, Scope, Send, off_loop
-from fewshard_serve.http.responses import Response, error_in_words_of, unforeseen
-from fewshard_serve.http.service import RequestHook, RequestProtocol
-
-ResultT = TypeVar("ResultT")
-HandlerT = TypeVar("HandlerT")
+from fewshard_serve.http.responses import Response, unforeseen
+from fewshard_serve.http.routes import ROUTES
+from fewshard_serve.http.routing import Route, Router
+from fewshard_serve.http.service import GatewayContext, HostContext, RequestHook, ignore_request
+from fewshard_serve.protocol.limits import Limits
 
 _logger = logging.getLogger("fewshard.http")
 
 
-class App(ABC):
+ServiceT = TypeVar("ServiceT")
+
+
+class App(ABC, Generic[ServiceT]):
     """An ASGI application that answers every request with one complete response.
 
-    `on_request` is called once for each prediction that is asked for.
+    service: what stands behind it.
+    doors: who may enter; without them everybody.
+    on_request: called once for each prediction that is asked for.
+    routes: the endpoints of the whole server; the application serves its part of them.
     """
 
-    def __init__(self, doors: AccessMiddleware | None, on_request: RequestHook) -> None:
+    def __init__(
+        self,
+        service: ServiceT,
+        *,
+        limits: Limits = Limits(),  # noqa: B008  it is frozen
+        doors: AccessMiddleware | None = None,
+        on_request: RequestHook = ignore_request,
+        routes: Sequence[Route] = ROUTES,
+    ) -> None:
+        self._service = service
         self._doors = doors or AccessMiddleware()
         self._on_request = on_request
+        self._router = Router(filter(self.serves, routes), self.missing)
+        self._context = self.context(limits, routes)
 
     @abstractmethod
-    async def respond(self, request: Request) -> Response:
-        """The answer to a request, or any `ServeError`."""
+    def context(self, limits: Limits, routes: Sequence[Route]) -> HostContext | GatewayContext:
+        """What the handlers of its routes are given."""
+
+    @abstractmethod
+    async def missing(self, _: Any, request: Request) -> Response:
+        """The handler of paths that no route has; raises `NotFound`."""
+
+    def serves(self, route: Route) -> bool:
+        """Whether a route is its own."""
+        return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -50,79 +74,37 @@ class App(ABC):
             await send({"type": "websocket.close", "code": 1003, "reason": "only HTTP is spoken here"})
 
     async def _answer(self, request: Request) -> Response:
+        route, request.parameters = self._router.match(request.method, request.path)
         try:
-            return await _packed(request, await self._counted(request))
+            return await _packed(request, await self._counted(request, route))
         except ServeError as error:
-            return error_in_words_of(protocol_of(request), error)
+            return route.encode_error(error)
         except Exception:
             _logger.exception("%s %r failed", request.method, request.path)
-            return error_in_words_of(protocol_of(request), unforeseen())
+            return route.encode_error(unforeseen())
 
-    async def _counted(self, request: Request) -> Response:
-        protocol = protocol_of(request)
-        if protocol is None:
-            return await self._respond_inside(request)
-        return await counted(self._told, protocol, request, self._respond_inside(request))
+    async def _counted(self, request: Request, route: Route) -> Response:
+        """Answer, and tell how a prediction went, whatever happens."""
+        protocol = route.protocol_of(request)
+        outcome = CallerGone.code  # a cancelled handler gets to no other line
+        try:
+            self._doors.enter(request, route.scope_of(request))
+            response = await self._handle(request, route)
+            outcome = "ok"
+            return response
+        except ServeError as error:
+            outcome = error.code
+            raise
+        except Exception:
+            outcome = "internal"
+            raise
+        finally:
+            if protocol is not None:
+                self._doors.trace(request, protocol, outcome)
+                self._on_request(request.model_name, protocol, outcome, request.elapsed_s, request.trace_id)
 
-    def _told(self, request: Request, protocol: RequestProtocol, outcome: str) -> None:
-        self._doors.trace(request, protocol, outcome)
-        self._on_request(request.model_name, protocol, outcome, request.elapsed_s, request.trace_id)
-
-    async def _respond_inside(self, request: Request) -> Response:
-        self._doors.enter(request)
-        return await self.respond(request)
-
-
-def for_method(handlers: Mapping[str, HandlerT], request: Request) -> HandlerT:
-    """The handler of the request's method. Raises `MethodNotAllowed` naming those there are."""
-    handler = handlers.get(request.method)
-    if handler is None:
-        allowed = ", ".join(sorted({*handlers, *(["HEAD"] if "GET" in handlers else [])}))
-        raise MethodNotAllowed(f"{request.path} does not take {request.method}; use {allowed}", allowed)
-    return handler
-
-
-async def counted(
-    tell: Callable[[Request, RequestProtocol, str], None],
-    protocol: RequestProtocol,
-    request: Request,
-    work: Awaitable[Response],
-) -> Response:
-    """Await `work` and tell how it went, whatever happens."""
-    outcome = CallerGone.code  # a cancelled handler gets to no other line
-    try:
-        response = await work
-        outcome = "ok"
-        return response
-    except ServeError as error:
-        outcome = error.code
-        raise
-    except Exception:
-        outcome = "internal"
-        raise
-    finally:
-        tell(request, protocol, outcome)
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Await `work`; cancel it and raise `CallerGone` when the client hangs up. Read the body first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait((task,))
-        raise CallerGone("the client hung up before the model answered")
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def _handle(self, request: Request, route: Route) -> Response:
+        return await route.handler(self._context, request)
 
 
 async def _packed(request: Request, response: Response) -> Response:

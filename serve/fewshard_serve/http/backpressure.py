@@ -4,18 +4,16 @@ HAProxy refuses by itself what would find no room (`rayserve/haproxy`), at a fra
 here. It sets the one header on every request and takes the other off every answer: no client sees them.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from fewshard_serve.http.service import RequestProtocol, Room
+from fewshard_serve.http.responses import retry_after
+from fewshard_serve.http.service import Room
 
 ROOM_HEADER = b"x-fewshard-room"
 """Of an answer: `<requests that may be in flight>/<whole seconds after which to come back>`."""
 REFUSED_HEADER = b"x-fewshard-refused"
-"""Of a request: how many were refused since the last one, one number for each of `PROTOCOLS`."""
-PROTOCOLS: tuple[RequestProtocol, ...] = ("classify", "v2_json", "v2_binary")
-"""Those whose refusals HAProxy can put into words."""
-NONE = b"0/0/0"
+"""Of a request: how many were refused since the last one, one number for each of the protocols that HAProxy
+may refuse (`routes.sheddable_requests`), with a slash between them."""
 
 
 def room_header(room: Room) -> tuple[bytes, bytes]:
@@ -23,14 +21,10 @@ def room_header(room: Room) -> tuple[bytes, bytes]:
     return ROOM_HEADER, b"%d/%d" % (room.limit_items, retry_after(room.retry_after_s()))
 
 
-def refused_before(value: bytes | None) -> Iterator[RequestProtocol]:
+def refused_before(value: bytes | None, protocols: Sequence[str]) -> Iterator[str]:
     """The protocol of each request that HAProxy has refused, from the header's value."""
-    if value in (None, NONE):
+    if value is None:
         return
-    for protocol, count in zip(PROTOCOLS, value.split(b"/"), strict=False):
-        yield from [protocol] * (int(count) if count.isdigit() else 0)
-
-
-def retry_after(seconds: float) -> int:
-    """The value of a Retry-After header: whole seconds, at least one."""
-    return max(1, math.ceil(seconds))
+    for protocol, count in zip(protocols, value.split(b"/"), strict=False):
+        if count != b"0" and count.isdigit():
+            yield from [protocol] * int(count)

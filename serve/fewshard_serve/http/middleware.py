@@ -9,12 +9,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from fewshard_serve.auth import Scope, Tokens
+from fewshard_serve.auth import Scope as TokenScope
+from fewshard_serve.auth import Tokens
 from fewshard_serve.core import Caller
 from fewshard_serve.errors import ConfigError, MalformedRequest
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response
-from fewshard_serve.http.service import RequestProtocol
+from fewshard_serve.http.routing import Scope
 from fewshard_serve.logs import ACCESS, REQUEST, LogSettings
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.settings import NO_OTHER_KEYS, Rules, Share
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 REQUEST_ID_HEADER = b"x-request-id"
 PRIORITY_HEADER = b"x-request-priority"
 REQUEST_ID_PATTERN = "[A-Za-z0-9._:+/=@-]{1,128}"
-
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
-"""Whoever watches the server or wants to know how to ask needs no token; nor does `…/ready` of a model, nor
-the console, which holds no data and asks for a token itself."""
 
 _logger = logging.getLogger("fewshard.http")
 _SANE_ID = re.compile(REQUEST_ID_PATTERN)
@@ -87,20 +84,23 @@ class AccessMiddleware:
         REQUEST.set(ids if parent is None else {**ids, "trace_id": parent.trace_id})
         return request_id
 
-    def enter(self, request: Request) -> None:
-        """Say who asks. Raises as `admit` does."""
-        if not is_open(request.path) and not wants_page(request):
+    def enter(self, request: Request, scope: Scope) -> None:
+        """Say who asks, except where anybody may. Raises as `admit` does."""
+        if scope != "open":
             request.caller = self.admit(
                 request.header(b"authorization"),
                 request.header(PRIORITY_HEADER),
                 self._address(request),
-                needed_scope(request),
+                None if scope == "any" else scope,
             )
 
     def admit(
-        self, authorization: str | None, priority: str | None, address: str, scope: Scope | None
+        self, authorization: str | None, priority: str | None, address: str, scope: TokenScope | None
     ) -> Caller:
-        """Who asks. Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an odd priority."""
+        """Who asks; `scope`: what their token must be good for, None where any token will do.
+
+        Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an odd priority.
+        """
         is_urgent = _is_urgent(priority)
         if self.tokens is None:
             return Caller(address, is_urgent)
@@ -110,7 +110,7 @@ class AccessMiddleware:
                 holder.check(needed)
         return Caller(holder.name, is_urgent)
 
-    def trace(self, request: Request, protocol: RequestProtocol, outcome: str) -> None:
+    def trace(self, request: Request, protocol: str, outcome: str) -> None:
         """Give an answered request its spans, where that is configured and it is one of the share."""
         if self.tracing is None:
             return
@@ -182,41 +182,3 @@ def _is_urgent(priority: str | None) -> bool:
     if priority != "high":
         raise MalformedRequest("X-Request-Priority must be high or normal")
     return True
-
-
-def is_open(path: str) -> bool:
-    """Whether nobody needs a token there."""
-    path = path.rstrip("/")
-    is_readiness = path.startswith("/v2/models/") and path.endswith("/ready")
-    return path in OPEN_PATHS or is_readiness or path.startswith("/console/")
-
-
-def wants_page(request: Request) -> bool:
-    """Whether `/` is asked for by a person, rather than as JSON by a program."""
-    accept = request.header(b"accept") or ""
-    is_program = "application/json" in accept and "text/html" not in accept
-    return request.method == "GET" and request.path in ("", "/") and not is_program
-
-
-def needed_scope(request: Request) -> Scope | None:
-    """What a token must be good for; None where any will do. What writes and is not listed is for admins."""
-    if protocol_of(request) is not None:
-        return "predict"
-    is_reading = request.method in ("GET", "OPTIONS") or request.path.rstrip("/") == "/v2/repository/index"
-    return None if is_reading else "admin"
-
-
-def protocol_of(request: Request) -> RequestProtocol | None:
-    """How a request asks for a prediction; None where it does not."""
-    if request.method != "POST":
-        return None
-    last = request.path.rstrip("/").rpartition("/")[2]
-    if last == "infer":
-        return "v2_binary" if b"inference-header-content-length" in request.headers else "v2_json"
-    if last == "predict":
-        return "tei"
-    if last == "explain":
-        return "explain"
-    if last == "classify":
-        return "vllm" if request.path.rstrip("/") == "/v1/classify" else "classify"
-    return None

@@ -1,11 +1,11 @@
 """One HTTP request as the handlers of both applications see it: a thin view on the ASGI scope.
 
-Reads request bodies within a limit; called by the handlers that take one.
+The rest is what handlers do with one: read its body within a limit, and work until its client hangs up.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
@@ -25,12 +25,15 @@ UNKNOWN_MODEL = "unknown"
 
 
 class Request:
-    """`model_name` stays "unknown" until a handler has found the model; metrics are labelled with it.
+    """One request on its way.
 
-    `id`, `trace_parent`, the client's span, and `caller`, a token's holder or an address, are set at the
-    doors; `trace_id` there at the end.
-    `answer_headers` go with the answer, whatever it is. `is_body_abandoned` is set where the body is refused
-    unread: the connection cannot be used again.
+    parameters: the parts of the path that stand for `{name}` in its route's template.
+    model_name: the label of metrics; "unknown" until a handler has found the model.
+    id, caller: set by the middleware; the caller is a token's holder or an address.
+    trace_parent: the client's span, set by the middleware; None where it sent none.
+    trace_id: set by the middleware after the answer; empty where the request is not traced.
+    answer_headers: go with the answer, whatever it is.
+    is_body_abandoned: the body was refused unread, so the connection cannot be used again.
     """
 
     __slots__ = (
@@ -43,6 +46,7 @@ class Request:
         "is_head",
         "method",
         "model_name",
+        "parameters",
         "path",
         "receive",
         "scope",
@@ -60,6 +64,7 @@ class Request:
         self.method: str = "GET" if self.is_head else scope["method"]
         self.path = full_path(scope)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.parameters: Mapping[str, str] = {}
         self.model_name = UNKNOWN_MODEL
         self.answer_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.is_body_abandoned = False
@@ -168,6 +173,27 @@ async def off_loop(
     if num_bytes < LARGE_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Await `work`; cancel it and raise `CallerGone` when the client hangs up. Read the body first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait((task,))
+        raise CallerGone("the client hung up before the model answered")
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _check_length(request: Request, max_bytes: int) -> None:

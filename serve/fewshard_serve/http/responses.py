@@ -1,8 +1,9 @@
-"""Which HTTP status each error has: the only place that knows it. Called by `responses`.
+"""What goes back to a client: bodies, headers and errors; built by handlers, sent by `asgi`.
 
-What goes back to a client: bodies, headers and errors; built by handlers, sent by `asgi`.
+The HTTP status of each error is known here alone.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,6 @@ from fewshard_serve.errors import (
     ServeError,
     Unauthorized,
 )
-from fewshard_serve.http.backpressure import retry_after
-from fewshard_serve.http.service import RequestProtocol
 from fewshard_serve.protocol import tei, vllm
 
 HTTP_STATUS: dict[type[ServeError], int] = {
@@ -46,7 +45,6 @@ def status_of(error: ServeError) -> int:
 
 
 JSON = b"application/json"
-HTML = b"text/html; charset=utf-8"
 OCTETS = b"application/octet-stream"
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -59,12 +57,6 @@ NOT_READY_RETRY_AFTER_S = 1
 """Another replica may be ready at once, a new one takes seconds."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
-
-# The pages are self-contained: whatever a model's card smuggled in, nothing is fetched and nothing runs.
-_PAGE_HEADERS: Headers = (
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
-    (b"x-content-type-options", b"nosniff"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +74,6 @@ def json_response(value: Any) -> Response:
     return Response(to_json(value, inf_nan_mode="null"))
 
 
-def html_response(page: str) -> Response:
-    """A 200 of one of our pages."""
-    return Response(page.encode(), HTML, headers=_PAGE_HEADERS)
-
-
 def metrics_response(text: bytes, is_open_metrics: bool) -> Response:
     """Metrics in the format that was asked for; OpenMetrics says where it ends."""
     if is_open_metrics:
@@ -100,15 +87,16 @@ def error_response(error: ServeError, **details: Any) -> Response:
     return Response(body, JSON, status_of(error), _error_headers(error))
 
 
-def error_in_words_of(protocol: RequestProtocol | None, error: ServeError) -> Response:
-    """The same, in the shape that the clients of a protocol read."""
-    if protocol == "tei":
-        return error_response(error, error_type=tei.error_type(error))
-    if protocol == "vllm":
-        status = status_of(error)
-        body = vllm.error_body(message_of(error), error.code, status)
-        return Response(body, JSON, status, _error_headers(error))
-    return error_response(error)
+def tei_error_response(error: ServeError) -> Response:
+    """The same with the word that clients of text-embeddings-inference look for."""
+    return error_response(error, error_type=tei.error_type(error))
+
+
+def vllm_error_response(error: ServeError) -> Response:
+    """An error in the shape of vLLM's."""
+    status = status_of(error)
+    body = vllm.error_body(message_of(error), error.code, status)
+    return Response(body, JSON, status, _error_headers(error))
 
 
 def unforeseen() -> InternalError:
@@ -120,6 +108,11 @@ def message_of(error: ServeError) -> str:
     """What a client is told, shortened."""
     message = str(error)
     return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
+
+
+def retry_after(seconds: float) -> int:
+    """The value of a Retry-After header: whole seconds, at least one."""
+    return max(1, math.ceil(seconds))
 
 
 def _error_headers(error: ServeError) -> Headers:

@@ -7,32 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from fewshard_core.values import Input, ModelInfo
-from fewshard_serve.core import ANYBODY, Caller, Classified
-from fewshard_serve.errors import NotReady, UnknownModel
+from fewshard_core.values import ModelInfo
+from fewshard_serve.auth import Tokens
+from fewshard_serve.core import Caller, Classified, PredictionRequest
+from fewshard_serve.errors import MalformedRequest, NotFound, NotReady, UnknownModel
+from fewshard_serve.http.request import Request
+from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
 """What server metadata advertises; the V2 protocol's own words."""
 
-RequestProtocol = Literal["v2_json", "v2_binary", "v2_grpc", "classify", "tei", "vllm", "explain"]
-
 
 class RequestHook(Protocol):
-    """Called once for each `infer` or `classify` request, after its answer is made.
+    """Called once for each request for a prediction, after its answer is made.
 
-    `model` is "unknown" where no such model is served, so that a caller cannot invent label values.
-    `outcome` is "ok" or the error's code. `trace_id` is empty where the request is not traced.
+    model: "unknown" where no such model is served, so that a caller cannot invent label values.
+    protocol: the label of its route, or "v2_grpc".
+    outcome: "ok" or the error's code.
+    trace_id: empty where the request is not traced.
     """
 
     def __call__(
-        self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
+        self, model: str, protocol: str, outcome: str, seconds: float, trace_id: str = "", /
     ) -> None: ...
 
 
-def ignore_request(
-    model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
-) -> None:
+def ignore_request(model: str, protocol: str, outcome: str, seconds: float, trace_id: str = "", /) -> None:
     """The hook of those who count nothing."""
 
 
@@ -74,9 +75,7 @@ class ServedModel(Protocol):
     def check_room(self, caller: Caller) -> None:
         """Raise `Overloaded` where any request of the caller's would be refused; asked before it is read."""
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
+    async def classify(self, request: PredictionRequest) -> Classified:
         """Raises Overloaded, DeadlineExceeded, NotReady or UnusableItem; cancelled when the caller goes."""
 
     def experts(self) -> dict[str, Any] | None:
@@ -125,15 +124,7 @@ class GatewayService(Protocol):
     async def ready(self) -> bool:
         """Whether every model can take requests."""
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified:
+    async def classify(self, model: str, request: PredictionRequest) -> Classified:
         """Ask a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
 
     async def reload_tokens(self) -> int:
@@ -150,12 +141,64 @@ class GatewayService(Protocol):
         cannot be reached one by one."""
 
 
+@dataclass(frozen=True, slots=True)
+class HostContext:
+    """What the handlers of a host's routes work with."""
+
+    service: HostService
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayContext:
+    """What the handlers of the gateway's routes work with.
+
+    tokens: those of this process; None where the server asks for none.
+    openapi: the document, as JSON.
+    """
+
+    service: GatewayService
+    limits: Limits
+    tokens: Tokens | None
+    openapi: bytes
+
+
 def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     """Raises `UnknownModel` naming those there are."""
     found = models.get(name)
     if found is None:
         raise UnknownModel(name, sorted(models))
     return found
+
+
+def find_host_model(host: HostContext, request: Request) -> ServedModel:
+    """The model that the path names. Raises `UnknownModel`, or `NotFound` for another version."""
+    parameters = request.parameters
+    model = find_model(host.service.models(), parameters["model"])
+    request.model_name = model.info.name
+    version = parameters.get("version")
+    if version is not None and version != model.info.version:
+        name = model.info.name
+        raise NotFound(f"{name} has no version {version!r}; it has {model.info.version!r}")
+    return model
+
+
+async def find_gateway_model(gateway: GatewayContext, request: Request, model: str | None) -> ModelInfo:
+    """A model that takes requests; the only one of a server that has but one where `model` is None.
+
+    Raises `MalformedRequest` where there are several, `NotReady` or `UnknownModel`.
+    """
+    index = await gateway.service.model_index()
+    if model is None:
+        model = _only_one(index)
+    info = find_ready(index, model)
+    request.model_name = model
+    return info
+
+
+def not_ready(model: ServedModel) -> NotReady:
+    """The error for a model that takes no requests now."""
+    return NotReady(f"{model.info.name} is not ready: {model.not_ready_reason or 'try again soon'}")
 
 
 def stats_answer(info: ModelInfo, parts: Sequence[ModelStatistics]) -> dict[str, Any]:
@@ -180,3 +223,10 @@ def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
             )
             return NotReady(f"{model} is not ready: {reason}; try again soon")
     return UnknownModel(model, sorted(entry.name for entry in index))
+
+
+def _only_one(index: Sequence[ModelEntry]) -> str:
+    if len(index) == 1:
+        return index[0].name
+    names = ", ".join(sorted(entry.name for entry in index)) or "none"
+    raise MalformedRequest(f"name a model: `model` in the body; there are: {names}")

@@ -1,12 +1,11 @@
 """One replica of a cascade without Ray, in the place where a host has its `Replica`; `host` wraps both."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from fewshard_core.values import Input
 from fewshard_serve.cascade import Cascade, Spent
-from fewshard_serve.core import ANYBODY, Caller, Classified, Diagnosis
+from fewshard_serve.core import Classified, Diagnosis, PredictionRequest
 from fewshard_serve.errors import NotFound, ServeError
 from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model
@@ -60,21 +59,11 @@ class CascadeReplica:
             return [ModelEntry(cascade.info.name, "LOADING", reason="loading")]
         return [ModelEntry(cascade.info.name, "UNAVAILABLE", reason=cascade.not_ready_reason)]
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified | ServeError:
+    async def classify(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         """For the gateway, to whom an error is returned, not raised."""
         self._num_inside += 1
         try:
-            return await answer_or_error(
-                self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-            )
+            return await answer_or_error(self.models, model, request)
         finally:
             self._num_inside -= 1
 

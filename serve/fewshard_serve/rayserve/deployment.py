@@ -1,14 +1,12 @@
 """The Ray Serve deployment of a host: `Replica` in a replica, reached by HTTP, its peers and the gateway."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from ray import serve
 
-from fewshard_core.values import Input
-from fewshard_serve.core import Caller, Classified, Diagnosis
+from fewshard_serve.core import Classified, Diagnosis, PredictionRequest
 from fewshard_serve.errors import ServeError
 from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.host import HostApp
@@ -97,13 +95,9 @@ class Host:
     async def model_states(self) -> list[ModelEntry]:
         return self._hosting.entries()
 
-    async def classify_for_gateway(
-        self, model: str, inputs: Sequence[Input], truncate: bool, timeout_s: float | None, caller: Caller
-    ) -> Classified | ServeError:
+    async def classify_for_gateway(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
-        return await self._hosting.classify(
-            model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+        return await self._hosting.classify(model, request)
 
     async def reload_tokens(self) -> bool:
         """Read the tokens file again; False where it cannot be read and the old tokens stay."""

@@ -26,7 +26,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -37,6 +37,8 @@ from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequ
 from fewshard_serve.http.backpressure import REFUSED_HEADER, ROOM_HEADER
 from fewshard_serve.http.middleware import PRIORITY_HEADER, REQUEST_ID_PATTERN
 from fewshard_serve.http.responses import error_response
+from fewshard_serve.http.routes import ROUTES, SheddableRequest, sheddable_requests
+from fewshard_serve.http.routing import MODEL, Route
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """The variable that tells Ray Serve which HAProxy to start."""
@@ -51,9 +53,6 @@ RETRIES = 2
 BUFFER_BYTES = 256 * 1024
 """The largest request that is repeated. HAProxy copies a whole buffer for each request that it may have to
 repeat: 0.05 ms of CPU time against 16 KiB, and two buffers of memory for each request in flight."""
-PLACING_S = 120
-"""A placement answers after the experts have been loaded."""
-
 NO_ANSWER = NotReady("no replica answers; come back soon")
 OWN_ERRORS: dict[int, ServeError] = {
     400: MalformedRequest("this is not HTTP that can be understood"),
@@ -83,8 +82,7 @@ def edits(folder: Path, waits: Waits) -> str:
 /^ *errorfile /d
 /^backend default_backend/,$ s/return status 404 .*/return status 503 default-errorfiles/
 /^backend http-/a\
-    http-request set-timeout server {PLACING_S}s if {{ path_end /placement }}\
-{_appended(RULES.splitlines())}
+{_appended(rules(ROUTES).splitlines())}
 /^defaults/a\
     timeout http-request {HEADERS_TIMEOUT_S}s\
     option forwardfor\
@@ -174,13 +172,31 @@ def _as_http(error: ServeError) -> bytes:
 _ROOM, _REFUSED, _PRIORITY = (each.decode() for each in (ROOM_HEADER, REFUSED_HEADER, PRIORITY_HEADER))
 _TOO_MUCH = '{"error":"too much is in flight; retry in %[sc_get_gpt(1,0)] s","code":"overloaded"}'
 
-# Each backend has a table, by model (counter 0) and by caller and model (counter 1). Of a model it also holds
-# what a replica told last (gpt), and what was refused and is yet to be told (gpc, by `http.room.PROTOCOLS`).
-RULES = f"""\
-stick-table type string len 256 size 20k expire 1m store conn_cur,gpc(3),gpt(2)
-acl predicts path_end /classify /infer
-acl classifies path_end /classify
-acl is_binary req.hdr(inference-header-content-length) -m found
+
+def rules(routes: Sequence[Route]) -> str:
+    """For the backend of a host, one a line.
+
+    It has a table, by model (counter 0) and by caller and model (counter 1). Of a model the table also holds
+    what a replica told last (gpt), and how much was refused and is yet to be told, by protocol (gpc).
+    """
+    waits = [
+        f"http-request set-timeout server {route.answer_within_s:g}s if {_is_at(route)}"
+        for route in routes
+        if route.answer_within_s is not None
+    ]
+    return "\n".join([*waits, _refusing(list(sheddable_requests(routes)))])
+
+
+def _refusing(requests: Sequence[SheddableRequest]) -> str:
+    ends = " ".join(dict.fromkeys(request.route.path.removeprefix(MODEL) for request in requests))
+    counts = "\n".join(
+        f"http-request sc-inc-gpc({n},0) if is_refused {_is_one(request)}"
+        for n, request in enumerate(requests)
+    )
+    told = "/".join(f"%[sc_clr_gpc({n},0)]" for n in range(len(requests)))
+    return f"""\
+stick-table type string len 256 size 20k expire 1m store conn_cur,gpc({len(requests)}),gpt(2)
+acl predicts path_end {ends}
 acl is_urgent req.hdr({_PRIORITY}) -m str high
 http-request track-sc0 path,field(4,/)
 http-request set-var(txn.others) sc0_conn_cur,sub(1)
@@ -199,16 +215,26 @@ acl holds_much var(txn.excess) -m int ge 0
 http-request set-var(txn.refused) bool(true) if METH_POST predicts may_refuse !is_alone !is_urgent is_full
 http-request set-var(txn.refused) bool(true) if METH_POST predicts may_refuse !is_urgent holds_some holds_much
 acl is_refused var(txn.refused) -m bool
-http-request sc-inc-gpc(0,0) if is_refused classifies
-http-request sc-inc-gpc(1,0) if is_refused !classifies !is_binary
-http-request sc-inc-gpc(2,0) if is_refused !classifies is_binary
+{counts}
 http-request set-header x-request-id %[uuid] if is_refused !{{ req.hdr(x-request-id) -m found }}
 http-request return status 429 content-type application/json hdr retry-after %[sc_get_gpt(1,0)] \
 hdr x-request-id %[req.fhdr(x-request-id)] lf-string '{_TOO_MUCH}' if is_refused
-http-request set-header {_REFUSED} %[sc_clr_gpc(0,0)]/%[sc_clr_gpc(1,0)]/%[sc_clr_gpc(2,0)]
+http-request set-header {_REFUSED} {told}
 acl tells_room res.hdr({_ROOM}) -m found
 http-response sc-set-gpt(0,0) res.fhdr({_ROOM}),field(1,/) if tells_room
 http-response sc-set-gpt(1,0) res.fhdr({_ROOM}),field(2,/) if tells_room
 http-response del-header {_ROOM}
 """
-"""For the backend of a host, one a line."""
+
+
+def _is_at(route: Route) -> str:
+    """With or without a version, the path of a model's route ends so and no other does."""
+    return f"{{ path_end {route.path.removeprefix(MODEL)} }}"
+
+
+def _is_one(request: SheddableRequest) -> str:
+    if request.header is None:
+        return _is_at(request.route)
+    return (
+        f"{_is_at(request.route)} {'' if request.has_header else '!'}{{ req.hdr({request.header}) -m found }}"
+    )

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fewshard_core.values import Input
-from fewshard_serve.core import ANYBODY, Caller, Classified
+from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import NotFound, NotReady, ServeError, UnknownModel
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
@@ -64,20 +63,12 @@ class ModelRouter:
         """Whether some model has neither loaded nor failed."""
         return any(entry.state == "LOADING" for entry in self._entries.values())
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified:
+    async def classify(self, model: str, request: PredictionRequest) -> Classified:
         if self._is_draining:
             raise NotReady("the server is draining; come back soon")
         if model not in self._app_of:
             raise UnknownModel(model, sorted(self._app_of))
-        answer = await self._ask_host(model, list(inputs), truncate, timeout_s, caller)
+        answer = await self._ask_host(model, request)
         if isinstance(answer, ServeError):
             raise answer
         return answer
@@ -127,16 +118,12 @@ class ModelRouter:
         """Refuse new requests from now on."""
         self._is_draining = True
 
-    async def _ask_host(
-        self, model: str, inputs: list[Input], truncate: bool, timeout_s: float | None, caller: Caller
-    ) -> Classified | ServeError:
+    async def _ask_host(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         app = self._app_of[model]
         answer: Classified | ServeError = NotReady(f"no replica of {model} answers; come back soon")
         for _ in range(NUM_TRIES):
             try:
-                answer = await self._calls.one(
-                    app, "classify_for_gateway", model, inputs, truncate, timeout_s, caller
-                )
+                answer = await self._calls.one(app, "classify_for_gateway", model, request)
             except Exception:  # whatever Ray raises here, the replica did not answer
                 logger.exception("a replica of %s did not answer", app)
                 continue

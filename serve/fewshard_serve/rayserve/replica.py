@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fewshard_core.values import Input, ModelInfo
+from fewshard_core.values import ModelInfo
 from fewshard_serve.backends.process import ModelProcess
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified, Diagnosis
+from fewshard_serve.core import BatchStats, Caller, Classified, Diagnosis, PredictionRequest
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import InternalError, NotReady, ServeError, StartError
@@ -21,7 +21,7 @@ from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.model_loader import LoadFailure, load_models
-from fewshard_serve.rayserve.shadow_traffic import CALLER, Shadow, ShadowModel, shadow_elsewhere
+from fewshard_serve.rayserve.shadow_traffic import Shadow, ShadowModel, shadow_elsewhere
 
 DRAINING = "draining; ask again soon"
 
@@ -57,18 +57,14 @@ class HostedModel:
     def check_room(self, caller: Caller) -> None:
         self._engine.check_room(self.info.name, caller)
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
+    async def classify(self, request: PredictionRequest) -> Classified:
         name = self.info.name
-        classified = await self._engine.classify(
-            name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+        classified = await self._engine.classify(name, request)
         self._metrics.observe_timings(name, classified.timings)
-        if not caller.is_probing:
+        if not request.caller.is_probing:
             self._metrics.observe_predictions(name, classified.logits)
             if self.shadow is not None:
-                self.shadow.follow(inputs, truncate, classified)
+                self.shadow.follow(request, classified)
         return classified
 
     def experts(self) -> dict[str, Any] | None:
@@ -94,9 +90,7 @@ class FailedModel:
     def check_room(self, caller: Caller) -> None:
         pass
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
+    async def classify(self, request: PredictionRequest) -> Classified:
         raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
 
     def experts(self) -> dict[str, Any] | None:
@@ -161,19 +155,9 @@ class Replica:
         """One line of the repository index for every model."""
         return [_entry(model) for model in self.models.values()]
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified | ServeError:
+    async def classify(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         """For callers in another process, to whom an error is returned, not raised."""
-        return await answer_or_error(
-            self.models, model, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+        return await answer_or_error(self.models, model, request)
 
     def statistics(self, model: str) -> ModelStatistics:
         """A copy, since the runner's thread goes on counting while the answer is pickled."""
@@ -236,9 +220,8 @@ class Replica:
         async def info() -> ModelInfo | None:
             return self.hosted[name].info if name in self.hosted else None
 
-        async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
-            shadow = self.hosted[name]
-            return await shadow.classify(inputs, truncate=truncate, timeout_s=None, caller=CALLER)
+        async def classify(request: PredictionRequest) -> Classified:
+            return await self.hosted[name].classify(request)
 
         return ShadowModel(info, classify)
 
@@ -276,19 +259,13 @@ def _entry(model: ServedModel) -> ModelEntry:
 
 
 async def answer_or_error(
-    models: Mapping[str, ServedModel],
-    model: str,
-    inputs: Sequence[Input],
-    *,
-    truncate: bool,
-    timeout_s: float | None,
-    caller: Caller,
+    models: Mapping[str, ServedModel], model: str, request: PredictionRequest
 ) -> Classified | ServeError:
     """Ask a model and count the request in its statistics."""
     started_at = time.monotonic()
     try:
         served = find_model(models, model)
-        classified = await served.classify(inputs, truncate=truncate, timeout_s=timeout_s, caller=caller)
+        classified = await served.classify(request)
     except ServeError as error:
         if model in models:
             models[model].stats.add_failure(time.monotonic() - started_at)

@@ -6,16 +6,16 @@ Made by `hosting` for models with a shadow; without Ray.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_core.activation import activate
-from fewshard_core.values import Input, ModelInfo
+from fewshard_core.values import ModelInfo
 from fewshard_serve.config import ShadowConfig
-from fewshard_serve.core import Caller, Classified
+from fewshard_serve.core import Caller, Classified, PredictionRequest
 from fewshard_serve.errors import ServeError
 from fewshard_serve.rayserve.handles import HostCalls
 
@@ -33,7 +33,7 @@ class ShadowModel:
     """How the shadow is reached: what it is, None while nobody knows, and how to ask it."""
 
     info: Callable[[], Awaitable[ModelInfo | None]]
-    classify: Callable[[Sequence[Input], bool], Awaitable[Classified]]
+    classify: Callable[[PredictionRequest], Awaitable[Classified]]
 
 
 Observe = Callable[[str, str, str, int], None]
@@ -53,14 +53,14 @@ class Shadow:
         self._random = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def follow(self, inputs: Sequence[Input], truncate: bool, answer: Classified) -> None:
+    def follow(self, request: PredictionRequest, answer: Classified) -> None:
         """Perhaps ask the shadow the same, later; returns at once."""
         if self._random.random() >= self._settings.share:
             return
         if len(self._tasks) >= MAX_INFLIGHT:
-            self._count("skipped", len(inputs))
+            self._count("skipped", len(request.inputs))
             return
-        task = asyncio.create_task(self._compare(inputs, truncate, answer))
+        task = asyncio.create_task(self._compare(request, answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -71,23 +71,24 @@ class Shadow:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _compare(self, inputs: Sequence[Input], truncate: bool, answer: Classified) -> None:
+    async def _compare(self, request: PredictionRequest, answer: Classified) -> None:
+        num_items = len(request.inputs)
         try:
             info = await self._shadow.info()
             if info is None or not is_comparable(self._info, info):
-                self._count("skipped", len(inputs))
+                self._count("skipped", num_items)
                 return
-            other = await self._shadow.classify(inputs, truncate)
+            other = await self._shadow.classify(replace(request, timeout_s=None, caller=CALLER))
             num_agreeing = int(agreeing(self._info, answer, info, other).sum())
         except ServeError as error:
             logger.debug("the shadow %s did not answer: %s", self._settings.model, error)
-            self._count("failed", len(inputs))
+            self._count("failed", num_items)
         except Exception:  # whatever the way to another host raises
             logger.exception("the shadow %s failed", self._settings.model)
-            self._count("failed", len(inputs))
+            self._count("failed", num_items)
         else:
             self._count("agree", num_agreeing)
-            self._count("disagree", len(inputs) - num_agreeing)
+            self._count("disagree", num_items - num_agreeing)
 
     def _count(self, outcome: str, num_items: int) -> None:
         self._observe(self._info.name, self._settings.model, outcome, num_items)
@@ -100,9 +101,8 @@ def shadow_elsewhere(name: str, app: str, calls: HostCalls) -> ShadowModel:
         answers = await calls.all(app, "model_states", timeout_s=STATES_TIMEOUT_S)
         return next((entry.info for some in answers for entry in some if entry.name == name), None)
 
-    async def classify(inputs: Sequence[Input], truncate: bool) -> Classified:
-        call = (name, list(inputs), truncate, None, CALLER)
-        answer = await calls.one(app, "classify_for_gateway", *call)
+    async def classify(request: PredictionRequest) -> Classified:
+        answer = await calls.one(app, "classify_for_gateway", name, request)
         if isinstance(answer, ServeError):
             raise answer
         assert isinstance(answer, Classified)

@@ -11,15 +11,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import numpy as np
 from grpc import StatusCode
 
 from fewshard_core.values import ModelInfo
 from fewshard_serve import __version__, errors
-from fewshard_serve.core import Caller
+from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.errors import (
     CallerGone,
-    InternalError,
     NotFound,
     NotReady,
     Overloaded,
@@ -27,9 +25,9 @@ from fewshard_serve.errors import (
     StartError,
 )
 from fewshard_serve.http.middleware import AccessMiddleware
+from fewshard_serve.http.prediction_handlers import check_finite, infer_inputs
 from fewshard_serve.http.responses import message_of, unforeseen
 from fewshard_serve.http.service import EXTENSIONS, GatewayService, RequestHook, find_ready, ignore_request
-from fewshard_serve.protocol import model_tensors
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
@@ -198,14 +196,11 @@ class InferenceService:
     async def _infer(self, call: Call) -> Any:
         info = await self._find(call, call.message.model_name, call.message.model_version)
         request = convert.to_request(call.message)
-        model_tensors.check_outputs(request)
-        inputs = model_tensors.to_inputs(request, info, self._limits)
+        inputs = infer_inputs(request, info, self._limits)
         timeout_s = call.timeout_s(request.timeout_s)
-        answer = await self._service.classify(
-            info.name, inputs, truncate=request.truncate, timeout_s=timeout_s, caller=call.caller
-        )
-        if not np.isfinite(answer.logits).all():
-            raise InternalError("the model answered with NaN or infinity; its weights or a kernel are broken")
+        asked = PredictionRequest(inputs, request.truncate, timeout_s, call.caller)
+        answer = await self._service.classify(info.name, asked)
+        check_finite(answer)
         return convert.to_response(request, info, answer)
 
     async def _find(self, call: Call, name: str, version: str) -> ModelInfo:

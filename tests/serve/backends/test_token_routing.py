@@ -8,6 +8,7 @@ import pytest
 
 from fewshard_core.values import TextInput
 from fewshard_serve.backends.load import load_model
+from fewshard_serve.core import PredictionRequest
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.classify import (
@@ -31,7 +32,7 @@ def classify(model, body):
     async def ask():
         engine = Engine([model], {}, lambda batch: None)
         inputs = to_inputs(request, model.info, Limits())
-        answer = await engine.classify(model.info.name, inputs)
+        answer = await engine.classify(model.info.name, PredictionRequest(inputs))
         await engine.drain(5)
         return answer
 

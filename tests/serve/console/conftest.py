@@ -18,7 +18,7 @@ import uvicorn
 
 from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.core import ANYBODY, GroupState
+from fewshard_serve.core import GroupState, PredictionRequest
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.gateway import GatewayApp
@@ -86,8 +86,8 @@ class Gateway:
     async def ready(self) -> bool:
         return True
 
-    async def classify(self, model: str, inputs: Any, **how: Any) -> Any:
-        answer = await self._hosting.classify(model, inputs, **{"caller": ANYBODY, **how})
+    async def classify(self, model: str, request: PredictionRequest) -> Any:
+        answer = await self._hosting.classify(model, request)
         if isinstance(answer, ServeError):
             raise answer
         return answer

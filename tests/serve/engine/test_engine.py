@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fewshard_core.values import TextInput
-from fewshard_serve.core import Caller
+from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.engine import AdmissionSettings, BatchingSettings, Engine, EngineSettings
 from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import (
@@ -54,7 +54,7 @@ class Opened:
         assert await self.engine.drain(5.0)
 
     def classify(self, *texts, model="fake", **kwargs):
-        return self.engine.classify(model, [TextInput(text) for text in texts], **kwargs)
+        return self.engine.classify(model, PredictionRequest([TextInput(text) for text in texts], **kwargs))
 
 
 async def until(condition, within_s=5.0):

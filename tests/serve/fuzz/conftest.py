@@ -80,8 +80,8 @@ class Served:
     def check_room(self, caller):
         self._engine.check_room(self.info.name, caller)
 
-    async def classify(self, inputs, **options):
-        return await self._engine.classify(self.info.name, inputs, **options)
+    async def classify(self, request):
+        return await self._engine.classify(self.info.name, request)
 
     def experts(self):
         return None
@@ -97,8 +97,8 @@ class OneGateway:
     async def ready(self):
         return True
 
-    async def classify(self, model, inputs, **options):
-        return await self._models[model].classify(inputs, **options)
+    async def classify(self, model, request):
+        return await self._models[model].classify(request)
 
     async def reload_tokens(self):
         return 0

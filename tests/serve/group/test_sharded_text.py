@@ -11,6 +11,7 @@ from fewshard_core.values import TextInput
 from fewshard_models.checkpoint import ZOO
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import load_sharded_model
+from fewshard_serve.core import PredictionRequest
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import MalformedRequest, NotFound, NotReady
@@ -163,7 +164,7 @@ def classified(model):
     async def ask():
         engine = Engine([model], {"m": EngineSettings()}, lambda stats: None)
         try:
-            return await engine.classify("m", INPUTS)
+            return await engine.classify("m", PredictionRequest(INPUTS))
         finally:
             await engine.drain(5)
 

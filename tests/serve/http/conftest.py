@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from fewshard_core.values import Input, ModelInfo, Task, TextInput
-from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
+from fewshard_core.values import ModelInfo, Task, TextInput
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import (
     CallerGone,
     ConfigError,
@@ -90,11 +90,11 @@ class FakeModel:
         if self.is_full:
             raise Overloaded("no room", 3.2)
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
-        self.calls.append({"inputs": list(inputs), "truncate": truncate, "timeout_s": timeout_s})
-        self.callers.append(caller)
+    async def classify(self, request: PredictionRequest) -> Classified:
+        inputs = request.inputs
+        asked = {"inputs": list(inputs), "truncate": request.truncate, "timeout_s": request.timeout_s}
+        self.calls.append(asked)
+        self.callers.append(request.caller)
         texts = [each.text if isinstance(each, TextInput) else "" for each in inputs]
         for text in texts:
             if text in RAISED:
@@ -130,18 +130,8 @@ class FakeGatewayService:
     async def ready(self) -> bool:
         return not self.waiting
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified:
-        return await self.models[model].classify(
-            inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+    async def classify(self, model: str, request: PredictionRequest) -> Classified:
+        return await self.models[model].classify(request)
 
     async def reload_tokens(self) -> int:
         return len(self.models)

@@ -73,7 +73,7 @@ def test_a_model_without_a_limit_tells_none(behind_haproxy, text_model, counted_
 
 
 @pytest.mark.parametrize(
-    ("told", "counts"), [(None, []), (b"0/0/0", []), (b"0/1/0", ["v2_json"]), (b"/-/2", ["v2_binary"] * 2)]
+    ("told", "counts"), [(None, []), (b"0/0/0", []), (b"0/1/0", ["b"]), (b"/-/2", ["c"] * 2), (b"1", ["a"])]
 )
 def test_the_counts_of_refusals_are_read(told, counts):
-    assert list(refused_before(told)) == counts
+    assert list(refused_before(told, ["a", "b", "c"])) == counts

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from fewshard_core.values import EncodedImage, PixelArray, TextInput
-from fewshard_serve.errors import NotFound
-from fewshard_serve.http.host import HostApp, Target, parse_target
+from fewshard_serve.http.host import HostApp
 from fewshard_serve.protocol.classify import ClassifyResponse
 from fewshard_serve.protocol.schemas import InferRequestBody, InferResponseBody, ModelMetadata
 from local_service import LocalService
@@ -28,30 +27,6 @@ CLASSIFY, INFER = "/v2/models/sst2/classify", "/v2/models/sst2/infer"
 def infer_body(*texts: str, **more: Any) -> dict[str, Any]:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
     return {"inputs": [tensor], **more}
-
-
-@pytest.mark.parametrize(
-    ("path", "target"),
-    [
-        ("/v2/models/m", Target("m", "", "")),
-        ("/v2/models/m/", Target("m", "", "")),
-        ("/v2/models/m/infer", Target("m", "", "infer")),
-        ("/v2/models/m/versions/1", Target("m", "1", "")),
-        ("/v2/models/m/versions/1/ready", Target("m", "1", "ready")),
-        ("/v2/models/versions/versions/2/infer", Target("versions", "2", "infer")),
-        ("/gateway/prefix/v2/models/m/ready", Target("m", "", "ready")),
-    ],
-)
-def test_paths_are_read(path: str, target: Target) -> None:
-    assert parse_target(path) == target
-
-
-@pytest.mark.parametrize(
-    "path", ["/v2/models", "/v2/models/", "/v2/models/m/a/b", "/v2/models/m/versions/1/a/b", "/"]
-)
-def test_other_paths_are_not_found(path: str) -> None:
-    with pytest.raises(NotFound):
-        parse_target(path)
 
 
 def test_classify_answers_each_item_best_first(host: HostApp, call: Call, text_model: Model) -> None:
@@ -255,7 +230,7 @@ def test_unknown_models_versions_and_paths_are_404(
     assert (version.status_code, version.json()["code"]) == (404, "not_found")
     action = call(host, "GET", "/v2/models/sst2/weights")
     assert (action.status_code, action.json()["code"]) == (404, "not_found")
-    assert "infer" in action.json()["error"]
+    assert "GET /docs" in action.json()["error"]
     assert call(host, "GET", "/v2/models").status_code == 404
 
 

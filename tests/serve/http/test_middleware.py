@@ -46,8 +46,7 @@ def guarded_host(doors, text_model, counted_requests):
 
 @pytest.fixture
 def guarded_gateway(doors, gateway):
-    gateway._doors = doors
-    return gateway
+    return GatewayApp(gateway._service, doors=doors)
 
 
 PREDICT = ("POST", "/v2/models/sst2/classify", {"json": {"inputs": "a"}})

@@ -12,7 +12,7 @@ import pytest
 from pydantic import Field
 
 from fewshard_core.values import Input, ModelInfo
-from fewshard_serve.core import ANYBODY, Caller, Classified, Timings
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import ConfigError, MalformedRequest, UnusableItem
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.openapi import openapi_document
@@ -95,9 +95,8 @@ class Summing:
     def check_room(self, caller: Caller) -> None:
         pass
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
+    async def classify(self, request: PredictionRequest) -> Classified:
+        inputs = request.inputs
         assert all(isinstance(each, Row) for each in inputs)
         logits = np.array([[0.0, sum(row.numbers)] for row in inputs if isinstance(row, Row)], np.float32)
         return Classified(logits, 0, Timings(0.0, 0.0, 0.0))

@@ -8,7 +8,7 @@ import pytest
 
 from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.core import Caller, Classified, Timings
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import NotReady, Overloaded
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
@@ -52,8 +52,9 @@ class Hosts:
             return [[ModelEntry(name, "UNAVAILABLE", reason="damaged")]]
         return [[ModelEntry(name, "READY", info=info_of(name, {"cheap": 1, "dear": 10}[name]))]]
 
-    async def one(self, app, method, model, inputs, truncate, timeout_s, caller):
-        self.asked.append((app, method, model, len(inputs), caller))
+    async def one(self, app, method, model, request):
+        inputs = request.inputs
+        self.asked.append((app, method, model, len(inputs), request.caller))
         if self.error is not None:
             return self.error
         scale = 0.1 if model == "cheap" else 1.0
@@ -78,7 +79,7 @@ def run(work):
 
 def classify(cascading, *texts):
     inputs = [TextInput(text) for text in texts]
-    return cascading.classify("auto", inputs, truncate=True, timeout_s=None, caller=Caller("me"))
+    return cascading.classify("auto", PredictionRequest(inputs, caller=Caller("me")))
 
 
 def test_the_plan_has_an_application_for_each_cascade():

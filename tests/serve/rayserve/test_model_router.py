@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fewshard_core.values import TextInput
-from fewshard_serve.core import Classified, Timings
+from fewshard_serve.core import Classified, PredictionRequest, Timings
 from fewshard_serve.errors import NotFound, NotReady, UnknownModel, UnusableItem
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
@@ -59,7 +59,7 @@ def states(of):
 
 
 def classify(of, model):
-    return asyncio.run(of.classify(model, [TextInput("1")], truncate=True, timeout_s=None))
+    return asyncio.run(of.classify(model, PredictionRequest([TextInput("1")])))
 
 
 def test_every_configured_model_is_listed_before_anyone_answers():

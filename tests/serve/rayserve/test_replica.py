@@ -12,7 +12,7 @@ import pytest
 
 from fewshard_core.values import TextInput
 from fewshard_serve.config import ReplicasConfig
-from fewshard_serve.core import Caller
+from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.engine.batch import PassTimeout
 from fewshard_serve.errors import NotReady, Overloaded, UnknownModel, UnusableItem
 from fewshard_serve.http.host import HostApp
@@ -43,7 +43,7 @@ def on_hosting(host_spec):
 
 
 def ask(hosting, model, *values, timeout_s=None):
-    return hosting.classify(model, texts(*values), truncate=True, timeout_s=timeout_s)
+    return hosting.classify(model, PredictionRequest(texts(*values), timeout_s=timeout_s))
 
 
 def value(hosting, line):
@@ -58,7 +58,7 @@ def test_what_only_probes_counts_as_no_prediction(on_hosting):
         model = hosting.models["a"]
         for is_probing in (True, False):
             caller = Caller("x", is_probing=is_probing)
-            await model.classify(texts("3"), truncate=True, timeout_s=None, caller=caller)
+            await model.classify(PredictionRequest(texts("3"), caller=caller))
         assert value(hosting, 'fewshard_items_total{model="a"}') == 2
         assert value(hosting, 'fewshard_predictions_total{label="no",model="a"}') == 1
 

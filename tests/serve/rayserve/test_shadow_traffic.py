@@ -8,16 +8,19 @@ import pytest
 from fewshard_core.values import ModelInfo, TextInput
 from fewshard_serve.config import FewshardConfig, ShadowConfig
 from fewshard_serve.config_file import only
-from fewshard_serve.core import Classified, Timings
+from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import Overloaded
 from fewshard_serve.rayserve.deployment_plan import plan_hosts
 from fewshard_serve.rayserve.shadow_traffic import (
+    CALLER,
     MAX_INFLIGHT,
     Shadow,
     ShadowModel,
     agreeing,
     shadow_elsewhere,
 )
+
+ASKED = PredictionRequest([TextInput("a"), TextInput("b")], timeout_s=0.5, caller=Caller("me"))
 
 
 def info(name, labels=("no", "yes"), problem_type="single_label_classification"):
@@ -46,7 +49,7 @@ def follow(classify, shadow_info, share=1.0, times=1, main=None):
             ShadowConfig(model="other", share=share), main or info("m"), ShadowModel(known, classify), counted
         )
         for _ in range(times):
-            shadow.follow([TextInput("a"), TextInput("b")], True, answer([0, 1], [1, 0]))
+            shadow.follow(ASKED, answer([0, 1], [1, 0]))
         while any(not task.done() for task in shadow._tasks):
             await asyncio.sleep(0)
         return {outcome: number for (_, _, outcome), number in counted.items() if number}
@@ -55,7 +58,7 @@ def follow(classify, shadow_info, share=1.0, times=1, main=None):
 
 
 def says(*rows):
-    async def classify(inputs, truncate):
+    async def classify(request):
         return answer(*rows)
 
     return classify
@@ -78,10 +81,10 @@ def test_what_cannot_be_compared_is_skipped(other):
 
 
 def test_a_shadow_that_refuses_or_breaks_is_counted_and_nothing_else():
-    async def busy(inputs, truncate):
+    async def busy(request):
         raise Overloaded("busy", 1.0)
 
-    async def broken(inputs, truncate):
+    async def broken(request):
         raise RuntimeError("lost")
 
     for classify in (busy, broken):
@@ -91,8 +94,8 @@ def test_a_shadow_that_refuses_or_breaks_is_counted_and_nothing_else():
 def test_a_slow_shadow_holds_nothing_up():
     seen = []
 
-    async def slow(inputs, truncate):
-        seen.append(inputs)
+    async def slow(request):
+        seen.append(request)
         await asyncio.sleep(0.01)
         return answer([0, 1], [1, 0])
 
@@ -100,7 +103,7 @@ def test_a_slow_shadow_holds_nothing_up():
         "agree": 2 * MAX_INFLIGHT,
         "skipped": 2 * (10 - MAX_INFLIGHT),
     }
-    assert len(seen) == MAX_INFLIGHT
+    assert seen == [PredictionRequest(ASKED.inputs, timeout_s=None, caller=CALLER)] * MAX_INFLIGHT
 
 
 def test_only_the_share_is_sent():
@@ -113,15 +116,15 @@ def test_a_shadow_of_another_application_is_asked_there():
             assert (app, method) == ("model-b", "model_states")
             return []
 
-        async def one(self, app, method, model, inputs, truncate, timeout_s, caller):
-            assert (app, method, model, caller.name) == ("model-b", "classify_for_gateway", "b", "shadow")
+        async def one(self, app, method, model, request):
+            assert (app, method, model, request) == ("model-b", "classify_for_gateway", "b", ASKED)
             return Overloaded("busy", 1.0)
 
     async def work():
         shadow = shadow_elsewhere("b", "model-b", Calls())
         assert await shadow.info() is None
         with pytest.raises(Overloaded):
-            await shadow.classify([TextInput("a")], True)
+            await shadow.classify(ASKED)
 
     asyncio.run(work())
 

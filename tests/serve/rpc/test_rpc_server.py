@@ -59,8 +59,9 @@ class Service:
     async def ready(self):
         return False
 
-    async def classify(self, model, inputs, *, truncate, timeout_s, caller):
-        self.calls.append((model, inputs, truncate, timeout_s, caller))
+    async def classify(self, model, request):
+        inputs = request.inputs
+        self.calls.append((model, inputs, request.truncate, request.timeout_s, request.caller))
         lengths = []
         for one in inputs:
             text = getattr(one, "text", "")

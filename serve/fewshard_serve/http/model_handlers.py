@@ -1,0 +1,73 @@
+"""What a host answers about its models, beside predictions: metadata, statistics, experts, metrics."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from fewshard_core.values import ModelInfo
+from fewshard_serve.errors import NotFound
+from fewshard_serve.http.request import Request, off_loop, read_body
+from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
+from fewshard_serve.http.service import HostContext, find_host_model, not_ready
+from fewshard_serve.protocol import model_tensors
+from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.placement import parse_placement
+
+
+async def metadata(host: HostContext, request: Request) -> Response:
+    return json_response(model_tensors.metadata(find_host_model(host, request).info))
+
+
+async def ready(host: HostContext, request: Request) -> Response:
+    model = find_host_model(host, request)
+    name = model.info.name
+    if not model.ready:
+        return error_response(not_ready(model), name=name, ready=False)
+    return json_response({"name": name, "ready": True})
+
+
+async def config(host: HostContext, request: Request) -> Response:
+    return json_response(describe(find_host_model(host, request).info, host.limits))
+
+
+def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
+    """The body of `GET …/config`: what the model is, what it takes, how much of it, and its card."""
+    return {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
+
+
+async def stats(host: HostContext, request: Request) -> Response:
+    return json_response(await host.service.merged_stats(find_host_model(host, request).info.name))
+
+
+async def stats_of_all(host: HostContext, _: Request) -> Response:
+    answers = await asyncio.gather(*map(host.service.merged_stats, host.service.models()))
+    entries = [entry for answer in answers for entry in answer["model_stats"]]
+    return json_response(
+        {"model_stats": entries, "replicas": max((each["replicas"] for each in answers), default=1)}
+    )
+
+
+async def experts(host: HostContext, request: Request) -> Response:
+    info = find_host_model(host, request).info
+    found = await host.service.merged_experts(info.name)
+    if found is None:
+        raise NotFound(f"{info.name} has no experts; its kind is {info.kind}")
+    return json_response(found)
+
+
+async def placement(host: HostContext, request: Request) -> Response:
+    model = find_host_model(host, request)
+    body = await read_body(request, host.limits)
+    wanted = await off_loop(len(body), parse_placement, body, host.limits)
+    fields = wanted.model_dump(exclude_none=True)
+    return json_response(await host.service.place(model.info.name, fields))
+
+
+async def metrics(host: HostContext, request: Request) -> Response:
+    find_host_model(host, request)
+    return await metrics_of_replica(host, request)
+
+
+async def metrics_of_replica(host: HostContext, request: Request) -> Response:
+    is_open = request.wants_open_metrics
+    return metrics_response(await host.service.metrics_text(is_open), is_open)

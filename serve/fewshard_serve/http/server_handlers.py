@@ -1,0 +1,107 @@
+"""What the gateway answers about the server as a whole: health, the index, metrics, tokens and pages."""
+
+from fewshard_serve import __version__
+from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady
+from fewshard_serve.http.request import Request, read_body
+from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
+from fewshard_serve.http.routing import Scope
+from fewshard_serve.http.service import EXTENSIONS, GatewayContext, ModelEntry
+from fewshard_serve.http.static import PAGE, console_file, docs_file
+from fewshard_serve.protocol.json_guard import read_json
+from fewshard_serve.protocol.limits import Limits
+
+
+def wants_page(request: Request) -> bool:
+    """Whether `/` is asked for by a person, rather than as JSON by a program."""
+    accept = request.header(b"accept") or ""
+    return "application/json" not in accept or "text/html" in accept
+
+
+def home_scope(request: Request) -> Scope:
+    """The page asks for a token itself; the list of models needs one."""
+    return "open" if wants_page(request) else "any"
+
+
+async def home(gateway: GatewayContext, request: Request) -> Response:
+    if wants_page(request):
+        return console_file(PAGE)
+    models = [_described(entry) for entry in await gateway.service.model_index()]
+    return json_response({"name": "fewshard", "version": __version__, "models": models})
+
+
+async def console(_: GatewayContext, request: Request) -> Response:
+    return console_file(request.parameters["file"])
+
+
+async def docs(_: GatewayContext, request: Request) -> Response:
+    return await docs_file(request.parameters.get("file", PAGE))
+
+
+async def openapi(gateway: GatewayContext, _: Request) -> Response:
+    return Response(gateway.openapi)
+
+
+async def metadata(_: GatewayContext, __: Request) -> Response:
+    return json_response({"name": "fewshard", "version": __version__, "extensions": EXTENSIONS})
+
+
+async def live(_: GatewayContext, __: Request) -> Response:
+    return json_response({"live": True})
+
+
+async def ready(gateway: GatewayContext, _: Request) -> Response:
+    if await gateway.service.ready():
+        return json_response({"ready": True})
+    index = await gateway.service.model_index()
+    waiting = ", ".join(entry.name for entry in index if entry.state != "READY") or "the server"
+    return error_response(NotReady(f"not ready yet: {waiting}; try again soon"), ready=False)
+
+
+async def index(gateway: GatewayContext, request: Request) -> Response:
+    only_ready = _wants_only_ready(await read_body(request, gateway.limits), gateway.limits)
+    entries = await gateway.service.model_index()
+    return json_response([_index_line(e) for e in entries if e.state == "READY" or not only_ready])
+
+
+async def metrics(gateway: GatewayContext, request: Request) -> Response:
+    is_open = request.wants_open_metrics
+    return metrics_response(await gateway.service.metrics(is_open), is_open)
+
+
+async def own_metrics(gateway: GatewayContext, request: Request) -> Response:
+    is_open = request.wants_open_metrics
+    return metrics_response(await gateway.service.own_metrics(is_open), is_open)
+
+
+async def metrics_targets(gateway: GatewayContext, _: Request) -> Response:
+    return json_response(await gateway.service.metrics_targets())
+
+
+async def reload_tokens(gateway: GatewayContext, _: Request) -> Response:
+    own = gateway.tokens
+    if own is None:
+        raise NotFound("this server asks for no tokens; its configuration has no auth.tokens_file")
+    try:
+        num_tokens = own.reload()
+    except ConfigError as error:
+        raise MalformedRequest(f"the old tokens stay: {error}") from None
+    return json_response({"tokens": num_tokens, "replicas": 1 + await gateway.service.reload_tokens()})
+
+
+def _index_line(entry: ModelEntry) -> dict[str, str]:
+    return {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
+
+
+def _described(entry: ModelEntry) -> dict[str, str | None]:
+    kind, task = (entry.info.kind, entry.info.task) if entry.info else (None, None)
+    return {**_index_line(entry), "kind": kind, "task": task}
+
+
+def _wants_only_ready(body: bytes, limits: Limits) -> bool:
+    if not body.strip():
+        return False
+    options = read_json(body, limits.max_json_depth)
+    wanted = options.get("ready", False) if isinstance(options, dict) else None
+    if not isinstance(wanted, bool):
+        raise MalformedRequest('the body must be empty or {"ready": true | false}')
+    return wanted
