@@ -29,7 +29,7 @@ class LoadRun:
     usage: the server's resource usage.
     counters: the server's own counters by model, over the whole run with its warm-up.
     is_limited: whether the generator, not the server, was the bottleneck.
-    is_kept: whether the run stayed within the SLO; None for a closed loop.
+    is_kept: whether the run stayed within the SLO; None unless it is an open loop at one rate.
     """
 
     number: int
