@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates (MACs), counted from the architecture; FLOPs are twice the MACs.
 
-Counted by hand because torch's FlopCounterMode sees neither CPU attention nor grouped products; a test
-compares the two where it counts right.
+The formulas are written out because torch's FlopCounterMode counts neither CPU attention nor grouped
+products. A test compares the two where it counts correctly.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,16 @@ from fewshard_models.image import FewshardImageConfig
 from fewshard_models.text import FewshardTextConfig
 
 STATED_TOKENS = 25
-"""Text MACs are stated at the mean length of an SST-2 dev sentence in WordPiece tokens."""
+"""Text MACs are stated for the mean length of an SST-2 dev sentence in WordPiece tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """`active`: those one item can touch at once (of each MoE layer, `top_k` experts and the router)."""
+    """Number of parameters.
+
+    total: all parameters.
+    active: those that one item can use at once (in each MoE layer, `top_k` experts and the router).
+    """
 
     total: int
     active: int
@@ -50,7 +54,7 @@ def count_macs(config: PreTrainedConfig, num_tokens: int = STATED_TOKENS) -> int
 
 
 def macs_input(config: PreTrainedConfig) -> str:
-    """The input `count_macs` speaks of, in words."""
+    """The input for which `count_macs` counts, as text."""
     if isinstance(config, FewshardTextConfig):
         return f"{STATED_TOKENS} tokens"
     return f"{config.image_size}x{config.image_size} image"
@@ -80,7 +84,7 @@ def _image_macs(config: FewshardImageConfig) -> int:
 def image_macs(
     config: FewshardImageConfig, stem: int, stage_channels: Sequence[int], block_channels: Sequence[int]
 ) -> int:
-    """MACs of one image of the configured size, were the network of these widths."""
+    """MACs of one image of the configured size for a network of these widths."""
     size = config.image_size - 1
     macs: int = size**2 * config.num_channels * 4 * stem
     channels = stem

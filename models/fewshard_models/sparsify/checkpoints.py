@@ -1,4 +1,4 @@
-"""From a checkpoint to a sparser one on disk; called by `fewshard sparsify`."""
+"""Makes a sparser checkpoint from a checkpoint on disk. Called by `fewshard sparsify`."""
 
 import copy
 import shutil
@@ -33,11 +33,18 @@ def sparsify(
     round_to: int = 16,
     batch: int = 64,
 ) -> SparsityReport:
-    """Prune the checkpoint in `source` to one of the three shares, and write it to the new directory `out`
-    with its tokenizer or preprocessor and `sparsity.json`.
+    """Prune the checkpoint in `source` to exactly one of the three shares, and write it to `out`.
 
-    Raises RecipeError or CheckpointError, with nothing written, for a share outside (0, 1), an architecture
-    that is not ours, or where `out` exists.
+    density: share of the weights to keep, by magnitude.
+    macs_share: share of the MACs to keep, by structured pruning.
+    time_share: share of the measured time to keep, by structured pruning.
+    scope: whether magnitudes are compared globally or per layer.
+    round_to: multiple of which widths are.
+    batch: batch size for measuring times.
+
+    `out` is a new directory; it also receives the tokenizer or preprocessor and `sparsity.json`. Raises
+    RecipeError or CheckpointError, with nothing written, for a share outside (0, 1), for an architecture that
+    is not ours, or if `out` exists.
     """
     if out.exists():
         raise RecipeError(f"{out} exists already; choose a new directory")
@@ -84,7 +91,7 @@ def _structured(
 
 
 def _write(source: Path, out: Path, model: PreTrainedModel, report: SparsityReport) -> None:
-    """Beside first and renamed when whole, so that an interruption leaves no half of a checkpoint."""
+    """Write to a folder beside `out` and rename it when complete, so that no partial checkpoint remains."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_checkpoint(model, partial)
