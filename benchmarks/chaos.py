@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_core.values import TextInput
+from fewshard_models.devices import TOLERANCE
 from fewshard_models.sharding import Placement, contiguous, round_robin
-from fewshard_serve.backends.golden import TOLERANCE
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import ShardedTextModel, load_sharded_model
 from fewshard_serve.core import BatchStats, GroupState

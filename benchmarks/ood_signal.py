@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from fewshard_core.values import TextInput
-from fewshard_models.checkpoint import load_checkpoint, resolve
+from fewshard_models.checkpoint import resolve
+from fewshard_models.classifier.load import load_checkpoint
+from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.data.ood import load_review_sentences
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.evaluation.metrics import Values, auroc_with_interval
 from fewshard_models.text.observers import ActivationStats, signs_of
-from fewshard_serve.backends.tokenizer import TextPreprocessor
 
 BATCH = 64
 

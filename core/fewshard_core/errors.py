@@ -31,6 +31,7 @@ class FewshardError(Exception):
     │   └── ClientError           the Python client's: the server did not answer, or refused
     ├── ModelsError               a checkpoint, a data file or a recipe cannot be used
     │   ├── CheckpointError       a directory is missing, incomplete, damaged or not allowed here
+    │   ├── UnusableInput         one input cannot be classified; says which
     │   ├── DataError             a data file is missing or has a bad row
     │   ├── RecipeError           a recipe is unknown, or resumed with other settings
     │   ├── BenchError            a benchmark cannot be run here

@@ -146,3 +146,16 @@ class ExpertCounts:
             top_k=self.top_k,
             shard_tokens=combine(self.by_shard, other.by_shard) if has_shards else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a closer look at a sample of the items found.
+
+    `sparsity`: by layer, mean share of feed-forward units near zero over the last items; `class_experts`:
+    int64 [num_labels, MoE layers, num_experts], tokens by predicted label and expert since the start.
+    """
+
+    num_items: int
+    sparsity: tuple[float, ...]
+    class_experts: NDArray[np.int64]

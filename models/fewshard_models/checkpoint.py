@@ -1,4 +1,4 @@
-"""Loading and saving classifiers as Hugging Face directories; called by the server, recipes and evaluation.
+"""Reads and writes classifiers as Hugging Face directories; `classifier.load` chooses how one is read.
 
 Only safetensors weights and transformers' own or our own architectures are loaded: pickle files and code
 from a checkpoint are never run.
@@ -13,18 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from fewshard_models.card import Card, load_card
+import fewshard_models.image  # noqa: F401  registers its configuration
+from fewshard_models.card import Card
 from fewshard_models.errors import CheckpointError
 from fewshard_models.text import FewshardTextForSequenceClassification
-from fewshard_models.text.convert import can_convert, convert_config, convert_weights
+from fewshard_models.text.convert import convert_config, convert_weights
 
 ZOO = Path(__file__).parent / "zoo"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -54,40 +49,14 @@ def resolve(path: str) -> Path:
     return directory
 
 
-def load_checkpoint(
-    directory: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> Checkpoint:
-    """Load a sequence or image classifier. Raises CheckpointError saying what is missing or damaged."""
-    config = load_config(directory)
-    task = task_of(config, directory)
-    _require_safetensors(directory)
-    if task == "text" and can_convert(config):
-        model: PreTrainedModel = _load_converted(directory, config, dtype)
-    else:
-        model = _load_with_transformers(directory, config, task, dtype)
-    return Checkpoint(directory, model.to(device).eval(), task, load_card(directory))
-
-
 def load_config(directory: Path) -> PreTrainedConfig:
+    """The directory's config.json. Raises CheckpointError where it is missing or damaged."""
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} has no config.json; it is not a Hugging Face checkpoint")
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise CheckpointError(f"{directory}/config.json cannot be used: {error}") from error
-
-
-def task_of(config: PreTrainedConfig, directory: Path) -> str:
-    """ "text" or "image", by the head the configuration names, else by the architecture's family."""
-    heads = " ".join(config.architectures or [])
-    if "ForSequenceClassification" in heads:
-        return "text"
-    if "ForImageClassification" in heads:
-        return "image"
-    raise CheckpointError(
-        f"{directory} holds {heads or 'no architecture'}; "
-        "Fewshard serves …ForSequenceClassification and …ForImageClassification"
-    )
 
 
 def save_checkpoint(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -122,9 +91,10 @@ def _hub_directory(name: str) -> Path:
         raise CheckpointError(f"hf:{name} could not be downloaded: {error}") from error
 
 
-def _require_safetensors(directory: Path) -> None:
-    if weight_files(directory):
-        return
+def require_safetensors(directory: Path) -> list[Path]:
+    """The weight files. Raises CheckpointError where there are none that may be loaded."""
+    if files := weight_files(directory):
+        return files
     if any(any(directory.glob(pattern)) for pattern in _PICKLES):
         raise CheckpointError(
             f"{directory} has pickle weights only, which can run code when loaded and are refused; "
@@ -145,9 +115,10 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The weights of a BERT or one of its kin in our own encoder. Raises CheckpointError."""
     weights: dict[str, Tensor] = {}
-    for file in weight_files(directory):
+    for file in require_safetensors(directory):
         weights.update(_read(file))
     model = FewshardTextForSequenceClassification(convert_config(config))
     found = model.load_state_dict(convert_weights(weights, config), strict=False)
@@ -162,10 +133,11 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
 
 
-def _load_with_transformers(
-    directory: Path, config: PreTrainedConfig, task: str, dtype: torch.dtype
+def load_with_transformers(
+    auto: Any, directory: Path, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
-    auto = AutoModelForSequenceClassification if task == "text" else AutoModelForImageClassification
+    """The directory's network by one of transformers' Auto classes. Raises CheckpointError."""
+    require_safetensors(directory)
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     try:
         model, found = auto.from_pretrained(

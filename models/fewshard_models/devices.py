@@ -1,5 +1,6 @@
 """Which device and number format "auto" means on this machine; used by recipes, the server and `doctor`."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 2e-2}
+"""How far a logit may stray from the fp32 golden one, by the dtype that computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +52,25 @@ def _choose_on_gpu() -> Choice:
     return Choice("fp32", "this GPU has no tensor cores for bf16")
 
 
+_flushing = threading.local()
+
+
 @contextmanager
 def subnormals_flushed() -> Iterator[None]:
     """The CPU takes numbers nearer zero than 1.2e-38 for zero, in this thread and those it starts meanwhile.
 
     For such numbers it leaves its fast path: GELU of large negative values, common after pooling, took
-    six times as long (docs/log.md).
+    six times as long (docs/log.md). Blocks may be nested: the outermost ends it.
     """
+    depth = getattr(_flushing, "depth", 0)
+    _flushing.depth = depth + 1
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        _flushing.depth = depth
+        if not depth:
+            torch.set_flush_denormal(False)
 
 
 def training_device() -> torch.device:

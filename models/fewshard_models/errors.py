@@ -11,6 +11,15 @@ class CheckpointError(ModelsError):
     pass
 
 
+class UnusableInput(ModelsError):
+    """`index`: the input's place, from 0. `reason`: why it cannot be classified and what to do."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"item {index}: {reason}")
+        self.index = index
+        self.reason = reason
+
+
 class DataError(ModelsError):
     pass
 

@@ -84,19 +84,6 @@ class Classified:
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """What a closer look at a sample of the items found.
-
-    `sparsity`: by layer, mean share of feed-forward units near zero over the last items; `class_experts`:
-    int64 [num_labels, MoE layers, num_experts], tokens by predicted label and expert since the start.
-    """
-
-    num_items: int
-    sparsity: tuple[float, ...]
-    class_experts: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
 class GroupState:
     """The shards that hold one model together.
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fewshard_models.card import load_card
-from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
+from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.recipes import cifar10, registry
 from fewshard_models.recipes.images import ImageBatches, hide, image_distillation_loss

@@ -14,14 +14,17 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fewshard_models.checkpoint import ZOO, load_checkpoint
-from fewshard_models.classifier import PackedText, PaddedText, classifier
+from fewshard_models.checkpoint import Checkpoint
+from fewshard_models.classifier.load import load, load_checkpoint
+from fewshard_models.classifier.packed_text import PackedText
+from fewshard_models.classifier.padded_text import PaddedText
 from fewshard_models.errors import CheckpointError
 from fewshard_models.evaluation.accuracy import GOLDEN_TEXTS, drawn_images, evaluate
 from fewshard_models.evaluation.tasks import label_order
 from fewshard_models.image.preprocessing import ImagePreprocessing
 
 TEXTS = GOLDEN_TEXTS[:9]
+PAIRS = [("a warm film", "it is hard to hate"), ("dull", "two hours of noise, and then some more of it")]
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +68,34 @@ def vit(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory, small_encoder):
+    """A small BERT, which has token types and runs in our own encoder."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    BertForSequenceClassification.from_pretrained(small_encoder).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(small_encoder).save_pretrained(folder)
+    return folder
+
+
 def test_packed_logits_do_not_depend_on_batches_or_order():
-    model = classifier(load_checkpoint(ZOO / "sst2-dense"))
+    model = load("zoo:sst2-dense", "cpu", "fp32")
     assert isinstance(model, PackedText)
-    whole = model.logits(TEXTS)
-    np.testing.assert_allclose(model.logits(TEXTS, batch_size=2), whole, atol=1e-4)
-    np.testing.assert_allclose(model.logits(TEXTS[::-1])[::-1], whole, atol=1e-4)
-    card = load_checkpoint(ZOO / "sst2-dense").card
+    whole = model(TEXTS).logits
+    pairs = [model(TEXTS[at : at + 2]).logits for at in range(0, len(TEXTS), 2)]
+    np.testing.assert_allclose(np.concatenate(pairs), whole, atol=1e-4)
+    np.testing.assert_allclose(model(TEXTS[::-1]).logits[::-1], whole, atol=1e-4)
+    card = model.checkpoint.card
     assert card is not None
-    golden = model.logits([each.input for each in card.golden])
+    golden = model([each.input for each in card.golden]).logits
     np.testing.assert_allclose(golden, [each.logits for each in card.golden], atol=1e-3)
 
 
 def test_padding_changes_no_logits(deberta):
-    model = classifier(load_checkpoint(deberta))
+    model = load(deberta, "cpu", "fp32")
     assert isinstance(model, PaddedText)
-    alone = np.concatenate([model.logits([text]) for text in TEXTS])
-    np.testing.assert_allclose(model.logits(TEXTS), alone, atol=1e-4)
+    alone = np.concatenate([model([text]).logits for text in TEXTS])
+    np.testing.assert_allclose(model(TEXTS).logits, alone, atol=1e-4)
 
 
 def test_checkpoints_of_others_are_evaluated(deberta, vit, data):
@@ -92,11 +106,11 @@ def test_checkpoints_of_others_are_evaluated(deberta, vit, data):
 
 
 def test_labels_are_matched_by_name(deberta, data):
-    checkpoint = load_checkpoint(deberta)
-    assert label_order(checkpoint, ("negative", "positive")) == [1, 0]
-    assert label_order(checkpoint, ("bad", "good")) == [0, 1]
-    flipped = classifier(checkpoint).logits(TEXTS)[:, [1, 0]].argmax(axis=1)
-    assert (flipped == 1 - classifier(checkpoint).logits(TEXTS).argmax(axis=1)).all()
+    model = load(deberta, "cpu", "fp32")
+    assert label_order(model.checkpoint, ("negative", "positive")) == [1, 0]
+    assert label_order(model.checkpoint, ("bad", "good")) == [0, 1]
+    logits = model(TEXTS).logits
+    assert (logits[:, [1, 0]].argmax(axis=1) == 1 - logits.argmax(axis=1)).all()
 
 
 def test_another_number_of_labels_is_refused(deberta):
@@ -111,23 +125,22 @@ def test_a_checkpoint_without_tokenizer_or_preprocessor_is_said(deberta, vit, tm
         for file in [*target.glob("tokenizer*"), *target.glob("preprocessor*")]:
             file.unlink()
         with pytest.raises(CheckpointError, match=name):
-            classifier(load_checkpoint(target))
+            load(target, "cpu", "fp32")
 
 
 def test_images_are_run_channels_last_and_in_order():
-    model = classifier(load_checkpoint(ZOO / "cifar10-dense"))
+    model = load("zoo:cifar10-dense", "cpu", "fp32")
     images = drawn_images(5)
-    np.testing.assert_allclose(model.logits(images, batch_size=2), model.logits(np.stack(images)), atol=1e-4)
-    assert model.model.stages[0].down.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    pairs = [model(images[at : at + 2]).logits for at in range(0, 5, 2)]
+    np.testing.assert_allclose(np.concatenate(pairs), model(np.stack(images)).logits, atol=1e-4)
+    assert model.network.stages[0].down.conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_our_encoder_and_the_padded_one_agree_on_bert(small_encoder, tmp_path):
-    torch.manual_seed(0)
-    BertForSequenceClassification.from_pretrained(small_encoder).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(small_encoder).save_pretrained(tmp_path)
-    checkpoint = load_checkpoint(tmp_path)
-    packed = classifier(checkpoint)
+def test_our_encoder_and_the_padded_one_agree_on_bert(bert):
+    packed = load(bert, "cpu", "fp32")
     assert isinstance(packed, PackedText)
-    padded = PaddedText(checkpoint)
-    padded.model = BertForSequenceClassification.from_pretrained(tmp_path).eval()
-    np.testing.assert_allclose(packed.logits(TEXTS), padded.logits(TEXTS), atol=1e-4)
+    network = BertForSequenceClassification.from_pretrained(bert).eval()
+    padded = PaddedText(Checkpoint(bert, network, "text", None), packed.info)
+    inputs = [*TEXTS, *PAIRS]
+    np.testing.assert_allclose(packed(inputs).logits, padded(inputs).logits, atol=1e-4)
+    assert np.abs(packed(PAIRS).logits - packed([" ".join(pair) for pair in PAIRS]).logits).max() > 1e-4

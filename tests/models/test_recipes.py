@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from fewshard_models.card import load_card
-from fewshard_models.checkpoint import load_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.errors import DataError, RecipeError

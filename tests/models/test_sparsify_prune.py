@@ -14,7 +14,8 @@ from fewshard_models import (
     FewshardTextForSequenceClassification,
 )
 from fewshard_models.card import load_card
-from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
+from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.counting import count_macs, count_parameters
 from fewshard_models.errors import CheckpointError, RecipeError
 from fewshard_models.evaluation.accuracy import kind_of, write_card

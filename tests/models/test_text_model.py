@@ -6,7 +6,8 @@ from transformers import AutoModelForSequenceClassification
 
 from fewshard_kernels import MoeStats
 from fewshard_models import FewshardTextConfig, FewshardTextForSequenceClassification
-from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
+from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.text import pack
 from fewshard_models.text.attention import attention_layout, packed_attention
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from fewshard_core.values import ExpertCounts
-from fewshard_serve.core import Diagnosis
+from fewshard_core.values import Diagnosis, ExpertCounts
 from fewshard_serve.expert_statistics import (
     RoutingWindow,
     entropy_ratio,

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig
 
+from fewshard_core.values import Item, TextInput
 from fewshard_models.card import Card, Golden, commit
-from fewshard_models.checkpoint import Checkpoint, load_checkpoint
-from fewshard_models.classifier import classifier
+from fewshard_models.checkpoint import Checkpoint
+from fewshard_models.classifier.load import load
+from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.counting import count_macs, count_parameters, macs_input
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.evaluation import metrics
@@ -71,23 +73,11 @@ class Evaluation:
 
 def evaluate(directory: Path, limit: int | None = None) -> Evaluation:
     """Run a checkpoint in fp32 over SST-2's dev set or CIFAR-10's test set (no test-time augmentation)."""
-    checkpoint = load_checkpoint(directory)
-    test = held_out(checkpoint.task, limit)
-    order = label_order(checkpoint, test.names)
-    logits = classifier(checkpoint).logits(test.inputs)[:, order]
+    model = load(directory, "cpu", "fp32")
+    test = held_out(model.info.task, limit)
+    order = label_order(model.checkpoint, test.names)
+    logits = model(test.inputs).logits[:, order]
     return Evaluation(test.dataset, logits.argmax(axis=1), test.labels)
-
-
-def text_logits(checkpoint: Checkpoint, texts: Sequence[str]) -> NDArray[np.float32]:
-    """fp32 logits [N, num_labels]."""
-    return classifier(checkpoint).logits(texts)
-
-
-def image_logits(
-    checkpoint: Checkpoint, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
-) -> NDArray[np.float32]:
-    """fp32 logits [N, num_labels] of uint8 images [H, W, 3]."""
-    return classifier(checkpoint).logits(images)
 
 
 def write_card(
@@ -102,8 +92,9 @@ def write_card(
 
     `unmeasured`: why accuracy would mean nothing, so that it is not measured.
     """
-    checkpoint = load_checkpoint(directory)
     evaluation = evaluate(directory, limit) if unmeasured is None else None
+    model = load(directory, "cpu", "fp32")
+    checkpoint = model.checkpoint
     parameters = count_parameters(checkpoint.model)
     config = checkpoint.model.config
     weights = [p for p in checkpoint.model.parameters() if p.ndim > 1]
@@ -124,7 +115,7 @@ def write_card(
         sparsity=round(zeros, 4),
         recipe=recipe,
         commit=commit(),
-        golden=_golden(checkpoint),
+        golden=_golden(model),
         extra=_extra(checkpoint, limit, unmeasured) | _sparsified(directory),
     )
     card.save(directory)
@@ -181,28 +172,27 @@ def routing_shares(
     }
 
 
-def _golden(checkpoint: Checkpoint) -> list[Golden]:
-    if checkpoint.task == "text":
-        inputs: Sequence[str] = _steady(checkpoint, GOLDEN_TEXTS)[:NUM_GOLDEN]
-        logits = text_logits(checkpoint, inputs)
-    else:
-        images = drawn_images(NUM_GOLDEN)
-        inputs = [_png(image) for image in images]
-        logits = image_logits(checkpoint, images)
+def _golden(model: NetworkClassifier) -> list[Golden]:
+    stored = _GOLDEN_INPUTS[model.info.task](model)
+    logits = model([model.preprocessor.from_card(each) for each in stored]).logits
     return [
-        Golden(item, [round(float(value), 5) for value in row])
-        for item, row in zip(inputs, logits, strict=True)
+        Golden(each, [round(float(value), 5) for value in row])
+        for each, row in zip(stored, logits, strict=True)
     ]
 
 
-def _steady(checkpoint: Checkpoint, texts: Sequence[str]) -> list[str]:
-    """The texts, those first whose routing is least likely to tip over under another dtype's rounding."""
-    model = checkpoint.model
-    assert isinstance(model, FewshardTextForSequenceClassification)
-    if not model.config.num_experts:
-        return list(texts)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
-    return sorted(texts, key=lambda text: -routing_margin(model, tokenize(tokenizer, [text])[0]))
+def _steady_texts(model: NetworkClassifier) -> list[str]:
+    """Those whose routing is least likely to tip over under another dtype's rounding."""
+    if not getattr(model.network.config, "num_experts", 0):
+        return list(GOLDEN_TEXTS[:NUM_GOLDEN])
+    ids = {
+        text: item.features.ids for text, item in zip(GOLDEN_TEXTS, _items(model, GOLDEN_TEXTS), strict=True)
+    }
+    return sorted(GOLDEN_TEXTS, key=lambda text: -routing_margin(model.network, ids[text]))[:NUM_GOLDEN]
+
+
+def _items(model: NetworkClassifier, texts: Sequence[str]) -> list[Item]:
+    return model.prepare([TextInput(text) for text in texts])
 
 
 def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequence[int]) -> float:
@@ -235,7 +225,16 @@ def drawn_images(count: int, size: int = 32) -> list[NDArray[np.uint8]]:
     return images
 
 
+def _drawn_files(_: NetworkClassifier) -> list[str]:
+    """PNG files in base64."""
+    return [_png(image) for image in drawn_images(NUM_GOLDEN)]
+
+
 def _png(image: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+_GOLDEN_INPUTS = {"text": _steady_texts, "image": _drawn_files}
+"""By task, the golden inputs as a card stores them."""

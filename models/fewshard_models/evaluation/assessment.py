@@ -14,15 +14,23 @@ from numpy.typing import NDArray
 
 from fewshard_models.bench.report import machine
 from fewshard_models.card import load_card
-from fewshard_models.classifier import Classifier, Inputs
+from fewshard_models.classifier.base import CountsExperts
+from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.evaluation import metrics
 from fewshard_models.evaluation.corruptions import SEVERITIES
 from fewshard_models.evaluation.costs import cost_of
 from fewshard_models.evaluation.memory import peak_bytes
 from fewshard_models.evaluation.result import Predicted, Result, Share
 from fewshard_models.evaluation.slices import Rows, class_slices, routing_shares
-from fewshard_models.evaluation.tasks import EvaluatedTask, HeldOut, evaluated_task, held_out, label_order
-from fewshard_models.text import FewshardTextForSequenceClassification
+from fewshard_models.evaluation.tasks import (
+    EvaluatedTask,
+    HeldOut,
+    Inputs,
+    evaluated_task,
+    held_out,
+    label_order,
+)
+from fewshard_models.evaluation.timing import prepared
 
 MAX_CORRUPTED = 2000
 """Corruptions are measured on the first so many items; twelve kinds of ten thousand images take too long."""
@@ -35,7 +43,7 @@ Predict = Callable[[Inputs], NDArray[np.int64]]
 
 
 def evaluate_model(
-    loaded: Classifier,
+    loaded: NetworkClassifier,
     name: str,
     tier: str,
     seed: int,
@@ -55,7 +63,7 @@ def evaluate_model(
         "weights": weights_digest(directory),
         "dtype": dtype,
         "card": about,
-        "cost": cost_of(loaded.model),
+        "cost": cost_of(loaded.network),
         "machine": machine(loaded.device.type),
         "peak_bytes": _peak_bytes(loaded),
         "limit": limit,
@@ -74,20 +82,18 @@ def weights_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _peak_bytes(loaded: Classifier) -> int | None:
-    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    dtype = short[str(loaded.dtype).removeprefix("torch.")]
+def _peak_bytes(loaded: NetworkClassifier) -> int | None:
     if loaded.device.type != "cpu":
         return None
-    return peak_bytes(loaded.checkpoint.directory, dtype, PEAK_BATCH)
+    return peak_bytes(loaded.checkpoint.directory, loaded.info.dtype, PEAK_BATCH)
 
 
-def _accuracies(loaded: Classifier, name: str, limit: int | None, say: Say) -> dict[str, Any]:
-    task, test = evaluated_task(loaded.checkpoint.task), held_out(loaded.checkpoint.task, limit)
+def _accuracies(loaded: NetworkClassifier, name: str, limit: int | None, say: Say) -> dict[str, Any]:
+    task, test = evaluated_task(loaded.info.task), held_out(loaded.info.task, limit)
     order = label_order(loaded.checkpoint, test.names)
 
     def predict(inputs: Inputs) -> NDArray[np.int64]:
-        classes: NDArray[np.int64] = loaded.logits(inputs)[:, order].argmax(axis=1)
+        classes: NDArray[np.int64] = loaded(inputs).logits[:, order].argmax(axis=1)
         return classes
 
     say(f"{name}: {len(test.labels):,} items of {test.dataset}")
@@ -138,10 +144,12 @@ def _corrupted(predict: Predict, task: EvaluatedTask, test: HeldOut) -> dict[str
     return found
 
 
-def _routing(loaded: Classifier, test: HeldOut, slices: dict[str, Rows]) -> dict[str, list[list[float]]]:
-    model = loaded.model
-    if not isinstance(model, FewshardTextForSequenceClassification) or not model.config.num_experts:
+def _routing(
+    loaded: NetworkClassifier, test: HeldOut, slices: dict[str, Rows]
+) -> dict[str, list[list[float]]]:
+    if not isinstance(loaded, CountsExperts) or loaded.expert_counts() is None:
         return {}
     every = {"all": np.arange(len(test.labels)), **slices}
-    shares = routing_shares(model, loaded.prepare(test.inputs), every)
+    token_ids = [item.features.ids for item in prepared(loaded, test.inputs)]
+    shares = routing_shares(loaded.network, token_ids, every)
     return {name: each.round(4).tolist() for name, each in shares.items()}

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from fewshard_models.bench.measurement import Budget
 from fewshard_models.bench.report import machine
-from fewshard_models.classifier import Classifier
+from fewshard_models.classifier.load import load
+from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.devices import subnormals_flushed
 from fewshard_models.evaluation.assessment import evaluate_model
 from fewshard_models.evaluation.result import Result, Timings
 from fewshard_models.evaluation.tasks import held_out
-from fewshard_models.evaluation.timing import BUDGET, load_for_serving, time_side_by_side
+from fewshard_models.evaluation.timing import BUDGET, time_side_by_side
 
 NUM_TIMED_INPUTS = 872
 
@@ -25,21 +26,21 @@ def judge_together(
 ) -> list[Result]:
     """One result for each checkpoint by its given name. Those of one task are timed in turns, in one run;
     the first dense one among them is what their speed-ups are against."""
-    loaded = {name: load_for_serving(directory) for name, directory in directories.items()}
+    loaded = {name: load(directory) for name, directory in directories.items()}
     results = {name: _judged(each, name, limit, say) for name, each in loaded.items()}
-    for task in dict.fromkeys(each.checkpoint.task for each in loaded.values()):
-        models = {name: each for name, each in loaded.items() if each.checkpoint.task == task}
+    for task in dict.fromkeys(each.info.task for each in loaded.values()):
+        models = {name: each for name, each in loaded.items() if each.info.task == task}
         say(f"timing {', '.join(models)} side by side")
         results |= timed({name: results[name] for name in models}, models, _dense(results, models), budget)
     return list(results.values())
 
 
 def timed(
-    results: Mapping[str, Result], models: Mapping[str, Classifier], dense: str | None, budget: Budget
+    results: Mapping[str, Result], models: Mapping[str, NetworkClassifier], dense: str | None, budget: Budget
 ) -> dict[str, Result]:
     """The results with times of one run of all `models`, which are of one task."""
     first = next(iter(models.values()))
-    inputs = held_out(first.checkpoint.task, NUM_TIMED_INPUTS).inputs
+    inputs = held_out(first.info.task, NUM_TIMED_INPUTS).inputs
     times = time_side_by_side(models, inputs, dense, budget=budget)
     digest, about = None if dense is None else results[dense].weights, machine(first.device.type)
     return {
@@ -48,16 +49,16 @@ def timed(
     }
 
 
-def _judged(loaded: Classifier, name: str, limit: int | None, say: Callable[[str], None]) -> Result:
+def _judged(loaded: NetworkClassifier, name: str, limit: int | None, say: Callable[[str], None]) -> Result:
     card = loaded.checkpoint.card
     tier, seed = ("", 0) if card is None else (card.recipe.partition("/")[0], card.seed)
     return evaluate_model(loaded, name, tier, seed, limit, say)
 
 
-def _dense(results: Mapping[str, Result], models: Mapping[str, Classifier]) -> str | None:
+def _dense(results: Mapping[str, Result], models: Mapping[str, NetworkClassifier]) -> str | None:
     return next((name for name in models if _is_dense(results[name], models[name])), None)
 
 
-def _is_dense(result: Result, loaded: Classifier) -> bool:
+def _is_dense(result: Result, loaded: NetworkClassifier) -> bool:
     stated = result.card.get("kind")
-    return bool(stated == "dense" if stated else not getattr(loaded.model.config, "num_experts", 0))
+    return bool(stated == "dense" if stated else not getattr(loaded.network.config, "num_experts", 0))

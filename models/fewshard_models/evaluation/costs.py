@@ -1,6 +1,7 @@
 """What one item costs: parameters and MACs of a loaded model, zero weights seen; called by `judge`."""
 
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +47,15 @@ def cost_of(model: PreTrainedModel) -> Cost:
     return Cost(*counts, macs, nonzero_macs(model), macs_input(model.config))
 
 
+@singledispatch
 def nonzero_macs(model: PreTrainedModel) -> int | None:
-    """MACs of one image by weights that are not zero; None for models that are not our CNN.
+    """MACs of one item by weights that are not zero; None for an architecture that nobody counts."""
+    return None
 
-    Every place of a convolution's output multiplies each of its weights once.
-    """
-    if not isinstance(model, FewshardImageForImageClassification):
-        return None
+
+@nonzero_macs.register
+def _(model: FewshardImageForImageClassification) -> int:
+    """Of one image: every place of a convolution's output multiplies each of its weights once."""
     counts: list[int] = []
 
     def count(module: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:

@@ -33,15 +33,13 @@ def _resident(field: str) -> int:
 
 def main(directory: str, dtype: str, batch: str) -> None:
     """Print the peak in bytes."""
-    from fewshard_models.checkpoint import load_config, task_of
+    from fewshard_models.classifier.load import load, task_of
     from fewshard_models.evaluation.tasks import held_out
-    from fewshard_models.evaluation.timing import load_for_serving
 
-    test = held_out(task_of(load_config(Path(directory)), Path(directory)), int(batch))
-    inputs = list(test.inputs)
+    inputs = list(held_out(task_of(Path(directory)), int(batch)).inputs)
     before = _resident("VmRSS")
-    loaded = load_for_serving(Path(directory), "cpu", dtype)
-    items = loaded.prepare(inputs)
+    loaded = load(directory, "cpu", dtype)
+    items = loaded.prepare([loaded.preprocessor.to_input(each) for each in inputs])
     # Loading holds the file and the cast copy for a moment; the peak that matters is that of serving.
     _CLEAR_REFS.write_text(_RESET_PEAK)
     for _ in range(2):

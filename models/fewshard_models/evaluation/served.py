@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_models.card import load_card
-from fewshard_models.checkpoint import load_checkpoint
-from fewshard_models.classifier import classifier
+from fewshard_models.classifier.load import load
 from fewshard_models.errors import CheckpointError
 from fewshard_models.evaluation.tasks import held_out
 
@@ -23,13 +22,12 @@ def write_served(directory: Path, bounds: Sequence[float], limit: int | None = N
     card = load_card(directory)
     if card is None:
         raise CheckpointError(f"{directory} has no card.json to write into")
-    checkpoint = load_checkpoint(directory)
-    config = checkpoint.model.config
-    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+    model = load(directory, "cpu", "fp32")
+    info = model.info
+    if len(info.labels) < 2 or info.problem_type != "single_label_classification":
         raise CheckpointError(f"{directory} does not choose one of several labels")
-    names = [config.id2label[index] for index in sorted(config.id2label)]
-    logits = classifier(checkpoint).logits(held_out(checkpoint.task, limit).inputs)
-    served = served_of(logits, names, bounds)
+    logits = model(held_out(info.task, limit).inputs).logits
+    served = served_of(logits, info.labels, bounds)
     replace(card, extra={**card.extra, "served": served}).save(directory)
     return served
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from fewshard_models.bench.measurement import Budget
 from fewshard_models.card import load_card
+from fewshard_models.classifier.load import load as load_classifier
 from fewshard_models.devices import subnormals_flushed
 from fewshard_models.errors import CheckpointError, DataError
 from fewshard_models.evaluation.assessment import evaluate_model, weights_digest
 from fewshard_models.evaluation.baselines import SYSTEMS
 from fewshard_models.evaluation.comparison import timed
 from fewshard_models.evaluation.result import Result, load, save
-from fewshard_models.evaluation.timing import BUDGET, load_for_serving
+from fewshard_models.evaluation.timing import BUDGET
 
 Say = Callable[[str], None]
 
@@ -94,7 +95,7 @@ def _assess(found: Found, asked: Asked, say: Say) -> None:
     file = asked.file(found)
     if file.is_file() and not asked.again and _is_current(load(file), found, asked):
         return
-    loaded = load_for_serving(found.directory)
+    loaded = load_classifier(found.directory)
     save(evaluate_model(loaded, found.model, asked.tier, found.seed, asked.limit, say), file)
 
 
@@ -120,7 +121,7 @@ def _time(group: list[Found], asked: Asked, say: Say) -> None:
     if not asked.again and all(_is_timed(result, digest) for result in results.values()):
         return
     say(f"timing {', '.join(found.model for found in group)} side by side, seed {group[-1].seed}")
-    models = {found.model: load_for_serving(found.directory) for found in group}
+    models = {found.model: load_classifier(found.directory) for found in group}
     by_name = {found.model: results[found] for found in group}
     with_times = timed(by_name, models, None if dense is None else dense.model, asked.budget)
     for found in group:

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_models.checkpoint import Checkpoint
-from fewshard_models.classifier import Inputs
 from fewshard_models.data.cifar10 import CLASSES, load_cifar10
 from fewshard_models.data.ood import ReviewSentences, load_review_sentences, review_sentences_file
 from fewshard_models.data.sst2 import LABELS, load_sst2
 from fewshard_models.errors import CheckpointError, DataError
 from fewshard_models.evaluation.corruptions import IMAGE_KINDS, TEXT_KINDS, corrupt_images, corrupt_texts
 from fewshard_models.evaluation.slices import Rows, text_slices
+
+Inputs = Sequence[Any] | NDArray[Any]
+"""Texts, or images uint8 [H, W, 3] in a list or an array."""
 
 
 @dataclass(frozen=True, slots=True)

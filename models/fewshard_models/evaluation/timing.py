@@ -1,34 +1,18 @@
-"""Loads a checkpoint as the server would run it here, so that what is judged is what is served.
-
-Times models of one task side by side, in one run, round after round; called by `judge`.
-"""
+"""Times models of one task side by side, in one run, round after round."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
+from fewshard_core.values import Item
 from fewshard_models.bench.measurement import Budget, Call, clock_for, interleaved
-from fewshard_models.checkpoint import load_checkpoint
-from fewshard_models.classifier import Classifier, Inputs, classifier
-from fewshard_models.devices import DTYPES, choose_device, choose_dtype
-from fewshard_models.image import FewshardImageForImageClassification
-from fewshard_models.text import FewshardTextForSequenceClassification
-
-
-def load_for_serving(directory: Path, device: str = "auto", dtype: str = "auto") -> Classifier:
-    """In the dtype `auto` means here; experts packed, convolutions fused. Raises CheckpointError."""
-    chosen = choose_device(device).name
-    checkpoint = load_checkpoint(directory, DTYPES[choose_dtype(dtype, chosen).name], chosen)
-    found = classifier(checkpoint)
-    if isinstance(found.model, FewshardTextForSequenceClassification | FewshardImageForImageClassification):
-        found.model.prepare_for_inference()
-    return found
+from fewshard_models.classifier.network import NetworkClassifier
+from fewshard_models.devices import choose_device, choose_dtype
+from fewshard_models.evaluation.tasks import Inputs
 
 
 def dtype_name(device: str = "auto") -> str:
-    """ "fp32", "bf16" or "fp16": what `load_for_serving` takes."""
+    """What `load` takes on that device for "auto"."""
     return choose_dtype(device=choose_device(device).name).name
 
 
@@ -63,7 +47,7 @@ class BatchTime:
 
 
 def time_side_by_side(
-    models: Mapping[str, Classifier],
+    models: Mapping[str, NetworkClassifier],
     inputs: Inputs,
     dense: str | None,
     batches: Sequence[int] = BATCHES,
@@ -73,7 +57,7 @@ def time_side_by_side(
 
     Every round gives each model the same inputs, taken in turn, so that texts have the lengths of the data.
     """
-    items = {name: model.prepare(inputs) for name, model in models.items()}
+    items = {name: prepared(model, inputs) for name, model in models.items()}
     found: dict[str, list[BatchTime]] = {name: [] for name in models}
     device = next(iter(models.values())).device.type
     for batch in batches:
@@ -84,7 +68,12 @@ def time_side_by_side(
     return found
 
 
-def _call(model: Classifier, items: Sequence[Any], batch: int, num_models: int) -> Call:
+def prepared(model: NetworkClassifier, inputs: Inputs) -> list[Item]:
+    """One item for each text or image."""
+    return model.prepare([model.preprocessor.to_input(each) for each in inputs])
+
+
+def _call(model: NetworkClassifier, items: Sequence[Item], batch: int, num_models: int) -> Call:
     """Runs the round's batch; calls are numbered through all models of a round."""
 
     def call(number: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fewshard_models.checkpoint import load_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.errors import CheckpointError
 from fewshard_models.figures.style import BLUE, GREY, ORANGE, figure, save
 from fewshard_models.image import FewshardImageForImageClassification as Cnn

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
+from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.counting import count_macs
 from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
 from fewshard_models.errors import RecipeError

@@ -1,5 +1,7 @@
 """Configuration of our residual CNN for small images, stored as a checkpoint's `config.json`."""
 
+from collections.abc import Sequence
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -25,3 +27,25 @@ class FewshardImageConfig(PreTrainedConfig):
     batch_norm_momentum: float = 0.4
     logit_scale: float = 0.125
     sparsity_kind: str | None = None
+
+    def count_macs(self, num_tokens: int = 0) -> int:
+        """MACs of one image of the configured size."""
+        return self.count_macs_of_widths(self.stem_channels, self.stage_channels, self.block_channels)
+
+    def count_macs_of_widths(
+        self, stem: int, stage_channels: Sequence[int], block_channels: Sequence[int]
+    ) -> int:
+        """MACs of one image of the configured size, were the network of these widths."""
+        size = self.image_size - 1
+        macs: int = size**2 * self.num_channels * 4 * stem
+        channels = stem
+        for width, block_width in zip(stage_channels, block_channels, strict=True):
+            macs += size**2 * 9 * channels * width
+            size //= 2
+            macs += size**2 * 9 * 2 * width * block_width
+            channels = width
+        return macs + channels * int(self.num_labels)
+
+    def describe_input(self, num_tokens: int = 0) -> str:
+        """The image whose MACs are counted."""
+        return f"{self.image_size}x{self.image_size} image"

@@ -11,7 +11,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fewshard_models.counting import image_macs
 from fewshard_models.errors import RecipeError
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
 
@@ -85,8 +84,7 @@ def with_widths(
 def macs_of(config: FewshardImageConfig, widths: Mapping[str, int]) -> int:
     """MACs of one image for a network of these widths."""
     stages = range(len(config.stage_channels))
-    return image_macs(
-        config,
+    return config.count_macs_of_widths(
         widths["stem"],
         [widths[f"stages.{index}"] for index in stages],
         [widths[f"stages.{index}.block"] for index in stages],

@@ -2,13 +2,16 @@
 
 import copy
 import shutil
+from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from fewshard_models.checkpoint import load_checkpoint, save_checkpoint
+from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.devices import choose_dtype
 from fewshard_models.errors import RecipeError
 from fewshard_models.image import FewshardImageForImageClassification
@@ -55,7 +58,7 @@ def sparsify(
     for name, value in asked.items():
         check_share(name, value)
     model = load_checkpoint(source).model
-    if not isinstance(model, FewshardImageForImageClassification | FewshardTextForSequenceClassification):
+    if prune_structured.dispatch(type(model)) is prune_structured.dispatch(object):
         raise RecipeError(
             f"{source} holds {type(model).__name__}; Fewshard prunes its own architectures only"
         )
@@ -66,28 +69,54 @@ def sparsify(
         method, after = f"magnitude, {scope}", model
         asked["scope"] = scope
     else:
-        method, after = "structured", _structured(model, macs_share, time_share, round_to, batch)
+        share = macs_share if time_share is None else time_share
+        assert share is not None
+        dtype = torch.bfloat16 if choose_dtype(device="cpu").name == "bf16" else torch.float32
+        wanted = Structured(share, time_share is not None, round_to, batch, dtype)
+        method, after = "structured", prune_structured(model, wanted)
         asked |= {"round_to": round_to} | ({} if time_share is None else {"batch": batch})
     report = compare(before, after, method, asked)
     _write(source, out, after, report)
     return report
 
 
-def _structured(
-    model: PreTrainedModel, macs_share: float | None, time_share: float | None, round_to: int, batch: int
-) -> PreTrainedModel:
+@dataclass(frozen=True, slots=True)
+class Structured:
+    """How much of a network to leave, in whole channels or units.
+
+    share: of its MACs, or of its time where `is_time`.
+    round_to: widths are multiples of it.
+    batch: the items of a timed pass.
+    dtype: in which passes are timed.
+    """
+
+    share: float
+    is_time: bool
+    round_to: int
+    batch: int
+    dtype: torch.dtype
+
+
+@singledispatch
+def prune_structured(model: PreTrainedModel, wanted: Structured) -> PreTrainedModel:
+    """A smaller network of the same architecture; an architecture registers its own function here."""
+    raise RecipeError(f"{type(model).__name__} cannot be pruned")
+
+
+@prune_structured.register
+def _(model: FewshardImageForImageClassification, wanted: Structured) -> PreTrainedModel:
     cost_of: Cost | None = None
-    dtype = torch.bfloat16 if choose_dtype(device="cpu").name == "bf16" else torch.float32
-    share = macs_share if time_share is None else time_share
-    assert share is not None
-    if isinstance(model, FewshardImageForImageClassification):
-        if time_share is not None:
-            cost_of = measure_cnn(model, dtype, batch, round_to).predict
-        return prune_channels(model, share, cost_of, round_to)
-    assert isinstance(model, FewshardTextForSequenceClassification)
-    if time_share is not None and not model.config.num_experts:
-        cost_of = measure_text(model, dtype, batch, round_to).predict
-    return prune_text(model, share, cost_of, round_to)
+    if wanted.is_time:
+        cost_of = measure_cnn(model, wanted.dtype, wanted.batch, wanted.round_to).predict
+    return prune_channels(model, wanted.share, cost_of, wanted.round_to)
+
+
+@prune_structured.register
+def _(model: FewshardTextForSequenceClassification, wanted: Structured) -> PreTrainedModel:
+    cost_of: Cost | None = None
+    if wanted.is_time and not model.config.num_experts:
+        cost_of = measure_text(model, wanted.dtype, wanted.batch, wanted.round_to).predict
+    return prune_text(model, wanted.share, cost_of, wanted.round_to)
 
 
 def _write(source: Path, out: Path, model: PreTrainedModel, report: SparsityReport) -> None:

@@ -67,3 +67,23 @@ class FewshardTextConfig(PreTrainedConfig):
     def attention_size(self) -> int:
         """Width of all heads together."""
         return self.num_attention_heads * (self.head_dim or self.hidden_size // self.num_attention_heads)
+
+    def count_macs(self, num_tokens: int) -> int:
+        """MACs of one text of `num_tokens` tokens."""
+        hidden, heads = self.hidden_size, self.attention_size
+        projections = 4 * hidden * heads
+        attention = 2 * num_tokens * heads
+        num_moe = len(self.expert_layers)
+        units = (self.num_hidden_layers - num_moe) * self.intermediate_size
+        units += num_moe * self.num_experts_per_tok * self.expert_size
+        router = num_moe * hidden * self.num_experts
+        per_token = self.num_hidden_layers * (projections + attention) + 2 * hidden * units
+        if self.embedding_size not in (None, hidden):
+            per_token += self.embedding_size * hidden
+        per_item: int = (hidden * hidden if self.pooler_act else 0) + hidden * self.num_labels
+        per_item += router * (1 if self.routing == "request" else num_tokens)
+        return num_tokens * per_token + per_item
+
+    def describe_input(self, num_tokens: int) -> str:
+        """The text whose MACs are counted."""
+        return f"{num_tokens} tokens"

@@ -44,6 +44,11 @@ _DISTILBERT_KEYS = [
 _IGNORED = re.compile(r"position_ids$|^cls\.|^lm_head\.|^vocab_|embeddings\.token_type_ids$")
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert")
+ARCHITECTURES = tuple(
+    f"{name}ForSequenceClassification"
+    for name in ("Bert", "DistilBert", "Roberta", "XLMRoberta", "Camembert")
+)
+"""The names that the classifiers of `FAMILIES` have in config.json."""
 
 
 def can_convert(config: PreTrainedConfig) -> bool:

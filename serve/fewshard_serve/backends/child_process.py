@@ -18,17 +18,26 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
-from fewshard_serve.core import Diagnosis, GroupState
-from fewshard_serve.errors import InternalError
-from fewshard_serve.model import Model, Preprocessor
+from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
+from fewshard_models.classifier.base import (
+    ChecksItself,
+    Classifier,
+    CountsExperts,
+    Preprocessor,
+    Probeable,
+    Probed,
+)
+from fewshard_models.errors import ModelsError
+from fewshard_serve.capabilities import Grouped
+from fewshard_serve.core import GroupState
+from fewshard_serve.errors import InternalError, NotReady
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What a loader is called with, and `Model.diagnose`. `loader`: `module:function`."""
+    """What a loader is called with, and `Probeable.diagnose`. `loader`: `module:function`."""
 
     loader: str
     name: str
@@ -52,7 +61,7 @@ class Loaded:
     """What the replica needs of a model that is elsewhere."""
 
     info: ModelInfo
-    preparing: Preprocessor
+    preprocessor: Preprocessor
     seen: Seen
     gpu_uuid: str
 
@@ -71,10 +80,10 @@ class Failed:
     error: Exception
 
 
-def find_loader(path: str) -> Callable[..., Model]:
+def find_loader(path: str) -> Callable[..., Classifier]:
     """The function at `module:function`."""
     module, _, name = path.partition(":")
-    return cast(Callable[..., Model], getattr(import_module(module), name))
+    return cast(Callable[..., Classifier], getattr(import_module(module), name))
 
 
 class Child:
@@ -85,7 +94,7 @@ class Child:
     """
 
     def __init__(self) -> None:
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, Classifier] = {}
         self._torch_settings: ExitStack | None = None
 
     def load(self, loading: Loading) -> Loaded:
@@ -94,14 +103,15 @@ class Child:
         self._flush_subnormals()  # before torch starts threads, which take the setting over
         model = load(loading.name, loading.path, loading.device, loading.dtype)
         self._flush_subnormals()
-        model.self_check()
-        model.diagnose(loading.diagnostics_share)
+        _check(model)
+        if isinstance(model, Probeable):
+            model.diagnose(loading.diagnostics_share)
         self._models[loading.name] = model
         if "torch" in sys.modules:
             from fewshard_models.allocator import keep_freed_memory
 
             keep_freed_memory()
-        return Loaded(model.info, model.preparing, _seen(model), _gpu_uuid(model.info))
+        return Loaded(model.info, model.preprocessor, _seen(model), _gpu_uuid(model.info))
 
     def run(self, name: str, items: Sequence[Item]) -> Passed:
         model = self._models[name]
@@ -116,8 +126,21 @@ class Child:
             self._torch_settings.enter_context(subnormals_flushed())
 
 
-def _seen(model: Model) -> Seen:
-    return Seen(model.expert_counts(), model.diagnosis(), model.group())
+def _check(model: Classifier) -> None:
+    if not isinstance(model, ChecksItself):
+        return
+    try:
+        model.self_check()
+    except ModelsError as error:
+        raise NotReady(str(error)) from error
+
+
+def _seen(model: Classifier) -> Seen:
+    return Seen(
+        model.expert_counts() if isinstance(model, CountsExperts) else None,
+        model.diagnosis() if isinstance(model, Probed) else None,
+        model.group() if isinstance(model, Grouped) else None,
+    )
 
 
 def _gpu_uuid(info: ModelInfo) -> str:

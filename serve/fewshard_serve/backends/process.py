@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fewshard_core.values import ExpertCounts, Item, ModelOutput
+from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelOutput
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends import child_process
 from fewshard_serve.backends.child_process import Failed, Loaded, Loading, Passed
-from fewshard_serve.core import Diagnosis, GroupState
+from fewshard_serve.core import GroupState
 from fewshard_serve.errors import InternalError, ModelRestarted
-from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -168,11 +168,11 @@ class _Line:
             return "it does not answer"
 
 
-class RemoteModel(Model):
+class RemoteModel(Classifier):
     """A model of a `ModelProcess`; its items are prepared here."""
 
     def __init__(self, process: ModelProcess, loaded: Loaded) -> None:
-        self.info, self.preparing = loaded.info, loaded.preparing
+        self.info, self.preprocessor = loaded.info, loaded.preprocessor
         self._process, self._pid = process, process.pid
         self._seen, self.gpu_uuid = loaded.seen, loaded.gpu_uuid
         self._counts_of_the_dead: ExpertCounts | None = None

@@ -10,13 +10,15 @@ import torch
 from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
+from fewshard_models.classifier.base import Classifier
+from fewshard_models.classifier.golden import golden_problem
+from fewshard_models.classifier.network import describe
+from fewshard_models.classifier.packed_text import PackedText
+from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.devices import choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import load_shardable_config
-from fewshard_serve.backends.golden import golden_problem
-from fewshard_serve.backends.load import describe
-from fewshard_serve.backends.tokenizer import TextPreprocessor
 from fewshard_serve.core import GroupState
 from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.errors import NotReady
@@ -25,18 +27,17 @@ from fewshard_serve.group.launcher import Launcher
 from fewshard_serve.group.leader import Group, Run
 from fewshard_serve.group.partition import StepOutput
 from fewshard_serve.group.settings import ExpertsSettings, GroupSettings
-from fewshard_serve.model import Model
 
 APPLY_TIMEOUT_S = 60.0
 
 
-class ShardedTextModel(Model):
+class ShardedTextModel(Classifier):
     """Made by `load_sharded_model`, which opens the group. `last_overhead_s`: what the last batch took beyond
     the slowest shard's pass."""
 
     def __init__(self, info: ModelInfo, tokenizing: TextPreprocessor, group: Group, top_k: int) -> None:
         self.info = info
-        self.preparing = tokenizing
+        self.preprocessor = tokenizing
         self._group = group
         self._totals = _Totals(top_k)
         self.last_overhead_s = 0.0
@@ -149,11 +150,11 @@ def _load(
     chosen = choose_device(device).name
     settings = _settings(path, choose_dtype(dtype, chosen).name, chosen, experts, config.num_experts, address)
     architecture = "FewshardTextForSequenceClassification"
-    info = describe(name, "text", config, card, architecture, settings.device, settings.dtype)
+    info = describe(name, PackedText, config, card, architecture, settings.device, settings.dtype)
     tokenizing = TextPreprocessor(directory, info.max_tokens)
 
     def check(run: Run) -> str:
-        return golden_problem(info, card, lambda inputs: run(_ids(tokenizing, inputs)))
+        return golden_problem(info, card, tokenizing, lambda inputs: run(_ids(tokenizing, inputs)))
 
     if chosen == "cpu":
         torch.set_num_threads(settings.num_threads)

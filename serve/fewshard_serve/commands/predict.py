@@ -1,13 +1,18 @@
-"""`fewshard predict`: one call to a running server, shown as a table or as the server's own JSON."""
+"""`fewshard predict`: classifies with a running server, or with a checkpoint and no server.
+
+What is printed has the same form either way: a table, or the JSON of the server's answer.
+"""
 
 import argparse
 import json
 import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewshard_serve.client import DEFAULT_URL, TOKEN_VARIABLE, Client, Input, Retry
+from fewshard_serve.client import DEFAULT_URL, TOKEN_VARIABLE, Client, Retry
 from fewshard_serve.commands import formatting
 from fewshard_serve.errors import ConfigError
 
@@ -20,10 +25,16 @@ def register(subparsers: Any) -> None:
     """Add the command; `cli` calls it."""
     parser = subparsers.add_parser(
         "predict",
-        help="classify texts or images with a running server",
-        description="Classify texts or image files with a running server, all in one request.",
+        help="classify texts or images with a running server, or with a checkpoint",
+        description="Classify texts or image files: with a running server, all in one request, where MODEL "
+        "is the name of a served model; in this process, without a server, where MODEL is a checkpoint.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a model's name; `fewshard models` lists them")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a served model's name (`fewshard models` lists them), or a checkpoint: zoo:<name>, "
+        "hf:<owner>/<name> or a directory, which is written with a slash (./mine)",
+    )
     parser.add_argument(
         "inputs",
         metavar="INPUT",
@@ -40,13 +51,44 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send all inputs in one request and print the answer; returns 0."""
+    """Classify all inputs and print the answer; returns 0."""
     shown = _given_inputs(args.inputs)
     given = [_as_input(value) for value in shown]
-    with Client(args.url, retry=Retry(on_connect=False)) as client:
-        answer = client.classify(args.model, given, top_k=args.top_k).raw
+    answer = _offline(args, given) if is_checkpoint(args.model) else _asked(args, given)
     print(json.dumps(answer, indent=2, ensure_ascii=False) if args.json else as_table(shown, answer))
     return 0
+
+
+def is_checkpoint(model: str) -> bool:
+    """Whether the argument names a checkpoint; a bare name is that of a served model, whatever lies here."""
+    return model.startswith(("zoo:", "hf:")) or "/" in model or model in (".", "..")
+
+
+def _asked(args: argparse.Namespace, given: Sequence[str | Path]) -> dict[str, Any]:
+    with Client(args.url, retry=Retry(on_connect=False)) as client:
+        return client.classify(args.model, list(given), top_k=args.top_k).raw
+
+
+def _offline(args: argparse.Namespace, given: Sequence[str | Path]) -> dict[str, Any]:
+    """What a server would answer; nothing waits in a queue here. Raises CheckpointError or UnusableInput."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers would draw bars while it loads
+    from fewshard_core.values import EncodedImage, TextInput
+    from fewshard_models.classifier.load import load
+    from fewshard_serve.core import Classified, Timings
+    from fewshard_serve.protocol.classify import ClassifyOptions, encode_classify
+
+    model = load(args.model)
+    model.self_check()
+    began_at = time.perf_counter()
+    items = model.prepare(
+        [EncodedImage(each.read_bytes()) if isinstance(each, Path) else TextInput(each) for each in given]
+    )
+    prepared_at = time.perf_counter()
+    logits = model.run_all(items)
+    timings = Timings(prepared_at - began_at, 0.0, time.perf_counter() - prepared_at)
+    answer = Classified(logits, sum(item.num_tokens for item in items), timings)
+    found: dict[str, Any] = json.loads(encode_classify(ClassifyOptions(top_k=args.top_k), model.info, answer))
+    return found
 
 
 def as_table(shown: list[str], answer: dict[str, Any]) -> str:
@@ -76,7 +118,7 @@ def _given_inputs(arguments: list[str]) -> list[str]:
     return given
 
 
-def _as_input(value: str) -> Input:
+def _as_input(value: str) -> str | Path:
     """An image file, or else the text it is ("I love my cat.png" is a text)."""
     path = Path(value)
     has_suffix = path.suffix.lower() in IMAGE_SUFFIXES

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fewshard_core.values import Item, ModelOutput
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.engine.queue import Outcome
 from fewshard_serve.errors import InternalError, ModelRestarted, ServeError
-from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,9 @@ class BatchResult:
     was_out_of_memory: bool = False
 
 
-def execute(model: Model, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None) -> BatchResult:
+def execute(
+    model: Classifier, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None
+) -> BatchResult:
     """Run the items together; where that fails, halve the batch until only the culprits fail.
 
     Halving also saves a batch that was merely too large for the device's memory. A pass in which the model's
@@ -58,7 +60,7 @@ class OutOfMemory(InternalError):
     """What is left of it when an item does not fit alone."""
 
 
-def _run(model: Model, items: Sequence[Item]) -> ModelOutput | ServeError:
+def _run(model: Classifier, items: Sequence[Item]) -> ModelOutput | ServeError:
     try:
         return _checked(model.run(items), len(items))
     except ServeError as error:
@@ -73,7 +75,7 @@ def _run(model: Model, items: Sequence[Item]) -> ModelOutput | ServeError:
         return InternalError(f"the model failed on this item ({type(error).__name__})")
 
 
-def _halved(model: Model, items: Sequence[Item], on_pass: Callable[[], None]) -> BatchResult:
+def _halved(model: Classifier, items: Sequence[Item], on_pass: Callable[[], None]) -> BatchResult:
     middle = len(items) // 2
     first, second = (execute(model, half, on_pass) for half in (items[:middle], items[middle:]))
     return BatchResult(
@@ -93,7 +95,7 @@ def _checked(output: ModelOutput, num_items: int) -> ModelOutput:
 
 
 def _finite(
-    model: Model, items: Sequence[Item], output: ModelOutput, on_pass: Callable[[], None]
+    model: Classifier, items: Sequence[Item], output: ModelOutput, on_pass: Callable[[], None]
 ) -> BatchResult:
     """Replace rows that are not finite: run again alone, since a neighbour may have spoiled them."""
     outcomes: list[Outcome] = list(output.logits)
@@ -102,7 +104,7 @@ def _finite(
     return BatchResult(outcomes, output.num_padding_tokens, output.is_degraded, output.exchange_s)
 
 
-def _alone(model: Model, item: Item, num_items: int, on_pass: Callable[[], None]) -> Outcome:
+def _alone(model: Classifier, item: Item, num_items: int, on_pass: Callable[[], None]) -> Outcome:
     if num_items > 1:
         return execute(model, [item], on_pass).outcomes[0]
     logger.error("%s: the logits of one item are not finite", model.info.name)

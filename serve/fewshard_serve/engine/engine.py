@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fewshard_core.values import Item
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
 from fewshard_serve.engine.preparer import Preparer
@@ -14,7 +15,6 @@ from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
 from fewshard_serve.engine.runner import Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
-from fewshard_serve.model import Model
 
 DRAIN_POLL_S = 0.02
 STUCK = "this replica hangs and is being replaced; come back soon"
@@ -46,7 +46,7 @@ class Engine:
 
     def __init__(
         self,
-        models: Sequence[Model],
+        models: Sequence[Classifier],
         settings: Mapping[str, EngineSettings],
         on_batch: Callable[[BatchStats], None],
         depth: int = 1,
@@ -164,7 +164,7 @@ def _settle(resolutions: list[Resolution]) -> None:
         resolution.entry.caller.settle(resolution)
 
 
-def _served(model: Model, settings: Mapping[str, EngineSettings]) -> ModelHandle:
+def _served(model: Classifier, settings: Mapping[str, EngineSettings]) -> ModelHandle:
     name = model.info.name
     own = settings.get(name, EngineSettings())
     limits = own.admission

@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fewshard_core.values import Input, Item
+from fewshard_models.classifier.base import Classifier
+from fewshard_models.errors import UnusableInput
 from fewshard_serve.core import ANYBODY, Caller
 from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.engine.fair import FairQueue
-from fewshard_serve.errors import InternalError, ServeError
-from fewshard_serve.model import Model
+from fewshard_serve.errors import InternalError, ServeError, UnusableItem
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ MAX_THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    model: Model
+    model: Classifier
     inputs: Sequence[Input]
     truncate: bool
     items: Future[list[Item]]
@@ -40,7 +41,7 @@ class Preparer:
         self._lock = threading.Lock()
 
     async def prepare(
-        self, model: Model, inputs: Sequence[Input], truncate: bool, caller: Caller = ANYBODY
+        self, model: Classifier, inputs: Sequence[Input], truncate: bool, caller: Caller = ANYBODY
     ) -> list[Item]:
         """One item an input, in order. Raises `UnusableItem`, or `InternalError` where the model breaks."""
         job = _Job(model, inputs, truncate, Future())
@@ -66,9 +67,11 @@ class Preparer:
             job.items.set_exception(error)
 
 
-def _prepare(model: Model, inputs: Sequence[Input], truncate: bool) -> list[Item]:
+def _prepare(model: Classifier, inputs: Sequence[Input], truncate: bool) -> list[Item]:
     try:
         items = model.prepare(inputs, truncate)
+    except UnusableInput as error:
+        raise UnusableItem(error.index, error.reason) from error
     except ServeError:
         raise
     except Exception as error:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from fewshard_models.classifier.base import Classifier
+from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import BatchStats
 from fewshard_serve.engine.batch import MAX_ALLOWED_S, MIN_ALLOWED_S, BatchResult, PassTimeout, execute
 from fewshard_serve.engine.queue import Cut, Entry, Queue, Resolution
 from fewshard_serve.engine.settings import BatchingSettings
 from fewshard_serve.errors import DeadlineExceeded, NotReady, ServeError
-from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -23,16 +24,17 @@ UNSPLIT_ITEMS = 16
 EXPIRED = "the deadline passed while the item was queued; send fewer items or allow more time"
 
 
-def _pace_of(model: Model) -> PassTimeout:
+def _pace_of(model: Classifier) -> PassTimeout:
     # A group that has lost a shard forms anew within a pass, which takes as long as loading.
-    return PassTimeout(min_s=MIN_ALLOWED_S if model.group() is None else MAX_ALLOWED_S)
+    is_grouped = isinstance(model, Grouped) and model.group() is not None
+    return PassTimeout(min_s=MAX_ALLOWED_S if is_grouped else MIN_ALLOWED_S)
 
 
 @dataclass(slots=True)
 class ScheduledModel:
     """One model with its queue. `max_tokens` and `max_items` of a batch fall where memory runs out."""
 
-    model: Model
+    model: Classifier
     settings: BatchingSettings
     max_tokens: int = field(init=False)
     max_items: int = field(init=False)

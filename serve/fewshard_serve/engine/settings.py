@@ -5,11 +5,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from fewshard_models.classifier.batching import MAX_BATCH_ITEMS, max_batch_tokens
 from fewshard_serve.settings import NO_OTHER_KEYS, STRICT, Positive, PositiveInt, WithExponent
-
-CPU_BATCH_TOKENS = 4096
-"""Larger batches leave the caches: 512 sentences take up to 1.3 times as long each as 128 (docs/log.md)."""
-GPU_BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +19,12 @@ class BatchingSettings:
     __pydantic_config__ = NO_OTHER_KEYS
 
     max_tokens: PositiveInt | None = None
-    max_items: PositiveInt = 512
+    max_items: PositiveInt = MAX_BATCH_ITEMS
     max_wait_ms: Annotated[float, STRICT, Ge(0), Le(60_000), WithExponent()] = 0.0
 
     def max_tokens_on(self, device: str) -> int:
         """Tokens of one batch on that device."""
-        suits = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
-        return self.max_tokens or suits
+        return self.max_tokens or max_batch_tokens(device)
 
     @property
     def max_wait_s(self) -> float:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fewshard_core.values import ExpertCounts
-from fewshard_serve.core import Diagnosis, GroupState
+from fewshard_core.values import Diagnosis, ExpertCounts
+from fewshard_serve.core import GroupState
 from fewshard_serve.expert_statistics import Routing, entropy_ratio, expert_use_ratio, imbalance_ratio
 
 

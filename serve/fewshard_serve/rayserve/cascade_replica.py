@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from fewshard_core.values import Diagnosis
 from fewshard_serve.cascade import Cascade, Spent
-from fewshard_serve.core import Classified, Diagnosis, PredictionRequest
+from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import NotFound, ServeError
 from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.service import ModelEntry, ServedModel, find_model

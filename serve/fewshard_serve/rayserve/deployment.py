@@ -6,7 +6,8 @@ from typing import Any
 
 from ray import serve
 
-from fewshard_serve.core import Classified, Diagnosis, PredictionRequest
+from fewshard_core.values import Diagnosis
+from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import ServeError
 from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.host import HostApp

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from fewshard_core.values import ModelInfo
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.process import ModelProcess
 from fewshard_serve.errors import ServeError
-from fewshard_serve.model import Model
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ class LoadFailure:
         )
 
 
-def load_models(spec: HostSpec, process: ModelProcess | None) -> list[Model | LoadFailure]:
+def load_models(spec: HostSpec, process: ModelProcess | None) -> list[Classifier | LoadFailure]:
     """Every model of the host in order, checked by its golden inputs; a failure stays with its model."""
     return [_load_one(partial(_load, spec, model, process), model) for model in spec.models]
 
 
-def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Model:
+def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Classifier:
     if process is not None:
         return process.load(
             Loading(host.loader, spec.name, spec.path, spec.device, spec.dtype, spec.diagnostics_share)
@@ -54,12 +54,10 @@ def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Mode
     return load_with_shards(spec, host.num_gpus, host.is_on_one_machine)
 
 
-def _load_one(load: Callable[[], Model], spec: ModelSpec) -> Model | LoadFailure:
+def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | LoadFailure:
     started_at = time.monotonic()
     try:
         model = load()
-        model.self_check()
-        model.diagnose(spec.diagnostics_share)
     except ServeError as error:
         logger.error("%s: %s", spec.name, error)
         return LoadFailure(spec.name, str(error))

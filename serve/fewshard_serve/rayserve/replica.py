@@ -5,17 +5,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fewshard_core.values import ModelInfo
+from fewshard_core.values import Diagnosis, ModelInfo
+from fewshard_models.classifier.base import Classifier, CountsExperts, Probed, ReportsProblems
 from fewshard_serve.backends.process import ModelProcess
-from fewshard_serve.core import BatchStats, Caller, Classified, Diagnosis, PredictionRequest
+from fewshard_serve.capabilities import Grouped, OnOneGpu, Placeable
+from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
-from fewshard_serve.errors import InternalError, NotReady, ServeError, StartError
+from fewshard_serve.errors import InternalError, NotFound, NotReady, ServeError, StartError
 from fewshard_serve.expert_statistics import Routing, RoutingWindow
 from fewshard_serve.http.service import ModelEntry, Room, ServedModel, find_model
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.metrics.energy import energy_reader
-from fewshard_serve.model import Model
 from fewshard_serve.protocol.experts import describe_routing
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
@@ -26,25 +27,30 @@ from fewshard_serve.rayserve.shadow_traffic import Shadow, ShadowModel, shadow_e
 DRAINING = "draining; ask again soon"
 
 
+def _nothing() -> None:
+    """What is seen of a model without the capability that is asked for."""
+
+
 class HostedModel:
     """A model that was loaded, as the HTTP layer sees it."""
 
-    def __init__(self, model: Model, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, model: Classifier, engine: Engine, metrics: Metrics) -> None:
         self.info = model.info
         self.stats = ModelStatistics()
-        self.routing = RoutingWindow(model.expert_counts)
-        self.group = model.group
-        self.diagnosis = model.diagnosis
-        self.place = model.place
+        self.routing = RoutingWindow(model.expert_counts if isinstance(model, CountsExperts) else _nothing)
+        self.group = model.group if isinstance(model, Grouped) else _nothing
+        self.diagnosis = model.diagnosis if isinstance(model, Probed) else _nothing
         self.is_draining = False
         self.shadow: Shadow | None = None
-        self._problem = model.problem
+        self._model = model
         self._engine = engine
         self._metrics = metrics
 
     @property
     def not_ready_reason(self) -> str:
-        return DRAINING if self.is_draining else self._problem()
+        if self.is_draining:
+            return DRAINING
+        return self._model.problem() if isinstance(self._model, ReportsProblems) else ""
 
     @property
     def ready(self) -> bool:
@@ -66,6 +72,12 @@ class HostedModel:
             if self.shadow is not None:
                 self.shadow.follow(request, classified)
         return classified
+
+    def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """As `Placeable.place`. Raises `NotFound` where the model is not sharded."""
+        if not isinstance(self._model, Placeable):
+            raise NotFound(f"{self.info.name} is not sharded; give it experts.shards in the configuration")
+        return self._model.place(wanted)
 
     def experts(self) -> dict[str, Any] | None:
         routing = self.routing.read()
@@ -103,7 +115,7 @@ class Replica:
     def __init__(
         self,
         spec: HostSpec,
-        loaded: Sequence[Model | LoadFailure],
+        loaded: Sequence[Classifier | LoadFailure],
         process: ModelProcess | None,
         calls: HostCalls | None = None,
     ) -> None:
@@ -164,8 +176,10 @@ class Replica:
         return merge([find_model(self.models, model).stats])
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Plan or apply a placement, off the event loop. Raises as `Model.place` does, `NotReady` where the
-        model failed to load."""
+        """Plan or apply a placement, off the event loop.
+
+        Raises as `HostedModel.place` does, and `NotReady` where the model failed to load.
+        """
         served = find_model(self.models, model)
         if not isinstance(served, HostedModel):
             raise NotReady(f"{model} is not ready: {served.not_ready_reason}")
@@ -243,9 +257,9 @@ class Replica:
         )
 
 
-def energy_of(models: Sequence[Model]) -> Callable[[], float] | None:
+def energy_of(models: Sequence[Classifier]) -> Callable[[], float] | None:
     """The energy counter of the GPU that these models run on; None where there is none, or several."""
-    uuid = next((model.gpu_uuid for model in models if model.gpu_uuid), "")
+    uuid = next((one.gpu_uuid for one in models if isinstance(one, OnOneGpu) and one.gpu_uuid), "")
     return energy_reader(uuid) if uuid else None
 
 

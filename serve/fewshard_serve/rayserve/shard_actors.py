@@ -16,9 +16,9 @@ import ray
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends.sharded_text import load_sharded_model
 from fewshard_serve.group.worker import Worker, WorkerConfig
-from fewshard_serve.model import Model
 from fewshard_serve.rayserve.actor_process import configure_logging
 from fewshard_serve.rayserve.deployment_plan import HOST_CPUS, ModelSpec
 
@@ -84,7 +84,7 @@ def _own_address(is_on_one_machine: bool) -> str:
     return LOOPBACK if is_on_one_machine else get_node_ip_address()
 
 
-def load_with_shards(spec: ModelSpec, num_gpus: float, is_on_one_machine: bool) -> Model:
+def load_with_shards(spec: ModelSpec, num_gpus: float, is_on_one_machine: bool) -> Classifier:
     """The model of a replica that leads a group. Raises NotReady as `load_sharded_model` does."""
     assert spec.experts is not None
     launcher, address = RayLauncher(num_gpus), _own_address(is_on_one_machine)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshard_models.checkpoint import load_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.errors import CheckpointError, NoRoomError
 from fewshard_models.sharding import Placement, contiguous
 from fewshard_models.sharding import shard as shard_module

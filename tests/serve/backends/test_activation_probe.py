@@ -55,7 +55,7 @@ def test_a_look_that_fails_costs_no_answer(model, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("fewshard_serve.backends.packed_text.signs_of", fail)
+    monkeypatch.setattr("fewshard_models.classifier.packed_text.signs_of", fail)
     model.diagnose(1.0)
     assert len(run(model, 3)) == 3
     assert model.diagnosis() is None

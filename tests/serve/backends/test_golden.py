@@ -12,8 +12,8 @@ from fewshard_core.values import TextInput
 from fewshard_models import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import save_checkpoint
+from fewshard_models.errors import CheckpointError
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.errors import NotReady
 
 TEXTS = ["good film", "bad film", "the film is good and not bad", "is"]
 
@@ -74,7 +74,7 @@ def test_one_wrong_weight_is_found(directory):
     weights = load_file(directory / "model.safetensors")
     weights["layers.1.attention.output.bias"][3] += 0.5
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NotReady, match="golden inputs wrongly: a logit is off by"):
+    with pytest.raises(CheckpointError, match="golden inputs wrongly: a logit is off by"):
         load_model("m", str(directory), "cpu", "fp32").self_check()
 
 
@@ -82,7 +82,7 @@ def test_weights_that_are_not_numbers_are_found(directory):
     weights = load_file(directory / "model.safetensors")
     weights["classifier.bias"][0] = float("nan")
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NotReady, match="golden inputs wrongly"):
+    with pytest.raises(CheckpointError, match="golden inputs wrongly"):
         load_model("m", str(directory), "cpu", "fp32").self_check()
 
 

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from fewshard_core.activation import activate
 from fewshard_core.values import PixelArray, TextInput
+from fewshard_models.classifier.packed_text import PackedText
+from fewshard_models.classifier.padded_text import PaddedText
+from fewshard_models.errors import UnusableInput
 from fewshard_serve.backends.load import load_model
-from fewshard_serve.backends.packed_text import PackedTextModel
-from fewshard_serve.backends.padded_text import PaddedTextModel
-from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_serve.errors import NotReady
 
 WORDS = [
     "the",
@@ -52,24 +53,24 @@ LABELS = {"id2label": {0: "red", 1: "green", 2: "blue"}, "label2id": {"red": 0, 
 GROUPED = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 TEXT_FAMILIES = {
-    "bert": (tf.BertConfig, {**SMALL, "max_position_embeddings": 64}, PackedTextModel),
+    "bert": (tf.BertConfig, {**SMALL, "max_position_embeddings": 64}, PackedText),
     "distilbert": (
         tf.DistilBertConfig,
         {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64},
-        PackedTextModel,
+        PackedText,
     ),
     "roberta": (
         tf.RobertaConfig,
         {**SMALL, "max_position_embeddings": 66, "type_vocab_size": 1},
-        PackedTextModel,
+        PackedText,
     ),
     "deberta-v2": (
         tf.DebertaV2Config,
         {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_position_embeddings": 64},
-        PaddedTextModel,
+        PaddedText,
     ),
-    "modernbert": (tf.ModernBertConfig, {**SMALL, "max_position_embeddings": 64}, PaddedTextModel),
-    "mixtral": (tf.MixtralConfig, {**GROUPED, "num_local_experts": 4}, PaddedTextModel),
+    "modernbert": (tf.ModernBertConfig, {**SMALL, "max_position_embeddings": 64}, PaddedText),
+    "mixtral": (tf.MixtralConfig, {**GROUPED, "num_local_experts": 4}, PaddedText),
     "qwen2-moe": (
         tf.Qwen2MoeConfig,
         {
@@ -79,7 +80,7 @@ TEXT_FAMILIES = {
             "moe_intermediate_size": 24,
             "shared_expert_intermediate_size": 24,
         },
-        PaddedTextModel,
+        PaddedText,
     ),
 }
 
@@ -207,9 +208,9 @@ def test_image_family_answers_as_its_pipeline(family, tmp_path):
 
 def test_items_that_cannot_be_used_are_named(tmp_path):
     model = load_model("m", str(make_text_checkpoint("bert", tmp_path)), "cpu", "fp32")
-    with pytest.raises(UnusableItem, match="item 1: this model classifies text"):
+    with pytest.raises(UnusableInput, match="item 1: this model classifies text"):
         model.prepare([TextInput("good"), PixelArray(np.zeros((4, 4, 3), np.uint8))])
-    with pytest.raises(UnusableItem, match="item 1: 102 tokens, over the model's 64"):
+    with pytest.raises(UnusableInput, match="item 1: 102 tokens, over the model's 64"):
         model.prepare([TextInput("good"), TextInput("good " * 100)], truncate=False)
     assert model.prepare([TextInput("good " * 100)])[0].num_tokens == 64
     assert model.prepare([TextInput("")])[0].num_tokens == 2

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewshard_serve.backends.image import FORMATS, ImageError, decode_image
+from fewshard_models.classifier.image_files import FORMATS, ImageError, decode_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

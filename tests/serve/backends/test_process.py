@@ -15,10 +15,11 @@ from PIL import Image
 
 from fewshard_core.values import EncodedImage, TextInput
 from fewshard_models.checkpoint import ZOO
+from fewshard_models.errors import UnusableInput
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.process import ModelProcess, ProcessEnded
-from fewshard_serve.errors import ModelRestarted, NotReady, UnusableItem
+from fewshard_serve.errors import ModelRestarted, NotReady
 
 FAKES = str(Path(__file__).parents[1] / "rayserve")
 
@@ -80,7 +81,7 @@ def test_a_model_answers_as_in_this_process(lasting, name, png):
     assert (counts is None) == (expected is None)
     if expected is not None:
         assert np.array_equal(counts.tokens, expected.tokens)
-    with pytest.raises(UnusableItem):
+    with pytest.raises(UnusableInput):
         there.prepare([TextInput("")] if here.info.task == "image" else [EncodedImage(png)])
 
 

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 
 from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.core import GroupState, PredictionRequest
 from fewshard_serve.engine.settings import EngineSettings
@@ -24,7 +25,6 @@ from fewshard_serve.errors import ServeError
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
-from fewshard_serve.model import Model
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.replica import Replica
@@ -34,7 +34,7 @@ EVIL = "<img src=x onerror=document.title='run'>"
 WAIT_S = 30
 
 
-class LabelsModel(Model):
+class LabelsModel(Classifier):
     """Numpy alone. As many labels as asked for, the first of them HTML; `gate` keeps its runner busy."""
 
     def __init__(self, name: str, num_labels: int, kind: str = "dense") -> None:
@@ -101,7 +101,7 @@ class ConsoleServer:
 
     def __init__(
         self,
-        models: list[Model],
+        models: list[Classifier],
         *,
         tokens_file: str = "",
         limits: Limits = Limits(),  # noqa: B008  it is frozen
@@ -152,7 +152,7 @@ class ConsoleServer:
 
 
 @pytest.fixture(scope="session")
-def zoo_models() -> list[Model]:
+def zoo_models() -> list[Classifier]:
     names = ("sst2-dense", "sst2-moe", "cifar10-dense")
     return [load_model(name, f"zoo:{name}", "cpu", "fp32") for name in names]
 
@@ -162,7 +162,7 @@ def serve() -> Iterator[Callable[..., ConsoleServer]]:
     """`serve(models, …)`: a server that ends with the module."""
     servers: list[ConsoleServer] = []
 
-    def start(models: list[Model], **how: Any) -> ConsoleServer:
+    def start(models: list[Classifier], **how: Any) -> ConsoleServer:
         servers.append(ConsoleServer(models, **how))
         return servers[-1]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, TextInput
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.errors import UnusableItem
-from fewshard_serve.model import Model
 
 
-class FakeModel(Model):
+class FakeModel(Classifier):
     """Logits of "7" are [7, -7]; one token a character.
 
     "crash" raises, "nan" gives NaN, "spoil" makes the whole batch NaN, "refuse" is refused while running,

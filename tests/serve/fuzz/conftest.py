@@ -14,13 +14,13 @@ import uvicorn
 from hypothesis import HealthCheck, settings
 
 from fewshard_core.values import EncodedImage, Item, ModelInfo, ModelOutput, TextInput
-from fewshard_serve.backends.image import ImageError, decode_image
+from fewshard_models.classifier.base import Classifier
+from fewshard_models.classifier.image_files import ImageError, decode_image
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
-from fewshard_serve.model import Model
 from fewshard_serve.protocol.stats import ModelStatistics
 from local_service import LocalService
 
@@ -38,7 +38,7 @@ def info_of(name, task):
     )
 
 
-class Lengths(Model):
+class Lengths(Classifier):
     """The first logit of a text is its length, of an image its height."""
 
     def __init__(self, info):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewshard_core.values import EncodedImage, ModelInfo, PixelArray, TextInput
-from fewshard_serve.backends.image import FORMATS, ImageError, decode_image
+from fewshard_models.classifier.image_files import FORMATS, ImageError, decode_image
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.responses import status_of
 from fewshard_serve.protocol import classify, model_tensors, oip, tei, vllm

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fewshard_core.values import TokenIds
-from fewshard_models.checkpoint import load_checkpoint
+from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.sharding import contiguous
 from fewshard_models.text import pack
 from fewshard_serve.group.launcher import ProcessLauncher

@@ -108,6 +108,7 @@ def test_a_silent_shard_is_removed_while_nothing_runs(open_group, directory, kit
 @pytest.mark.parametrize("shard", [0, 1])
 def test_a_batch_the_model_fails_on_fails_alone(open_group, directory, kit, shard):
     """A token that is in no vocabulary, among items that are dealt to the leader and to a worker."""
+
     group, items = open_group(directory, 2), kit.random_items(6)
     bad = [TokenIds([5] * (30 - shard), None), TokenIds([5] * 29, None)]
     bad[shard] = TokenIds([100_000] * 29, None)

@@ -13,13 +13,13 @@ import pytest
 import uvicorn
 
 from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, PixelArray, TextInput
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest
 from fewshard_serve.engine.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.service import ModelEntry
-from fewshard_serve.model import Model
 from fewshard_serve.protocol.stats import ModelStatistics
 from local_service import LocalService
 
@@ -28,7 +28,7 @@ tritonclient = pytest.importorskip("tritonclient.http")
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
-class Lengths(Model):
+class Lengths(Classifier):
     """Logits [length of the text or mean of the pixels, 0]."""
 
     def __init__(self, info: ModelInfo) -> None:

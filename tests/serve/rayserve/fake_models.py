@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput
-from fewshard_serve.core import Diagnosis, GroupState
+from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_models.classifier.base import Classifier
+from fewshard_serve.core import GroupState
 from fewshard_serve.errors import NotReady, UnusableItem
-from fewshard_serve.model import Model
 
 SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0.5}}
 
@@ -25,12 +25,12 @@ class FakePreparing:
         return [Item(one.text, len(one.text)) for one in inputs]
 
 
-class FakeModel(Model):
+class FakeModel(Classifier):
     """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "spin 1.5"
     computes as long, "crash" raises, "die" ends the process. "hold F" leaves the file F.held and waits until
     there is a file F. "hang F" sleeps for ever for the first who asks, and leaves the file F."""
 
-    preparing = FakePreparing()
+    preprocessor = FakePreparing()
 
     def __init__(self, name, kind):
         self.kind = kind

@@ -17,11 +17,11 @@ import torch
 import tritonclient.http as triton
 
 from fewshard_models.card import load_card
-from fewshard_models.checkpoint import load_checkpoint, resolve
+from fewshard_models.checkpoint import resolve
+from fewshard_models.classifier.load import load, load_checkpoint
 from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.devices import DTYPES, choose_dtype
-from fewshard_models.evaluation.accuracy import text_logits
 from fewshard_models.image.preprocessing import load_preprocessing
 
 pytestmark = [pytest.mark.server, pytest.mark.data, pytest.mark.usefixtures("data_dir")]
@@ -46,7 +46,7 @@ def dev() -> tuple[list[str], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def offline_text(dev) -> dict[str, np.ndarray]:
-    return {name: text_logits(load_checkpoint(resolve(f"zoo:{name}")), dev[0]) for name in TEXT_MODELS}
+    return {name: load(f"zoo:{name}", "cpu", "fp32")(dev[0]).logits for name in TEXT_MODELS}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""Looks more closely at a sample of a text model's traffic: quiet units, and experts by predicted class.
+"""Runs our own text encoder: packed batches without padding, and exact routing counts where it is MoE.
 
-Serves our own text encoder: packed batches without padding, and exact routing counts where it is MoE.
+Looks more closely at a sample of the items: quiet units, and experts by predicted class.
 """
 
 import logging
@@ -9,20 +9,28 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from fewshard_core.values import ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
+from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
 from fewshard_kernels import MoeStats
-from fewshard_models.checkpoint import Checkpoint
-from fewshard_models.text import FewshardTextForSequenceClassification, PackedTokens, pack, watched_experts
+from fewshard_models.checkpoint import Checkpoint, load_converted
+from fewshard_models.classifier.network import TextClassifier
+from fewshard_models.classifier.registry import register
+from fewshard_models.classifier.tokenizer import TextPreprocessor
+from fewshard_models.text import (
+    FewshardTextConfig,
+    FewshardTextForSequenceClassification,
+    PackedTokens,
+    pack,
+    watched_experts,
+)
+from fewshard_models.text.convert import ARCHITECTURES, can_convert
 from fewshard_models.text.observers import ActivationStats, signs_of
-from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.backends.tokenizer import TextPreprocessor
-from fewshard_serve.core import Diagnosis
-from fewshard_serve.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -70,54 +78,74 @@ class ActivationProbe:
             return Diagnosis(self._num_items, tuple(map(float, means)), self._experts.copy())
 
 
-class PackedTextModel(Model):
-    """`run` sorts the items by length, so that equally long ones share an attention call."""
+@register("FewshardTextForSequenceClassification", *ARCHITECTURES)
+class PackedText(TextClassifier):
+    """`run` sorts the items by length, so that equally long ones share an attention call.
+
+    It also runs BERT and its kin, whose weights are converted.
+    """
+
+    network: FewshardTextForSequenceClassification
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
-        assert isinstance(checkpoint.model, FewshardTextForSequenceClassification)
-        self.info = info
-        self._card = checkpoint.card
-        self._network = checkpoint.model
-        self._network.prepare_for_inference()
-        self._device = next(checkpoint.model.parameters()).device
-        has_experts = bool(checkpoint.model.config.num_experts)
-        self.preparing = TextPreprocessor(checkpoint.directory, info.max_tokens, has_experts)
-        self._diagnosing: ActivationProbe | None = None
-        self._routing = _RoutingTotals(checkpoint.model) if has_experts else None
+        super().__init__(checkpoint, info)
+        assert isinstance(self.network, FewshardTextForSequenceClassification)
+        self.network.prepare_for_inference()
+        has_experts = bool(self.network.config.num_experts)
+        self.preprocessor = TextPreprocessor(checkpoint.directory, info.max_tokens, has_experts)
+        self._probe: ActivationProbe | None = None
+        self._routing = _RoutingTotals(self.network) if has_experts else None
+
+    @classmethod
+    def accepts(cls, config: PreTrainedConfig) -> bool:
+        """Our own configuration, and those that our encoder computes too."""
+        return isinstance(config, FewshardTextConfig) or can_convert(config)
+
+    @classmethod
+    def load_network(cls, directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        """See `NetworkClassifier.load_network`."""
+        if can_convert(config):
+            return load_converted(directory, config, dtype)
+        return super().load_network(directory, config, dtype)
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
+        """One forward pass; fills in `routing` of the items that ask for it."""
         order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
         features = [items[index].features for index in order]
         types = None if features[0].types is None else [item.types for item in features]
-        packed = pack([item.ids for item in features], types, self._device)
+        packed = pack([item.ids for item in features], types, self.device)
         wanted = [items[index].routing for index in order]
         with torch.inference_mode(), self._watched(any(wanted)) as chosen:
-            out = self._network.forward_packed(packed)
+            out = self.network.forward_packed(packed)
         _tell(wanted, packed, chosen)
         if self._routing is not None:
             self._routing.add(out.moe_stats)
         logits = np.empty(out.logits.shape, dtype=np.float32)
         logits[order] = out.logits.cpu().numpy()
-        if self._diagnosing is not None:
-            self._diagnosing.look([item.ids for item in features])
+        if self._probe is not None:
+            self._probe.look([item.ids for item in features])
         return ModelOutput(logits)
 
     def diagnose(self, share: float) -> None:
-        self._diagnosing = ActivationProbe(self._network, self.info, share) if share else None
+        """Look more closely at this share of the items from now on, each in a pass of its own."""
+        self._probe = ActivationProbe(self.network, self.info, share) if share else None
 
     def diagnosis(self) -> Diagnosis | None:
-        return None if self._diagnosing is None else self._diagnosing.read()
+        """What was found; None where nothing was looked at."""
+        return None if self._probe is None else self._probe.read()
 
     def expert_counts(self) -> ExpertCounts | None:
+        """Since the model was loaded, without its golden inputs; None for a dense model."""
         return None if self._routing is None else self._routing.copy()
 
     def self_check(self) -> None:
-        check_golden(self, self._card)
+        """Compare with the golden answers, and forget where their tokens went. Raises CheckpointError."""
+        super().self_check()
         if self._routing is not None:
             self._routing.clear()
 
     def _watched(self, is_wanted: bool) -> AbstractContextManager[list[Tensor]]:
-        return watched_experts(self._network) if is_wanted else nullcontext([])
+        return watched_experts(self.network) if is_wanted else nullcontext([])
 
 
 def _tell(wanted: Sequence[TokenRouting | None], packed: PackedTokens, chosen: Sequence[Tensor]) -> None:

@@ -1,28 +1,22 @@
-"""Decodes image files that strangers sent; called by the model backends, off the event loop.
+"""Decodes image files that strangers sent, and turns them into what an image network takes.
 
-Serves image classifiers, our CNN and any that transformers can load.
+This file imports no torch: a server decodes in a process that runs no network.
 """
 
+import base64
 from collections.abc import Callable, Sequence
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from fewshard_core.errors import FewshardError
-from fewshard_core.values import EncodedImage, Input, Item, ModelInfo, ModelOutput, PixelArray
-from fewshard_models.checkpoint import Checkpoint
-from fewshard_models.image import FewshardImageForImageClassification
-from fewshard_models.image.preprocessing import load_preprocessing
-from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.errors import NotReady, UnusableItem
-from fewshard_serve.model import Model
+from fewshard_core.values import EncodedImage, Input, Item, PixelArray, TextInput
+from fewshard_models.classifier.base import Value
+from fewshard_models.errors import UnusableInput
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -98,26 +92,46 @@ class ImagePreprocessor:
     def estimate(self, inputs: Sequence[Input]) -> int:
         return 0
 
+    def to_input(self, value: Value) -> Input:
+        """A path, the bytes of a file, or uint8 [height, width, 3]. Raises TypeError, OSError for a path."""
+        match value:
+            case str() | Path():
+                return EncodedImage(Path(value).read_bytes())
+            case bytes():
+                return EncodedImage(value)
+            case np.ndarray() if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
+                return PixelArray(value)
+            case TextInput() | EncodedImage() | PixelArray():
+                return value
+        raise TypeError(
+            "this model classifies images; give a path, the bytes of an image file, or a uint8 array "
+            f"[height, width, 3], not {type(value).__name__}"
+        )
+
+    def from_card(self, stored: str) -> Input:
+        """A card stores image files in base64."""
+        return EncodedImage(base64.b64decode(stored))
+
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         return [Item(self._pixels(index, item), 0) for index, item in enumerate(inputs)]
 
     def _pixels(self, index: int, item: Input) -> NDArray[np.float32]:
         read = self._READERS.get(type(item))
         if read is None:
-            raise UnusableItem(index, "this model classifies images; send an image")
+            raise UnusableInput(index, "this model classifies images; send an image")
         return read(self, index, item)
 
     def _decoded(self, index: int, item: EncodedImage) -> NDArray[np.float32]:
         try:
             return self._preprocess(decode_image(item.data, item.max_pixels))
         except ImageError as error:
-            raise UnusableItem(index, str(error)) from error
+            raise UnusableInput(index, str(error)) from error
 
     def _checked(self, index: int, item: PixelArray) -> NDArray[np.float32]:
         if item.pixels.dtype == np.uint8:
             return self._preprocess(item.pixels)
         if item.pixels.shape != self._shape:
-            raise UnusableItem(
+            raise UnusableInput(
                 index,
                 f"pixel_values of shape {list(item.pixels.shape)}, this model takes {list(self._shape)}",
             )
@@ -127,45 +141,3 @@ class ImagePreprocessor:
         EncodedImage: _decoded,
         PixelArray: _checked,
     }
-
-
-class ImageModel(Model):
-    def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
-        self.info = info
-        self._card = checkpoint.card
-        own = isinstance(checkpoint.model, FewshardImageForImageClassification)
-        # Channels last is how oneDNN and cuDNN run convolutions fastest.
-        self._network = checkpoint.model.to(memory_format=torch.channels_last)
-        if isinstance(self._network, FewshardImageForImageClassification):
-            self._network.prepare_for_inference()
-        parameter = next(checkpoint.model.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
-        self.preparing = ImagePreprocessor(
-            load_preprocessing(checkpoint.directory) if own else _processor(checkpoint.directory)
-        )
-
-    def run(self, items: Sequence[Item]) -> ModelOutput:
-        pixels = torch.from_numpy(np.stack([item.features for item in items]))
-        pixels = pixels.to(self._device, self._dtype, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            logits = self._network(pixel_values=pixels).logits
-        return ModelOutput(logits.float().cpu().numpy())
-
-    def self_check(self) -> None:
-        check_golden(self, self._card)
-
-
-def _processor(directory: Path) -> Preprocess:
-    """The checkpoint's own image processor as a function of one image."""
-    try:
-        processor = AutoImageProcessor.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # transformers raises many kinds; each means these files are at fault
-        raise NotReady(f"{directory} has no usable preprocessor_config.json: {error}") from error
-    return partial(_processed, processor)
-
-
-def _processed(processor: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    pixels: NDArray[np.float32] = processor(images=image, return_tensors="np")["pixel_values"][0]
-    return pixels.astype(np.float32)

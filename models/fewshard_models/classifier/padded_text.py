@@ -1,4 +1,4 @@
-"""Serves any text classifier transformers can load: length-sorted passes, padded under a token budget."""
+"""Runs any text classifier that transformers loads: passes sorted by length, padded under a token budget."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,25 +8,27 @@ from torch import Tensor
 
 from fewshard_core.values import Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.checkpoint import Checkpoint
-from fewshard_serve.backends.golden import check_golden
-from fewshard_serve.backends.tokenizer import TextPreprocessor
-from fewshard_serve.model import Model
+from fewshard_models.classifier.network import TextClassifier
+from fewshard_models.classifier.registry import register
+from fewshard_models.classifier.tokenizer import TextPreprocessor
 
 MAX_PADDED_TOKENS = 16384
 """The most tokens, padding included, of one forward pass."""
 
 
-class PaddedTextModel(Model):
+@register("*ForSequenceClassification")
+class PaddedText(TextClassifier):
+    """Cuts a batch into passes. A model whose config names no padding token runs equal lengths together."""
+
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
-        self.info = info
-        self._card = checkpoint.card
-        self._network = checkpoint.model
-        self._device = next(checkpoint.model.parameters()).device
-        self._tokenizing = self.preparing = TextPreprocessor(checkpoint.directory, info.max_tokens)
+        super().__init__(checkpoint, info)
+        self.preprocessor = TextPreprocessor(checkpoint.directory, info.max_tokens)
+        self._pad_token_id = self.preprocessor.pad_token_id
         # A decoder without a padding token in its config cannot tell where a padded text ends.
         self._can_pad = getattr(checkpoint.model.config, "pad_token_id", None) is not None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
+        """As few passes as the padding allows."""
         order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
         passes = [
             self._pass([item.features for item in part]) for part in self._parts([items[i] for i in order])
@@ -35,9 +37,6 @@ class PaddedTextModel(Model):
         logits = np.empty((len(items), len(self.info.labels)), dtype=np.float32)
         logits[order] = np.concatenate([part for part, _ in passes])
         return ModelOutput(logits, num_padded - sum(item.num_tokens for item in items))
-
-    def self_check(self) -> None:
-        check_golden(self, self._card)
 
     def _parts(self, items: list[Item]) -> Iterator[list[Item]]:
         """Cut length-sorted items where padding would pass the budget, or is not allowed at all."""
@@ -53,16 +52,15 @@ class PaddedTextModel(Model):
     def _pass(self, features: list[TokenIds]) -> tuple[np.ndarray, int]:
         """fp32 logits [len(features), num_labels] and the number of tokens, padding included."""
         length = max(len(item.ids) for item in features)
-        pad = self._tokenizing.pad_token_id
         inputs = {
-            "input_ids": self._stack([item.ids for item in features], length, pad),
+            "input_ids": self._stack([item.ids for item in features], length, self._pad_token_id),
             "attention_mask": self._stack([[1] * len(item.ids) for item in features], length, 0),
         }
         if features[0].types is not None:
             inputs["token_type_ids"] = self._stack([item.types or [] for item in features], length, 0)
         with torch.inference_mode():
-            logits = self._network(**inputs).logits
+            logits = self.network(**inputs).logits
         return logits.float().cpu().numpy(), len(features) * length
 
     def _stack(self, rows: list[list[int]], length: int, fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (length - len(row)) for row in rows], device=self._device)
+        return torch.tensor([row + [fill] * (length - len(row)) for row in rows], device=self.device)

@@ -1,12 +1,16 @@
-"""Tokenising for every text model: batches of texts or pairs to token ids, off the event loop."""
+"""Tokenises for every text model: batches of texts or pairs to token ids.
+
+This file imports no torch of its own: a server tokenises in a process that runs no network.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fewshard_core.values import Input, Item, TextInput, TokenIds, TokenRouting
-from fewshard_serve.errors import NotReady, UnusableItem
+from fewshard_core.values import EncodedImage, Input, Item, PixelArray, TextInput, TokenIds, TokenRouting
+from fewshard_models.classifier.base import Value
+from fewshard_models.errors import CheckpointError, UnusableInput
 
 _CHARACTERS_PER_TOKEN = 3
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -22,7 +26,7 @@ class TextPreprocessor:
         self._has_experts = has_experts
         # Without any of these files transformers makes up an empty tokenizer and says nothing.
         if not any(any(directory.glob(name)) for name in _TOKENIZER_FILES):
-            raise NotReady(
+            raise CheckpointError(
                 f"{directory} has no usable tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there"
             )
         try:
@@ -30,7 +34,7 @@ class TextPreprocessor:
                 directory, trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # transformers raises many kinds; each means these files are at fault
-            raise NotReady(f"{directory} has no usable tokenizer: {error}") from error
+            raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from error
         # Tokenizers of older checkpoints state an absurd limit (1e30) for "none".
         self.max_tokens = min(max_tokens or 512, self._tokenizer.model_max_length)
         self._has_types = "token_type_ids" in self._tokenizer.model_input_names
@@ -47,8 +51,25 @@ class TextPreprocessor:
             if isinstance(item, TextInput)
         )
 
+    def to_input(self, value: Value) -> Input:
+        """A text, or a (text, pair) tuple. Raises TypeError."""
+        match value:
+            case str():
+                return TextInput(value)
+            case (str(text), str(pair)):
+                return TextInput(text, pair)
+            case TextInput() | EncodedImage() | PixelArray():
+                return value
+        raise TypeError(
+            f"this model classifies text; give a str or a (text, pair) tuple, not {type(value).__name__}"
+        )
+
+    def from_card(self, stored: str) -> Input:
+        """A card stores texts as they are."""
+        return TextInput(stored)
+
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
-        """Token ids of each input. Raises UnusableItem for what is no text, or too long, or empty."""
+        """Token ids of each input. Raises UnusableInput for what is no text, or too long, or empty."""
         texts = [_text(index, item) for index, item in enumerate(inputs)]
         return [
             self._item(index, text, encoded)
@@ -72,11 +93,11 @@ class TextPreprocessor:
 
     def _item(self, index: int, text: TextInput, encoded: TokenIds) -> Item:
         if not encoded.ids:
-            raise UnusableItem(
+            raise UnusableInput(
                 index, "the text is empty and this model adds no special tokens; send some text"
             )
         if len(encoded.ids) > self.max_tokens:
-            raise UnusableItem(
+            raise UnusableInput(
                 index,
                 f"{len(encoded.ids)} tokens, over the model's {self.max_tokens}; shorten it or set truncate",
             )
@@ -91,5 +112,5 @@ class TextPreprocessor:
 
 def _text(index: int, item: Input) -> TextInput:
     if not isinstance(item, TextInput):
-        raise UnusableItem(index, "this model classifies text; send a string")
+        raise UnusableInput(index, "this model classifies text; send a string")
     return item

@@ -1,0 +1,8 @@
+"""Classifiers: what they can do, and the classes that run checkpoints by architecture.
+
+`load` in this package loads one. Importing the package itself loads neither torch nor transformers.
+"""
+
+from fewshard_models.classifier.base import Classifier, Predictions, Preprocessor, Value
+
+__all__ = ["Classifier", "Predictions", "Preprocessor", "Value"]

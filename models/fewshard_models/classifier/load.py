@@ -1,0 +1,54 @@
+"""Loads a checkpoint as a classifier; importing this file registers the classes that are bundled."""
+
+from pathlib import Path
+
+import torch
+
+from fewshard_models.card import load_card
+from fewshard_models.checkpoint import Checkpoint, load_config, resolve
+from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
+from fewshard_models.classifier.network import NetworkClassifier, describe
+from fewshard_models.classifier.registry import CLASSIFIERS
+from fewshard_models.devices import DTYPES, choose_device, choose_dtype
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "") -> NetworkClassifier:
+    """Load a checkpoint for inference; the server loads its models so too.
+
+    path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
+    device: "cpu", "cuda", or "auto" for CUDA where there is a device.
+    dtype: "fp32", "bf16", "fp16", or "auto" for what is fast on the device.
+    name: what the model is called in answers; without it, the last part of the path.
+    Raises CheckpointError for a checkpoint that is missing, damaged or not supported, and ValueError where
+    there is no such device.
+    """
+    directory = resolve(str(path))
+    chosen = choose_device(device).name
+    chosen_dtype = choose_dtype(dtype, chosen).name
+    checkpoint = load_checkpoint(directory, DTYPES[chosen_dtype], chosen)
+    return from_checkpoint(checkpoint, name or directory.resolve().name, chosen, chosen_dtype)
+
+
+def load_checkpoint(
+    directory: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Checkpoint:
+    """The network as it is, to be changed or measured. Raises CheckpointError as `load` does."""
+    config = load_config(directory)
+    kind = CLASSIFIERS.find(config.architectures or [], config, directory)
+    network = kind.load_network(directory, config, dtype)
+    return Checkpoint(directory, network.to(device).eval(), kind.task, load_card(directory))
+
+
+def from_checkpoint(checkpoint: Checkpoint, name: str, device: str, dtype: str) -> NetworkClassifier:
+    """A classifier over a network that is on `device` in `dtype` already; it is prepared in place."""
+    # The network's own: the checkpoint may have been converted.
+    config, architecture = checkpoint.model.config, type(checkpoint.model).__name__
+    kind = CLASSIFIERS.find([architecture], config, checkpoint.directory)
+    info = describe(name, kind, config, checkpoint.card, architecture, device, dtype)
+    return kind(checkpoint, info)
+
+
+def task_of(directory: Path) -> str:
+    """What a checkpoint classifies, as `ModelInfo.task` names it. Raises CheckpointError."""
+    config = load_config(directory)
+    return CLASSIFIERS.find(config.architectures or [], config, directory).task

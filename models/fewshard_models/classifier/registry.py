@@ -1,0 +1,61 @@
+"""Which class runs a checkpoint, by the architecture that its config.json names.
+
+A new architecture is one file with a class under `@register`, and its import in `classifier.load`.
+"""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TypeVar
+
+from transformers import PreTrainedConfig
+
+from fewshard_models.classifier.network import NetworkClassifier
+from fewshard_models.errors import CheckpointError
+
+ClassT = TypeVar("ClassT", bound=type[NetworkClassifier])
+
+
+class Registry:
+    """Classes by architecture name. A name with `*` stands for all that match and no other class takes."""
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[NetworkClassifier]] = {}
+
+    def register(self, *names: str) -> Callable[[ClassT], ClassT]:
+        """A decorator for the class that runs these architectures. Raises ValueError for a name twice."""
+
+        def keep(kind: ClassT) -> ClassT:
+            for name in names:
+                if name in self._classes:
+                    raise ValueError(f"{name} is registered already, for {self._classes[name].__name__}")
+                self._classes[name] = kind
+            return kind
+
+        return keep
+
+    def find(
+        self, names: Sequence[str], config: PreTrainedConfig, directory: Path
+    ) -> type[NetworkClassifier]:
+        """The class for a configuration whose architecture has these names.
+
+        Raises CheckpointError with the names there are.
+        """
+        # The whole name before patterns, and the longer pattern before the shorter one.
+        for known in sorted(self._classes, key=lambda known: ("*" in known, -len(known))):
+            kind = self._classes[known]
+            if any(fnmatchcase(name, known) for name in names) and kind.accepts(config):
+                return kind
+        raise CheckpointError(
+            f"{directory} holds {' '.join(names) or 'no architecture'}; "
+            f"Fewshard serves {', '.join(self.names)}"
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """What is registered, as it was written."""
+        return list(self._classes)
+
+
+CLASSIFIERS = Registry()
+register = CLASSIFIERS.register
