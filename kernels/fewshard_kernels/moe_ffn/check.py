@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
+from fewshard_core.formats import FORMATS
 from fewshard_kernels.moe_ffn.options import ACTIVATIONS, SCORINGS, ExpertWeights, MoeOptions, Routing
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_weights(weights: ExpertWeights, gated: bool) -> None:
@@ -18,8 +17,9 @@ def check_weights(weights: ExpertWeights, gated: bool) -> None:
         raise ValueError("there must be at least one expert, got 0")
     if gated and width % 2:
         raise ValueError(f"w1 of gated experts must be [E, 2I, H]; {width} is odd")
-    if w1.dtype not in DTYPES:
-        raise ValueError(f"w1 is {w1.dtype}; experts are float32, bfloat16 or float16")
+    *others, last = dict.fromkeys(each.storage for each in FORMATS)
+    if str(w1.dtype).removeprefix("torch.") not in (*others, last):
+        raise ValueError(f"w1 is {w1.dtype}; experts are {', '.join(others)} or {last}")
     fits = f"to fit {'gated ' if gated else ''}w1 {list(w1.shape)}"
     _check_tensor("b1", b1, (num_experts, width), fits, w1)
     _check_tensor("w2", w2, (num_experts, hidden, width // 2 if gated else width), fits, w1)

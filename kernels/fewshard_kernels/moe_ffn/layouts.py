@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewshard_core.formats import FORMATS
 from fewshard_kernels.moe_ffn.options import ExpertWeights, activate
 
 # oneDNN's name for each activation, and its variant (empty if there is only one).
@@ -23,11 +24,8 @@ def onednn_multiplies(dtype: torch.dtype) -> bool:
     >>> onednn_multiplies(torch.float64)
     False
     """
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    known = {each.compute: each for each in FORMATS}.get(str(dtype).removeprefix("torch."))
+    return torch.backends.mkldnn.is_available() and known is not None and known.multiplies("cpu")
 
 
 class Layout(Protocol):

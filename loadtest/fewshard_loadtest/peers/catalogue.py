@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from fewshard_core.formats import FORMATS
 from fewshard_loadtest.peers.settings import SHIPPED, Setting, grid
 
 MODEL = "bench"
@@ -22,7 +23,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
 }
-TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+TORCH_DTYPES = {each.name: each.storage for each in FORMATS}
 """Names of a setting's dtypes in torch and Infinity."""
 
 

@@ -8,6 +8,7 @@ from statistics import median, quantiles
 
 import torch
 
+from fewshard_core.formats import FORMATS
 from fewshard_models.bench.baselines import (
     DENSE,
     OURS,
@@ -33,10 +34,10 @@ from fewshard_models.bench.measurement import (
     peak_bytes,
 )
 from fewshard_models.bench.problem import Layer, Problem, make_layer, make_problem
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 
 # Maximum |y - y64| / |y64| over the checked rows for a correct result.
-TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 3e-3}
+TOLERANCES = {each.name: each.kernel_tolerance for each in FORMATS}
 GRAPH = " (graph)"
 _ACTIVATION = "activation"
 _MAX_COPIES = 64
@@ -116,7 +117,7 @@ def run(grid: Iterable[Point], setup: Setup, say: Callable[[str], None] = lambda
 
 def num_copies(point: Point, cache_bytes: int) -> int:
     """Number of copies of a layer that exceed the last-level cache together; from 2 to 64."""
-    layer_bytes = point.num_experts * point.expert_numbers * DTYPES[point.dtype].itemsize
+    layer_bytes = point.num_experts * point.expert_numbers * storage_dtype(point.dtype).itemsize
     return min(_MAX_COPIES, max(2, -(-5 * cache_bytes // (4 * layer_bytes))))
 
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from fewshard_models.bench.baselines import Runner, Skipped
 from fewshard_models.bench.grid import Point
 from fewshard_models.bench.problem import Problem
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 
 # Measures the seconds of one call.
 Clock = Callable[[Callable[[], object]], float]
@@ -107,7 +107,7 @@ class Roofline:
 def measure(dtype: str, device: str, clock: Clock, cache_bytes: int) -> Roofline:
     """The roofline, from a large square product in `dtype` and a copy that exceeds the caches."""
     size = _PRODUCT_SIZE[device]
-    matrix = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    matrix = torch.randn(size, size, device=device).to(storage_dtype(dtype))
     product_s = _best_s(lambda: matrix @ matrix, clock)
     source = torch.ones(max(cache_bytes, _UNKNOWN_CACHE_BYTES), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

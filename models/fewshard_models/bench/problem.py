@@ -10,7 +10,7 @@ from torch import Tensor
 from fewshard_kernels import ExpertWeights, PackedExperts, Routing, pack_experts
 from fewshard_kernels.moe_ffn.options import activate
 from fewshard_models.bench.grid import Point, Shape
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 
 MAX_CHECKED_ROWS = 256
 
@@ -99,7 +99,7 @@ class Problem:
 
 def make_layer(point: Point, num_copies: int, device: str) -> Layer:
     """The layer of a point; the same for all points that differ only in tokens, top-k or routing."""
-    return Layer(point.shape, DTYPES[point.dtype], point.num_experts, num_copies, device)
+    return Layer(point.shape, storage_dtype(point.dtype), point.num_experts, num_copies, device)
 
 
 def make_problem(point: Point, layer: Layer, device: str) -> Problem:
@@ -109,7 +109,7 @@ def make_problem(point: Point, layer: Layer, device: str) -> Problem:
     experts, weights = _draw(point, generator)
     renamed = [(experts + shift) % point.num_experts for shift in range(point.num_experts)]
     routings = [Routing(weights.to(device), each.to(device)) for each in renamed]
-    return Problem(point, layer, x.to(device, DTYPES[point.dtype]), routings)
+    return Problem(point, layer, x.to(device, storage_dtype(point.dtype)), routings)
 
 
 def _draw(point: Point, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from fewshard_kernels.moe_ffn import tiles
 from fewshard_models.bench import kernels
 from fewshard_models.bench.grid import Point, points
 from fewshard_models.bench.report import Report
-from fewshard_models.devices import DTYPES, choose_device
+from fewshard_models.devices import choose_device, storage_dtype
 from fewshard_models.errors import BenchError
 
 FILE = "tiles.json"
@@ -51,7 +51,7 @@ def layers(grid: Iterable[Point], capability: tuple[int, int]) -> dict[tiles.Lay
     for point in grid:
         shape = tiles.LayerShape(
             capability,
-            DTYPES[point.dtype],
+            storage_dtype(point.dtype),
             point.shape.hidden,
             point.shape.width,
             point.num_experts,

@@ -14,7 +14,7 @@ import torch
 
 from fewshard_models.bench.measurement import Budget, Call, clock_for, interleaved
 from fewshard_models.counting import count_macs
-from fewshard_models.devices import DTYPES, subnormals_flushed
+from fewshard_models.devices import storage_dtype, subnormals_flushed
 from fewshard_models.errors import DataError
 from fewshard_models.figures.style import BLUE, ORANGE, figure, millions, save
 from fewshard_models.image import FewshardImageForImageClassification as Cnn
@@ -66,7 +66,9 @@ def _pair(width: float, device: str, dtype: str) -> tuple[Cnn, Cnn]:
     torch.manual_seed(0)
     dense = Cnn(widened(width)).eval()
     sparse = narrowed(dense, KEPT)
-    served = [model.to(device, DTYPES[dtype], memory_format=torch.channels_last) for model in (dense, sparse)]
+    served = [
+        model.to(device, storage_dtype(dtype), memory_format=torch.channels_last) for model in (dense, sparse)
+    ]
     for model in served:
         model.classifier.float()
         model.prepare_for_inference()
@@ -75,7 +77,7 @@ def _pair(width: float, device: str, dtype: str) -> tuple[Cnn, Cnn]:
 
 def _call(model: Cnn, batch: int, device: str, dtype: str) -> Call:
     size = model.config.image_size
-    pixels = torch.randn(batch, 3, size, size, device=device, dtype=DTYPES[dtype])
+    pixels = torch.randn(batch, 3, size, size, device=device, dtype=storage_dtype(dtype))
     pixels = pixels.to(memory_format=torch.channels_last)
 
     def call(_: int) -> object:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from fewshard_models.checkpoint import save_checkpoint
 from fewshard_models.classifier.load import load_checkpoint
-from fewshard_models.devices import choose_dtype
+from fewshard_models.devices import choose_dtype, storage_dtype
 from fewshard_models.errors import RecipeError
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.sparsify.allocation import check_share
@@ -71,7 +71,7 @@ def sparsify(
     else:
         share = macs_share if time_share is None else time_share
         assert share is not None
-        dtype = torch.bfloat16 if choose_dtype(device="cpu").name == "bf16" else torch.float32
+        dtype = storage_dtype(choose_dtype(device="cpu").name)
         wanted = Structured(share, time_share is not None, round_to, batch, dtype)
         method, after = "structured", prune_structured(model, wanted)
         asked |= {"round_to": round_to} | ({} if time_share is None else {"batch": batch})
