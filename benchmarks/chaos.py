@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshard_core.formats import FORMATS
 from fewshard_core.values import TextInput
-from fewshard_models.devices import TOLERANCE
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import ShardedTextModel, load_sharded_model
@@ -168,7 +168,7 @@ class Expected:
     def of(cls, path: str, texts: list[str], dtype: str = "auto") -> "Expected":
         model = load_model(MODEL, path, "auto", dtype)
         logits = model.run(model.prepare([TextInput(text) for text in texts])).logits
-        return cls(texts, logits, TOLERANCE[model.info.dtype])
+        return cls(texts, logits, FORMATS[model.info.dtype].tolerance)
 
     def fits(self, text: int, logits: NDArray[np.float32]) -> bool:
         return bool(np.abs(logits - self.logits[text]).max() <= self.tolerance)

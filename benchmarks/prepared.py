@@ -21,7 +21,7 @@ from fewshard_models.bench.measurement import Budget, Call, clock_for, interleav
 from fewshard_models.checkpoint import ZOO
 from fewshard_models.counting import count_macs
 from fewshard_models.data.sst2 import load_sst2
-from fewshard_models.devices import DTYPES, choose_dtype
+from fewshard_models.devices import choose_dtype, storage_dtype
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.recipes.cifar10 import dense_config
 from fewshard_models.recipes.tiers import SMALL
@@ -102,7 +102,7 @@ def cast(network: Network, dtype: str) -> Network:
     kept = set(network._keep_in_fp32_modules_strict or ())
     for name, parameter in [*network.named_parameters(), *network.named_buffers()]:
         if not kept & set(name.split(".")) and parameter.is_floating_point():
-            parameter.data = parameter.data.to(DTYPES[dtype])
+            parameter.data = parameter.data.to(storage_dtype(dtype))
     return network
 
 
@@ -125,7 +125,7 @@ def text_calls(networks: Mapping[str, Network], batch: int, dtype: str) -> dict[
 
 def image_calls(networks: Mapping[str, Network], batch: int, dtype: str) -> dict[str, Call]:
     """Exactly `batch` images each time."""
-    pixels = torch.randn(batch, 3, 32, 32, dtype=DTYPES[dtype]).to(memory_format=torch.channels_last)
+    pixels = torch.randn(batch, 3, 32, 32, dtype=storage_dtype(dtype)).to(memory_format=torch.channels_last)
 
     def call(network: Network) -> Call:
         def run(_: int) -> object:

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from ray.serve.schema import DeploymentSchema
 
-from fewshard_serve.config import NAME_PATTERN, PATH_WORDS, FewshardConfig
+from fewshard_serve.config import NAME_PATTERN, FewshardConfig
+from fewshard_serve.http.routes import reserved_names
 from fewshard_serve.rayserve.environment import ALWAYS, ENABLE_HAPROXY, FOR_WORKERS
 
 HERE = Path(__file__).parent
@@ -43,7 +44,7 @@ def schema() -> dict[str, Any]:
     """The JSON schema of the chart's values."""
     whole: dict[str, Any] = yaml.safe_load((HERE / "values.schema.yaml").read_text(encoding="utf-8"))
     whole["$defs"] |= FewshardConfig.model_json_schema()["$defs"]
-    name = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "not": {"enum": sorted(PATH_WORDS)}}
+    name = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "not": {"enum": sorted(reserved_names())}}
     for kind in ("ModelConfig", "CascadeConfig"):
         whole["$defs"][kind]["properties"]["name"] |= name
     known = [key for key in DeploymentSchema.model_fields if key != "name"]

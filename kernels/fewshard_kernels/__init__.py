@@ -1,6 +1,7 @@
-"""Fewshard's ops: torch (and triton) only, no module state, no server.
+"""Fewshard's operators. They depend on torch (and triton) alone and know nothing of the server.
 
-`moe_ffn` is the one way an expert is multiplied in this project.
+Every expert in this project is computed by `moe_ffn`. Module state is limited to caches of measurements and
+to overrides for tests and tuning.
 """
 
 from fewshard_kernels.moe_ffn import PathChoice, explain, force_path, moe_ffn

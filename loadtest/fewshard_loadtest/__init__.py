@@ -1,4 +1,4 @@
-"""Fewshard's load generator: speaks to servers over the network alone and imports nothing of theirs."""
+"""Fewshard's load generator. It reaches servers only over the network and imports none of their code."""
 
 from fewshard_loadtest.arrivals import Stage
 from fewshard_loadtest.errors import LoadTestError, ScenarioError

@@ -29,7 +29,7 @@ _NOT_HERE = ("stages", "mix")
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Plan, Path | None]:
-    """The plan of a command line, and where its samples go."""
+    """The plan of a command line, and the file for its samples."""
     parser = argparse.ArgumentParser(prog="python -m fewshard_loadtest", description=__doc__)
     parser.add_argument("--plan", type=json.loads, help="the whole plan as JSON, instead of the others")
     parser.add_argument("--samples", type=Path, metavar="FILE.npz", help="write every request there")
@@ -61,7 +61,7 @@ def _checked(parser: argparse.ArgumentParser, plan: Plan) -> Plan:
 
 
 def main() -> int:
-    """Print the result; 1 where not one request was answered well, 2 for a mistake of the caller's."""
+    """Print the result. Returns 1 if no request succeeded, 2 for a usage error."""
     plan, samples = parse()
     from fewshard_loadtest.headless import run_here
 

@@ -1,4 +1,4 @@
-"""How each server is asked to classify one text, and where its answer names the label; no Locust in here."""
+"""Adapters for each server: how to send it one text, and how to read the label. Does not import Locust."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,13 +11,17 @@ from fewshard_loadtest.protocols import JSON_HEADERS, PROTOCOLS, Request
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One server's request and answer. `request` takes a model's name and the texts of one request."""
+    """The request and response format of one server.
+
+    request: builds a request from a model's name and the texts of one request.
+    label: reads the best label of the first text from the decoded response.
+    """
 
     request: Callable[[str, Sequence[str]], Request]
     label: Callable[[Any], str]
 
     def label_in(self, answer: bytes) -> str:
-        """The best label of the answer's first text. Raises ValueError where it holds none."""
+        """The best label of the response's first text. Raises ValueError if it has none."""
         try:
             return self.label(json.loads(answer))
         except (LookupError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""When an open-loop user sends: a Poisson process that no answer slows down. `users` follows it."""
+"""Arrival times of open-loop requests: a Poisson process, independent of responses. Used by `users`."""
 
 import math
 import random
@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of time, in seconds, with one mean rate, in requests per second; 0 is a pause."""
+    """A time interval with a constant mean rate.
+
+    seconds: length of the interval; above 0.
+    rate: mean requests per second; 0 is a pause.
+    """
 
     seconds: float
     rate: float
@@ -19,7 +23,7 @@ class Stage:
 
 
 def poisson_arrivals(rate: float, seed: int | str) -> Iterator[float]:
-    """Seconds since the start at which each request is due, without end: exponential gaps of mean 1/rate."""
+    """Endless due times, in seconds since the start, with exponential gaps of mean 1/rate."""
     if rate <= 0:
         raise ValueError(f"the rate must be above 0 requests per second, not {rate:g}")
     rng = random.Random(seed)
@@ -30,10 +34,10 @@ def poisson_arrivals(rate: float, seed: int | str) -> Iterator[float]:
 
 
 def staged_arrivals(stages: Sequence[Stage], seed: int | str) -> Iterator[float]:
-    """A Poisson process whose rate follows the stages, and ends with them.
+    """Due times, in seconds since the start, of a Poisson process whose rate follows `stages`.
 
-    Unit-rate arrivals, mapped through the inverse of the expected count (Çınlar 1975): exact for rates that
-    are constant by pieces.
+    The process ends with the last stage. Unit-rate arrivals are mapped through the inverse of the expected
+    count (Çınlar 1975), which is exact for piecewise constant rates.
     """
     clock, begun_at, count = poisson_arrivals(1.0, seed), 0.0, 0.0
     arrival = next(clock)
@@ -46,7 +50,7 @@ def staged_arrivals(stages: Sequence[Stage], seed: int | str) -> Iterator[float]
 
 
 def sine(low: float, high: float, period_s: float, duration_s: float) -> tuple[Stage, ...]:
-    """A day in small: from `low` up to `high` and back in every period, in forty-eighths of it."""
+    """A compressed daily cycle: `low` to `high` and back in every period, in 48 steps per period."""
     step_s = period_s / 48
     num_steps = max(round(duration_s / step_s), 1)
     middle, swing = (low + high) / 2, (high - low) / 2
@@ -56,6 +60,6 @@ def sine(low: float, high: float, period_s: float, duration_s: float) -> tuple[S
 
 
 def spikes(base: float, peak: float, every_s: float, spike_s: float, duration_s: float) -> tuple[Stage, ...]:
-    """`base`, and at the end of every `every_s` seconds `peak` for `spike_s` of them."""
+    """Rate `base`, with rate `peak` in the last `spike_s` of every `every_s` seconds."""
     one = (Stage(every_s - spike_s, base), Stage(spike_s, peak))
     return one * max(round(duration_s / every_s), 1)

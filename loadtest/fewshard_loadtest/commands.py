@@ -17,7 +17,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SLO, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 
 
 
 def register_loadtest(subparsers: Any) -> None:
-    """Add `loadtest`; `fewshard` calls it."""
+    """Add the `loadtest` command; called by `fewshard`."""
     parser = subparsers.add_parser(
         "loadtest",
         help="load-test models side by side and write the report",
@@ -34,7 +34,7 @@ def register_loadtest(subparsers: Any) -> None:
 
 
 def register_report(subparsers: Any) -> None:
-    """Add `report`; `fewshard` calls it."""
+    """Add the `report` command; called by `fewshard`."""
     parser = subparsers.add_parser(
         "report",
         help="write a load test's report anew, or compare two",
@@ -52,12 +52,12 @@ def register_report(subparsers: Any) -> None:
 
 
 def run_loadtest(args: argparse.Namespace) -> int:
-    """Measure and report; the exit codes of the module."""
+    """Run a load test and write its report. Returns one of the module's exit codes."""
     return _with_plain_errors(lambda: _loadtest(args))
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """Report or compare; the exit codes of the module."""
+    """Write or compare reports. Returns one of the module's exit codes."""
     return _with_plain_errors(lambda: _compare(args) if args.folders[0] == "compare" else _report(args))
 
 
@@ -83,7 +83,7 @@ def _loadtest(args: argparse.Namespace) -> int:
     scenario = load_scenario(args.scenario, args.models.split(",") if args.models else ())
     if args.repeats is not None:
         scenario = scenario.model_validate({**scenario.model_dump(), "repeats": args.repeats})
-    price_of(scenario.price)  # a mistake there should not wait for the end
+    price_of(scenario.price)  # fail now, not after the test, if the price is wrong
     _say(f"{scenario.name}: about {scenario.about_seconds() / 60:.0f} minutes")
     if args.check:
         return EXIT_OK
@@ -132,7 +132,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Both commands without the server's room."""
+    """Run both commands without the server package."""
     parser = argparse.ArgumentParser(prog="fewshard")
     subparsers = parser.add_subparsers(required=True)
     register_loadtest(subparsers)

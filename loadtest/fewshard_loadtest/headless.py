@@ -1,6 +1,6 @@
-"""Runs one plan without Locust's command or web page; `__main__` calls it in a process of its own.
+"""Runs one plan without Locust's command line or web page. `__main__` calls it in a process of its own.
 
-Importing this imports Locust, which patches the whole process: others call `fewshard_loadtest.run_headless`.
+Importing this module imports Locust, which monkey-patches the process; other code calls `run_headless`.
 """
 
 import re
@@ -25,14 +25,18 @@ CUT_STOP_TIMEOUT_S = 1.0
 
 @dataclass
 class Watched:
-    """The samples so far; `stopped` is set by SIGTERM, which ends the run early and keeps what there is."""
+    """State of a run.
+
+    samples: the samples so far.
+    stopped: set by SIGTERM, which ends the run early and keeps the samples.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     stopped: Event = field(default_factory=Event)
 
 
 def run_here(plan: Plan, samples_file: Path | None = None) -> Result:
-    """Start all users at once, run for the warm-up and the duration, and wait for the last answers."""
+    """Start all users at once, run for warm-up and duration, then wait for the last responses."""
     watched = Watched()
     gevent.signal_handler(signal.SIGTERM, watched.stopped.set)
     user = prepare(plan, reads_labels=samples_file is not None)
@@ -55,7 +59,7 @@ def run_here(plan: Plan, samples_file: Path | None = None) -> Result:
 
 
 def _listener(samples: list[Sample]) -> Any:
-    """Locust's own statistics round to whole milliseconds and two digits; these do not."""
+    """A listener with full precision; Locust's own statistics round to milliseconds and two digits."""
 
     def on_request(
         start_time: float,
@@ -71,6 +75,6 @@ def _listener(samples: list[Sample]) -> Any:
 
 
 def _in_words(exception: BaseException) -> str:
-    """Without the URL that Locust puts into a bad status, so that equal failures are counted together."""
+    """Error text without the URL that Locust adds to a bad status, so that equal failures share a count."""
     status = re.search(r"code=(\d{3})", str(exception))
     return f"status {status[1]}" if status else f"{type(exception).__name__.lstrip('_')}: {exception}"

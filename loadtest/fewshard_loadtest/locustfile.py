@@ -1,6 +1,6 @@
-"""For Locust's own command: `locust -f loadtest/fewshard_loadtest/locustfile.py --host URL --model NAME`.
+"""Entry point for Locust: `locust -f loadtest/fewshard_loadtest/locustfile.py --host URL --model NAME`.
 
-Users, spawn rate and host are set on the web page as ever; `--master` and `--worker` spread it over machines.
+Users, spawn rate and host are set on the web page as usual; `--master` and `--worker` distribute the load.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["GrpcPoissonUser", "GrpcUser", "HttpUser", "PoissonUser"]
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """What this file adds to Locust's options; each can be set in the environment too."""
+    """Add this file's options to Locust's; each can be set in the environment too."""
     group = parser.add_argument_group("fewshard")
     group.add_argument("--model", env_var="FEWSHARD_MODEL", required=True, help="the model to ask")
     group.add_argument("--protocol", env_var="FEWSHARD_PROTOCOL", choices=[*PROTOCOLS], default="classify")
@@ -39,7 +39,7 @@ def add_options(parser: Any) -> None:
 
 @events.init.add_listener
 def choose_users(environment: Any, **_: Any) -> None:
-    """Keep the user class of the protocol and the loop alone."""
+    """Keep only the user class for the chosen protocol and loop type."""
     options = environment.parsed_options
     plan = Plan(
         "",

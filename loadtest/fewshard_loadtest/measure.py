@@ -1,4 +1,4 @@
-"""What a load test ran and what came out of it, as plain values; no Locust in here."""
+"""Plan and result of one load-test run, as plain values. Does not import Locust."""
 
 import math
 from collections import Counter
@@ -16,13 +16,22 @@ from fewshard_loadtest.arrivals import Stage
 class Plan:
     """One run of one generator process.
 
-    Without `rate` and `stages` the loop is closed: `num_users` each send when the last answer has come. With
-    `rate` (requests per second of all users together) it is open, with `stages` open at changing rates.
-    `mix`: shares of several models instead of `model` alone. What is sent in the first `warmup_s` is answered
-    but not counted. `num_items` texts or images a request; the first `skip` items of the round are left for
-    later. `protocol` is one of `protocols.PROTOCOLS`,
-    `payload` what `payloads.load` knows; `dialect` names another server's kind (`dialects`). `host` is a URL,
-    or host:port of gRPC. `server_pid`, where not 0, is the process whose CPU time is read.
+    host: URL of the server, or host:port for gRPC.
+    model: the model to send requests to.
+    protocol: one of `protocols.PROTOCOLS`.
+    payload: a name or file for `payloads.load`.
+    num_users: number of users. Without `rate` and `stages` the loop is closed: each user sends its next
+        request when the last response has arrived.
+    rate: requests per second of all users together; makes the loop open.
+    stages: an open loop at changing rates.
+    mix: models and their shares, in place of `model`.
+    duration_s: seconds that are measured.
+    warmup_s: seconds at the start whose requests are sent but not counted.
+    num_items: texts or images per request.
+    seed: seed of item order and arrival times.
+    skip: number of items at the start of the first round to leave out.
+    dialect: the kind of server, a key of `adapters.DIALECTS`.
+    server_pid: process whose tree's CPU time is read; 0 for none.
     """
 
     host: str
@@ -48,12 +57,12 @@ class Plan:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every model that is asked."""
+        """All models that receive requests."""
         return tuple(name for name, _ in self.mix) or (self.model,)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Plan":
-        """The inverse of `asdict`, also after a way through JSON."""
+        """The inverse of `asdict`, also after a round trip through JSON."""
         stages = tuple(Stage(**stage) for stage in fields.get("stages", ()))
         mix = tuple((name, share) for name, share in fields.get("mix", ()))
         return cls(**{**fields, "stages": stages, "mix": mix})
@@ -61,10 +70,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request: when it was sent, or should have been (epoch seconds), its latency, and its error.
+    """One request.
 
-    `lag_ms`: how late the generator itself was. `item`: the place of its first item in the payload, -1 where
-    that is not known; `label`: what was predicted for it.
+    sent_at: time when it was sent, or in an open loop when it was due; epoch seconds.
+    latency_ms: latency in milliseconds.
+    error: the error, or None.
+    lag_ms: delay of the generator itself.
+    item: index of the request's first item in the payload; -1 if unknown.
+    model: name of the model.
+    label: predicted label of the first item.
     """
 
     sent_at: float
@@ -78,13 +92,18 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The requests sent within the measured time. Latencies are of good answers; None where there was none.
+    """Summary of the requests sent within the measured time.
 
-    `rps` counts good answers to what was sent within that time; `answered_rps` those that came within it,
-    which a server that falls behind sustains. `measured_s` is shorter than the plan's where the run was cut.
-    `generator_cpu` is the share of one core that the generator itself used, the busiest process of several:
-    near 1, it was the bottleneck. `lag_p99_ms`: how late it sent. `server_cpu_s` is the CPU time of the
-    server's processes, where the plan names one.
+    Latencies cover successful responses and are None if there was none.
+
+    rps: successful responses per second to requests that were sent within the measured time.
+    answered_rps: successful responses per second that arrived within it, which is what a server sustains
+        that falls behind.
+    generator_cpu: share of one core that the generator (the busiest of several) used; near 1, it was the
+        bottleneck.
+    server_cpu_s: CPU seconds of the server's processes, if the plan names one.
+    measured_s: measured seconds; shorter than the plan's duration if the run was cut short.
+    lag_p99_ms: 99th percentile of the generator's own delay.
     """
 
     plan: Plan
@@ -106,11 +125,11 @@ class Result:
 
     @property
     def error_share(self) -> float:
-        """Of the requests; 1 where there was none at all."""
+        """Failed requests as a share of all; 1 if there were no requests."""
         return self.num_failures / self.num_requests if self.num_requests else 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Fields as a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
@@ -127,9 +146,10 @@ def summarise(
     server_cpu_s: float | None = None,
     measured_s: float | None = None,
 ) -> Result:
-    """Count what was sent from `begun_at` (epoch seconds, warm-up over) on, for `measured_s`.
+    """Summarise the samples sent within `measured_s` seconds from `begun_at`.
 
-    That is `duration_s` of the plan where it is not given.
+    begun_at: end of the warm-up, in epoch seconds.
+    measured_s: the plan's `duration_s` by default.
     """
     seconds = plan.duration_s if measured_s is None else measured_s
     ended_at = begun_at + seconds
@@ -159,19 +179,16 @@ def summarise(
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The nearest rank's value, to a thousandth; None where there is no value."""
+    """Nearest-rank percentile, rounded to three decimals; None without values."""
     value = nearest_rank(ordered, share)
     return None if value is None else _rounded(value)
 
 
 def nearest_rank(ordered: Sequence[float] | NDArray[np.float64], share: float) -> float | None:
-    """The smallest of the ascending values that at least `share` of them do not exceed.
-
-    None where there is no value.
-    """
+    """The smallest of the ascending values that at least `share` of them do not exceed; None if empty."""
     if not len(ordered):
         return None
-    # numpy's and scipy's `inverted_cdf` take 0.14 of 50 values for the 8th: 0.14 * 50 is above 7 in floats.
+    # numpy's and scipy's `inverted_cdf` return the 8th value for 0.14 of 50, since 0.14 * 50 > 7 in floats.
     return float(ordered[max(math.ceil(round(share * len(ordered), 9)), 1) - 1])
 
 

@@ -1,4 +1,4 @@
-"""What a load test sends: texts or images with their true labels where these are known. No Locust in here."""
+"""Payloads of load tests: texts or images, with true labels where known. Does not import Locust."""
 
 import csv
 import io
@@ -24,9 +24,12 @@ SST2_LABELS = ("negative", "positive")
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Items of one task in a fixed order: texts, or images as uint8 [N, height, width, 3].
+    """Items of one task in a fixed order.
 
-    `labels`: the true name of each item, empty where nobody knows them. `task`: one of `tasks.TASKS`.
+    name: name of the payload in the report.
+    items: texts, or images as uint8 [N, height, width, 3].
+    labels: true label of each item; empty if unknown.
+    task: a key of `tasks.TASKS`.
     """
 
     name: str
@@ -38,15 +41,17 @@ class Payload:
         return len(self.items)
 
     def at(self, places: Sequence[int]) -> list[Any]:
-        """The items at these places."""
+        """The items at these indices."""
         return [self.items[place] for place in places]
 
 
 def load(name: str, seed: int = 0) -> Payload:
-    """The payload of a name, or of a file of the user's own.
+    """The payload with this name, or from a file.
 
-    `texts`: SST-2's dev sentences where FEWSHARD_DATA names a folder that has them, else our own; `images`:
-    drawn ones; `sst2`, `cifar10`: from FEWSHARD_DATA. Raises `ScenarioError` where it cannot be had.
+    `texts`: SST-2's dev sentences if FEWSHARD_DATA is set, else sentences that ship with the package.
+    `images`: generated images.
+    `sst2`, `cifar10`: data sets in FEWSHARD_DATA.
+    Raises `ScenarioError` if the payload is not available.
     """
     data = os.environ.get("FEWSHARD_DATA")
     folder = Path(data) if data else None
@@ -64,7 +69,7 @@ def own_texts() -> Payload:
 
 
 def drawn_images(seed: int, num_images: int = NUM_DRAWN) -> Payload:
-    """Images of smooth random blocks: what a classifier's cost needs, not what its accuracy needs."""
+    """Images of smooth random blocks: enough to measure cost, but not accuracy."""
     rng = random.Random(seed)
     pixels = b"".join(random_image(rng) for _ in range(num_images))
     return Payload("drawn images", np.frombuffer(pixels, np.uint8).reshape(-1, *IMAGE_SHAPE), task="image")
@@ -94,14 +99,19 @@ SOURCES: dict[str, Callable[[Path | None, int], Payload]] = {
     "texts": lambda folder, _: own_texts() if folder is None else sst2(folder),
     "images": lambda _, seed: drawn_images(seed),
 }
-"""By the data folder, if there is one, and the seed."""
+"""Loaders by payload name; each takes the data folder, if there is one, and the seed."""
 DATA_SETS: dict[str, Callable[[Path], Payload]] = {"sst2": sst2, "cifar10": cifar10}
-"""By the data folder."""
+"""Loaders by data set; each takes the data folder."""
 
 
 def from_file(path: Path) -> Payload:
-    """.txt with a text a line; .tsv, .csv or .jsonl with `text` (or `sentence`) and, if known, `label`; .npz
-    with `images` uint8 [N,H,W,3] and, if known, `labels`. Bad rows are named, and nothing is sent."""
+    """The payload in a file, by its suffix.
+
+    .txt: one text per line.
+    .tsv, .csv, .jsonl: fields `text` (or `sentence`) and optionally `label`.
+    .npz: `images` uint8 [N,H,W,3] and optionally `labels`.
+    Raises `ScenarioError` that names the bad rows, before anything is sent.
+    """
     read = FILES.get(path.suffix)
     if read is None:
         known = ", ".join([*SOURCES, *DATA_SETS, *(f"a {suffix} file" for suffix in FILES)])
@@ -156,7 +166,7 @@ def _texts_of(path: Path, rows: Sequence[Any]) -> Payload:
 
 
 def _text(row: Any) -> str | None:
-    """None of a row that has no text, or one that is blank."""
+    """The row's text; None if it is missing or blank."""
     text = (row.get("text") or row.get("sentence")) if isinstance(row, dict) else None
     return text.strip() if isinstance(text, str) else None
 
@@ -194,4 +204,4 @@ FILES: dict[str, Callable[[Path], Payload]] = {
     ".jsonl": lambda path: _texts_of(path, _jsonl(path)),
     ".npz": lambda path: _images_of(path, path.name),
 }
-"""By the suffix of a file's name."""
+"""Readers by file suffix."""

@@ -1,6 +1,7 @@
-"""How Fewshard is asked, and where its answer names the label: `/classify`, V2 in JSON and in binary, gRPC.
+"""Fewshard's wire protocols: `/classify`, V2 in JSON and in binary, and gRPC; how to build requests and read
+labels.
 
-No Locust in here; `users` sends what this makes.
+Does not import Locust. `users` sends the requests.
 """
 
 import json
@@ -22,9 +23,14 @@ OUTPUTS = ("scores", "label")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. An answer without the bytes `expected` counts as a failure, whatever its status.
+    """One request.
 
-    `item`: the place of its first item in the payload. Of gRPC `path` is empty and `body` the message.
+    path: path of the URL; empty for gRPC.
+    headers: HTTP headers.
+    body: HTTP body, or the gRPC message.
+    expected: bytes that the response must contain; without them it counts as a failure, whatever its status.
+    item: index of the request's first item in the payload; -1 if unknown.
+    model: name of the model.
     """
 
     path: str
@@ -37,8 +43,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class WireProtocol:
-    """One protocol. `body` makes a request of the items at some places of a payload; `label` reads the first
-    item's best label from an answer's body and headers, and raises ValueError or LookupError of none."""
+    """One protocol.
+
+    body: builds a request from a model, a payload and the indices of its items.
+    label: reads the best label of the first item from a response's body and headers; raises ValueError or
+        LookupError if there is none.
+    """
 
     body: Callable[[str, Payload, Sequence[int]], Request]
     label: Callable[[bytes, Mapping[str, str]], str]

@@ -1,4 +1,4 @@
-"""The order in which the requests of one generator are sent: shuffled rounds over the whole payload."""
+"""Order of one generator's requests: shuffled rounds over the whole payload."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,18 @@ from fewshard_loadtest.protocols import PROTOCOLS, Request
 
 
 class RequestSampler:
-    """Requests without end. Every item is sent once before any is sent again, in an order that the seed
-    decides; of several models, each request goes to one at random by their shares. Bodies are kept."""
+    """An endless sequence of requests.
+
+    Every item is sent once before any is repeated, in an order that depends on the seed. With several
+    models, each request goes to a random one according to their shares. Requests are built once and cached.
+    """
 
     def __init__(self, plan: Plan, payload: Payload) -> None:
         self._plan = plan
         self._payload = payload
         self._made: dict[tuple[str, int], Request] = {}
         self._rng = random.Random(plan.seed)
-        # Every model gets the same items in the same order, so that their answers can be paired.
+        # Every model gets the same items in the same order, so that responses can be compared in pairs.
         self._rounds = {
             model: islice(_rounds(len(payload), f"{plan.seed}"), plan.skip % len(payload), None)
             for model in plan.models
@@ -51,7 +54,7 @@ class RequestSampler:
 
 
 def deck_of(plan: Plan) -> RequestSampler:
-    """Reads the plan's payload. Raises `ScenarioError` where it cannot be had."""
+    """The sampler for a plan, with its payload loaded. Raises `ScenarioError` if that is not available."""
     return RequestSampler(plan, load(plan.payload, plan.seed))
 
 

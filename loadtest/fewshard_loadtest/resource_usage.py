@@ -1,9 +1,8 @@
-"""What a server's process and all below it use, read from this machine while it is measured.
+"""CPU, memory, GPU and energy use of a server's process tree on this machine, during a run.
 
-CPU, memory and power of a server while a run lasts, sampled from a thread; `campaign` uses it.
-
-Energy is measured where the machine lets it be read (RAPL counters of the package, a GPU's power draw), and
-otherwise modelled from processor time; every figure says which.
+`sweep` uses `ResourceMonitor`; `headless` and `peers` read CPU time and memory directly. Energy is measured
+where the machine allows it (RAPL counters of the CPU package, power draw of a GPU). `report` models it from
+CPU time otherwise, and labels every figure.
 """
 
 import threading
@@ -19,7 +18,12 @@ import pynvml
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One process. `pss_mib` shares out what several processes map, so that it may be added up."""
+    """Memory of one process.
+
+    name: short name of the process.
+    rss_mib: resident memory in MiB.
+    pss_mib: proportional memory in MiB; it divides shared pages among processes, so values can be summed.
+    """
 
     name: str
     rss_mib: float
@@ -27,21 +31,21 @@ class Memory:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that the tree has used so far, with children that have ended and were awaited.
+    """CPU seconds of the process tree so far, including children that were reaped; 0 without such a process.
 
-    The difference of two calls is what was used in between. 0 where there is no such process.
+    The difference of two calls is the CPU time in between.
     """
     return sum(_cpu_of(process) for process in tree(pid))
 
 
 def memory_of(pid: int) -> list[Memory]:
-    """The process and all below it, the heaviest first."""
+    """Memory of the process and its descendants, largest first."""
     weighed = [_weigh(process) for process in tree(pid)]
     return sorted((entry for entry in weighed if entry), key=lambda entry: -entry.rss_mib)
 
 
 def tree(pid: int) -> Iterator[psutil.Process]:
-    """The process and its descendants; none where it has gone."""
+    """The process and its descendants; empty if it has ended."""
     try:
         root = psutil.Process(pid)
         yield from [root, *root.children(recursive=True)]
@@ -58,7 +62,7 @@ def _cpu_of(process: psutil.Process) -> float:
 
 
 def _weigh(process: psutil.Process) -> Memory | None:
-    """None for a process that has just gone."""
+    """Memory of a process; None if it has just ended."""
     try:
         info = process.memory_full_info()
         return Memory(role(process.cmdline()), round(info.rss / 2**20, 1), round(info.pss / 2**20, 1))
@@ -67,7 +71,7 @@ def _weigh(process: psutil.Process) -> Memory | None:
 
 
 def role(command: Sequence[str]) -> str:
-    """A short name: Ray renames its workers (`ray::ServeReplica:…`); others go by program and script."""
+    """A short process name: `ray::ServeReplica:…` for Ray workers, else program and script."""
     if not command:
         return "unknown"
     if command[0].startswith("ray::"):
@@ -83,8 +87,15 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one run. `cpu_s`: processor time of the server's tree; `machine_cpu`: busy cores of the whole
-    machine, the generator included. `joules` is None where no counter can be read; `gpu_*` without a GPU."""
+    """Resource usage of one run. None means unknown.
+
+    seconds: length of the run.
+    cpu_s: CPU seconds of the server's process tree.
+    machine_cpu: mean number of busy cores of the whole machine, load generator included.
+    memory_mib: proportional memory of the server's processes.
+    joules: energy of the CPU packages, if a counter is readable.
+    gpu_share, gpu_memory_mib, gpu_joules: mean utilisation, memory and energy of the GPUs.
+    """
 
     seconds: float
     cpu_s: float | None = None
@@ -98,11 +109,11 @@ class Usage:
 
 @dataclass
 class ResourceMonitor:
-    """`with Watch(pid) as watch: …`, then `watch.usage()`.
+    """Measures usage inside a block: `with ResourceMonitor(pid) as watch: …`, then `watch.usage()`.
 
     pid: the server's process; 0 for a server on another machine.
-    powercap: where the kernel shows the energy counters.
-    nvml: nvidia-ml-py's module, or what has its functions.
+    powercap: the kernel's folder of energy counters.
+    nvml: the nvidia-ml-py module, or an object with its functions.
     """
 
     pid: int
@@ -126,14 +137,14 @@ class ResourceMonitor:
         self._busy_s = _busy_seconds() - self._machine_s
         self._used_s = cpu_seconds(self.pid) - self._cpu_s if self.pid else None
         ended = rapl_joules(self.powercap)
-        # The counter starts anew at its end; such a run has no figure.
+        # The counter wraps around; a run in which it does has no figure.
         spent = None if ended is None or self._joules is None else ended - self._joules
         self._spent_j = spent if spent is not None and spent >= 0 else None
         self._memory = sum(process.pss_mib for process in memory_of(self.pid)) if self.pid else None
         self._thread.join()
 
     def usage(self) -> Usage:
-        """What was used between entering and leaving."""
+        """Usage between entering and leaving the block."""
         gpu = [sum(values) / len(values) for values in zip(*self._gpu, strict=True)] if self._gpu else None
         return Usage(
             seconds=round(self._seconds, 3),
@@ -147,7 +158,7 @@ class ResourceMonitor:
         )
 
     def _sample_gpu(self) -> None:
-        """Sample until told to stop; end at once on a machine whose GPUs cannot be read."""
+        """Sample until stopped; return at once if the GPUs cannot be read."""
         try:
             self.nvml.nvmlInit()
         except self.nvml.NVMLError:
@@ -162,9 +173,9 @@ class ResourceMonitor:
 
 
 def read_gpus(nvml: Any) -> tuple[float, float, float] | None:
-    """Utilisation in percent (mean), memory in MiB and power in watts (sums) of all GPUs.
+    """Mean utilisation in percent, total memory in MiB and total power in watts of all GPUs.
 
-    None where there is no GPU, or one does not tell all three. NVML must have been initialised.
+    None if there is no GPU, or if one does not report all three. NVML must be initialised.
     """
     try:
         gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
@@ -178,14 +189,14 @@ def read_gpus(nvml: Any) -> tuple[float, float, float] | None:
 
 
 def _read_gpu(nvml: Any, gpu: Any) -> tuple[float, float, float]:
-    # The second version leaves out what the driver reserves, as nvidia-smi does.
+    # Version 2 excludes memory that the driver reserves, as nvidia-smi does.
     used = nvml.nvmlDeviceGetMemoryInfo(gpu, version=nvml.nvmlMemory_v2).used
     watts = nvml.nvmlDeviceGetPowerUsage(gpu) / 1000
     return float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu), used / 2**20, watts
 
 
 def rapl_joules(folder: Path) -> float | None:
-    """The packages' energy counters added up; None where there is none or it may not be read."""
+    """Sum of the CPU packages' energy counters in joules; None if none is readable."""
     try:
         counters = [*folder.glob("intel-rapl:?/energy_uj")]
         return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None

@@ -1,4 +1,4 @@
-"""The folder of one load test: `run.json` and a samples file a run; `campaign` writes, `report` reads."""
+"""A load test's folder: `run.json` and one samples file per run. `sweep` writes it, `report` reads it."""
 
 import json
 import os
@@ -21,8 +21,15 @@ FORMAT = 1
 class LoadRun:
     """One run of the generator: one model (or a mix) under one load.
 
-    `kind` and `load`: which entry of the scenario's loads; `counters`: the server's own, by model, of the
-    whole run with its warm-up. `is_limited`: the generator, not the server, was at its end.
+    number: index of the run, which names its samples file.
+    repeat: index of the repeat.
+    kind, load: kind and index of the load in the scenario.
+    model: name of the model, or `mixed`.
+    result: what the generator measured.
+    usage: the server's resource usage.
+    counters: the server's own counters by model, over the whole run with its warm-up.
+    is_limited: whether the generator, not the server, was the bottleneck.
+    is_kept: whether the run stayed within the SLO; None unless it is an open loop at one rate.
     """
 
     number: int
@@ -42,15 +49,26 @@ class LoadRun:
 
     @property
     def rate(self) -> float | None:
-        """What was meant to be sent per second, of a constant open loop."""
+        """Intended requests per second of a constant open loop, else None."""
         return self.result.plan.rate
 
 
 @dataclass
 class Run:
-    """Everything that was measured, and where. `partial` says why it ended early. `models`: what the server
-    says of each; `truth`: payload name and true labels by task; `sustained`: requests/s by search (its
-    place among the loads, as text) and model, one entry a repeat."""
+    """All measurements of a load test.
+
+    scenario: the scenario's fields.
+    command: the command line that ran it.
+    machine: description of the machine.
+    server: URL of the server, and whether it was started here.
+    models: configuration of each model as reported by the server.
+    truth: payload name and true labels by task.
+    legs: the runs so far.
+    sustained: requests/s by search (its index among the loads, as text) and model, one entry per repeat.
+    limited: models for which the generator was the bottleneck.
+    generator_ceiling: responses per second of one generator against a fixed response.
+    partial: why the test ended early, or None.
+    """
 
     scenario: dict[str, Any]
     command: str
@@ -66,12 +84,12 @@ class Run:
 
     @property
     def has_unmet_slo(self) -> bool:
-        """Whether some model was searched for a rate within the SLO and has none."""
+        """Whether a search found no rate within the SLO for some model."""
         found = [rates for models in self.sustained.values() for rates in models.values()]
         return any(None in rates for rates in found)
 
     def save(self, folder: Path) -> None:
-        """In one step, so that a reader never sees half a file."""
+        """Write `run.json` atomically, so that readers never see an incomplete file."""
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f"{RUN_FILE}.new"
         draft.write_text(json.dumps({"format": FORMAT, **asdict(self)}), encoding="utf-8")
@@ -79,7 +97,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
-        """Raises `ScenarioError` where the folder holds no load test."""
+        """The test in `folder`. Raises `ScenarioError` if the folder holds no load test."""
         try:
             fields = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -92,7 +110,7 @@ class Run:
         return cls(**fields, legs=legs)
 
     def recordings(self, folder: Path, legs: list[LoadRun]) -> Iterator[Recording]:
-        """The raw samples of some legs; those whose file has gone are left out."""
+        """The raw samples of some runs; runs without a samples file are skipped."""
         for leg in legs:
             if (folder / leg.samples_name).is_file():
                 yield Recording.load(folder / leg.samples_name)

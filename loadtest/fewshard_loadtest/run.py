@@ -1,4 +1,4 @@
-"""Runs a plan from any Python process, as benchmarks and tests do: Locust gets processes of its own."""
+"""Runs a plan from any Python process (benchmarks, tests); Locust runs in separate processes."""
 
 import json
 import subprocess
@@ -19,13 +19,16 @@ CUT_TIMEOUT_S = 15.0
 
 
 def run_headless(plan: Plan) -> Result:
-    """One generator. Raises `LoadTestError` with its own words where it prints no result."""
+    """Run one generator. Raises `LoadTestError` with its error output if it prints no result."""
     return _result(_start(plan))
 
 
 def run_recorded(plan: Plan, file: Path, num_generators: int = 1) -> Result:
-    """The plan shared among processes, its samples in `file`. Where this is interrupted (Ctrl-C), they stop
-    sending, and what they have measured is in `file` before KeyboardInterrupt goes on."""
+    """Run the plan on `num_generators` processes and write their samples to `file`.
+
+    On KeyboardInterrupt the processes stop sending, their samples so far are written to `file`, and the
+    exception is raised again.
+    """
     with TemporaryDirectory(prefix="fewshard-load-") as folder:
         files = [Path(folder) / f"{number}.npz" for number in range(num_generators)]
         parts = _shares(plan, num_generators)
@@ -45,7 +48,7 @@ def run_recorded(plan: Plan, file: Path, num_generators: int = 1) -> Result:
 
 
 def _shares(plan: Plan, num: int) -> list[Plan]:
-    """Independent Poisson processes add up to one; each generator has its own seed."""
+    """Split the plan: the sum of independent Poisson processes is one. Each generator has its own seed."""
     if num == 1:
         return [plan]
     if num > plan.num_users and not plan.is_open:
@@ -60,7 +63,7 @@ def _shares(plan: Plan, num: int) -> list[Plan]:
 
 
 def _start(plan: Plan, file: Path | None = None) -> subprocess.Popen[str]:
-    """In a session of its own: a Ctrl-C is for us, and we tell it."""
+    """Start a generator in its own session, so that Ctrl-C reaches only us; `_cut` then stops it."""
     command = [sys.executable, "-m", "fewshard_loadtest", "--plan", json.dumps(asdict(plan))]
     if file is not None:
         command += ["--samples", str(file)]
@@ -96,7 +99,7 @@ def _together(files: Sequence[Path], file: Path) -> None:
 
 
 def _merged(plan: Plan, results: Sequence[Result], recording: Recording) -> Result:
-    """The busiest generator's processor time; the server's, which all saw."""
+    """One result for all generators: CPU of the busiest, and server CPU as the first measured it."""
     busiest = max(result.generator_cpu for result in results)
     samples = samples_of(recording)
     server_s = results[0].server_cpu_s

@@ -1,6 +1,6 @@
-"""From a scenario to a folder of results: starts or joins the server, warms up, runs, writes the report.
+"""Runs a scenario: starts or joins a server, warms up, measures, and saves the results in a folder.
 
-`commands` calls it and turns the outcome into an exit code.
+Called by `commands`, which writes the report and sets the exit code.
 """
 
 import os
@@ -31,7 +31,12 @@ MIN_WARMUP_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server that is ready. `pid` 0: not on this machine, or not known."""
+    """A server that is ready.
+
+    url: base URL.
+    pid: process ID; 0 if it is on another machine or unknown.
+    is_alive: returns whether the server's process still runs.
+    """
 
     url: str
     pid: int
@@ -39,9 +44,9 @@ class Target:
 
 
 def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
-    """The finished run. One that was cut short is `partial`, and is saved like any other.
+    """Run the scenario and return the finished `Run`. One that is cut short is saved, with `partial` set.
 
-    Raises `LoadTestError` where nothing could be measured: no server, a model that is not served, a payload.
+    Raises `LoadTestError` if nothing could be measured: no server, a model that is not served, no payload.
     """
     if (folder / "run.json").exists():
         raise ScenarioError(f"{folder} holds a load test already; name another folder with --out")
@@ -110,7 +115,7 @@ def _without_golden(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warm_up(campaign: ScenarioRunner) -> None:
-    """Every model once, so that none pays for first allocations in its first run."""
+    """Send requests to every model, so that no first run pays for initial allocations."""
     for model in campaign.scenario.models:
         plan = Plan(
             campaign.server.url,

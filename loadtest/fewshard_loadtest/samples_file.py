@@ -1,4 +1,4 @@
-"""Raw samples of one run as a small compressed file; `headless` writes it, the report reads it."""
+"""Raw samples of one run as a compressed file. `headless` writes it; the report reads it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fewshard_loadtest.measure import Sample
 
 ROW = np.dtype(
     [
-        ("sent_s", "f8"),  # since the measured time began; below 0 in the warm-up
+        ("sent_s", "f8"),  # seconds since measuring began; negative during warm-up
         ("latency_ms", "f4"),
         ("lag_ms", "f4"),
         ("item", "i4"),
@@ -21,12 +21,18 @@ ROW = np.dtype(
         ("error", "i2"),
     ]
 )
-"""`model`, `label` and `error` are places in lists of names, -1 for none."""
+"""`model`, `label` and `error` are indices into lists of names; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """All requests of one run, the warm-up's too, in the order of `sent_s`. `rows` is of dtype `ROW`."""
+    """All requests of one run, warm-up included, ordered by `sent_s`.
+
+    rows: array of dtype `ROW`.
+    begun_at: start of the measured time, epoch seconds.
+    measured_s: length of the measured time.
+    models, labels, errors: the names that rows refer to.
+    """
 
     rows: NDArray[Any]
     begun_at: float
@@ -43,14 +49,14 @@ class Recording:
         return rows
 
     def latencies_ms(self, model: str | None = None) -> NDArray[np.float64]:
-        """Latencies of good answers within the measured time, in ascending order."""
+        """Ascending latencies of successful responses within the measured time, of all models by default."""
         rows = self.measured
         if model is not None:
             rows = rows[rows["model"] == self.models.index(model)] if model in self.models else rows[:0]
         return np.sort(rows["latency_ms"][rows["error"] < 0].astype(np.float64))
 
     def save(self, path: Path) -> None:
-        """Some ten bytes a request, compressed."""
+        """Write the samples, compressed to some ten bytes per request."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             np.savez_compressed(
@@ -72,7 +78,7 @@ class Recording:
 
 
 def record(samples: Sequence[Sample], begun_at: float, measured_s: float) -> Recording:
-    """The samples as a table."""
+    """The samples as a `Recording`."""
     models = _names(sample.model for sample in samples)
     labels = _names(sample.label for sample in samples)
     errors = _names(sample.error for sample in samples)
@@ -95,13 +101,13 @@ def record(samples: Sequence[Sample], begun_at: float, measured_s: float) -> Rec
 
 
 def merge(parts: Sequence[Recording]) -> Recording:
-    """The recordings of generators that ran at the same time, as one; the first one's clock counts."""
+    """Merge recordings of generators that ran at the same time, on the clock of the first."""
     samples = [sample for part in parts for sample in samples_of(part)]
     return record(samples, parts[0].begun_at, min(part.measured_s for part in parts))
 
 
 def samples_of(recording: Recording) -> list[Sample]:
-    """Its rows as samples."""
+    """The rows of a recording as samples."""
 
     def name(names: Sequence[str], place: int) -> str | None:
         return None if place < 0 else names[place]
@@ -121,5 +127,5 @@ def samples_of(recording: Recording) -> list[Sample]:
 
 
 def _names(names: Iterable[str | None]) -> dict[str, int]:
-    """Each name once, with its place."""
+    """Each distinct name with its index."""
     return {name: place for place, name in enumerate(dict.fromkeys(n for n in names if n is not None))}

@@ -1,4 +1,4 @@
-"""What a scenario file may say; docs/load-tests.md lists every key."""
+"""Schema of a scenario file; docs/load-tests.md lists every key."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ServerPart(Section):
-    """Where the models are: `url` of a server that runs, or none to start one with `config` on `port`."""
+    """The server under test: `url` joins a running one; else one is started with `config` on `port`."""
 
     url: str | None = None
     config: Path | None = None
@@ -34,21 +34,21 @@ class ServerPart(Section):
 
 
 class PayloadPart(Section):
-    """What is sent to models of either task; a name or a file that `payloads.load` knows."""
+    """Payloads by task; each is a name or file for `payloads.load`."""
 
     text: str = "texts"
     image: str = "images"
 
 
 class SloPart(Section):
-    """What a rate must keep to count as sustained."""
+    """Limits within which a rate counts as sustained."""
 
     p99_ms: Positive = 50.0
     max_errors: Share = 0.001
 
 
 class PricePart(Section):
-    """A machine of the price list, or a price of one's own; the latter goes first."""
+    """A machine of the price list, or the user's own price, which takes precedence."""
 
     machine: str | None = None
     per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
@@ -65,7 +65,7 @@ class PricePart(Section):
 
 
 class EnergyPart(Section):
-    """Where no counter can be read, energy is modelled: `idle_w` all the time, `core_w` for a busy core."""
+    """Energy model for machines without counters: `idle_w` constantly, plus `core_w` per busy core."""
 
     core_w: Positive = 10.0
     idle_w: Annotated[float, Field(ge=0)] = 0.0
@@ -74,7 +74,7 @@ class EnergyPart(Section):
 
 
 class FleetPart(Section):
-    """What to plan for: machines for a wished rate. `one_off`: what making the sparse model cost."""
+    """The fleet to plan: machines for a rate. `one_off`: one-off cost of making the sparse model."""
 
     rate: Positive = 1000.0
     headroom: Annotated[float, Field(ge=0)] = 0.3
@@ -84,22 +84,25 @@ class FleetPart(Section):
 
 
 class _Load(Section):
-    """`items`: texts or images a request. `relative`: rates are multiples of the rate that a `search` before
-    found for the model."""
+    """Common fields of all loads.
+
+    items: texts or images per request.
+    relative (where present): rates are multiples of the rate that a preceding `search` found for the model.
+    """
 
     duration_s: Positive = 10.0
     items: Count = 1
 
 
 class Closed(_Load):
-    """`users` that each wait for their answer, one run for each number."""
+    """A closed loop: one run for each number of `users`, who each wait for their response."""
 
     kind: Literal["closed"]
     users: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 64)
 
 
 class Open(_Load):
-    """Poisson arrivals, one run for each rate."""
+    """An open loop with Poisson arrivals: one run for each rate."""
 
     kind: Literal["open"]
     rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -107,7 +110,7 @@ class Open(_Load):
 
 
 class Search(_Load):
-    """The greatest rate within the SLO, by bisection until it is known to `precision`."""
+    """A bisection for the greatest rate within the SLO, to a relative `precision`."""
 
     kind: Literal["search"]
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.03
@@ -115,7 +118,7 @@ class Search(_Load):
 
 
 class Shaped(_Load):
-    """The base of open loops whose rate changes in the run."""
+    """Base class of open loops whose rate changes during the run."""
 
     relative: bool = False
 
@@ -124,7 +127,7 @@ class Shaped(_Load):
 
 
 class Steps(Shaped):
-    """Each of `rates` for an equal part of the time."""
+    """Each of `rates` in turn, for equal times."""
 
     kind: Literal["steps"]
     rates: Annotated[tuple[Positive, ...], Field(min_length=2)]
@@ -134,7 +137,7 @@ class Steps(Shaped):
 
 
 class Spike(Shaped):
-    """`base`, and every `every_s` a `peak` of `spike_s`."""
+    """Rate `base`, with a `peak` of `spike_s` seconds in every `every_s`."""
 
     kind: Literal["spike"]
     base: Positive
@@ -153,7 +156,7 @@ class Spike(Shaped):
 
 
 class Diurnal(Shaped):
-    """From `low` to `high` and back in every `period_s`."""
+    """From `low` to `high` and back in every `period_s` seconds."""
 
     kind: Literal["diurnal"]
     low: Positive
@@ -165,7 +168,7 @@ class Diurnal(Shaped):
 
 
 class Soak(Shaped):
-    """One rate for a long time; the report looks for drift in it."""
+    """One rate for a long time; the report looks for drift."""
 
     kind: Literal["soak"]
     rate: Positive
@@ -176,7 +179,7 @@ class Soak(Shaped):
 
 
 class Mixed(_Load):
-    """Several models at once: `rate` requests/s of all, `shares` of each."""
+    """Several models at once: `rate` requests/s in total, divided by `shares`."""
 
     kind: Literal["mixed"]
     rate: Positive
@@ -187,7 +190,7 @@ Load = Annotated[Closed | Open | Search | Steps | Spike | Diurnal | Soak | Mixed
 
 
 class Scenario(Section):
-    """A load test. The first model of kind dense of each task is what the others are compared with."""
+    """A load test. Models of a task are compared with its first dense model."""
 
     name: Annotated[str, Field(min_length=1)]
     models: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -219,7 +222,7 @@ class Scenario(Section):
         return self
 
     def about_seconds(self) -> float:
-        """How long it will take, roughly; a search is taken to need nine steps."""
+        """Estimated duration in seconds; a search is assumed to need nine steps."""
         seconds = sum(_steps(load) * (load.duration_s + self.warmup_s + 2) for load in self.loads)
         return math.ceil(seconds * self.repeats * len(self.models))
 
@@ -233,9 +236,9 @@ def _steps(load: Load) -> float:
 
 
 def load_scenario(path: Path, only: Sequence[str] = ()) -> Scenario:
-    """The file's scenario, with `only` these of its models where some are named.
+    """The scenario of a file, restricted to the models in `only` if any are named.
 
-    A server `config` beside it is found from anywhere. Raises `ScenarioError`.
+    A server `config` is resolved relative to the file. Raises `ScenarioError`.
     """
     scenario = read_yaml(path, ScenarioError).parse(Scenario)
     if unknown := [name for name in only if name not in scenario.models]:

@@ -1,4 +1,4 @@
-"""The greatest rate a server sustains, by bisection on a logarithmic scale; `campaign` runs the steps."""
+"""Bisection for the greatest rate that a server sustains, on a logarithmic scale. `sweep` runs the steps."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from fewshard_loadtest.measure import Result
 
 FIRST_GROWTH = 1.6
 NEXT_GROWTH = 1.1
-"""Of a repeat, which begins where the last one ended."""
+"""Growth in a later repeat, which starts at the rate that the last one found."""
 DESCENT = 4.0
 MAX_TRIES = 2
 ANSWERED_SHARE = 0.95
@@ -16,9 +16,16 @@ LOWEST_RATE = 0.5
 
 @dataclass
 class Bisection:
-    """`next_rate` says what to try, `tell` how it went; `sustained` is the greatest rate that was kept.
+    """State of one search. `next_rate` gives the rate to try, `tell` takes the outcome.
 
-    A rate fails only where it fails twice: one hiccup of the machine does not decide a step.
+    A rate counts as failed only after two failures, so that one disturbance does not decide a step.
+
+    start: first rate to try, requests per second.
+    precision: relative precision at which the search ends.
+    growth: factor between rates until one fails.
+    kept: greatest rate within the SLO so far.
+    failed: smallest rate that failed so far.
+    tries: number of failures of rates that have not succeeded.
     """
 
     start: float
@@ -30,18 +37,18 @@ class Bisection:
 
     @property
     def is_done(self) -> bool:
-        """Known to the precision, or nothing is sustained at all."""
+        """Whether the rate is known to the precision, or no rate is sustained."""
         if self.kept is None:
             return self.failed is not None and self.failed <= LOWEST_RATE
         return self.failed is not None and self.failed / self.kept <= 1 + self.precision
 
     @property
     def sustained(self) -> float | None:
-        """Requests per second; None where not even the lowest rate was kept."""
+        """Greatest sustained rate in requests per second; None if even the lowest rate failed."""
         return self.kept
 
     def next_rate(self) -> float:
-        """Of the step that comes next; call it only while the search is not done."""
+        """The rate of the next step. Call it only while the search is not done."""
         if self.kept is None and self.failed is None:
             return self.start
         if self.kept is None:
@@ -56,7 +63,7 @@ class Bisection:
         return next((rate for rate, count in self.tries.items() if count < MAX_TRIES), None)
 
     def tell(self, rate: float, is_kept: bool) -> None:
-        """How the step went."""
+        """Record the outcome of a step."""
         if is_kept:
             self.tries.pop(rate, None)
             self.kept = max(rate, self.kept or 0.0)
@@ -67,7 +74,7 @@ class Bisection:
 
 
 def keeps(result: Result, p99_ms: float, max_errors: float) -> bool:
-    """Whether a run stayed within the SLO: p99, errors, and no growing queue."""
+    """Whether a run stayed within the SLO: p99, errors, and a queue that does not grow."""
     if result.p99_ms is None or result.p99_ms > p99_ms or result.error_share > max_errors:
         return False
     sent_per_s = result.num_requests / result.measured_s

@@ -1,4 +1,4 @@
-"""What a server says of itself over HTTP: models and cards, statistics, expert counters; `campaign` asks."""
+"""HTTP client for a server's models, statistics and expert counters. Used by `runner` and `sweep`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,14 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Since the model was loaded. `infer_s`: the runner's time in the model, over all batches; `stages_s`:
-    summed seconds of answered requests by stage; `experts`: rows by layer and expert."""
+    """A model's counters since it was loaded.
+
+    items: classified items.
+    batches: executed batches.
+    infer_s: time in the model, summed over batches.
+    stages_s: seconds of successful requests, summed by stage.
+    experts: rows by layer and expert.
+    """
 
     items: int = 0
     batches: int = 0
@@ -23,7 +29,7 @@ class Counters:
     experts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def since(self, before: "Counters") -> "Counters":
-        """What came in between."""
+        """The increase since `before`."""
         return Counters(
             self.items - before.items,
             self.batches - before.batches,
@@ -37,7 +43,7 @@ class Counters:
 
 
 class Server:
-    """Asks one server. Every method raises `ServerGone` where it does not answer."""
+    """Client of one server. Methods raise `ServerGone` if it does not respond."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -47,14 +53,14 @@ class Server:
         self._client.close()
 
     def is_live(self) -> bool:
-        """Whether it says that it is."""
+        """Whether the server reports that it is live; False if it does not respond."""
         try:
             return self._client.get("/v2/health/live").is_success
         except httpx.TransportError:
             return False
 
     def config_of(self, model: str) -> dict[str, Any]:
-        """What the model is, and its card. Raises `ScenarioError` for one that is not served."""
+        """The model's configuration and card. Raises `ScenarioError` for a model that is not served."""
         answer = self._get(f"/v2/models/{model}/config")
         if answer.status_code == 404:
             raise ScenarioError(f"{self.url}: {answer.json().get('error', f'no model {model!r}')}")
@@ -62,7 +68,7 @@ class Server:
         return config
 
     def counters_of(self, model: str) -> Counters:
-        """Statistics and, of a sparse model, its experts' counters; empty where the server keeps none."""
+        """The model's counters, with those of its experts if it is sparse; empty if the server has none."""
         answer = self._get(f"/v2/models/{model}/stats")
         if not answer.is_success:
             return Counters()
@@ -89,7 +95,7 @@ class Server:
 
 
 def expert_rows(exposition: str, model: str) -> dict[str, dict[str, float]]:
-    """`fewshard_expert_tokens_total` of one model by layer and expert, summed over replicas."""
+    """`fewshard_expert_tokens_total` of one model by layer and expert, summed over its replicas."""
     rows: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:

@@ -1,7 +1,7 @@
-"""Carries a scenario out: every load for every model in turn, repeat after repeat; `commands` calls it.
+"""Runs a scenario's loads: every load for every model in turn, in each repeat. Called by `runner`.
 
-Models alternate within each load, and every second repeat goes backwards, so that drift of the machine hits
-all of them alike.
+Models alternate within each load, and every second repeat runs in reverse order, so that drift of the
+machine affects all of them alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,18 @@ Say = Callable[[str], None]
 
 @dataclass
 class ScenarioRunner:
-    """One scenario against one server. `run` grows with every leg and is saved each time."""
+    """Runs one scenario against one server. `run` is saved after each leg, a run of the generator.
+
+    scenario: the scenario.
+    server: client of the server.
+    run: the results so far.
+    folder: folder of the results.
+    pid: process ID of the server; 0 if unknown.
+    grpc_target: host:port for gRPC.
+    tasks: task of each model.
+    is_alive: returns whether the server's process still runs.
+    say: prints a line for the user.
+    """
 
     scenario: Scenario
     server: Server
@@ -44,7 +55,7 @@ class ScenarioRunner:
     say: Say
 
     def carry_out(self) -> None:
-        """Raises `ServerGone` and KeyboardInterrupt once what there is has been saved."""
+        """Run all loads. Raises `ServerGone` or KeyboardInterrupt; results so far are saved."""
         for repeat in range(self.scenario.repeats):
             models = self.scenario.models if repeat % 2 == 0 else self.scenario.models[::-1]
             for number, load in enumerate(self.scenario.loads):
@@ -68,7 +79,7 @@ class ScenarioRunner:
                     self._leg(repeat, number, load.kind, model, shaped)
 
     def _unit(self, repeat: int, model: str, place: int, load: Load) -> float | None:
-        """What rates are multiples of; None where the model sustains no rate that they could be."""
+        """The rate that relative rates are multiples of; None if the search found no sustained rate."""
         if not getattr(load, "relative", False):
             return 1.0
         searched = [number for number in self.run.sustained if int(number) < place]
@@ -86,9 +97,9 @@ class ScenarioRunner:
         return replace(plan, stages=stages, duration_s=sum(stage.seconds for stage in stages))
 
     def _search(self, repeat: int, number: int, load: Search, models: Sequence[str]) -> None:
-        """All models' searches in step: each does its next one before any does the one after."""
+        """Search for all models in lockstep: one step of each model in turn."""
         searches = {model: self._bisection(repeat, number, load, model) for model in models}
-        # Whether the generator was at its end each time that a rate failed.
+        # For each failed rate: whether the generator was the bottleneck in every failure.
         limited: dict[tuple[str, float], bool] = {}
         while open_ones := [model for model in models if not searches[model].is_done]:
             for model in open_ones:
@@ -110,7 +121,7 @@ class ScenarioRunner:
         self.run.save(self.folder)
 
     def _bisection(self, repeat: int, number: int, load: Search, model: str) -> Bisection:
-        """Starts where the last repeat ended, or near what a short closed loop gets through."""
+        """A search that starts where the last repeat ended, or near the rate of a short closed loop."""
         known = [rate for rate in self.run.sustained.get(str(number), {}).get(model, []) if rate]
         start = load.start
         if known:
@@ -137,8 +148,8 @@ class ScenarioRunner:
             duration_s=load.duration_s,
             warmup_s=scenario.warmup_s,
             num_items=load.items,
-            # The same arrivals for every model and step of a repeat, so that luck does not choose a winner;
-            # the items go on where the model's last run ended, so that all of them are answered soon.
+            # All models and steps of a repeat get the same arrivals, so that chance favours none. Items
+            # continue where the model's last run ended, so that all of them are sent soon.
             seed=scenario.seed + repeat,
             skip=sum(leg.result.num_requests for leg in self.run.legs if leg.model == model),
         )
@@ -147,7 +158,7 @@ class ScenarioRunner:
         before = {name: self.server.counters_of(name) for name in plan.models}
         place = len(self.run.legs)
         file = self.folder / f"samples/{place:04d}.npz"
-        # A closed loop has no more generators than users.
+        # A closed loop cannot have more generators than users.
         generators = (
             self.scenario.generators if plan.is_open else min(self.scenario.generators, plan.num_users)
         )
@@ -180,13 +191,13 @@ class ScenarioRunner:
             raise ServerGone(f"{self.server.url} stopped answering after {len(self.run.legs)} runs")
 
     def _is_limited(self, result: Result) -> bool:
-        """Whether the generator, not the server, was at its end: no processor time left, or late itself."""
+        """Whether the generator, not the server, was the bottleneck: out of CPU time, or late."""
         late = max(MIN_LAG_MS, LAG_SHARE_OF_SLO * self.scenario.slo.p99_ms)
         return result.generator_cpu > MAX_GENERATOR_CPU or (result.lag_p99_ms or 0.0) > late
 
 
 def truth_of(payload: Payload) -> dict[str, object]:
-    """What the report needs of a payload: its name and true labels, each name once."""
+    """What the report needs of a payload: its name, and true labels as indices into distinct names."""
     names = sorted(set(payload.labels))
     place = {name: number for number, name in enumerate(names)}
     return {
@@ -198,7 +209,7 @@ def truth_of(payload: Payload) -> dict[str, object]:
 
 
 def describe(leg: LoadRun) -> str:
-    """One line for the terminal."""
+    """One line about a run, for the terminal."""
     plan, result = leg.result.plan, leg.result
     load = f"{plan.rate:.1f} requests/s" if plan.rate else f"{plan.num_users} users"
     if plan.stages:

@@ -1,4 +1,4 @@
-"""How the items of each task are written into requests; `protocols` asks `TASKS`. No Locust in here."""
+"""How items of each task are encoded in requests. Used by `protocols`. Does not import Locust."""
 
 import base64
 import io
@@ -12,14 +12,17 @@ from fewshard_loadtest.errors import ScenarioError
 
 
 class Task(ABC):
-    """One kind of item. `tensor` and `datatype` are those of its V2 input."""
+    """One kind of item.
+
+    tensor, datatype: name and datatype of its V2 input tensor.
+    """
 
     tensor: ClassVar[str]
     datatype: ClassVar[str]
 
     @abstractmethod
     def json_item(self, item: Any) -> Any:
-        """An item as `/classify` takes it."""
+        """An item in the form that `/classify` accepts."""
 
     @abstractmethod
     def shape(self, items: Sequence[Any]) -> list[int]:
@@ -27,15 +30,15 @@ class Task(ABC):
 
     @abstractmethod
     def values(self, items: Sequence[Any]) -> list[Any]:
-        """The elements of that tensor for JSON, flat."""
+        """The elements of that tensor for JSON, flattened."""
 
     @abstractmethod
     def raw(self, items: Sequence[Any]) -> bytes:
-        """The bytes of that tensor in V2's binary form."""
+        """The bytes of that tensor in V2's binary format."""
 
 
 class TextTask(Task):
-    """Items are strings."""
+    """Task whose items are strings."""
 
     tensor, datatype = "text", "BYTES"
 
@@ -49,13 +52,13 @@ class TextTask(Task):
         return [*items]
 
     def raw(self, items: Sequence[str]) -> bytes:
-        """Each text after its length as a little-endian uint32."""
+        """Each text, preceded by its length as a little-endian uint32."""
         texts = [item.encode() for item in items]
         return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
 class ImageTask(Task):
-    """Items are pixels uint8 [height, width, 3], all of one size."""
+    """Task whose items are uint8 pixels [height, width, 3], all of one size."""
 
     tensor, datatype = "image", "UINT8"
 
@@ -82,7 +85,7 @@ TASKS: dict[str, Task] = {"text": TextTask(), "image": ImageTask()}
 
 
 def task_named(name: str) -> Task:
-    """Raises `ScenarioError`, which lists the tasks there are."""
+    """The task with this name. Raises `ScenarioError` that lists the known tasks."""
     found = TASKS.get(name)
     if found is None:
         raise ScenarioError(f"nothing can be sent to a model of task {name!r}; there are: {', '.join(TASKS)}")

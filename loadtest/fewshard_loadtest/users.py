@@ -1,6 +1,6 @@
-"""The users Locust runs: over HTTP and over gRPC, each with a closed loop and with an open one.
+"""Locust's users: HTTP and gRPC, each with a closed and an open loop.
 
-`locustfile` and `headless` choose among them. Importing this imports Locust, which patches the whole process.
+Chosen by `locustfile` and `headless`. Importing this imports Locust, which monkey-patches the process.
 """
 
 import time
@@ -26,10 +26,10 @@ TAIL_S = 2.0
 
 
 class LoadUser:
-    """What all users share. `prepare` fills the class attributes before the test begins.
+    """Base class of all users. `prepare` sets the class attributes before the test begins.
 
-    `send` sends one request and returns whether there was an answer, good or not. With `due_at`
-    (`time.perf_counter` seconds) latency counts from then.
+    `send` sends one request and returns whether any response arrived, successful or not. With `due_at`
+    (`time.perf_counter` seconds), latency counts from that time.
     """
 
     deck: RequestSampler
@@ -42,7 +42,7 @@ class LoadUser:
     _num_started: int = 0
 
     def on_start(self) -> None:
-        """Number the users, so that each draws its own arrivals, the same in every run."""
+        """Number the users, so that each draws its own arrivals, reproducibly."""
         LoadUser._num_started += 1
         self.number = LoadUser._num_started
 
@@ -51,7 +51,7 @@ class LoadUser:
 
 
 class HttpLoadUser(LoadUser, FastHttpUser):
-    """Sends by Locust's fast client, one pool of kept-alive connections a user."""
+    """Sends with Locust's fast HTTP client; each user has its own pool of keep-alive connections."""
 
     abstract = True
     network_timeout = NETWORK_TIMEOUT_S
@@ -88,7 +88,7 @@ class HttpLoadUser(LoadUser, FastHttpUser):
 
 
 class GrpcLoadUser(LoadUser, User):
-    """Sends by gRPC; the host is host:port. Every user has a connection of its own."""
+    """Sends over gRPC to host:port. Every user has its own connection."""
 
     abstract = True
 
@@ -133,23 +133,23 @@ class GrpcLoadUser(LoadUser, User):
 
 
 class _RpcFailure(FewshardError):
-    """What a gRPC call failed with."""
+    """A failed gRPC call."""
 
 
 class ClosedLoop(LoadUser):
-    """Sends the next request as soon as the last is answered."""
+    """Sends the next request as soon as the last response has arrived."""
 
     def ask(self) -> None:
-        """One request after the other, no pause; a short one where there is no server."""
+        """Send one request; pause briefly if the server did not respond."""
         if not self.send():
             gevent.sleep(PAUSE_AFTER_NO_ANSWER_S)
 
 
 class OpenLoop(LoadUser):
-    """Sends at times that do not depend on the answers, each request from a greenlet of its own.
+    """Sends at times that do not depend on responses; each request has its own greenlet.
 
-    Latency is counted from the time a request was due, so that a request which had to wait for the generator
-    or for a connection shows its wait: no coordinated omission.
+    Latency counts from the time a request was due. It therefore includes time spent waiting for the
+    generator or for a connection: no coordinated omission.
     """
 
     concurrency = MAX_IN_FLIGHT
@@ -167,21 +167,21 @@ class OpenLoop(LoadUser):
         self._draw_next()
 
     def send_what_is_due(self) -> None:
-        """Send one request and leave it to its greenlet; nothing yet where none is due, as at the start."""
+        """Send one request in its own greenlet if one is due; at the start none may be."""
         if self.wait_time() == 0:
             self._pool.spawn(self.send, self._due_at)
             self._draw_next()
 
     def wait_time(self) -> float:
-        """Seconds until the next request is due; 0 when the generator is late."""
+        """Seconds until the next request is due; 0 if the generator is late."""
         return max(self._due_at - time.perf_counter(), 0.0)
 
     def on_stop(self) -> None:
-        """Wait for what is in flight; every request ends by its network time-out at the latest."""
+        """Wait for requests in flight; each ends by its network timeout at the latest."""
         self._pool.join()
 
     def _draw_next(self) -> None:
-        """After the last stage nothing is due any more."""
+        """Set the next due time; after the last stage none is due."""
         self._due_at = self._begun_at + next(self._schedule, 1e9)
 
 
@@ -210,7 +210,7 @@ class GrpcPoissonUser(OpenLoop, GrpcLoadUser):
 
 
 def about(request: Request, due_at: float | None) -> dict[str, Any]:
-    """What the samples need to know of a request, `headless` reads it; sent now."""
+    """Sample fields of a request that is being sent now; read by `headless`."""
     lag_s = 0.0 if due_at is None else time.perf_counter() - due_at
     return {"item": request.item, "model": request.model, "lag_ms": 1000 * lag_s, "label": None}
 
@@ -223,9 +223,10 @@ def _count_from(due_at: float, meta: dict[str, Any]) -> None:
 
 
 def prepare(plan: Plan, rate_per_user: float | None = None, reads_labels: bool = False) -> type[LoadUser]:
-    """The user class of a plan, with its requests at hand. Raises `ScenarioError` for a payload that is not.
+    """The user class for a plan, with its requests ready. Raises `ScenarioError` if the payload is missing.
 
-    `rate_per_user` None: the plan's rate, shared by its users. `reads_labels`: an answer must name a label.
+    rate_per_user: by default the plan's rate, divided among its users.
+    reads_labels: whether a response must name a label.
     """
     user = _user_class(plan)
     user.reads_labels = reads_labels
@@ -251,7 +252,7 @@ def _shared(stages: Sequence[Stage], num_users: int) -> tuple[Stage, ...]:
 
 
 def _with_warmup(stages: tuple[Stage, ...], warmup_s: float) -> tuple[Stage, ...]:
-    """The first stage's rate before the measured time begins, the last one's until it has surely ended."""
+    """Add the first stage's rate for the warm-up, and the last one's until measuring has surely ended."""
     if not stages:
         return ()
     before = (Stage(warmup_s, stages[0].rate),) if warmup_s else ()

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: each step or batch frees and asks for the same large tensors."""
+"""Keeps freed memory in the process, since each step or batch allocates the same large tensors again."""
 
 import ctypes
 import sys
@@ -7,11 +7,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to serve large blocks from the heap and never give them back.
+    """Configure glibc to allocate large blocks on the heap and never return them to the system.
 
-    By default each large tensor is mapped and unmapped anew; on two cores a third of the time of CNN
-    training and a tenth of that of large batches went to page faults (docs/log.md). Does nothing where
-    the C library is not glibc.
+    By default each large tensor is mapped and unmapped again. On two cores, page faults took a third of the
+    time of CNN training and a tenth of that of large batches (docs/log.md). Does nothing if the C library is
+    not glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,7 +1,7 @@
-"""`card.json`: what a checkpoint is, how good it was measured to be, and inputs with known answers.
+"""`card.json`: description of a checkpoint, its measured accuracy, and inputs with known outputs.
 
-Written by `fewshard evaluate` and the recipes; read by the server, which runs the golden inputs before it
-takes traffic, and by `fewshard inspect`.
+Written by `fewshard evaluate` and the recipes. Read by `fewshard inspect` and by the server, which checks the
+golden inputs before it accepts traffic.
 """
 
 import json
@@ -26,9 +26,14 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """`macs` are multiply-accumulates of one item at `macs_input`; FLOPs are twice that. `f1` is the mean
-    over the classes; both are None where `extra["accuracy"]` says why they were not measured. `sparsity` is
-    the share of weights that are zero; `extra["routing"]` of an MoE model is `routing_shares`."""
+    """The contents of `card.json`.
+
+    accuracy, f1: measured values, f1 as the mean over classes; None if `extra["accuracy"]` says why not.
+    num_examples: number of items they were measured on.
+    macs: multiply-accumulates of one item as in `macs_input`; FLOPs are twice that.
+    sparsity: share of weights that are zero.
+    extra: further facts; for an MoE model `extra["routing"]` holds `routing_shares`.
+    """
 
     name: str
     task: str
@@ -60,7 +65,7 @@ class Card:
 
 
 def load_card(directory: Path) -> Card | None:
-    """The card of a checkpoint, None where it has none. Raises CheckpointError where it cannot be read."""
+    """The card of a checkpoint, None if it has none. Raises CheckpointError if it cannot be read."""
     file = directory / CARD_FILE
     if not file.is_file():
         return None
@@ -73,7 +78,7 @@ def load_card(directory: Path) -> Card | None:
 
 
 def commit() -> str:
-    """The git commit of the code that runs, for a card's `commit`; "unknown" outside a checkout."""
+    """The git commit of the running code, for cards; "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(

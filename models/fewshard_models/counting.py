@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates (MACs), counted from the architecture; FLOPs are twice the MACs.
 
-Counted by hand because torch's FlopCounterMode sees neither CPU attention nor grouped products; a test
-compares the two where it counts right.
+The formulas are written out because torch's FlopCounterMode counts neither CPU attention nor grouped
+products. A test compares the two where it counts correctly.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from transformers import PreTrainedConfig, PreTrainedModel
 
 STATED_TOKENS = 25
-"""Text MACs are stated at the mean length of an SST-2 dev sentence in WordPiece tokens."""
+"""Text MACs are stated for the mean length of an SST-2 dev sentence in WordPiece tokens."""
 
 
 @runtime_checkable
@@ -28,7 +28,11 @@ class CountsMacs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """`active`: those one item can touch at once (of each MoE layer, `top_k` experts and the router)."""
+    """Number of parameters.
+
+    total: all parameters.
+    active: those that one item can use at once (in each MoE layer, `top_k` experts and the router).
+    """
 
     total: int
     active: int

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 2e-2}
+from fewshard_core.formats import AUTO, FORMATS
+
 """How far a logit may stray from the fp32 golden one, by the dtype that computes."""
+
+
+def storage_dtype(name: str) -> torch.dtype:
+    """The dtype of the weights in a number format. Raises ValueError for a name that is none."""
+    found = getattr(torch, FORMATS[name].storage)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +38,14 @@ def choose_device(wished: str = "auto") -> Choice:
 
 
 def choose_dtype(wished: str = "auto", device: str = "cpu") -> Choice:
-    """ "fp32", "bf16" or "fp16": bf16 where the device has matrix units for it, else fp32.
+    """The name of a number format: bf16 where the device has matrix units for it, else fp32.
+
+    Raises ValueError for a name that is none.
 
     AVX512-BF16 without AMX is not enough: there bf16 products measured 0.4x to 0.7x the speed of fp32.
     """
-    if wished != "auto":
-        return Choice(wished, "asked for")
+    if wished != AUTO:
+        return Choice(FORMATS[wished].name, "asked for")
     if device == "cuda":
         return _choose_on_gpu()
     if torch.cpu._is_amx_tile_supported():

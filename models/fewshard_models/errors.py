@@ -1,10 +1,10 @@
-"""What can be wrong with a checkpoint, a data file or a recipe; `fewshard_core.errors` draws the tree."""
+"""Errors of checkpoints, data files and recipes; `fewshard_core.errors` draws the tree."""
 
 from fewshard_core.errors import FewshardError
 
 
 class ModelsError(FewshardError):
-    """The base of this package's errors; the message says what is wrong and what to do."""
+    """Base class of this package's errors; the message says what is wrong and what to do."""
 
 
 class CheckpointError(ModelsError):

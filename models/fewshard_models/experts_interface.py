@@ -1,6 +1,6 @@
-"""`experts_implementation="fewshard"`: MoE checkpoints of transformers on `fewshard_kernels.moe_ffn`.
+"""`experts_implementation="fewshard"`: runs MoE models of transformers on `fewshard_kernels.moe_ffn`.
 
-For users of transformers; our own encoder calls the op itself.
+For users of transformers; our own encoder calls the op directly.
 """
 
 from functools import partial
@@ -21,12 +21,12 @@ _packed: WeakKeyDictionary[nn.Module, PackedCache] = WeakKeyDictionary()
 
 
 def register_experts(*, pack: bool = True) -> None:
-    """Add "fewshard" to transformers' experts interface, for every model loaded from then on.
+    """Register "fewshard" as an experts implementation of transformers, for models loaded from then on.
 
-    `pack`: in eval mode on a CPU, where no gradient is asked for, keep a packed copy of the experts beside
-    the model's own (up to three times their memory, see `pack_experts`); False for models that fill the
-    memory. A model whose experts this op cannot compute raises ValueError at its first forward pass, and
-    says what to choose instead.
+    `pack`: in eval mode on a CPU without gradients, keep a packed copy of the experts beside the model's own
+    (up to three times their memory, see `pack_experts`). Use False for models that fill the memory.
+    A model whose experts this op does not support raises ValueError at its first forward pass, with
+    alternatives.
     """
     ALL_EXPERTS_FUNCTIONS.register(NAME, partial(experts_forward, pack=pack))
 
@@ -41,8 +41,8 @@ def experts_forward(
 ) -> Tensor:
     """One expert layer of transformers: `hidden_states` [T, H], `top_k_index` and `top_k_weights` [T, k].
 
-    Returns [T, H] in the dtype of `hidden_states`. `module` is one that transformers' decorator
-    `use_experts_implementation` has made: it holds the weights, and says how they lie.
+    Returns [T, H] in the dtype of `hidden_states`. `module` must be decorated with transformers'
+    `use_experts_implementation`: it holds the weights and describes their layout.
     """
     _refuse_unsupported(module)
     experts = _weights(module)
@@ -70,7 +70,7 @@ def _weights(module: Any) -> ExpertWeights:
 
 
 def _routing(module: Any, experts: Tensor, weights: Tensor) -> Routing:
-    """Under expert parallelism, an index past the last marks an expert of another process."""
+    """The routing; under expert parallelism, an index past the last expert marks one of another process."""
     if module._is_expert_parallel:
         elsewhere = experts >= module.num_experts
         return Routing(weights.masked_fill(elsewhere, 0.0), experts.clamp(max=module.num_experts - 1))

@@ -1,4 +1,4 @@
-"""Layers that run in another form for inference on a CPU; the base of those of the text and image models."""
+"""Base class of layers with a fused form for inference on a CPU, for the text and image models."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -10,16 +10,16 @@ Form = TypeVar("Form", bound=Callable[[Tensor], Tensor])
 
 
 class Fusable(nn.Module, Generic[Form]):
-    """A layer that may run as one operation in eval mode, where no gradients are recorded.
+    """A layer that can run as one fused operation in eval mode, when no gradients are recorded.
 
-    `fused` is no part of the state dict; training and casts drop it.
+    `fused` is not part of the state dict; training and casts drop it.
     """
 
     fused: Form | None = None
 
     @property
     def usable(self) -> Form | None:
-        """The fused form, where it may run now."""
+        """The fused form, if it may run now."""
         return None if torch.is_grad_enabled() else self.fused
 
     def train(self, mode: bool = True) -> "Fusable[Form]":

@@ -1,4 +1,4 @@
-"""The classification loss each `problem_type` asks for; used by every model of this package."""
+"""The classification loss for each `problem_type`. Used by every model of this package."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,8 +8,11 @@ from transformers import PreTrainedConfig
 def classification_loss(
     logits: Tensor, labels: Tensor, config: PreTrainedConfig, smoothing: float = 0.0
 ) -> Tensor:
-    """The mean loss of `logits` [N, C]: squared error for regression, binary cross-entropy for multi-label
-    (labels [N, C]), else cross-entropy (labels int64 [N])."""
+    """The mean loss of `logits` [N, C].
+
+    Squared error for regression, binary cross-entropy for multi-label classification (labels [N, C]), else
+    cross-entropy with label `smoothing` (labels int64 [N]).
+    """
     if config.problem_type == "regression":
         return F.mse_loss(logits.squeeze(-1), labels.float())
     if config.problem_type == "multi_label_classification":

@@ -14,13 +14,17 @@ from pydantic import (
     BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
+    PlainValidator,
     PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
+from fewshard_core.formats import AUTO, FORMATS
 from fewshard_core.yaml_reader import Section
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
 from fewshard_serve.group.settings import ExpertsSettings
@@ -47,6 +51,12 @@ class _WithSettings(Section):
             section._given = {key: frozenset(part) for key, part in parts.items()}
         return section
 
+    def __eq__(self, other: object) -> bool:
+        """Equal values are equal configurations, whether they were given or are defaults."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    __hash__ = Section.__hash__
+
     @model_serializer(mode="wrap")
     def _leave_out_unset(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
@@ -69,6 +79,14 @@ def _usable_in_urls(name: str) -> str:
     return name
 
 
+def _known_format(name: object) -> str:
+    known = (AUTO, *FORMATS.names)
+    if not isinstance(name, str) or name not in known:
+        *others, last = map(repr, known)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+    return name
+
+
 def _known_scheme(path: str) -> str:
     scheme, colon, rest = path.partition(":")
     if colon and scheme not in ("zoo", "hf"):
@@ -81,6 +99,9 @@ def _known_scheme(path: str) -> str:
 
 
 ModelName = Annotated[str, Field(max_length=128), AfterValidator(_usable_in_urls)]
+FormatName = Annotated[
+    str, PlainValidator(_known_format), WithJsonSchema({"type": "string", "enum": [AUTO, *FORMATS.names]})
+]
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
 
 
@@ -131,7 +152,7 @@ class ModelConfig(_WithSettings):
     name: ModelName
     path: CheckpointPath
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: FormatName = AUTO
     replicas: ReplicasConfig | None = None
     batching: BatchingSettings = BatchingSettings()
     admission: AdmissionSettings = AdmissionSettings()

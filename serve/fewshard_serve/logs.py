@@ -9,7 +9,7 @@ import time
 import traceback
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import Any, Literal, TextIO
 
 from fewshard_serve.settings import NO_OTHER_KEYS
 
@@ -72,7 +72,7 @@ def formatter(settings: LogSettings) -> logging.Formatter:
     return JsonFormatter() if settings.format == "json" else TextFormatter()
 
 
-def write_line(line: str, stream: IO[str] | None = None) -> None:
+def write_line(line: str, stream: TextIO | None = None) -> None:
     """Write a line and its end to `stream` in one system call; None: standard output.
 
     The launcher and all replicas share the streams. `print` writes the text and the line end apart where
@@ -97,7 +97,7 @@ def keep_lines_whole() -> None:
             stream.reconfigure(line_buffering=True, write_through=False)
 
 
-class LineHandler(logging.StreamHandler[IO[str]]):
+class LineHandler(logging.StreamHandler[TextIO]):
     """Writes each record in one system call."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fewshard_loadtest import Plan, run_recorded
-from fewshard_loadtest.report.statistics import nearest_rank
+from fewshard_loadtest.measure import nearest_rank
 from fewshard_loadtest.samples_file import Recording
 
 LATE_SHARE = 0.1

@@ -177,7 +177,9 @@ def test_a_budget_with_a_typo_is_refused(tmp_path: Path) -> None:
     before = write_report(tmp_path / "a", m=MODEL)
     budget = tmp_path / "budget.yaml"
     budget.write_text("default:\n  sustaind: 0.1\n")
-    with pytest.raises(ScenarioError, match=r"line 2: unknown key 'sustaind'; did you mean 'sustained'"):
+    with pytest.raises(
+        ScenarioError, match=r"line 2: unknown key 'sustaind' in default; did you mean 'sustained'"
+    ):
         compare(before, before, budget)
     budget.write_text("models: {x: {}}\n")
     with pytest.raises(ScenarioError, match="the model 'x' is not in"):

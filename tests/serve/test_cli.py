@@ -25,33 +25,43 @@ HEAVY = ("torch", "ray", "transformers", "triton", "locust")
 COMMANDS = sorted({point.name for point in entry_points(group=cli.ENTRY_POINT_GROUP)})
 
 
-def loaded_by(*arguments: str) -> tuple[int, list[str]]:
-    """Exit code and the heavy packages in `sys.modules` after the command line ran in a fresh interpreter."""
+HELP = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+
+
+def loaded_by(*lines: list[str]) -> list[tuple[int, list[str]]]:
+    """Each line's exit code and the heavy packages imported after it; one fresh interpreter for all."""
     code = f"""
 import json, sys
 from fewshard_serve.cli import main
-try:
-    status = main({list(arguments)!r})
-except SystemExit as stop:
-    status = stop.code
-print("\\n" + json.dumps([status, [name for name in {HEAVY!r} if name in sys.modules]]))
+found = []
+for line in {list(lines)!r}:
+    try:
+        status = main(line)
+    except SystemExit as stop:
+        status = stop.code
+    found.append([status, [name for name in {HEAVY!r} if name in sys.modules]])
+print("\\n" + json.dumps(found))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    status, loaded = json.loads(done.stdout.splitlines()[-1])
-    return status, loaded
+    return [(status, loaded) for status, loaded in json.loads(done.stdout.splitlines()[-1])]
+
+
+@pytest.fixture(scope="module")
+def helped() -> list[tuple[int, list[str]]]:
+    return loaded_by(*HELP)
 
 
 def test_the_servers_own_commands_are_registered() -> None:
     assert {"serve", "predict", "models", "inspect", "doctor"} <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    assert loaded_by(*arguments) == (0, [])
+@pytest.mark.parametrize("number", range(len(HELP)), ids=[" ".join(line) for line in HELP])
+def test_help_imports_nothing_heavy(helped: list[tuple[int, list[str]]], number: int) -> None:
+    assert helped[number] == (0, [])
 
 
 def test_the_probe_for_heavy_imports_works() -> None:
-    status, loaded = loaded_by("doctor", "--json")
+    ((status, loaded),) = loaded_by(["doctor", "--json"])
     assert status == 0
     assert "torch" in loaded
 

@@ -321,3 +321,11 @@ def test_a_placement_file_is_taken_from_the_files_folder(tmp_path: Path) -> None
 )
 def test_mistakes_in_experts_are_explained(tmp_path: Path, experts: str, message: str) -> None:
     assert message in complaint(tmp_path, EXPERTS.format(experts))
+
+
+def test_what_is_given_and_what_is_a_default_are_equal(tmp_path: Path) -> None:
+    """An update replaces the models whose configuration differs: a default written out is no difference."""
+    short = load_config(write(tmp_path, "models: [{name: a, path: ./a}]"))
+    long = "models: [{name: a, path: ./a, admission: {deadline_ms: 10000}}]\nmetrics: {enabled: true}"
+    assert load_config(write(tmp_path, long)) == short
+    assert load_config(write(tmp_path, long.replace("10000", "9000"))) != short

@@ -1,6 +1,6 @@
-"""The facade of the expert layer: checks the arguments, chooses a path, and can say why.
+"""Entry point of the expert layer: checks the arguments, chooses an implementation and explains the choice.
 
-Called by `fewshard_models`; nothing else in the project multiplies experts.
+Called by `fewshard_models`, which computes experts in no other way.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from fewshard_kernels.moe_ffn.packed import PackedExperts, moe_ffn_packed
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
 from fewshard_kernels.moe_ffn.routing import MoeStats
 
-# What a path is given: rows, router or routing, experts, options; all of them checked.
+# An implementation: (rows, router or routing, experts, options) -> (y, statistics). Arguments are checked.
 MoePath = Callable[[Tensor, Tensor | Routing, ExpertWeights, MoeOptions], tuple[Tensor, MoeStats]]
 
 
@@ -41,7 +41,7 @@ _forced: ContextVar[str | None] = ContextVar("forced_moe_ffn_path", default=None
 
 @dataclass(frozen=True, slots=True)
 class PathChoice:
-    """Which path `moe_ffn` takes on a device, and why."""
+    """The implementation that `moe_ffn` uses on a device, and the reason."""
 
     device: str
     path: str
@@ -70,33 +70,34 @@ def moe_ffn(
 
         y[t] = sum over the top_k experts e of t, of p[t, e] * (act(x[t] W1[e]^T + b1[e]) W2[e]^T + b2[e])
 
-    Shapes: `x` [T, H]; `w1` [E, I, H], `b1` [E, I] or None; `w2` [E, H, I], `b2` [E, H] or None; all in one
-    dtype: float32, bfloat16 or float16. `router` [E, H] of any floating dtype: it runs in fp32 whatever that
-    is, as do p, the sum over experts, residual and norm; y is rounded once. Returns y [T, H] in the dtype of
-    `x`, and `MoeStats`. T may be 0, and an expert may have no rows, or all of them.
+    Shapes: `x` [T, H]; `w1` [E, I, H], `b1` [E, I] or None; `w2` [E, H, I], `b2` [E, H] or None. All share
+    one dtype: float32, bfloat16 or float16. T may be 0. An expert may have no rows, or all of them.
+    Returns y [T, H] in the dtype of `x`, and `MoeStats`.
+    Precision: the router, p, the sum over experts, residual and norm run in fp32; y is rounded once.
 
-    `router` may be a `Routing` instead: p and the experts are then taken from it, and `top_k`, `scoring` and
-    `normalize` have nothing left to decide. An expert outside 0..E-1 is a ValueError wherever the indices
-    can be read without stalling the device; elsewhere its rows contribute nothing and are not counted.
+    `router`: [E, H] in any floating dtype, or a `Routing` that supplies p and the experts. With a `Routing`,
+    `top_k`, `scoring` and `normalize` have no effect. An expert outside 0..E-1 raises ValueError where the
+    indices can be read without stalling the device; elsewhere its rows contribute nothing, uncounted.
     `activation`: "gelu" (with erf), "gelu_pytorch_tanh", "relu" or "silu".
-    `gated`: `w1` [E, 2I, H] and `b1` [E, 2I] hold the gate and then the up projection of each expert, whose
+    `gated`: `w1` [E, 2I, H] and `b1` [E, 2I] hold the gate and then the up projection of each expert; its
     hidden units are act(gate) * up (Shazeer 2020, equation 6).
-    `scoring`: how p comes from the logits: "softmax" over all experts, before top-k; "topk_softmax", over the
-    kept ones; "sigmoid", each for itself. `normalize` makes the kept p of a token sum to one.
-    `dropout` (expert dropout, Fedus et al. 2021, section 2.4) acts on the activated hidden units.
-    `expert_mask`: bool [E], False where an expert is not on this shard: its weights are never read and its
-    rows contribute nothing, while p and the statistics stay those of all E.
-    `residual`: [T, H] in the dtype of `x`; the result is residual + y. `norm`: the result is
-    LayerNorm(residual + y), in fp32, over H; it needs a residual.
-    `w1` may be `PackedExperts` (see `pack_experts`), with `b1`, `w2` and `b2` left out: on a CPU, where
-    neither dropout nor a gradient of `x` is asked for, the packed products run; else the plain weights do.
-    A NaN in one row of `x` reaches that row of y alone.
-    Raises ValueError where shapes, dtypes, devices or options do not fit together.
+    `scoring`: how p is computed from the logits. "softmax": over all experts, before top-k. "topk_softmax":
+    over the top k. "sigmoid": for each expert independently.
+    `normalize`: scale the kept p of each token to sum to one.
+    `dropout`: expert dropout (Fedus et al. 2021, section 2.4) on the activated hidden units.
+    `expert_mask`: bool [E], False for experts that are not on this shard. Their weights are never read and
+    their rows contribute nothing; p and the statistics still cover all E.
+    `residual`: [T, H] in the dtype of `x`; the result is residual + y.
+    `norm`: the result is LayerNorm(residual + y) over H, in fp32; requires `residual`.
+    `w1` may be `PackedExperts` (see `pack_experts`), without `b1`, `w2` and `b2`. On a CPU the packed weights
+    are used, unless dropout or a gradient of `x` is needed; then, and elsewhere, the plain weights are.
+    A NaN in one row of `x` affects that row of y only.
+    Raises ValueError if shapes, dtypes, devices or options do not fit together.
 
     >>> x, router = torch.ones(3, 4), torch.ones(2, 4)  # three rows, two experts
     >>> w1, w2 = torch.full((2, 5, 4), 0.25), torch.full((2, 4, 5), 0.2)
     >>> y, stats = moe_ffn(x, router, w1, None, w2, None, activation="relu")
-    >>> y[0].tolist()  # half of the only expert's answer, since both are as likely
+    >>> y[0].tolist()  # p is 1/2: both experts are equally likely, and one is chosen
     [0.5, 0.5, 0.5, 0.5]
     >>> stats.expert_rows.tolist()
     [3, 0]
@@ -141,15 +142,15 @@ def _experts(
 
 
 def _needs_plain(x: Tensor, options: MoeOptions) -> bool:
-    """Packed products have neither gradients nor dropout; the plain path has."""
+    """Whether the call needs gradients or dropout, which only the plain path supports."""
     return options.dropout > 0 or (x.requires_grad and torch.is_grad_enabled())
 
 
 @contextmanager
 def force_path(path: str) -> Iterator[None]:
-    """Make every `moe_ffn` in this context take `path`; for tests and benchmarks.
+    """Make every `moe_ffn` call in this context use `path`; for tests and benchmarks.
 
-    Raises ValueError for a path that there is not.
+    Raises ValueError for an unknown path.
 
     >>> w1, w2 = torch.ones(1, 3, 2), torch.ones(1, 2, 3)
     >>> with force_path("reference"):
@@ -167,7 +168,7 @@ def force_path(path: str) -> Iterator[None]:
 
 
 def explain(device: torch.device) -> PathChoice:
-    """Which path `moe_ffn` takes on `device`, with the reason in words.
+    """The implementation that `moe_ffn` uses on `device`, and the reason as text.
 
     >>> explain(torch.device("cpu")).path
     'cpu'

@@ -1,6 +1,6 @@
-"""Which experts a CPU multiplies together: neighbours in one batched product, or each alone. No tensors here.
+"""Plans which experts a CPU computes in one batched product and which it computes alone. Uses no tensors.
 
-Called by `packed` for every batch, so the work is a few look-ups for each expert.
+`packed` calls this for every batch, so planning costs only a few look-ups per expert.
 """
 
 from bisect import bisect_left
@@ -8,14 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Fewer are slower: such a product waits for its weights, and oneDNN copies rows that fill no 32 columns.
+# Smaller joined products are slower: they are bound by reading weights, and oneDNN copies rows that do not
+# fill 32 columns.
 MIN_JOINED_ROWS = 32
-# Rows of a joined product of more than two experts: more gain nothing, and their hidden units take memory.
+# Row limit for joining more than two experts: larger products gain nothing, and hidden units use memory.
 MAX_JOINED_ROWS = 2048
 
 
 class Segment(NamedTuple):
-    """`num_experts` experts from `first` on, each over `num_rows` rows, those that only fill up included."""
+    """Consecutive experts that are computed together.
+
+    first: index of the first expert.
+    num_experts: number of consecutive experts.
+    num_rows: rows per expert, padding included.
+    """
 
     first: int
     num_experts: int
@@ -24,7 +30,11 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds an expert takes for a number of rows: as timed at `rows`, ascending, straight lines between."""
+    """Seconds one expert takes as a function of its number of rows.
+
+    rows: row counts that were timed, ascending.
+    seconds: the time for each; values between them are interpolated linearly.
+    """
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
@@ -43,11 +53,10 @@ class Cost:
 
 
 def rounded(num_rows: int) -> int:
-    """`num_rows` rounded up: oneDNN compiles a kernel for each new number, at up to a millisecond.
+    """`num_rows` rounded up, to limit the number of sizes: oneDNN compiles a kernel for each, in up to 1 ms.
 
-    Powers of two up to 32, below which the products wait for their weights; then 32 by 32, a tile of AMX
-    being sixteen columns wide; never more than sixteen steps an octave.
-
+    Up to 32, powers of two: such products are bound by reading weights. Above, multiples of 32 (an AMX tile
+    is sixteen columns wide), with at most sixteen steps per octave.
     >>> [rounded(num_rows) for num_rows in (3, 33, 2000)]
     [4, 64, 2048]
     """
@@ -58,10 +67,12 @@ def rounded(num_rows: int) -> int:
 
 
 def plan(counts: Sequence[int], alone: Cost, together: Cost | None) -> list[Segment]:
-    """A segment, in ascending order, for the experts that have rows; `counts`: rows of each expert.
+    """Segments, in ascending order, that cover the experts with at least one row.
 
-    Neighbours are joined while that is cheaper: the joined product multiplies each of them over as many rows
-    as the fullest has. `together`: what an expert costs in such a product, None where there is none.
+    counts: rows of each expert.
+    alone: cost of an expert computed by itself.
+    together: cost of an expert in a joined product, or None if joined products are not available.
+    Neighbours are joined while that is cheaper: a joined product pads each expert to the largest row count.
     """
     segments: list[Segment] = []
     for expert, count in enumerate(counts):
@@ -81,7 +92,7 @@ def plan(counts: Sequence[int], alone: Cost, together: Cost | None) -> list[Segm
 
 
 def fits(segment: Segment) -> bool:
-    """Whether a joined product may be that large."""
+    """Whether a joined product may be as large as `segment`."""
     return segment.num_experts <= 2 or segment.num_experts * segment.num_rows <= MAX_JOINED_ROWS
 
 

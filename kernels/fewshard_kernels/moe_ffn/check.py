@@ -1,15 +1,14 @@
-"""What `moe_ffn` refuses: shapes, dtypes, devices and options that do not fit, each with its reason."""
+"""Argument checks of `moe_ffn`: shapes, dtypes, devices and options. Each failure states its reason."""
 
 import torch
 from torch import Tensor
 
+from fewshard_core.formats import FORMATS
 from fewshard_kernels.moe_ffn.options import ACTIVATIONS, SCORINGS, ExpertWeights, MoeOptions, Routing
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_weights(weights: ExpertWeights, gated: bool) -> None:
-    """ValueError unless the four tensors fit each other in shape, dtype and device."""
+    """Raise ValueError unless the four tensors agree in shape, dtype and device."""
     w1, b1, w2, b2 = weights
     if w1.ndim != 3:
         raise ValueError(f"w1 must be [E, {'2I' if gated else 'I'}, H], got {list(w1.shape)}")
@@ -18,8 +17,9 @@ def check_weights(weights: ExpertWeights, gated: bool) -> None:
         raise ValueError("there must be at least one expert, got 0")
     if gated and width % 2:
         raise ValueError(f"w1 of gated experts must be [E, 2I, H]; {width} is odd")
-    if w1.dtype not in DTYPES:
-        raise ValueError(f"w1 is {w1.dtype}; experts are float32, bfloat16 or float16")
+    *others, last = dict.fromkeys(each.storage for each in FORMATS)
+    if str(w1.dtype).removeprefix("torch.") not in (*others, last):
+        raise ValueError(f"w1 is {w1.dtype}; experts are {', '.join(others)} or {last}")
     fits = f"to fit {'gated ' if gated else ''}w1 {list(w1.shape)}"
     _check_tensor("b1", b1, (num_experts, width), fits, w1)
     _check_tensor("w2", w2, (num_experts, hidden, width // 2 if gated else width), fits, w1)
@@ -27,16 +27,16 @@ def check_weights(weights: ExpertWeights, gated: bool) -> None:
 
 
 def check_rows(x: Tensor, hidden: int, like: Tensor) -> None:
-    """ValueError unless `x` is [T, H] in the dtype and on the device of the experts."""
+    """Raise ValueError unless `x` is [T, H] with the dtype and device of the experts."""
     if x.ndim != 2 or x.shape[1] != hidden:
         raise ValueError(f"x must be [T, H] with H {hidden} as in w1, got {list(x.shape)}")
     _check_tensor("x", x, (x.shape[0], hidden), "", like)
 
 
 def check_router(x: Tensor, router: Tensor | Routing, num_experts: int) -> None:
-    """ValueError unless the router fits, or a given routing has one weight for each chosen expert.
+    """Raise ValueError unless the router fits, or the given routing has one weight per chosen expert.
 
-    The range of given experts is checked where it can be read without stalling the device: see `route`.
+    `route` checks the range of given expert indices, where they can be read without stalling the device.
     """
     if not isinstance(router, Routing):
         _check_tensor("router", router, (num_experts, x.shape[1]), "to fit the experts", x, same_dtype=False)
@@ -53,7 +53,7 @@ def check_router(x: Tensor, router: Tensor | Routing, num_experts: int) -> None:
 
 
 def check_options(x: Tensor, num_experts: int, options: MoeOptions) -> None:
-    """ValueError for an option that does not exist, is out of range, or does not fit `x`."""
+    """Raise ValueError for an option that does not exist, is out of range, or does not fit `x`."""
     if options.activation not in ACTIVATIONS:
         raise ValueError(f"no activation {options.activation!r}; there are {', '.join(ACTIVATIONS)}")
     if options.scoring not in SCORINGS:

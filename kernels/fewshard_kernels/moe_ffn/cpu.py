@@ -1,4 +1,4 @@
-"""`moe_ffn` on a CPU with plain weights: rows sorted by expert once, one pair of products an expert hit."""
+"""`moe_ffn` on a CPU with plain weights: sorts rows by expert once, then computes each expert with rows."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from fewshard_kernels.moe_ffn.routing import MoeStats, route
 def moe_ffn_cpu(
     x: Tensor, router: Tensor | Routing, weights: ExpertWeights, options: MoeOptions
 ) -> tuple[Tensor, MoeStats]:
-    """As the reference, without its E searches and scatters: one gather in, one out. Differentiable."""
+    """Same result as the reference, with one gather and one scatter in place of E. Differentiable."""
     probabilities, experts, stats = route(x, router, weights.num_experts, options)
     present = None if options.expert_mask is None else options.expert_mask.tolist()
     order = experts.flatten().argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Which layout of the experts is fastest here for how many rows: timed once a shape, then remembered.
+"""Measures which weight layout is fastest on this machine for each number of rows, once per layer shape.
 
 Called by `pack_experts`.
 """
@@ -14,32 +14,37 @@ import torch
 from fewshard_kernels.moe_ffn.batch_plan import MAX_JOINED_ROWS, Cost
 from fewshard_kernels.moe_ffn.layouts import BatchedLayout, Layout
 
-# Numbers that `segments.rounded` gives.
+# Row counts to time; all are values that `batch_plan.rounded` returns.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 _PASSES = 5
-# Experts in turn, as a batch uses them: their weights come from further away than one expert's would.
+# Experts are timed in turn, as a batch uses them, so their weights are not in the nearest cache.
 _MAX_EXPERTS = 16
 _MAX_ROWS_A_TURN = 262
-# What a copy of the weights must gain at the average number of rows, and another layout over all of them.
+# Minimum speed-up that justifies a copy of the weights, and that justifies a change of layout between sizes.
 _COPY_PRICE = 1.1
 _CHANGE_PRICE = 1.25
 
-# Experts of one batched product while it is timed.
+# Number of experts in a batched product while it is timed.
 _BATCHED_EXPERTS = 8
 
 _remembered: dict[object, "_Timed"] = {}
 
 
 class Tier(NamedTuple):
-    """`layout` multiplies up to `max_rows` rows of one expert."""
+    """A layout and the number of rows of one expert up to which it is used."""
 
     max_rows: float
     layout: Layout
 
 
 class Choice(NamedTuple):
-    """The layouts to use: `tiers` for an expert alone, in ascending order of rows, the last without a limit;
-    `batched` for neighbours together, where it beats them at any number of rows. With what each costs."""
+    """The layouts to use, with their costs.
+
+    tiers: layouts for an expert computed alone, by ascending row limit; the last has no limit.
+    alone: cost of an expert computed alone, with the fastest layout for its rows.
+    batched: layout for neighbouring experts together, or None if it is never faster.
+    together: cost of an expert in such a product, or None.
+    """
 
     tiers: tuple[Tier, ...]
     alone: Cost
@@ -48,8 +53,12 @@ class Choice(NamedTuple):
 
 
 class _Timed(NamedTuple):
-    """What was measured for a shape: the fastest layout at each of `_ROWS` by name, its seconds, and those of
-    the batched products."""
+    """Measurements of one layer shape.
+
+    names: name of the chosen layout for each of `_ROWS`.
+    alone: cost of an expert with those layouts.
+    together: cost of an expert in a batched product, or None if that is never faster.
+    """
 
     names: list[str]
     alone: Cost
@@ -59,12 +68,11 @@ class _Timed(NamedTuple):
 def choose(
     candidates: Sequence[Layout], num_experts: int, hidden: int, width: int, *, for_any_number: bool = False
 ) -> Choice:
-    """The fastest of `candidates` for each number of rows, neighbours that agree made one; and a batched one,
-    if it is among them, for experts together where that is faster.
+    """The fastest of `candidates` for each number of rows, and the batched layout where it is faster.
 
-    What wins at the most rows that are timed stays ahead beyond them. Remembered for the shape, the
-    candidates and the number of threads, so that equal layers choose alike; with `for_any_number` for every
-    number of experts, where there is no time for measuring again.
+    Adjacent row counts with the same winner share a tier. The winner at the largest timed row count is used
+    beyond it. The result is cached by shape, candidates and number of threads, so equal layers choose alike.
+    `for_any_number` drops the number of experts from the cache key, where there is no time to measure again.
     """
     number = None if for_any_number else num_experts
     key = (tuple(layout.name for layout in candidates), number, hidden, width, torch.get_num_threads())
@@ -91,8 +99,11 @@ def _measure(
 
 
 def _winners(candidates: Sequence[Layout], seconds: Mapping[str, Sequence[float]]) -> list[str]:
-    """The name of the layout to use for each of `_ROWS`: the cheapest way through the timings, where every
-    change costs something, so that a single disturbed timing decides nothing."""
+    """The name of the layout to use for each of `_ROWS`.
+
+    Minimises the total log time plus a penalty per change of layout, so that one disturbed timing does not
+    decide anything.
+    """
     price = {layout.name: _COPY_PRICE if layout.num_bytes else 1.0 for layout in candidates}
     ways = {name: (0.0, list[str]()) for name in seconds}
     for index in range(len(_ROWS)):
@@ -101,7 +112,7 @@ def _winners(candidates: Sequence[Layout], seconds: Mapping[str, Sequence[float]
 
 
 def _go_on(ways: dict[str, tuple[float, list[str]]], name: str, cost: float) -> tuple[float, list[str]]:
-    """The cheapest of `ways` prolonged by `name`; a way's key is the layout it ends with."""
+    """The cheapest of `ways` extended by the layout `name`; a way's key is the layout that it ends with."""
     change = {last: 0.0 if last == name else math.log(_CHANGE_PRICE) for last in ways}
     last = min(ways, key=lambda last: ways[last][0] + change[last])
     return ways[last][0] + change[last] + cost, [*ways[last][1], name]
@@ -110,7 +121,7 @@ def _go_on(ways: dict[str, tuple[float, list[str]]], name: str, cost: float) -> 
 def _time(candidates: Sequence[Layout], num_experts: int, hidden: int) -> dict[str, list[float]]:
     """Seconds one expert takes in each layout, for each of `_ROWS`.
 
-    The layouts take turns, so that a busy machine slows them alike; a low quantile leaves out interruptions.
+    The layouts alternate, so that load on the machine affects all alike; a low quantile drops interruptions.
     """
     samples: dict[str, list[list[float]]] = {layout.name: [[] for _ in _ROWS] for layout in candidates}
     for _, (index, num_rows), layout in product(range(_PASSES), enumerate(_ROWS), candidates):
@@ -123,7 +134,7 @@ def _time(candidates: Sequence[Layout], num_experts: int, hidden: int) -> dict[s
 
 
 def _time_batched(layout: BatchedLayout, num_experts: int, hidden: int) -> list[float]:
-    """Seconds an expert takes in a joined product of up to `num_experts`, for each of `_ROWS`."""
+    """Seconds per expert in a joined product of up to `num_experts` experts, for each of `_ROWS`."""
     samples: list[list[float]] = [[] for _ in _ROWS]
     for _, (index, num_rows) in product(range(_PASSES), enumerate(_ROWS)):
         together = min(num_experts, max(2, MAX_JOINED_ROWS // num_rows))

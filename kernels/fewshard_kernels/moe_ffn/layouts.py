@@ -1,4 +1,4 @@
-"""The forms in which a CPU can hold an expert, each with the arithmetic that goes with it."""
+"""Memory layouts for a layer's experts on a CPU, each with its arithmetic. `packed` chooses among them."""
 
 from typing import Protocol
 
@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewshard_core.formats import FORMATS
 from fewshard_kernels.moe_ffn.options import ExpertWeights, activate
 
-# oneDNN's name for each activation, and the variant where it has two.
+# oneDNN's name for each activation, and its variant (empty if there is only one).
 ONEDNN_ACTIVATIONS = {
     "gelu": ("gelu", "none"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
@@ -18,20 +19,17 @@ ONEDNN_ACTIVATIONS = {
 
 
 def onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has products in `dtype` for this CPU.
+    """Whether oneDNN supports matrix products in `dtype` on this CPU.
 
     >>> onednn_multiplies(torch.float64)
     False
     """
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    known = {each.compute: each for each in FORMATS}.get(str(dtype).removeprefix("torch."))
+    return torch.backends.mkldnn.is_available() and known is not None and known.multiplies("cpu")
 
 
 class Layout(Protocol):
-    """The experts of one layer in one form; `expert` takes rows of `dtype` and needs no gradients."""
+    """The experts of one layer in one layout; `expert` takes rows of `dtype` and supports no gradients."""
 
     @property
     def name(self) -> str: ...
@@ -47,7 +45,7 @@ class Layout(Protocol):
 
 
 class PlainLayout:
-    """The weights as they are: no copy, and at one or two rows the matrix-vector product is hard to beat."""
+    """The original weights, not copied. Its matrix-vector product is hard to beat at one or two rows."""
 
     num_bytes = 0
 
@@ -66,8 +64,11 @@ class PlainLayout:
 
 
 class TransposedLayout:
-    """W x^T for x W^T, in float32: from some eight rows on, BLAS is faster at a tall matrix times few columns
-    than at few rows times a wide one. float32 weights are used as they are, others are copied."""
+    """W x^T in place of x W^T, in float32.
+
+    From about eight rows on, BLAS multiplies a tall matrix by few columns faster than few rows by a wide
+    matrix. float32 weights are used in place; others are copied.
+    """
 
     dtype = torch.float32
     name = "transposed float32"
@@ -86,7 +87,7 @@ class TransposedLayout:
 
 
 class OneDnnLayout:
-    """Blocked once for oneDNN's kernels; the activation and the gate are applied inside the products."""
+    """Weights reordered once into oneDNN's blocked format; its kernels fuse the activation and the gate."""
 
     def __init__(self, weights: ExpertWeights, gated: bool, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -112,10 +113,10 @@ class OneDnnLayout:
 
 
 class BatchedLayout:
-    """W x^T for several experts that lie side by side, in one product each way: no copy of the weights.
+    """W x^T for several consecutive experts in one batched product for each projection. Copies no weights.
 
-    Each core multiplies experts of its own and reads their rows from end to end: as fast as a plain sum over
-    them, where one product after the other reads at half that speed (docs/log.md).
+    Each core computes its own experts and reads their weights sequentially, at the speed of a plain sum over
+    them; separate products one after the other read at half that speed (docs/log.md).
     """
 
     num_bytes = 0
@@ -129,7 +130,7 @@ class BatchedLayout:
         return self.experts(rows.unsqueeze(0), expert, activation).squeeze(0)
 
     def experts(self, rows: Tensor, first: int, activation: str) -> Tensor:
-        """`rows` [n, R, H] of the n experts from `first` on, without the router's weight; [n, R, H]."""
+        """Experts `first` to first + n - 1 over their `rows` [n, R, H]; [n, R, H] without router weights."""
         w1, b1, w2, b2 = (
             None if tensor is None else tensor[first : first + rows.shape[0]] for tensor in self._weights
         )

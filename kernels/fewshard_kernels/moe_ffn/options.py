@@ -1,8 +1,7 @@
-"""The activations an expert may have, by the names transformers uses, and how a gated expert applies one.
+"""Argument types and activations of `moe_ffn`, shared by all its implementations.
 
-The values a caller of `moe_ffn` hands over, as every path receives them.
-
-The last step of every torch path of `moe_ffn`: residual and LayerNorm in fp32, then one rounding.
+Activation names are those of transformers. `add_and_norm` is the last step of every torch implementation:
+residual and LayerNorm in fp32; the caller then rounds once.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activate(projected: Tensor, activation: str, gated: bool, dim: int = -1) -> Tensor:
-    """act(projected), or act(gate) * up where `projected` holds the gate, then up, along `dim` (2I)."""
+    """act(projected); if `gated`, act(gate) * up, where `projected` holds gate and up along `dim` (2I)."""
     if not gated:
         return ACTIVATIONS[activation](projected)
     gate, up = projected.chunk(2, dim=dim)
@@ -38,8 +37,13 @@ SCORINGS = ("softmax", "topk_softmax", "sigmoid")
 
 
 class ExpertWeights(NamedTuple):
-    """The experts of one layer, in one dtype: `w1` [E, I, H] (gated: [E, 2I, H], the gate's I rows first),
-    `b1` as `w1` without H or None, `w2` [E, H, I], `b2` [E, H] or None."""
+    """The experts of one layer, all in one dtype.
+
+    w1: [E, I, H]; for gated experts [E, 2I, H], the I rows of the gate first.
+    b1: [E, I] ([E, 2I] if gated) or None.
+    w2: [E, H, I].
+    b2: [E, H] or None.
+    """
 
     w1: Tensor
     b1: Tensor | None
@@ -52,15 +56,23 @@ class ExpertWeights(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """A routing decided elsewhere: `weights` [T, k], any floating dtype, used as they are;
-    `experts` [T, k], int32 or int64, each from 0 to E - 1."""
+    """A routing computed elsewhere.
+
+    weights: [T, k], any floating dtype, used without further scaling.
+    experts: [T, k], int32 or int64, each from 0 to E - 1.
+    """
 
     weights: Tensor
     experts: Tensor
 
 
 class LayerNormWeights(NamedTuple):
-    """A LayerNorm over H (Ba et al. 2016): `weight` [H] and `bias` [H] or None, any floating dtype."""
+    """A LayerNorm over H (Ba et al. 2016).
+
+    weight: [H], any floating dtype.
+    bias: [H] in any floating dtype, or None.
+    eps: added to the variance.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -69,10 +81,10 @@ class LayerNormWeights(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MoeOptions:
-    """Everything `moe_ffn` takes besides rows, router and experts; the meanings are in its docstring.
+    """The options of `moe_ffn`, as documented there.
 
-    The facade has checked them: a path may rely on names, shapes, dtypes and devices that fit. `top_k` is
-    that of the routing where the routing is given.
+    They are checked before an implementation receives them: names, shapes, dtypes and devices fit. With a
+    given routing, `top_k` is the number of experts in it.
     """
 
     top_k: int = 1
@@ -87,7 +99,7 @@ class MoeOptions:
 
 
 def add_and_norm(y: Tensor, options: MoeOptions) -> Tensor:
-    """LayerNorm(residual + y) for fp32 `y` [T, H], or as much of it as `options` names; fp32."""
+    """LayerNorm(residual + y) for fp32 `y` [T, H], in fp32; steps that `options` lacks are skipped."""
     if options.residual is not None:
         y = options.residual.float() + y
     if options.norm is not None:

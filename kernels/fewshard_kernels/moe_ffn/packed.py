@@ -1,6 +1,6 @@
-"""`moe_ffn` on a CPU with packed weights: each expert in the layout that is fastest for its rows.
+"""`moe_ffn` on a CPU with packed weights: computes each expert in the layout that is fastest for its rows.
 
-The weights are packed when a model is loaded, or by `PackedCache` at the first inference.
+Weights are packed when a model is loaded, or by `PackedCache` at the first inference.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,11 @@ from fewshard_kernels.moe_ffn.routing import MoeStats, route
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedExperts:
-    """The experts of one layer, ready for a CPU: a snapshot, later changes to the weights do not reach it.
+    """The experts of one layer, packed for a CPU. Later changes to the weights do not reach it.
 
-    `plain`: the weights it was made from, kept by reference; `choice`: which layout multiplies how many rows
-    of one expert alone, and of neighbours together.
+    plain: the original weights, by reference.
+    gated: whether the experts are gated.
+    choice: the layout for each number of rows of one expert alone, and for neighbours together.
     """
 
     plain: ExpertWeights
@@ -38,16 +39,16 @@ class PackedExperts:
 
     @property
     def num_bytes(self) -> int:
-        """Memory the packed copies take beside the plain weights."""
+        """Bytes of the packed copies, without the plain weights."""
         layouts = {id(tier.layout): tier.layout for tier in self.choice.tiers}
         return sum(layout.num_bytes for layout in layouts.values())
 
     def layout_for(self, num_rows: int) -> Layout:
-        """The layout for an expert that is multiplied alone."""
+        """The layout for an expert that is computed alone with `num_rows` rows."""
         return next(tier.layout for tier in self.choice.tiers if num_rows <= tier.max_rows)
 
     def describe(self) -> str:
-        """Which arithmetic runs, in words: `packed bfloat16 up to 8 rows an expert, then packed float32`."""
+        """The chosen layouts as text: `packed bfloat16 up to 8 rows an expert, then packed float32`."""
         tiers, batched = self.choice.tiers, self.choice.batched
         limits = [f"{tier.layout.name} up to {tier.max_rows:.0f} rows an expert" for tier in tiers[:-1]]
         alone = ", then ".join([*limits, tiers[-1].layout.name])
@@ -64,15 +65,16 @@ def pack_experts(
     compute_dtype: torch.dtype | None = None,
     copies: bool = True,
 ) -> PackedExperts:
-    """Pack one layer's experts for `moe_ffn` on a CPU; shapes and dtypes as there. For inference alone.
+    """Pack one layer's experts for `moe_ffn` on a CPU; shapes and dtypes as there. For inference only.
 
-    `compute_dtype` None: float32 weights are computed in float32; bfloat16 ones in bfloat16 or float32 and
-    float16 ones in float16 or float32, whichever a measurement of some milliseconds finds faster here for the
-    number of rows an expert gets. The result of the layer keeps the dtype of its rows whatever this is.
-    Takes no copy of the weights where the plain ones are fastest, seldom more than two copies, and none at
-    all with `copies` False, where the fastest of the layouts that need none is used; these are timed once for
-    any number of experts. Raises ValueError for weights that do not fit each other or are not on a CPU, or a
-    `compute_dtype` that oneDNN cannot use here.
+    `compute_dtype`: None chooses by a measurement of some milliseconds, for each number of rows per expert.
+    float32 weights are computed in float32, bfloat16 ones in bfloat16 or float32, and float16 ones in float16
+    or float32. The result of the layer has the dtype of its rows in every case.
+    `copies`: whether layouts that copy the weights may be used. True makes no copy where the plain weights
+    are fastest, and seldom more than two. With False, the fastest layout without a copy is used; it is
+    measured once for any number of experts.
+    Raises ValueError for weights that do not fit each other or are not on a CPU, or for a `compute_dtype`
+    that oneDNN does not support here.
 
     >>> from fewshard_kernels import moe_ffn
     >>> packed = pack_experts(torch.ones(2, 8, 4), None, torch.ones(2, 4, 8), None)
@@ -124,10 +126,10 @@ def _detach(tensor: Tensor | None) -> Tensor | None:
 
 
 class PackedCache:
-    """One layer's `PackedExperts`, made when first asked for and again when the weights have changed.
+    """Builds one layer's `PackedExperts` on first use, and again after the weights have changed.
 
-    A change is seen by a tensor's address, dtype and version counter; what bypasses the counter (writing
-    through `.data`) must be followed by `clear`. A copy of a cache, by `copy` or `pickle`, is empty.
+    A change is detected by a tensor's address, dtype and version counter. Call `clear` after a write that
+    bypasses the counter (through `.data`). A copy of a cache, by `copy` or `pickle`, is empty.
     """
 
     def __init__(self) -> None:
@@ -155,7 +157,7 @@ def _identity(tensor: Tensor) -> tuple[int, torch.dtype, int]:
 def moe_ffn_packed(
     x: Tensor, router: Tensor | Routing, packed: PackedExperts, options: MoeOptions
 ) -> tuple[Tensor, MoeStats]:
-    """As `moe_ffn_cpu`, without gradients, the experts in the layouts that are fastest for their rows."""
+    """Same result as `moe_ffn_cpu`, without gradients; each expert uses the fastest layout for its rows."""
     probabilities, experts, stats = route(x, router, packed.plain.num_experts, options)
     counts = stats.expert_rows.tolist()
     segments = plan(_present(counts, options), packed.choice.alone, packed.choice.together)
@@ -171,14 +173,14 @@ def moe_ffn_packed(
 
 
 def _present(counts: list[int], options: MoeOptions) -> list[int]:
-    """`counts`, with nothing for the experts that are masked out."""
+    """`counts`, with zero for the experts that are masked out."""
     if options.expert_mask is None:
         return counts
     return [count * here for count, here in zip(counts, options.expert_mask.tolist(), strict=True)]
 
 
 def _takes_all(segment: Segment, counts: list[int], x: Tensor, options: MoeOptions) -> bool:
-    """Whether the rows are one expert's as they stand: nothing to sort and nothing to fill up."""
+    """Whether one expert takes all rows in their present order, without sorting or padding."""
     return options.top_k == 1 and counts[segment.first] == segment.num_rows == x.shape[0]
 
 
@@ -190,16 +192,16 @@ def _grouped(
     packed: PackedExperts,
     options: MoeOptions,
 ) -> Tensor:
-    """What each choice's expert says of its row, [T * k, H]; zeros where that expert is masked out.
+    """The expert output of each choice, [T * k, H]; zeros where the expert is masked out.
 
-    The rows of a segment stand together, each expert's filled up to the number that is multiplied; what
-    fills up is not read again.
+    Rows of a segment are contiguous. Each expert's rows are padded to the segment's row count, and the
+    outputs of padding rows are never read.
     """
     grouped, order = experts.flatten().sort(stable=True)
     moves, num_places = _moves(segments, counts)
     places = torch.tensor(moves).index_select(0, grouped).add_(torch.arange(len(order)))
     if options.expert_mask is not None:
-        # One place more, for the choices whose expert is not here.
+        # One extra place, for the choices whose expert is masked out.
         places = torch.where(options.expert_mask[grouped], places, num_places)
     source = torch.zeros(num_places + 1, dtype=torch.int64)
     source.scatter_(0, places, order if options.top_k == 1 else order // options.top_k)
@@ -208,8 +210,8 @@ def _grouped(
 
 
 def _moves(segments: list[Segment], counts: list[int]) -> tuple[list[int], int]:
-    """How far the rows of each expert move from where they stand when sorted by expert, and the number of
-    places that the segments take together."""
+    """Offset from each expert's first row in sorted order to its place in the segments, and the number of
+    places in all segments."""
     before = list(accumulate(counts, initial=0))
     moves, place = [0] * len(counts), 0
     for segment in segments:
@@ -220,7 +222,7 @@ def _moves(segments: list[Segment], counts: list[int]) -> tuple[list[int], int]:
 
 
 def _products(rows: Tensor, segments: list[Segment], packed: PackedExperts, options: MoeOptions) -> Tensor:
-    """Each segment's experts over its rows, one segment after the other, and a last row of zeros."""
+    """The outputs of all segments, one after the other, followed by a row of zeros."""
     every = rows.new_empty(rows.shape[0] + 1, rows.shape[1])
     every[-1] = 0
     start = 0
@@ -243,7 +245,7 @@ def _segment(rows: Tensor, segment: Segment, packed: PackedExperts, activation: 
 
 
 def _weighted_sum(out: Tensor, probabilities: Tensor) -> Tensor:
-    """sum over k of out [T, k, H] * probabilities [T, k], in fp32, without a product of that size."""
+    """sum over k of out [T, k, H] * probabilities [T, k], in fp32, without an intermediate [T, k, H]."""
     if out.shape[1] == 1:
         return out.squeeze(1) * probabilities
     y = out[:, 0] * probabilities[:, :1]

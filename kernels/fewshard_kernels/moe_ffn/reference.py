@@ -1,4 +1,4 @@
-"""The definition of `moe_ffn`: every other path is tested against this one."""
+"""The definition of `moe_ffn`. Every other implementation is tested against it."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ def moe_ffn_reference(
 ) -> tuple[Tensor, MoeStats]:
     """y[t] = sum over the chosen, unmasked e of p[t, e] * (act(x[t] W1[e]^T + b1[e]) W2[e]^T + b2[e]).
 
-    One expert after the other, the weighted sum and what follows in fp32. Shapes and dtypes as in `moe_ffn`.
+    Computes one expert after the other; the weighted sum, residual and norm are in fp32. Shapes and dtypes as
+    in `moe_ffn`.
     """
     probabilities, experts, stats = route(x, router, weights.num_experts, options)
     present = None if options.expert_mask is None else options.expert_mask.tolist()
@@ -27,7 +28,7 @@ def moe_ffn_reference(
 
 
 def expert_ffn(rows: Tensor, weights: ExpertWeights, expert: int, options: MoeOptions) -> Tensor:
-    """One expert over its rows [R, H], without the router's weight; dtype of `rows`."""
+    """One expert over its rows [R, H], without the router's weight; [R, H] in the dtype of `rows`."""
     w1, b1, w2, b2 = weights
     projected = F.linear(rows, w1[expert], None if b1 is None else b1[expert])
     hidden = activate(projected, options.activation, options.gated)

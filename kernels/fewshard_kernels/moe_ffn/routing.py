@@ -1,4 +1,4 @@
-"""Routing shared by every torch path of `moe_ffn`: logits, top-k, and the statistics that fall out of it."""
+"""Routing for every torch implementation of `moe_ffn`: logits, top-k and the routing statistics."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,17 @@ from fewshard_kernels.moe_ffn.options import MoeOptions, Routing
 
 
 class MoeStats(NamedTuple):
-    """What one call of `moe_ffn` routed; differentiable where training needs it.
+    """Routing statistics of one `moe_ffn` call; differentiable where training needs it.
 
-    `expert_rows`: int64 [E], rows each expert received (sums to T * top_k exactly; experts that are masked
-    out are counted too).
-    `expert_probability`: fp32 [E], router probability of each expert summed over the T tokens.
-    `entropy`: fp32 scalar, entropy of the router's distribution in nats, summed over the tokens.
-    `squared_log_z`: fp32 scalar, squared log-partition of the router's logits, summed over the tokens
-    (the router z-loss of ST-MoE, Zoph et al. 2022, equation 5, before the mean).
+    expert_rows: int64 [E], rows routed to each expert; sums to T * top_k. Masked-out experts are counted too.
+    expert_probability: fp32 [E], router probability of each expert, summed over the T tokens.
+    entropy: fp32 scalar, entropy of the router's distribution in nats, summed over the tokens.
+    squared_log_z: fp32 scalar, squared log-partition of the router's logits, summed over the tokens (the
+        router z-loss of ST-MoE, Zoph et al. 2022, equation 5, before the mean).
 
-    The router's distribution is the softmax of its logits; with sigmoid scores, the scores divided by their
-    sum (DeepSeek-V3, 2024, equation 19). A token whose logits hold a NaN counts in `expert_rows` alone.
-    Where the routing was given, `expert_probability` sums its weights, and the last two are NaN: unknown.
+    The router's distribution is the softmax of its logits. With sigmoid scores it is the scores divided by
+    their sum (DeepSeek-V3, 2024, equation 19). A token with a NaN logit counts only in `expert_rows`.
+    For a given routing, `expert_probability` sums its weights, and the last two are NaN (unknown).
     """
 
     expert_rows: Tensor
@@ -35,10 +34,11 @@ def route(
 ) -> tuple[Tensor, Tensor, MoeStats]:
     """Choose `top_k` of E experts for each row of `x` [T, H] with `router` [E, H], in fp32.
 
-    Returns fp32 weights [T, top_k], int64 experts [T, top_k] and the statistics. The experts are those with
-    the largest logits, since every scoring grows with the logit. Their weights: "softmax", softmax over all E
-    (Switch Transformer, Fedus et al. 2021, equation 1); "topk_softmax", softmax over the kept logits
-    (Shazeer et al. 2017, equation 3); "sigmoid", each for itself (DeepSeek-V3, 2024, equation 15).
+    Returns fp32 weights [T, top_k], int64 experts [T, top_k] and the statistics. The chosen experts have the
+    largest logits; every scoring grows with the logit. Weights by `scoring`:
+    "softmax": softmax over all E (Switch Transformer, Fedus et al. 2021, equation 1).
+    "topk_softmax": softmax over the kept logits (Shazeer et al. 2017, equation 3).
+    "sigmoid": sigmoid of each logit (DeepSeek-V3, 2024, equation 15).
     `normalize` divides the kept weights by their sum. Raises ValueError for a given expert outside 0..E-1.
     """
     if isinstance(router, Routing):
@@ -48,7 +48,7 @@ def route(
     log_probabilities = scores.log_softmax(dim=-1)
     experts = logits.topk(options.top_k, dim=-1).indices
     if options.normalize or options.scoring == "topk_softmax":
-        # softmax(log s) = s / sum(s): one formula for both scorings, and no division by a sum of zeros.
+        # softmax(log s) = s / sum(s) serves both scorings and avoids dividing by a sum of zeros.
         weights = scores.gather(1, experts).softmax(dim=-1)
     else:
         weights = (scores if options.scoring == "sigmoid" else log_probabilities).gather(1, experts).exp()
@@ -58,10 +58,11 @@ def route(
 def route_groups(
     x: Tensor, sizes: Tensor, router: Tensor, *, top_k: int = 1, normalize: bool = False
 ) -> tuple[Routing, MoeStats]:
-    """One softmax choice for each of N groups of rows, by what stands for it in `x` [N, H] (any float).
+    """Softmax routing of N groups of rows: one choice per group, from its representative in `x` [N, H].
 
-    Returns the `Routing` of all T = sum of `sizes` (int64 [N]) rows, laid group after group, for `moe_ffn`,
-    and the statistics as if each row had been routed by itself.
+    `x` has any floating dtype. `sizes`: int64 [N], rows of each group. Returns the `Routing` of all
+    T = sum of `sizes` rows, group after group, for `moe_ffn`, and the statistics as if each row were routed
+    by itself.
 
     >>> groups, sizes = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([2, 1])
     >>> routing, stats = route_groups(groups, sizes, torch.eye(2))
@@ -89,7 +90,7 @@ def _group_statistics(logits: Tensor, log_probabilities: Tensor, experts: Tensor
 
 def _statistics(logits: Tensor, log_probabilities: Tensor, experts: Tensor) -> MoeStats:
     probabilities = log_probabilities.exp()
-    # nansum: a NaN that arrived in one token must not spoil the sums over all of them.
+    # nansum: a NaN in one token must not affect the sums over all tokens.
     return MoeStats(
         expert_rows=torch.bincount(experts.flatten(), minlength=logits.shape[1]),
         expert_probability=probabilities.nansum(dim=0),

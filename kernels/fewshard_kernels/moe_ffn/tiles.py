@@ -1,7 +1,7 @@
-"""Which tiles the expert products use: a shipped table of measured choices, and a heuristic behind it.
+"""Tile sizes of the expert products: a shipped table of measured choices, and a heuristic as fallback.
 
-Called by the Triton path on every call and by `tune`; imports no triton, so that anyone may ask. Nothing is
-measured here: a row enters `tiles.json` only from `triton.tune` on the device it names.
+The Triton path calls this on every call, and `tune` does. It does not import triton, so it works anywhere.
+Nothing is measured here: rows of `tiles.json` come only from `triton.tune` on the device that they name.
 """
 
 import json
@@ -13,17 +13,21 @@ from typing import Any
 import torch
 
 TABLE = Path(__file__).with_name("tiles.json")
-# Shared memory one block may use, by compute capability (CUDA programming guide, "Technical
-# Specifications per Compute Capability"); the smallest of them where the capability is newer than the list.
+# Shared memory of one block in KiB, by compute capability (CUDA programming guide, "Technical Specifications
+# per Compute Capability"). Capabilities not listed here use the smallest.
 _SHARED_KIB = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
-# Multiprocessors of the largest usual part: A100, H100 and H200, B200.
+# Multiprocessors of the largest common device: A100, H100 and H200, B200.
 _NUM_SMS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 MAX_BUCKET = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class GemmTile:
-    """How one product is cut: a program computes [block_m, block_n], `block_k` at a time."""
+    """Tile of one product: a program computes [block_m, block_n], `block_k` at a time.
+
+    group_m: row tiles that pass through all column tiles before the next ones start.
+    num_warps, num_stages: launch options of Triton.
+    """
 
     block_n: int
     block_k: int
@@ -34,7 +38,7 @@ class GemmTile:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The tiles of a layer. Both products share `block_m`, since they share the map of row tiles."""
+    """The tiles of a layer's two products. They share `block_m`, since they share the map of row tiles."""
 
     block_m: int
     first: GemmTile
@@ -43,7 +47,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What the choice depends on, besides rows per expert; `width` is I, gated or not."""
+    """The key of a tile choice, besides rows per expert; `width` is I, gated or not."""
 
     capability: tuple[int, int]
     dtype: torch.dtype
@@ -65,21 +69,21 @@ def power_of_two(size: int) -> int:
 
 
 def rows_bucket(num_tokens: int, shape: LayerShape) -> int:
-    """Mean rows per expert, rounded up to a power of two from 1 to 1024: the key that decides the most."""
+    """Mean rows per expert, rounded up to a power of two from 1 to 1024: the most important key."""
     return min(MAX_BUCKET, power_of_two(max(1, ceil_div(num_tokens * shape.top_k, shape.num_experts))))
 
 
 @lru_cache(maxsize=4096)
 def choose_tiles(shape: LayerShape, bucket: int) -> Tiles:
-    """The tiles for a layer with about `bucket` rows an expert: the measured ones, else the heuristic's."""
+    """The tiles for a layer with about `bucket` rows per expert: measured if any, else heuristic."""
     return measured_tiles().get((shape, bucket)) or heuristic_tiles(shape, bucket)
 
 
 def heuristic_tiles(shape: LayerShape, bucket: int) -> Tiles:
-    """Tiles from what is known of such products in general; `bucket` as in `rows_bucket`.
+    """Tiles by general rules for such products; `bucket` as in `rows_bucket`.
 
-    Few rows an expert: the time goes into reading weights, so thin row tiles, a deep `block_k` and many
-    programs. Many rows: the tensor cores decide, so square tiles, wide ones where there are enough of them.
+    With few rows per expert, reading weights dominates: thin row tiles, a deep `block_k` and many programs.
+    With many rows, the tensor cores dominate: square tiles, or wide ones if there are enough of them.
     """
     block_m = _block_m(shape, bucket)
     first = _gemm_tile(shape, bucket, block_m, shape.width, shape.hidden, 2 if shape.gated else 1)
@@ -88,12 +92,12 @@ def heuristic_tiles(shape: LayerShape, bucket: int) -> Tiles:
 
 
 def shared_bytes(shape: LayerShape, block_m: int, tile: GemmTile, products: int) -> int:
-    """Shared memory the operands of a tile need, over all its stages."""
+    """Bytes of shared memory that the operands of a tile need, over all its stages."""
     return (block_m + products * tile.block_n) * tile.block_k * shape.dtype.itemsize * tile.num_stages
 
 
 def shared_limit(capability: tuple[int, int]) -> int:
-    """Bytes of shared memory one block may use on a device of that capability."""
+    """Bytes of shared memory that one block may use at that compute capability."""
     return 1024 * _SHARED_KIB.get(capability, min(_SHARED_KIB.values()))
 
 
@@ -106,7 +110,7 @@ def measured_tiles() -> dict[tuple[LayerShape, int], Tiles]:
 
 
 def use_tiles(table: dict[tuple[LayerShape, int], Tiles]) -> None:
-    """Take tiles from `table` from now on, in this process; from the shipped one again where it is empty."""
+    """Use `table` from now on in this process; an empty table restores the shipped one."""
     _in_use.clear()
     _in_use.update(table)
     choose_tiles.cache_clear()
@@ -124,7 +128,7 @@ def to_row(shape: LayerShape, bucket: int, tiles: Tiles) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any]) -> tuple[tuple[LayerShape, int], Tiles]:
-    """What `to_row` was given; raises KeyError or TypeError where the row is not one."""
+    """Inverse of `to_row`; raises KeyError or TypeError if `row` is malformed."""
     values = dict(row)
     first, second = GemmTile(**values.pop("first")), GemmTile(**values.pop("second"))
     tiles = Tiles(values.pop("block_m"), first, second)
@@ -164,7 +168,7 @@ def _wished_tile(shape: LayerShape, bucket: int, block_m: int, width: int, produ
 
 
 def _fill_device(shape: LayerShape, block_n: int, row_tiles: int, width: int, narrowest: int) -> int:
-    """The widest column tile, up to `block_n`, that gives every multiprocessor a program."""
+    """The widest column tile, up to `block_n`, with at least one program per multiprocessor."""
     block_n = min(block_n, max(16, power_of_two(width)))
     while block_n > narrowest and row_tiles * ceil_div(width, block_n) < _NUM_SMS.get(shape.capability, 80):
         block_n //= 2

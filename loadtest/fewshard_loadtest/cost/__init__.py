@@ -1,1 +1,1 @@
-"""What predictions cost: prices as data, and formulas that `docs/cost.md` explains with a worked example."""
+"""Cost of predictions: prices as data, and formulas that `docs/cost.md` explains with a worked example."""

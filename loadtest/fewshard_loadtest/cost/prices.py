@@ -1,4 +1,4 @@
-"""The price of a machine: the user's own first, then the list that ships with the package."""
+"""Price of a machine: the user's own price if given, else the list that ships with the package."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -14,7 +14,7 @@ from fewshard_loadtest.scenario import PricePart
 
 
 class ListedMachine(Section):
-    """One entry of the list."""
+    """One entry of the price list."""
 
     name: str
     what: str
@@ -25,14 +25,20 @@ class ListedMachine(Section):
 
 
 class PriceList(Section):
-    """The whole file."""
+    """The contents of the price file."""
 
     machines: tuple[ListedMachine, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of one machine for an hour, and how many of them served. `origin` says whose price it is, and when."""
+    """Price of the machines that served.
+
+    per_hour: price of one machine for an hour.
+    currency: currency of the price.
+    num_machines: number of machines.
+    origin: source and date of the price.
+    """
 
     per_hour: float
     currency: str
@@ -42,13 +48,13 @@ class Price:
 
 @cache
 def listed() -> dict[str, ListedMachine]:
-    """The list by name."""
+    """The listed machines by name."""
     with as_file(files("fewshard_loadtest.cost") / "prices.yaml") as path:
         return {machine.name: machine for machine in read_yaml(path, ScenarioError).parse(PriceList).machines}
 
 
 def price_of(part: PricePart | None) -> Price | None:
-    """None where no price is given: then nothing is said of money.
+    """The price for `part`; None without one, and then the report contains no costs.
 
     Raises `ScenarioError` for a machine that is not listed.
     """

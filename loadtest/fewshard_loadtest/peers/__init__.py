@@ -1,1 +1,1 @@
-"""Fewshard beside other servers, the same checkpoint on the same machine: `fewshard bench server`."""
+"""Benchmark of Fewshard against other servers, same checkpoint, same machine: `fewshard bench server`."""

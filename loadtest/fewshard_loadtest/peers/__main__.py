@@ -1,4 +1,4 @@
-"""`fewshard bench server`, as a process of its own: options, environments, checkpoint, rounds, report."""
+"""`fewshard bench server`, as a separate process: options, environments, checkpoint, rounds, report."""
 
 import argparse
 import shlex
@@ -89,7 +89,7 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]
 
 
 def main() -> int:
-    """Measure, write the report and print its paths; 1 where our server failed or could not be measured."""
+    """Measure, write the report and print its paths. Returns 1 if our server failed or was not measured."""
     options = parse()
     try:
         with TemporaryDirectory(prefix="fewshard-bench-") as work:
@@ -139,7 +139,7 @@ def _model(options: argparse.Namespace, work: Path, texts: Sequence[str]) -> Pat
 def _environments(
     options: argparse.Namespace,
 ) -> tuple[list[catalogue.Server], dict[str, Path], dict[str, str]]:
-    """The peers that are installed, their programs' folders, and why the others are not."""
+    """The installed peers, the folders of their programs, and why the others are missing."""
     servers, bins, missing = [], {}, {}
     for server in catalogue.peers(options.peers):
         try:
@@ -151,14 +151,14 @@ def _environments(
 
 
 def _logs() -> Path:
-    """Where servers write: kept beside other runs' files, for a look when one fails."""
+    """Folder of the servers' logs, kept for inspection after a failure."""
     folder = Path("runs/bench-server").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _model_ms(found: rounds.Found, model: Path, texts: Sequence[str]) -> dict[int, float]:
-    """CPU milliseconds of tokeniser and model, by the batch sizes that our server formed."""
+    """CPU milliseconds of tokeniser and model per text, for the batch sizes that our server formed."""
     sizes = [str(round(size)) for size in summary.batch_sizes(found).values()]
     dtypes = {s.dtype for subject, all_ in found.sessions.items() if rounds.is_ours(subject) for s in all_}
     dtype = next(iter(dtypes - {None}), None)

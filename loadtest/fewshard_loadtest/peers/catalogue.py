@@ -1,4 +1,4 @@
-"""The servers that are measured: how each is started, asked and set up, as it ships and tuned."""
+"""The benchmarked servers: how to start, address and configure each, as shipped and tuned."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from fewshard_core.formats import FORMATS
 from fewshard_loadtest.peers.settings import SHIPPED, Setting, grid
 
 MODEL = "bench"
@@ -22,13 +23,20 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
 }
-TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""What torch, and Infinity too, call the dtypes of a setting."""
+TORCH_DTYPES = {each.name: each.storage for each in FORMATS}
+"""Names of a setting's dtypes in torch and Infinity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start: on which port, with which checkpoint and setting; `bin` is its environment's."""
+    """Parameters for starting a server.
+
+    bin: folder of its environment's programs.
+    model: the checkpoint.
+    port: port to listen on.
+    work: folder for files.
+    setting: how to run it.
+    """
 
     bin: Path
     model: Path
@@ -39,9 +47,16 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server. `command` may write files into the launch's `work` folder; a GET of `ready` succeeds then.
+    """One server.
 
-    `packages` are those whose versions the report shows; `note` says what its settings mean.
+    dialect: key of its adapter in `adapters.DIALECTS`.
+    ready: path for which a GET succeeds once the server is ready.
+    command: builds the command line; may write files to the launch's `work` folder.
+    shipped: the setting with its defaults.
+    note: explains its settings in the report.
+    packages: packages whose versions the report shows; empty for our own servers.
+    most_workers, wait_ms: limits of the tuning grid.
+    tuned_environment: environment variables of tuned settings.
     """
 
     name: str
@@ -58,15 +73,15 @@ class Server:
 
     @property
     def is_peer(self) -> bool:
-        """Whether it has an environment of its own."""
+        """Whether it runs in its own environment."""
         return bool(self.packages)
 
     def grid(self, dtype: str, num_cores: int) -> list[Setting]:
-        """The settings among which the tuned one is chosen."""
+        """The candidate settings for tuning."""
         return grid(dtype, num_cores, self.most_workers, self.wait_ms)
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        """This process's variables without those that would change a server, and the launch's own."""
+        """This process's environment variables without those that affect a server, plus the launch's."""
         given = {key: str(value) for key, value in asdict(launch).items() if key in ("model", "port")}
         torch_dtype = TORCH_DTYPES.get(launch.setting.dtype or "")
         settings = {**given, **asdict(launch.setting), "torch_dtype": torch_dtype}
@@ -77,9 +92,9 @@ class Server:
 
 
 def clean_environment(is_peer: bool = False) -> dict[str, str]:
-    """This process's variables without thread counts and switches of servers.
+    """This process's environment variables without thread counts and server settings.
 
-    A peer does not get Python's paths either, which are those of another environment, and calls nobody.
+    For a peer, Python's paths, which belong to another environment, are removed too, and telemetry is off.
     """
     kept = {key: value for key, value in os.environ.items() if not _is_private(key, is_peer)}
     return {**kept, **_QUIET} if is_peer else kept
@@ -121,7 +136,7 @@ def _infinity(launch: Launch) -> list[str]:
 
 
 def _fewshard(launch: Launch) -> list[str]:
-    """JSON is YAML too."""
+    """Writes the configuration as JSON, which is valid YAML."""
     dtype = launch.setting.dtype or "auto"
     model = {"name": MODEL, "path": str(launch.model), "device": "cpu", "dtype": dtype}
     config = launch.work / "fewshard.yaml"
@@ -130,7 +145,7 @@ def _fewshard(launch: Launch) -> list[str]:
 
 
 def echo_command(python: str, port: int) -> list[str]:
-    """Starts the application that does nothing; it needs Fewshard's own environment."""
+    """Command for the application that does nothing; it needs Fewshard's own environment."""
     return [python, str(_APPS / "echo.py"), "--port", str(port)]
 
 
@@ -205,7 +220,7 @@ PEERS = (
 
 
 def peers(names: list[str] | None) -> tuple[Server, ...]:
-    """Those named, in the catalogue's order; all where None. Raises ValueError for an unknown name."""
+    """The named peers, in the catalogue's order; None for all. Raises ValueError for an unknown name."""
     known = {server.name: server for server in PEERS}
     for name in names or ():
         if name not in known:
@@ -214,5 +229,5 @@ def peers(names: list[str] | None) -> tuple[Server, ...]:
 
 
 def titles() -> Mapping[str, str]:
-    """What each server is called in the report."""
+    """Name of each server in the report."""
     return {server.name: server.title for server in (FEWSHARD, NOTHING, *PEERS)}

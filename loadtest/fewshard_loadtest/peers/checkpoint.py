@@ -1,6 +1,6 @@
-"""The checkpoint that every server is given, and the labels it gives in fp32; `session` compares with them.
+"""The checkpoint for all servers, and its fp32 labels, with which `session` compares their answers.
 
-torch and transformers are imported in a process of its own: the load generator knows neither.
+torch and transformers run in a separate process, since the load generator does not depend on them.
 """
 
 import json
@@ -15,14 +15,14 @@ from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers.catalogue import clean_environment
 
 LEAST_MARGIN = 1e-3
-"""Logits nearer than this may change places with the order of a sum."""
+"""Logits closer than this may swap with the order of a sum."""
 LEAST_AGREEING = 0.9
 _APPS = Path(str(files("fewshard_loadtest.peers"))) / "apps"
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A text, the checkpoint's own label for it in fp32, and the gap between its two best logits."""
+    """A text, its fp32 label, and the margin between its two best logits."""
 
     text: str
     label: str
@@ -36,13 +36,13 @@ def make(directory: Path, encoder: Path | None, texts: Sequence[str]) -> None:
 
 
 def expected_labels(directory: Path, texts: Sequence[str]) -> list[Expected]:
-    """What transformers says in fp32, one text at a time. Raises BenchmarkError where it cannot load it."""
+    """Labels from transformers in fp32, one text at a time. Raises BenchmarkError if loading fails."""
     answers = json.loads(run_app("checkpoint.py", ["labels", str(directory)], texts))
     return [Expected(text, **answer) for text, answer in zip(texts, answers, strict=True)]
 
 
 def run_app(name: str, arguments: Sequence[str], texts: Sequence[str]) -> str:
-    """Run one of our scripts in this environment, the texts on its stdin; returns its stdout."""
+    """Run one of our scripts in this environment with the texts on stdin; returns its stdout."""
     command = [sys.executable, str(_APPS / name), *arguments]
     done = subprocess.run(
         command,
@@ -58,9 +58,9 @@ def run_app(name: str, arguments: Sequence[str], texts: Sequence[str]) -> str:
 
 
 def check_labels(expected: Sequence[Expected], labels: Sequence[str], is_exact: bool) -> float:
-    """The share of labels that are as expected. Raises BenchmarkError where too few are.
+    """The share of labels that match. Raises BenchmarkError if too few do.
 
-    `is_exact`: all must be, unless a text's two best logits are nearly equal.
+    `is_exact`: all must match, except for texts whose two best logits are nearly equal.
     """
     right = [one.label == label for one, label in zip(expected, labels, strict=True)]
     wrong = [one.text for one, good in zip(expected, right, strict=True) if not good]
@@ -75,6 +75,6 @@ def check_labels(expected: Sequence[Expected], labels: Sequence[str], is_exact: 
 def model_cost(
     directory: Path, dtype: str, seconds: float, sizes: Sequence[str], texts: Sequence[str]
 ) -> dict[int, float]:
-    """CPU milliseconds a text of tokeniser and model alone, by batch size, each run for that long."""
+    """CPU milliseconds per text of tokeniser and model alone, by batch size; each runs for `seconds`."""
     answer = run_app("model_cost.py", [str(directory), dtype, f"{seconds:g}", *sizes], texts)
     return {int(size): float(cost) for size, cost in json.loads(answer).items()}

@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, made from its pins and kept until they change; `session` calls it."""
+"""Virtual environments of the peers, created from pinned versions and reused until these change."""
 
 import subprocess
 import sys
@@ -13,21 +13,21 @@ _WORDS = 400
 
 
 def pins(name: str) -> list[str]:
-    """The exact versions of everything that a peer's environment holds, torch first."""
+    """Exact versions of all packages in a peer's environment, torch first."""
     text = (files("fewshard_loadtest.peers") / "pins" / f"{name}.txt").read_text(encoding="utf-8")
     return text.split()
 
 
 def versions(name: str, wanted: tuple[str, ...]) -> dict[str, str]:
-    """The pinned versions of these packages, those that are pinned."""
+    """The pinned versions of these packages; packages without a pin are left out."""
     found = dict(pin.split("==") for pin in pins(name))
     return {package: found[package] for package in wanted if package in found}
 
 
 def environment(name: str, folder: Path) -> Path:
-    """The folder of a peer's programs, made where it is missing or its pins have changed.
+    """The folder of a peer's programs. Installs them if they are missing or the pins have changed.
 
-    Raises BenchmarkError with the installer's last words.
+    Raises BenchmarkError with the end of the installer's output.
     """
     directory, wanted = folder / name, pins(name)
     stamp = directory / _STAMP
@@ -37,7 +37,7 @@ def environment(name: str, folder: Path) -> Path:
         raise BenchmarkError(f"{directory} is no virtual environment; move it away or choose another --envs")
     print(f"installing {name} into {directory}", file=sys.stderr, flush=True)
     _run([sys.executable, "-m", "venv", "--clear", str(directory)])
-    # torch goes first and alone, so that nothing else can pull another build of it. The list is complete.
+    # torch is installed first and alone, so that no package pulls another build. The pins are complete.
     install = [
         str(directory / "bin/python"),
         "-m",

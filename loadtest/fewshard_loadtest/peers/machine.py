@@ -1,4 +1,4 @@
-"""Where a benchmark ran, and tables for its report; used by `report` and by `make bench`."""
+"""Description of the machine, and Markdown tables, for reports of load tests and benchmarks."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine(packages: Sequence[str] = ("ray", "torch", "locust")) -> dict[str, str]:
-    """Where and when, and with which versions."""
+    """Date, commit, CPU, and versions of Python and `packages`."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
@@ -24,25 +24,25 @@ def machine(packages: Sequence[str] = ("ray", "torch", "locust")) -> dict[str, s
 
 
 def num_cores() -> int:
-    """The cores this process, and all it starts, may use."""
+    """Number of cores that this process and its children may use."""
     return len(os.sched_getaffinity(0))
 
 
 def cpu_name(cpuinfo: Path) -> str:
-    """As the kernel calls it, else the architecture."""
+    """The CPU's name in `cpuinfo`, else the architecture."""
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that hold no bar."""
+    """A Markdown table; cells must not contain a vertical bar."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _commit() -> str:
-    """The commit the package was run from; a plus sign where its files were changed since."""
+    """The commit of the running package; with a plus sign if its files have changed since."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

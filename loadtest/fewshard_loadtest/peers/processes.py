@@ -26,10 +26,10 @@ def serving(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` until the block ends, then SIGTERM it. Its output goes to `log`.
+    """Run `command` until the block ends, then send SIGTERM. Its output goes to `log`.
 
-    It is ready when a GET of `ready_url` succeeds. Raises `BenchmarkError` where it leaves before, or is not
-    ready within `READY_TIMEOUT_S`. What it started and left behind is ended too.
+    The block starts once a GET of `ready_url` succeeds. Raises `BenchmarkError` if the process exits before,
+    or is not ready within `READY_TIMEOUT_S`. Descendants that are left over are killed.
     """
     with log.open("wb") as output:
         server = subprocess.Popen(

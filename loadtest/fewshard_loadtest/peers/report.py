@@ -31,7 +31,13 @@ NOTES = " ".join(
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found, the command that made it, and the CPU time of tokeniser and model by batch size."""
+    """The results of the benchmark.
+
+    command: the command line.
+    model: description of the checkpoint.
+    found: all measurements.
+    model_ms: CPU milliseconds of tokeniser and model by batch size.
+    """
 
     command: str
     model: str
@@ -39,7 +45,7 @@ class Report:
     model_ms: Mapping[int, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """`server.json` and `server.md` in `folder`; returns their paths."""
+        """Write `server.json` and `server.md` to `folder`; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         as_json, as_markdown = folder / "server.json", folder / "server.md"
         as_json.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
@@ -47,7 +53,7 @@ class Report:
         return as_json, as_markdown
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: every run of every round, and what they come to."""
+        """Every run of every round, and the summary, for JSON."""
         found = self.found
         return {
             "command": self.command,
@@ -67,7 +73,7 @@ class Report:
         }
 
     def as_markdown(self) -> str:
-        """Where it ran, how far we are from the best peer, and every table."""
+        """The machine, the comparison with the best peer, and all tables."""
         found = self.found
         about = ", ".join(f"{key} {value}" for key, value in machine(_PACKAGES).items())
         parts = [

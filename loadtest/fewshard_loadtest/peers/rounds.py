@@ -1,4 +1,4 @@
-"""The whole benchmark: tune each peer, then every subject in turn, round after round; `__main__` calls it."""
+"""The whole benchmark: tunes each peer, then measures all subjects in every round. Called by `__main__`."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,12 @@ TUNING_USERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All that was measured: sessions by subject, rates by tuning point, and why a server is missing."""
+    """All measurements.
+
+    sessions: sessions by subject.
+    tuning: successful responses per second by server and setting.
+    missing: why a server or setting is missing.
+    """
 
     sessions: dict[Subject, list[Session]] = field(default_factory=dict)
     tuning: dict[str, dict[Setting, float]] = field(default_factory=dict)
@@ -31,9 +36,9 @@ def run(
     missing: dict[str, str],
     after_each: Callable[[Found], None],
 ) -> Found:
-    """Ours, the echo and the peers. `after_each` session it is told all that is known by then.
+    """Measure our server, the echo and the peers. `after_each` receives all results after each session.
 
-    Raises BenchmarkError where our own server fails; a peer that fails is left out, with the reason.
+    Raises BenchmarkError if our own server fails; a peer that fails is left out, with the reason.
     """
     found = Found(missing=dict(missing))
     dtype = _our_dtype(place, load)
@@ -54,7 +59,7 @@ def run(
 
 
 def _our_dtype(place: Place, load: Load) -> str:
-    """A short session of our own tells what it chose."""
+    """The dtype that our server chooses, from a short session."""
     session = measure(Subject(FEWSHARD, FEWSHARD.shipped), place, _short(load, 1, 1.0))
     return session.dtype or "fp32"
 
@@ -66,13 +71,13 @@ def _short(load: Load, num_users: int, duration_s: float) -> Load:
 def _tuned(
     server: Server, place: Place, load: Load, dtype: str, num_cores: int, found: Found
 ) -> Iterator[Subject]:
-    """The best of the grid by good answers a second at 64 users; nothing where none could be run."""
+    """The best setting of the grid by successful responses per second at 64 users, if any could run."""
     short, rates = _short(load, TUNING_USERS, load.duration_s), found.tuning.setdefault(server.name, {})
     for setting in server.grid(dtype, num_cores):
         session = _try(Subject(server, setting), place, short, found)
         if session is not None:
             rates[setting] = session.closed_loop[0].answered_rps
-        # One point that cannot run does not speak against the others.
+        # A setting that cannot run does not exclude the others.
         found.missing.pop(f"{server.title} {setting.name}", None)
     if rates:
         yield Subject(server, best_of(rates))
@@ -81,7 +86,7 @@ def _tuned(
 
 
 def _try(subject: Subject, place: Place, load: Load, found: Found) -> Session | None:
-    """None, and the reason noted, where a peer cannot be measured."""
+    """Measure a subject; None if a peer fails, with the reason recorded."""
     print(f"-- {subject} ({subject.setting})", file=sys.stderr, flush=True)
     try:
         return measure(subject, place, load)
@@ -94,11 +99,11 @@ def _try(subject: Subject, place: Place, load: Load, found: Found) -> Session | 
 
 
 def _alternating(subjects: Sequence[Subject], num_rounds: int) -> Iterator[Subject]:
-    """All subjects in every round; every second round backwards, so that drift favours nobody."""
+    """All subjects in every round; every second round in reverse, so that drift favours none."""
     for number in range(num_rounds):
         yield from subjects if number % 2 == 0 else reversed(subjects)
 
 
 def is_ours(subject: Subject) -> bool:
-    """Whether it is our server as it ships."""
+    """Whether the subject is our server as shipped."""
     return subject.server.name == FEWSHARD.name and subject.setting.name == SHIPPED

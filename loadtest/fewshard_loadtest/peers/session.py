@@ -1,4 +1,4 @@
-"""One server from its start to its end: checked, loaded, weighed; `rounds` strings sessions together."""
+"""One server from start to stop: answers checked, load applied, memory read. `rounds` runs the sessions."""
 
 import shlex
 import sys
@@ -23,7 +23,12 @@ _ANSWER_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What every server is put under: users of the closed loop, then shares of the capacity seen there."""
+    """The load on every server.
+
+    users: numbers of users of the closed loop.
+    shares: rates of the open loop, as shares of the capacity seen in the closed loop.
+    duration_s, warmup_s: seconds of each run, and before it.
+    """
 
     users: tuple[int, ...]
     shares: tuple[float, ...]
@@ -34,7 +39,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A server with a setting: a row of the report."""
+    """A server with a setting: one row of the report."""
 
     server: Server
     setting: Setting
@@ -45,9 +50,15 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one start of a subject gave. `open_loop` is by share of the capacity, `mean_batches` by users.
+    """Results of one start of a subject.
 
-    `agreeing` is the share of labels as the checkpoint's own in fp32; None of the echo.
+    command: the command line.
+    closed_loop: results by number of users.
+    open_loop: results by share of the capacity.
+    memory: memory of its processes.
+    agreeing: share of labels equal to the checkpoint's in fp32; None for the echo.
+    dtype: dtype of the model; None for the echo.
+    mean_batches: mean batch size by number of users; our server only.
     """
 
     command: str
@@ -61,7 +72,14 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where servers run: each environment's programs, the checkpoint, its labels, a port."""
+    """What servers run with.
+
+    bins: folder of each environment's programs.
+    model: the checkpoint.
+    expected: its labels.
+    port: port of the servers.
+    work: folder of their files and logs.
+    """
 
     bins: dict[str, Path]
     model: Path
@@ -70,13 +88,13 @@ class Place:
     work: Path
 
     def launch(self, subject: Subject) -> Launch:
-        """What to start for a subject."""
+        """Parameters for starting a subject."""
         bin_ = self.bins.get(subject.server.name, Path(sys.executable).parent)
         return Launch(bin_, self.model, self.port, self.work, subject.setting)
 
 
 def measure(subject: Subject, place: Place, load: Load) -> Session:
-    """Start it, check its answers, run the load and stop it. Raises BenchmarkError if it is no use."""
+    """Start a subject, check its answers, run the load and stop it. Raises BenchmarkError if it fails."""
     launch, url = place.launch(subject), f"http://127.0.0.1:{place.port}"
     command, environment = subject.server.command(launch), subject.server.environment(launch)
     log = place.work / f"{subject.server.name}.log"
@@ -96,7 +114,7 @@ def measure(subject: Subject, place: Place, load: Load) -> Session:
 
 
 def check_answers(subject: Subject, url: str, expected: Sequence[Expected]) -> float | None:
-    """Ask for every text's label, one request each. Raises BenchmarkError where answers are not right."""
+    """The share of right labels, one request per text. Raises BenchmarkError if too few are right."""
     if subject.server.name == ECHO:
         return None
     try:
@@ -139,14 +157,14 @@ def _run(subject: Subject, plan: Plan) -> Result:
 
 
 def _dtype(subject: Subject, url: str) -> str | None:
-    """What the setting says or, where it says nothing, our server; None of the echo."""
+    """The setting's dtype, else the one that our server reports; None for the echo."""
     if subject.setting.dtype is not None or subject.server.name != OURS:
         return subject.setting.dtype
     return str(httpx.get(f"{url}/v2/models/{MODEL}/config").raise_for_status().json()["dtype"])
 
 
 def _batches(subject: Subject, url: str) -> tuple[int, int] | None:
-    """Items and batches so far, which our server tells."""
+    """Items and batches so far, as our server reports them; None for others."""
     if subject.server.name != OURS:
         return None
     (stats,) = httpx.get(f"{url}/v2/models/{MODEL}/stats").raise_for_status().json()["model_stats"]

@@ -1,4 +1,4 @@
-"""The settings a server is measured with, and the small grid in which the best are looked for."""
+"""Settings of the benchmarked servers, and the small grid that is searched for the best one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,10 +9,13 @@ GRID_BATCHES = (16, 64)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to run a server. None leaves a value to the server itself.
+    """One way to run a server. None leaves a value to the server.
 
-    `batch` is the most texts in a batch, `wait_ms` the longest wait for one to fill, `threads` those of one
-    operation in each of `workers` processes.
+    dtype: dtype of the model.
+    batch: maximum number of texts in a batch.
+    wait_ms: maximum wait for a batch to fill.
+    threads: threads per operation, in each worker.
+    workers: number of worker processes.
     """
 
     name: str
@@ -35,10 +38,10 @@ class Setting:
 
 
 def grid(dtype: str, num_cores: int, most_workers: int, wait_ms: float | None = 5.0) -> list[Setting]:
-    """Every combination of two batch sizes and two ways to share the cores.
+    """Every combination of two batch sizes and two ways to divide the cores.
 
-    All cores to one worker; and half of them to each of two workers or, where a server has one only, to it,
-    which leaves the rest to its tokeniser and its HTTP.
+    Either one worker gets all cores, or each of two workers gets half. A server limited to one worker then
+    gets half, which leaves the rest to its tokeniser and HTTP.
     """
     half = max(num_cores // 2, 1)
     shares = [(num_cores, 1), (half, min(2, most_workers))]
@@ -52,5 +55,5 @@ def grid(dtype: str, num_cores: int, most_workers: int, wait_ms: float | None = 
 
 
 def best_of(rates: Mapping[Setting, float]) -> Setting:
-    """The setting with the most good answers a second; the first of equals. Raises ValueError of none."""
+    """The setting with the highest rate; the first among equals. Raises ValueError if `rates` is empty."""
     return max(rates, key=lambda setting: rates[setting])

@@ -1,4 +1,4 @@
-"""What the rounds come to: medians, where our CPU time goes, and how far we are from the best peer."""
+"""Summary of the rounds: medians, breakdown of our CPU time, and ratios to the best peer."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +16,14 @@ _REFUSAL = re.compile(r"\b(429|503)\b")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One subject under one load; medians over the rounds, requests and errors added up.
+    """One subject under one load: medians over the rounds, and sums of requests and errors.
 
-    `rate` is what was sent a second in the open loop, None in the closed one. `refused` counts 429 and 503,
-    `failed` every other error. `cpu_ms` is the CPU time of the server's processes for a good answer.
+    load: number of users, or share of the capacity.
+    rate: requests sent per second in the open loop; None in the closed loop.
+    refused: responses 429 and 503.
+    failed: all other errors.
+    cpu_ms: CPU time of the server's processes per successful response.
+    generator_cpu: share of one core that the load generator used.
     """
 
     subject: Subject
@@ -39,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CpuSplit:
-    """Where the CPU milliseconds of one of our answers go; `rest_ms` is what the others do not explain."""
+    """Breakdown of the CPU milliseconds of one of our responses; `rest_ms` is the unexplained part."""
 
     num_users: int
     mean_batch: float
@@ -54,7 +58,7 @@ class CpuSplit:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Ours over the best peer's, or for a latency the other way round: above 1, ours is better."""
+    """Our figure divided by the best peer's, inverted for latencies: above 1, ours is better."""
 
     what: str
     ours: float
@@ -65,24 +69,24 @@ class Ratio:
 
 
 def closed_loop(found: Found) -> list[Row]:
-    """A row for each number of users and subject, by users."""
+    """A row per subject and number of users, ordered by users."""
     rows = [_row(subject, load, runs) for subject, load, runs in _by_load(found, _closed_runs)]
     return sorted(rows, key=lambda row: row.load)
 
 
 def open_loop(found: Found) -> list[Row]:
-    """A row for each share of the capacity and subject, by shares."""
+    """A row per subject and share of the capacity, ordered by share."""
     rows = [_row(subject, load, runs) for subject, load, runs in _by_load(found, _open_runs)]
     return sorted(rows, key=lambda row: row.load)
 
 
 def memory_mib(sessions: Sequence[Session]) -> float:
-    """Proportional memory of all processes of a server, the median over its sessions."""
+    """Proportional memory of all processes of a server: the median over its sessions."""
     return median(sum(entry.pss_mib for entry in session.memory) for session in sessions)
 
 
 def batch_sizes(found: Found) -> dict[int, float]:
-    """The mean batch that our server formed, by users."""
+    """Mean batch size of our server by number of users."""
     ours = [
         session for subject, sessions in found.sessions.items() if is_ours(subject) for session in sessions
     ]
@@ -91,7 +95,7 @@ def batch_sizes(found: Found) -> dict[int, float]:
 
 
 def cpu_splits(found: Found, model_ms: Mapping[int, float]) -> list[CpuSplit]:
-    """For each number of users whose batches were costed: `model_ms` is by batch size."""
+    """A breakdown for each number of users whose batch size is a key of `model_ms`."""
     rows = closed_loop(found)
     ours = {int(row.load): row.cpu_ms for row in rows if is_ours(row.subject)}
     echo = {int(row.load): row.cpu_ms for row in rows if row.subject.server.name == ECHO}
@@ -104,7 +108,7 @@ def cpu_splits(found: Found, model_ms: Mapping[int, float]) -> list[CpuSplit]:
 
 
 def ratios(found: Found) -> list[Ratio]:
-    """What the project asks of itself, for the loads that were run."""
+    """The project's own targets, for the loads that were run."""
     rows = closed_loop(found)
     at = {users: [row for row in rows if row.load == users] for users in (1, 64)}
     asked = [
@@ -121,14 +125,14 @@ def _rps(row: Row) -> float:
 
 
 def _faster(latency: Callable[[Row], float | None]) -> Callable[[Row], float]:
-    """Negative, so that the greatest is the fastest; no answer is slower than any."""
+    """A score from a latency, negated so that the greatest is the fastest; no response scores lowest."""
     return lambda row: -(latency(row) or float("inf"))
 
 
 def _best(
     what: str, rows: Sequence[Row], setting: str | None, score: Callable[[Row], float], wanted: float
 ) -> Ratio | None:
-    """None where ours or every peer is missing."""
+    """The ratio to the best peer; None if ours or every peer is missing."""
     ours = [row for row in rows if is_ours(row.subject)]
     peers = [
         row for row in rows if row.subject.server.is_peer and setting in (None, row.subject.setting.name)
@@ -181,7 +185,7 @@ def _row(subject: Subject, load: float, runs: Sequence[Result]) -> Row:
 
 
 def _cpu_ms(run: Result) -> float | None:
-    """For an answer that came within the measured time."""
+    """CPU milliseconds per response that arrived within the measured time."""
     num_answered = run.answered_rps * run.plan.duration_s
     return None if run.server_cpu_s is None or not num_answered else 1000 * run.server_cpu_s / num_answered
 

@@ -1,1 +1,1 @@
-"""The report of a load test: figures from raw samples, and the same as HTML, JSON, CSV and Markdown."""
+"""The report of a load test: figures from raw samples, written as HTML, JSON, CSV and Markdown."""

@@ -1,4 +1,4 @@
-"""How right the answers were while the load ran, from raw samples and the payload's true labels."""
+"""Accuracy of the answers under load, from raw samples and the payload's true labels."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fewshard_loadtest.samples_file import Recording
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Right answers of `num`, with a 95 % interval (Wilson)."""
+    """`right` correct answers out of `num`, with a 95 % interval (Wilson)."""
 
     num: int
     right: int
@@ -25,7 +25,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One model's first answer to each item, and how many items got another answer later on."""
+    """One model's answers.
+
+    labels: the first answer to each item.
+    num_changed: number of items with a different answer later on.
+    """
 
     labels: dict[int, str]
     num_changed: int
@@ -37,7 +41,12 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two models on the items that both answered. `flips`: another label, right or wrong."""
+    """Two models, compared on the items that both answered.
+
+    num: number of these items.
+    flips: items with different labels, right or wrong.
+    only_dense, only_this: items that only that model labelled correctly.
+    """
 
     num: int
     flips: int
@@ -46,12 +55,12 @@ class Paired:
 
     @property
     def p(self) -> float:
-        """McNemar's; below 0.05 is more than chance."""
+        """p of McNemar's test; below 0.05, the difference is more than chance."""
         return mcnemar(self.only_dense, self.only_this)
 
 
 def answers_of(recordings: Iterable[Recording], model: str) -> Answers:
-    """Over all runs, warm-ups included; failed requests have no answer."""
+    """One model's answers in all runs, warm-ups included; failed requests have none."""
     labels: dict[int, str] = {}
     changed: set[int] = set()
     for recording in recordings:
@@ -67,7 +76,7 @@ def answers_of(recordings: Iterable[Recording], model: str) -> Answers:
 
 
 def accuracy(answers: Answers, truth: Sequence[str]) -> Share | None:
-    """None where the truth is not known, or no predicted name is among the true ones."""
+    """Accuracy; None if the true labels are unknown, or if no predicted label is among them."""
     known = {name.lower() for name in truth}
     if not truth or not {label.lower() for label in answers.labels.values()} & known:
         return None
@@ -75,7 +84,7 @@ def accuracy(answers: Answers, truth: Sequence[str]) -> Share | None:
 
 
 def by_class(answers: Answers, truth: Sequence[str]) -> dict[str, Share]:
-    """Accuracy of the items of each true class."""
+    """Accuracy for the items of each true class."""
     items: dict[str, list[int]] = {}
     for item in answers.labels:
         items.setdefault(truth[item], []).append(item)
@@ -86,7 +95,7 @@ def by_class(answers: Answers, truth: Sequence[str]) -> dict[str, Share]:
 
 
 def paired(this: Answers, dense: Answers, truth: Sequence[str]) -> Paired:
-    """This model beside the dense one."""
+    """Compare this model with the dense one."""
     both = this.labels.keys() & dense.labels.keys()
     right = [(_is_right(this, item, truth), _is_right(dense, item, truth)) for item in both]
     return Paired(

@@ -1,4 +1,4 @@
-"""The report's charts, each with its line of plain words; `page` places them."""
+"""The report's charts, each with an explanatory line. `page` places them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,12 @@ Looks = dict[str, Look]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One or more drawings under a title. `svgs`: elements of HTML; `note`: what they mean, in a line."""
+    """One or more drawings under a title.
+
+    title: the title.
+    svgs: HTML elements.
+    note: a line that explains them.
+    """
 
     title: str
     svgs: tuple[str, ...]
@@ -46,7 +51,7 @@ class Chart:
 
 
 def every_chart(figures: Figures) -> list[Chart]:
-    """In the report's order; those without data are left out."""
+    """All charts in the report's order; charts without data are left out."""
     looks = {model.name: Look.of(place) for place, model in enumerate(figures.models)}
     tasks = dict.fromkeys(model.task for model in figures.models)
     charts: list[Chart | None] = []
@@ -105,13 +110,13 @@ def _draw_limit(axes: "Axes", p99_ms: float) -> None:
 
 
 def _name_ends(axes: "Axes", lines: dict[str, list[tuple[float, float]]], looks: Looks) -> None:
-    """Each line's name at the right, beside the height of its end."""
+    """Write each line's name to its right, near the height of its end."""
     names = [Name(name, *line[-1], looks[name], has_line=True) for name, line in lines.items() if line]
     write_names(axes, names, BESIDE_AXES)
 
 
 def middle_of(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """The median p99 at each rate, by rising rate; rates within three percent of each other are one."""
+    """Median p99 at each rate, by ascending rate; rates within three percent are grouped."""
     groups: list[list[tuple[float, float]]] = []
     for point in points:
         if point.p99_ms is None:
@@ -124,7 +129,7 @@ def middle_of(points: Sequence[Point]) -> list[tuple[float, float]]:
 
 
 def _columns(points: Sequence[tuple[float, float | None]]) -> NDArray[np.float64]:
-    """The points' x and y as two rows."""
+    """The points as two rows, x and y."""
     return np.array(points, dtype=np.float64).reshape(-1, 2).T
 
 
@@ -132,7 +137,7 @@ def _distribution(models: Sequence[ModelFigures], looks: Looks, title: str) -> C
     latencies = {model.name: model.at_slo for model in models if model.at_slo}
     if not latencies:
         return None
-    # The share that waits longer, on a log scale: one step down is ten times rarer.
+    # Share of requests with a longer latency, on a log scale: each decade down is ten times rarer.
     tails = {
         name: [(ms, max(1 - share, LEAST_SHARE)) for share, ms in latency.quantiles if share < 1]
         for name, latency in latencies.items()
@@ -157,7 +162,7 @@ def _distribution(models: Sequence[ModelFigures], looks: Looks, title: str) -> C
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A model by cost and accuracy in percent, with the ends of the accuracy's interval."""
+    """A model's cost and accuracy in percent, with the accuracy's interval."""
 
     name: str
     cost: float
@@ -196,7 +201,7 @@ def _draw_frontier(axes: "Axes", places: Sequence[_Place], looks: Looks, label: 
 
 
 def _place(model: ModelFigures, has_price: bool) -> _Place | None:
-    """None where cost or accuracy is not known."""
+    """A model's place in the chart; None if cost or accuracy is unknown."""
     cost = (model.money.per_million if model.money else None) if has_price else model.cpu_ms
     share: Share | None = model.accuracy.share if model.accuracy else None
     if not cost or share is None or share.value is None:
@@ -206,7 +211,7 @@ def _place(model: ModelFigures, has_price: bool) -> _Place | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, accuracy): those that no other beats in both, by rising cost."""
+    """The Pareto-optimal points (cost, accuracy), by ascending cost."""
     front: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or accuracy > front[-1][1]:
@@ -237,7 +242,7 @@ def _experts(model: ModelFigures) -> Chart:
 
 
 def _draw_experts(axes: "Axes", rows: dict[str, list[float]], most: int, has_numbers: bool) -> None:
-    """A row a layer, a cell an expert. White is nothing, dark is twice the mean and more."""
+    """A row per layer, a cell per expert. White is zero; the darkest shade is twice the mean or more."""
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("shades", ["#FFFFFF", DARK])

@@ -1,4 +1,4 @@
-"""What changed between two reports, and whether a budget is broken; `fewshard report compare` calls it."""
+"""Compares two reports and checks the changes against a budget. Called by `fewshard report compare`."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class Limits(Section):
-    """How much worse each figure may be: shares of what it was before, but `accuracy` in points."""
+    """How much worse each figure may become, relative to its old value; `accuracy` in percentage points."""
 
     sustained: Share | None = None
     saturated: Share | None = None
@@ -29,7 +29,7 @@ class Limits(Section):
 
 
 class Budget(Section):
-    """`default` for every model, and `models` with limits of their own instead."""
+    """Limits for every model (`default`), and limits that replace them for individual `models`."""
 
     default: Limits = Limits(
         sustained=0.1, saturated=0.1, alone_p50=0.2, accuracy=0.5, cpu=0.15, memory=0.15, cost=0.12
@@ -39,7 +39,13 @@ class Budget(Section):
 
 @dataclass(frozen=True, slots=True)
 class _Figure:
-    """How a figure is read from a model of report.json. `worse`: the sign of a change for the worse."""
+    """How to read and judge a figure of a model in report.json.
+
+    title: name of the figure.
+    read: reads its value, or None.
+    worse: sign of a change for the worse.
+    in_points: whether changes are absolute rather than relative.
+    """
 
     title: str
     read: Callable[[dict[str, Any]], float | None]
@@ -76,7 +82,12 @@ FIGURES = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure of one model. `limit` None: nothing was promised. `is_broken`: worse than the limit."""
+    """Change of one figure of one model.
+
+    before, after: the values; None if there is none.
+    change, limit: the change and its limit as text; `limit` is empty without one.
+    is_broken: whether the change exceeds the limit.
+    """
 
     model: str
     title: str
@@ -89,7 +100,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All changes."""
+    """All changes between two reports."""
 
     changes: tuple[Change, ...]
 
@@ -98,7 +109,7 @@ class Outcome:
         return [change for change in self.changes if change.is_broken]
 
     def as_markdown(self) -> str:
-        """The verdict, and a table."""
+        """The verdict and a table of all changes."""
         broken = self.broken
         names = ", ".join(f"{change.model}: {change.title}" for change in broken)
         first = f"**Budget broken: {names}.**" if broken else "**Within budget.**"
@@ -112,8 +123,11 @@ class Outcome:
 
 
 def compare(before: Path, after: Path, budget_file: Path | None = None) -> Outcome:
-    """Of two folders or report.json files. A model, or a figure with a limit, that is there before and gone
-    after breaks the budget. Raises `ScenarioError` for what cannot be read or compared."""
+    """Compare two reports: folders or report.json files.
+
+    A missing model, or a missing figure that has a limit, breaks the budget. Raises `ScenarioError` if a
+    file cannot be read or the reports cannot be compared.
+    """
     budget = read_yaml(budget_file, ScenarioError).parse(Budget) if budget_file else Budget()
     old, new = _report(before), _report(after)
     if not set(old["models"]) & set(new["models"]):

@@ -1,4 +1,4 @@
-"""Energy and money of one model, from its runs and the rate that it sustains; `figures` asks for them."""
+"""Energy and cost of one model, from its runs and its sustained rate. Called by `figures`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PRICE_FACTORS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Mean over repeats with its 95 % interval, which one repeat does not have."""
+    """A mean over repeats with its 95 % interval; the interval is None with a single repeat."""
 
     mean: float
     low: float | None
@@ -25,7 +25,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """`method`: measured, or modelled and how."""
+    """Energy of predictions.
+
+    joules: energy of one prediction.
+    kwh_per_million, carbon_g_per_million: energy and CO2 of a million predictions.
+    method: how it was measured or modelled.
+    """
 
     joules: float
     kwh_per_million: float
@@ -35,8 +40,13 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """In the price's currency. `low`, `high`: from the interval of the sustained rate. `by_slo`, `by_batch`
-    and `by_price`: a million where the SLO, the items a request or the price are others."""
+    """Cost of predictions, in the currency of the price.
+
+    per_million: cost of a million predictions.
+    low, high: its range, from the interval of the sustained rate.
+    fleet: machines for the planned rate, and their cost.
+    by_slo, by_price, by_batch: cost of a million with another SLO, price, or number of items per request.
+    """
 
     per_million: float
     low: float | None
@@ -48,7 +58,7 @@ class Money:
 
 
 def energy_of(legs: Sequence[LoadRun], name: str, part: EnergyPart) -> Energy | None:
-    """For each prediction of some runs; None where not even processor time is known."""
+    """Energy per prediction over some runs; None if not even CPU time is known."""
     gpu = per_item(legs, lambda leg: leg.usage.gpu_joules, name)
     cpu = per_item(legs, lambda leg: leg.usage.joules, name)
     if cpu is not None or gpu is not None:
@@ -82,7 +92,11 @@ def money_of(
     batches: dict[int, float],
     curve: Sequence[Point],
 ) -> Money:
-    """`batches`: sustained rates by items a request; `curve`: runs among which other SLOs are looked for."""
+    """Cost of one model.
+
+    batches: sustained rates by items per request.
+    curve: runs from which rates for other SLOs are read.
+    """
 
     def cost(rate: float | None, factor: float = 1.0) -> float | None:
         if not rate or rate <= 0:
@@ -112,7 +126,7 @@ def money_of(
 
 
 def per_item(legs: Sequence[LoadRun], value: Callable[[LoadRun], float | None], name: str) -> float | None:
-    """A sum over some runs for each item that went through the model in them."""
+    """The sum of `value` over some runs, divided by the items that the model processed in them."""
     values = [(value(leg), leg.counters[name].items) for leg in legs]
     there = [(amount, items) for amount, items in values if amount is not None]
     items = sum(items for _, items in there)

@@ -1,4 +1,4 @@
-"""Everything the report says, as plain values from the raw samples of a run; `page` and `tables` write it."""
+"""All figures of a report as plain values, from a run's raw samples. `page` and `tables` present them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from fewshard_loadtest.scenario import EnergyPart, FleetPart, PricePart, SloPart
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of the answers under load. `changed`: items that got another answer later in the run."""
+    """Accuracy of the answers under load; `changed`: items with a different answer later in the run."""
 
     share: judged.Share
     by_class: dict[str, judged.Share]
@@ -27,7 +27,16 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """One model. Rates are predictions per second. None, or empty, is what was not measured."""
+    """Figures of one model. Rates are predictions per second; None or empty means not measured.
+
+    dense: name of the dense model to compare with.
+    sustained, is_limited: rate within the SLO, and whether the generator limited it.
+    saturated: rate in a closed loop with many users.
+    alone, at_slo: latency with a single user, and at the sustained rate.
+    cpu_ms, infer_ms: CPU time, and time in the model, per prediction.
+    curve, moments: latency by load, and over time by load.
+    experts: share of rows by layer and expert.
+    """
 
     name: str
     task: str
@@ -56,7 +65,7 @@ class ModelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The whole report as values."""
+    """All values of a report."""
 
     run: Run
     slo: SloPart
@@ -66,12 +75,12 @@ class Figures:
     models: tuple[ModelFigures, ...]
 
     def model(self, name: str | None) -> ModelFigures | None:
-        """The model of that name."""
+        """The model with this name, or None."""
         return next((model for model in self.models if model.name == name), None)
 
 
 def figures_of(run: Run, folder: Path) -> Figures:
-    """Reads the samples in `folder`. Raises `ScenarioError` for a price that is not listed."""
+    """Compute all figures from the samples in `folder`. Raises `ScenarioError` for an unlisted price."""
     scenario = run.scenario
     price = price_of(PricePart.model_validate(scenario["price"]) if scenario["price"] else None)
     base = Figures(
@@ -88,7 +97,7 @@ def figures_of(run: Run, folder: Path) -> Figures:
 
 
 class _ModelReader:
-    """Gathers one model's figures."""
+    """Computes one model's figures."""
 
     def __init__(self, figures: Figures, folder: Path, name: str) -> None:
         self.figures = figures
@@ -141,18 +150,18 @@ class _ModelReader:
         )
 
     def _dense(self) -> str | None:
-        """The first dense model of the task in the scenario's order; None for itself."""
+        """The first dense model of the same task, in the scenario's order; None if it is this model."""
         same = [name for name, config in self.run.models.items() if config["task"] == self.config["task"]]
         dense = next((name for name in same if self.run.models[name]["kind"] == "dense"), None)
         return None if dense == self.name else dense
 
     def _searches(self) -> list[tuple[str, int]]:
-        """Place and items a request of each search."""
+        """Index and items per request of each search."""
         loads = self.run.scenario["loads"]
         return [(place, loads[int(place)]["items"]) for place in self.run.sustained]
 
     def _sustained(self) -> tuple[Measured | None, dict[int, float]]:
-        """Of the first search, and the means of all searches by items a request."""
+        """Rate found by the first search, and mean rates of all searches by items per request."""
         means: dict[int, float] = {}
         first: Measured | None = None
         for number, (place, items) in enumerate(self._searches()):
@@ -164,7 +173,7 @@ class _ModelReader:
         return first, means
 
     def _legs_at_slo(self) -> list[LoadRun]:
-        """The runs at the very rate that each repeat of the first search ended with."""
+        """The runs at exactly the rate that each repeat of the first search found."""
         for place, _ in self._searches()[:1]:
             rates = self.run.sustained[place].get(self.name, [])
             return [
@@ -185,7 +194,7 @@ class _ModelReader:
         return [leg for leg in self._closed() if leg.result.plan.num_users == 1]
 
     def _saturated_legs(self) -> list[LoadRun]:
-        """The closed loop with the most users, from eight on."""
+        """The closed-loop runs with the most users, if these are eight or more."""
         most = max((leg.result.plan.num_users for leg in self._closed()), default=0)
         return [leg for leg in self._closed() if leg.result.plan.num_users == most >= 8]
 
@@ -215,7 +224,7 @@ class _ModelReader:
         return money_of(figures.price, figures.fleet, figures.slo, sustained, batches, curve)
 
     def _moments(self) -> dict[str, tuple[Moment, ...]]:
-        """What happened in time, of each load whose rate changes; the first repeat alone."""
+        """Course over time of each load whose rate changes; first repeat only."""
         shaped = [leg for leg in self.legs if leg.result.plan.stages and leg.repeat == 0]
         return {
             f"{leg.kind} {leg.load}": moments
@@ -224,7 +233,7 @@ class _ModelReader:
         }
 
     def _experts(self) -> dict[str, dict[str, float]]:
-        """Share of the layer's rows that each expert received, over all runs."""
+        """Share of each layer's rows that each expert received, over all runs."""
         rows: dict[str, dict[str, float]] = {}
         for leg in self.legs:
             for layer, experts in leg.counters[self.name].experts.items():
@@ -239,7 +248,7 @@ class _ModelReader:
 
 
 def truth_names(run: Run, task: str) -> list[str]:
-    """The true label of each item of the task's payload; empty where nobody knows them."""
+    """The true label of each item of the task's payload; empty if unknown."""
     truth = run.truth.get(task, {"names": [], "labels": []})
     return [truth["names"][label] for label in truth["labels"]]
 

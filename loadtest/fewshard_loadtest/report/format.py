@@ -1,10 +1,10 @@
-"""How the report writes numbers; every table, chart and sentence goes through these."""
+"""Number formats of the report, for all tables, charts and sentences."""
 
 _SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
 
 
 def count(value: float | None) -> str:
-    """Three digits that matter, thousands apart, millions and billions in words: 0.25, 41.5, 1,230, 2.1 M."""
+    """Three significant digits, thousands separators, suffixes M and G: 0.25, 41.5, 1,230, 2.1 M."""
     if value is None:
         return "–"
     for limit, name in ((1e9, "G"), (1e6, "M")):
@@ -16,19 +16,19 @@ def count(value: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Two digits behind the point below ten, one below a hundred."""
+    """Two decimals below ten, one below a hundred, else none."""
     if value is None:
         return "–"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """Of a share."""
+    """A share as a percentage."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def money(value: float | None, currency: str) -> str:
-    """With the currency's sign where it has one, else its name."""
+    """An amount with the currency's sign if it has one, else its name."""
     if value is None:
         return "–"
     digits = 4 if abs(value) < 0.1 else 3 if abs(value) < 1 else 2
@@ -37,10 +37,10 @@ def money(value: float | None, currency: str) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """In brackets; nothing where there is none."""
+    """An interval in brackets; empty if there is none."""
     return "" if low is None or high is None else f" [{count(max(low, 0.0))}–{count(high)}]"
 
 
 def ratio(value: float | None) -> str:
-    """Two digits behind the point."""
+    """A ratio with two decimals."""
     return "–" if value is None else f"{value:.2f}"

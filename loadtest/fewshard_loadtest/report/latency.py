@@ -1,4 +1,4 @@
-"""Latencies of some runs from raw samples: percentiles, distributions, curves, and their way in time."""
+"""Latency figures from raw samples: percentiles, distributions, latency by load, and changes over time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,11 @@ NUM_MOMENTS = 60
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds, good answers alone. `quantiles`: the distribution's from 0 to 1 in even steps, with 0.999
-    and the greatest at the end of `num` samples."""
+    """Latency of successful responses, in milliseconds.
+
+    num: number of samples.
+    quantiles: pairs (share, latency) from 0 to 0.995 in even steps, then 0.999 and 1.
+    """
 
     num: int
     p50_ms: float
@@ -31,7 +34,12 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One run of a constant open loop: predictions sent and answered a second."""
+    """One run of a constant open loop; rates are predictions per second.
+
+    rate: intended rate.
+    sent, answered: measured rates of requests and of successful responses.
+    is_limited: whether the generator was the bottleneck.
+    """
 
     rate: float
     sent: float
@@ -44,7 +52,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A stretch of a run whose rate changes."""
+    """An interval of a run whose rate changes.
+
+    at_s: middle of the interval, in seconds.
+    sent: requests per second.
+    failed: number of failed requests.
+    """
 
     at_s: float
     sent: float
@@ -54,7 +67,7 @@ class Moment:
 
 
 def latency_of(run: Run, folder: Path, legs: Sequence[LoadRun], model: str) -> Latency | None:
-    """Of all the samples of the runs together; None of no good answer."""
+    """Latency over all samples of the runs; None without a successful response."""
     parts = [recording.latencies_ms(model) for recording in run.recordings(folder, list(legs))]
     values = np.sort(np.concatenate(parts)) if parts else np.array([])
     if not len(values):
@@ -72,7 +85,7 @@ def latency_of(run: Run, folder: Path, legs: Sequence[LoadRun], model: str) -> L
 
 
 def point_of(run: Run, folder: Path, leg: LoadRun) -> Point | None:
-    """None where its samples have gone."""
+    """The point of one run; None if its samples file is missing."""
     for recording in run.recordings(folder, [leg]):
         rows, values = recording.measured, recording.latencies_ms()
         ends = recording.rows["sent_s"] + recording.rows["latency_ms"] / 1000
@@ -92,7 +105,7 @@ def point_of(run: Run, folder: Path, leg: LoadRun) -> Point | None:
 
 
 def strictest(curve: Sequence[Point], p99_ms: float, max_errors: float) -> float | None:
-    """The greatest measured rate that keeps another limit than the one that was searched for."""
+    """The greatest measured rate within a given SLO, which may differ from the one searched for."""
     kept = [
         point.rate
         for point in curve
@@ -105,7 +118,7 @@ def strictest(curve: Sequence[Point], p99_ms: float, max_errors: float) -> float
 
 
 def moments_of(run: Run, folder: Path, leg: LoadRun, model: str) -> tuple[Moment, ...]:
-    """The run in stretches of equal length."""
+    """The run divided into intervals of equal length."""
     for recording in run.recordings(folder, [leg]):
         rows = recording.measured
         if model not in recording.models:

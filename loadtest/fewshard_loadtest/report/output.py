@@ -1,6 +1,6 @@
-"""The report as CSV: one line a model, one column a figure.
+"""Writes a report in all formats: HTML, JSON, CSV and Markdown.
 
-Writes a report in all its forms; `commands` calls it, with or without a new load test before.
+Called by `commands`, after a load test or for an existing folder.
 """
 
 import csv
@@ -19,7 +19,7 @@ from fewshard_loadtest.results_store import Run
 
 
 def as_csv(figures: Figures) -> str:
-    """One line a model, one column a figure, numbers as they are."""
+    """One line per model and one column per figure, with unformatted numbers."""
     rows = [_flat(model) for model in figures.models]
     file = io.StringIO()
     writer = csv.DictWriter(file, [*(rows[0] if rows else {})], lineterminator="\n")
@@ -29,7 +29,7 @@ def as_csv(figures: Figures) -> str:
 
 
 def _flat(model: ModelFigures) -> dict[str, object]:
-    """None is an empty cell."""
+    """The columns of a model; None becomes an empty cell."""
     real, cost, joules = model.realised, model.money, model.energy
     share = model.accuracy.share if model.accuracy else None
     return {
@@ -69,14 +69,14 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The files, and the first sentence of the report."""
+    """The files of a report, and its first sentence."""
 
     paths: tuple[Path, ...]
     verdict: str
 
 
 def write_report(run: Run, folder: Path, out: Path | None = None) -> Written:
-    """report.html, .json, .csv and .md in `out`, or in the run's own `folder`."""
+    """Write report.html, .json, .csv and .md to `out`, by default the run's own `folder`."""
     figures = figures_of(run, folder)
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def write_report(run: Run, folder: Path, out: Path | None = None) -> Written:
 
 
 def as_dict(figures: Figures) -> dict[str, Any]:
-    """For JSON: all figures, without the runs they come from."""
+    """All figures for JSON, and the result of each run without its samples."""
     run = figures.run
     return {
         "format": FORMAT,
@@ -123,7 +123,7 @@ def as_dict(figures: Figures) -> dict[str, Any]:
 
 
 def as_markdown(figures: Figures) -> str:
-    """For a pull request: the verdict, what to know, and the tables that decide."""
+    """A summary for a pull request: verdict, warnings and the main tables."""
     run = figures.run
     sentences = verdicts(figures)
     first = sentences[0] if sentences else "Nothing was measured."

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, nothing fetched, readable on paper; `write` calls it."""
+"""The report as one printable HTML file without scripts or external resources. Called by `output`."""
 
 import yaml
 
@@ -12,7 +12,7 @@ TEMPLATE = "page.html.jinja"
 
 
 def page(figures: Figures) -> str:
-    """The whole file, from the template beside this module."""
+    """The whole page, rendered from the template beside this module."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""Promised and realised speed-ups of a model against the dense one; `figures` asks for them."""
+"""Promised and realised speed-ups of a model over the dense one. Called by `figures`."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from fewshard_loadtest.report.costs import Measured
 
 
 class Compared(Protocol):
-    """What is needed of either model."""
+    """The fields needed of either model."""
 
     @property
     def card(self) -> dict[str, Any]: ...
@@ -22,9 +22,14 @@ class Compared(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Realised:
-    """R against the dense model of the task, in the model alone and at the server, and what explains the
-    difference: the share of the dense server's time that is not in the model. `expected`: the server's
-    speed-up if only that share stayed (Amdahl)."""
+    """Speed-ups over the dense model of the task.
+
+    macs_ratio: MACs relative to the dense model.
+    model_speedup, model: speed-up of the model alone, and its R.
+    server_speedup, server: speed-up of the server, and its R.
+    overhead_share: share of the dense server's time outside the model.
+    expected_speedup: the server's speed-up if only that share stayed (Amdahl).
+    """
 
     macs_ratio: float
     model_speedup: float | None
@@ -41,7 +46,7 @@ def realised_of(model: Compared, dense: Compared) -> Realised | None:
         return None
     in_model = dense.infer_ms / model.infer_ms if dense.infer_ms and model.infer_ms else None
     at_server = _ratio(model.sustained, dense.sustained) or _ratio(model.saturated, dense.saturated)
-    # Of a second of the saturated dense server, the share in which the model did not run.
+    # Share of time in which the model is idle at the saturated dense server.
     busy = dense.saturated or dense.sustained
     share = 1 - min(busy.mean * dense.infer_ms / 1000, 1.0) if busy and dense.infer_ms else None
     return Realised(

@@ -1,4 +1,4 @@
-"""Confidence intervals and the paired test of the report, by scipy, which is imported at the first call."""
+"""Confidence intervals and the paired test of the report. scipy is imported on the first call."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -9,7 +9,7 @@ CONFIDENCE = 0.95
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean and 95 % interval of repeats by Student's t.
 
-    One value has no interval: both ends are None. Raises ValueError where there is no value.
+    A single value has no interval: both ends are None. Raises ValueError without values.
     """
     mean = fmean(values)
     if len(values) < 2:
@@ -21,10 +21,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
 
 def wilson(num_right: int, num: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), which holds near 0 and 1 and for few items too.
-
-    It is 0 to 1 where there is no item.
-    """
+    """95 % interval of a share (Wilson 1927), valid near 0 and 1 and for few items; (0, 1) without items."""
     if not num:
         return 0.0, 1.0
     from scipy.stats import binomtest
@@ -34,10 +31,10 @@ def wilson(num_right: int, num: int) -> tuple[float, float]:
 
 
 def mcnemar(num_only_a: int, num_only_b: int) -> float:
-    """The exact two-sided p of McNemar's test (1947).
+    """Exact two-sided p of McNemar's test (1947).
 
-    It is the probability that two equally good models differ this much, or more, on the items that only one
-    of them gets right.
+    The probability that two equally good models differ at least this much on the items that only one of
+    them gets right.
     """
     if not num_only_a + num_only_b:
         return 1.0

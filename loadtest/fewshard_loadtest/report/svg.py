@@ -1,4 +1,4 @@
-"""Drawings of the report as inline SVG by matplotlib, which is imported when one is made; for `charts`."""
+"""Inline SVG drawings for `charts`, by matplotlib, which is imported only when one is drawn."""
 
 import io
 import re
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 720, 310
-# CSS pixels to the axes at the left, the bottom, the right and the top; names of lines stand at the right.
+# CSS pixels from the edges to the axes: left, bottom, right, top. Line names are written at the right.
 MARGINS = (64, 46, 150, 14)
 PIXELS_PER_INCH = 96
 LABEL_GAP = 15
 INK, MUTED, FAINT, ALARM, DARK = "#222222", "#999999", "#DDDDDD", "#A00000", "#0B4A78"
-# Okabe and Ito's palette, which colour-blind readers tell apart.
+# Okabe and Ito's palette, distinguishable with colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", INK)
-# Seven markers beside eight colours: more than fifty models look different.
+# Seven markers with eight colours: more than fifty models look different.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)), (0, (1, 1)))
 _LOOK: dict[str, Any] = {
@@ -41,16 +41,16 @@ _LOOK: dict[str, Any] = {
     "ytick.major.size": 0,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    # Words stay words: they can be searched, copied and read aloud, and take the page's font.
+    # Text stays text: it can be searched, copied and read aloud, and uses the page's font.
     "svg.fonttype": "none",
 }
-# Behind a name that covers a line.
+# Background of a name that covers a line.
 _PAPER: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How one model is drawn in every chart."""
+    """The style of one model in all charts."""
 
     colour: str
     dash: Any
@@ -58,7 +58,7 @@ class Look:
 
     @classmethod
     def of(cls, place: int) -> "Look":
-        """The look of the model at this place of the report."""
+        """The style of the model at this index of the report."""
         return cls(*(looks[place % len(looks)] for looks in (COLOURS, DASHES, MARKERS)))
 
 
@@ -68,15 +68,15 @@ def svg(
     height: float = HEIGHT,
     margins: tuple[float, float, float, float] = MARGINS,
 ) -> str:
-    """An `<svg>` element of WIDTH by `height` CSS pixels that `draw` fills.
+    """An `<svg>` element of WIDTH by `height` CSS pixels, drawn by `draw`. Equal data gives equal text.
 
-    The same data gives the same text. margins: CSS pixels to the axes, as MARGINS has them.
+    margins: CSS pixels to the axes, in the order of MARGINS.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     left, bottom, right, top = margins
-    # Ids come from the salt: charts of one page must not share them.
+    # Element ids derive from the salt: charts on one page must not share them.
     with matplotlib.rc_context({**_LOOK, "svg.hashsalt": title}):
         figure = Figure(figsize=(WIDTH / PIXELS_PER_INCH, height / PIXELS_PER_INCH))
         box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
@@ -88,7 +88,7 @@ def svg(
 
 
 def _inline(document: str, title: str, height: float) -> str:
-    """The document's drawing as an element of HTML: no prologue, no ids but those referred to, no XLink."""
+    """The drawing as an HTML element: no prologue, no unreferenced ids, no XLink."""
     _, _, body = document[document.index("<svg") :].partition(">")
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
     scale = 72 / PIXELS_PER_INCH
@@ -100,9 +100,9 @@ def _inline(document: str, title: str, height: float) -> str:
 def scale(
     axes: "Axes", axis: str, label: str, is_log: bool = False, words: Callable[[float], str] | None = None
 ) -> None:
-    """Label the axis "x" or "y" and give it ticks at round values, written by `words`.
+    """Label the axis "x" or "y" and set ticks at round values, formatted by `words`.
 
-    Call it when all is drawn: the ticks depend on the limits.
+    Call it after drawing: the ticks depend on the limits.
     """
     from matplotlib import ticker
 
@@ -117,12 +117,12 @@ def scale(
     if is_log or words or high >= 1000:
         ticks.set_major_formatter(ticker.FuncFormatter(lambda value, _: (words or number)(value)))
     else:
-        # As many digits behind the point at each tick.
+        # The same number of decimals at each tick.
         ticks.set_major_formatter(ticker.ScalarFormatter(useOffset=False))
 
 
 def number(value: float) -> str:
-    """A tick's text: thousands apart, millions in words."""
+    """A tick's text: thousands separators, suffix M for millions."""
     value = float(f"{value:.9g}")
     if abs(value) >= 1e6:
         return f"{value / 1e6:g} M"
@@ -131,7 +131,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What is written beside a point of the data. `has_line`: with a sample of its line."""
+    """A label beside a data point; `has_line`: with a sample of the model's line."""
 
     text: str
     x: float
@@ -141,14 +141,15 @@ class Name:
 
 
 def write_names(axes: "Axes", names: Sequence[Name], right: float | None = None) -> None:
-    """Write names beside their points, moved apart upright where they would cover each other.
+    """Write labels beside their points, shifted vertically so that they do not overlap.
 
-    right: where they begin as a share of the axes' width; None is beside each point. Limits must be final.
+    right: x position of all labels as a share of the axes' width; None puts each beside its point. The axis
+    limits must be final.
     """
-    # Reading the limits settles them, and the transformation with them.
+    # Reading the limits fixes them, and the transformation with them.
     axes.get_xlim(), axes.get_ylim()
     to_share = axes.transData + axes.transAxes.inverted()
-    # Of lines that end at the same height, the one that ends farthest to the right stands at the top.
+    # Among lines that end at the same height, the one that ends farthest right gets the top label.
     names = sorted(names, key=lambda name: -name.x)
     places = [to_share.transform((name.x, name.y)) for name in names]
     gap = LABEL_GAP / (axes.bbox.height / axes.figure.dpi * PIXELS_PER_INCH)
@@ -174,15 +175,15 @@ def write_names(axes: "Axes", names: Sequence[Name], right: float | None = None)
 
 
 def _lead(axes: "Axes", point: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-    """A fine dotted line from a point of the data to a place in shares of the axes."""
+    """A thin dotted line from a data point to a position in shares of the axes."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "linestyle": ":", "shrinkA": 0}
     axes.annotate("", point, end, textcoords=axes.transAxes, arrowprops=line, annotation_clip=False)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights, moved so that any two differ by `gap` or more.
+    """The heights, shifted so that any two differ by at least `gap`.
 
-    None is above 1 and, while there is room, none is below 0.
+    None exceeds 1 and, if there is room, none is below 0.
     """
     order = sorted(range(len(heights)), key=lambda place: -heights[place])
     moved, above = [0.0] * len(heights), 1.0 + gap

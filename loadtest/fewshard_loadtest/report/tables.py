@@ -1,4 +1,4 @@
-"""The report's tables as headers and rows of text, for HTML, Markdown and CSV alike."""
+"""The report's tables as rows of text, for HTML, Markdown and CSV."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fewshard_loadtest.report.format import count, interval, milliseconds, money
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`note`: what its figures mean, in a line."""
+    """A table; `note`: a line that explains its figures."""
 
     title: str
     header: tuple[str, ...]
@@ -20,7 +20,7 @@ class Table:
 
 
 def served(figures: Figures) -> Table:
-    """What each model does and costs at the SLO."""
+    """Throughput, latency and cost of each model at the SLO."""
     currency = figures.price.currency if figures.price else ""
     rows = [
         (
@@ -56,7 +56,7 @@ def served(figures: Figures) -> Table:
 
 
 def paper(figures: Figures) -> Table:
-    """Table II's columns, measured, with the paper's figures in a line below each."""
+    """Measured values in the columns of the paper's Table II, with the paper's figures below each row."""
     rows: list[tuple[str, ...]] = []
     for model in figures.models:
         rows.append(_measured_row(model))
@@ -111,7 +111,7 @@ def _measured_row(model: ModelFigures) -> tuple[str, ...]:
 
 
 def realised(figures: Figures) -> Table:
-    """Promised and realised speed-ups, and what lies between."""
+    """Promised and realised speed-ups, and the overhead between them."""
     rows = [
         (
             model.name,
@@ -147,7 +147,7 @@ def realised(figures: Figures) -> Table:
 
 
 def energy(figures: Figures) -> Table:
-    """Joules and carbon."""
+    """Energy and carbon per prediction."""
     rows = [
         (
             model.name,
@@ -170,7 +170,7 @@ def energy(figures: Figures) -> Table:
 
 
 def fleets(figures: Figures) -> Table:
-    """Machines for the wished rate."""
+    """Machines for the planned rate, and their cost."""
     part, price = figures.fleet, figures.price
     batches = any(model.money and len(model.money.by_batch) > 1 for model in figures.models)
     rows = [
@@ -203,7 +203,7 @@ def _by_batch(own: Money, currency: str) -> str:
 
 
 def classes(figures: Figures) -> Table:
-    """Accuracy by true class, against the dense model."""
+    """Accuracy by true class, compared with the dense model."""
     rows = []
     for model in figures.models:
         dense = figures.model(model.dense)
@@ -234,7 +234,7 @@ def classes(figures: Figures) -> Table:
 
 
 def flips(figures: Figures) -> Table:
-    """The paired test."""
+    """The paired test against the dense model."""
     rows = [
         (
             model.name,
@@ -258,7 +258,7 @@ def flips(figures: Figures) -> Table:
 
 
 def as_markdown(table: Table) -> str:
-    """With its title and note."""
+    """The table in Markdown, with title and note."""
     lines = [table.header, ("---",) * len(table.header), *table.rows]
     body = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
     return f"### {table.title}\n\n{body}\n\n{table.note}"
@@ -273,6 +273,6 @@ def _times(value: float | None) -> str:
 
 
 def every_table(figures: Figures) -> Sequence[Table]:
-    """In the report's order; those without rows left out."""
+    """All tables in the report's order; tables without rows are left out."""
     made = (served, paper, realised, fleets, energy, flips, classes)
     return [table for make in made if (table := make(figures)).rows]

@@ -1,4 +1,4 @@
-"""What the figures mean, in plain sentences; the first one opens the report."""
+"""Conclusions of the report in plain sentences; the first one opens the report."""
 
 import math
 
@@ -13,7 +13,7 @@ SAME_LOAD = 0.05
 
 
 def verdicts(figures: Figures) -> list[str]:
-    """A sentence for each model beside the dense one of its task; of lone models, what they sustain."""
+    """One sentence per model, compared with the dense model of its task, or its own rate without one."""
     compared = [model for model in figures.models if figures.model(model.dense)]
     sentences = [_beside(figures, model) for model in compared]
     named = {model.dense for model in compared} | {model.name for model in compared}
@@ -63,8 +63,11 @@ def _load(model: ModelFigures, dense: ModelFigures, within: str) -> str:
 
 
 def _is_sure(a: Measured, b: Measured) -> bool:
-    """Whether the 95 % interval of the ratio leaves out 1: repeat by repeat, since models of a repeat get the
-    same arrivals. One repeat says nothing of it; `warnings` does."""
+    """Whether the 95 % interval of the ratio of two rates excludes 1.
+
+    Rates are paired by repeat, since all models of a repeat get the same arrivals. A single repeat has no
+    interval and counts as sure; `warnings` mentions it.
+    """
     if len(a.values) != len(b.values):
         return False
     logs = [math.log(x / y) for x, y in zip(a.values, b.values, strict=True)]
@@ -103,7 +106,7 @@ def _alone(figures: Figures, model: ModelFigures) -> str:
 
 
 def warnings(figures: Figures) -> list[str]:
-    """What to know before any figure is believed."""
+    """Caveats to read before the figures."""
     found = []
     if figures.run.partial:
         found.append(f"This report is partial: {figures.run.partial}.")
@@ -149,8 +152,10 @@ def _ceiling(figures: Figures) -> list[str]:
 
 
 def break_even(figures: Figures, model: ModelFigures) -> str:
-    """From which rate, and after how many predictions, the model is cheaper than the dense one; "" where the
-    repeats do not tell."""
+    """The rate above which, and number of predictions after which, the model is cheaper than the dense one.
+
+    Empty if the repeats do not decide it.
+    """
     dense = figures.model(model.dense)
     if dense is None or figures.price is None or not model.money or not dense.money:
         return ""

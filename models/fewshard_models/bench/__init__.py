@@ -1,1 +1,1 @@
-"""The kernel benchmark: `moe_ffn` beside what a user would otherwise run. Called by `fewshard bench`."""
+"""The kernel benchmark: `moe_ffn` against its alternatives. Called by `fewshard bench`."""

@@ -1,5 +1,7 @@
-"""`python -m fewshard_models.bench`: the kernel benchmark where there is no server, as on a GPU machine that
-has torch and transformers alone. `make gpu-check` calls it; everybody else has `fewshard bench kernels`.
+"""`python -m fewshard_models.bench`: the kernel benchmark without the server package.
+
+For GPU machines that have only torch and transformers. `make gpu-check` calls it; elsewhere use
+`fewshard bench kernels`.
 """
 
 import argparse

@@ -1,10 +1,8 @@
-"""Who is measured: our op and what a user would otherwise run, each with the same weights and routing.
+"""The implementations to compare: our op and its alternatives, all with the same weights and routing.
 
-A peer is built from a `Problem`, then called with the number of the call. Every peer is given the routing.
-
-Peers that are imported from their authors' source trees, where the caller names a path; nothing is copied.
-
-They run on a GPU alone.
+A builder makes a peer from a `Problem`; the peer is then called with the number of the call. Every peer
+receives the routing and computes none. External peers are imported from their authors' source trees at paths
+that the caller gives, without copies of their code; they need a GPU.
 """
 
 import importlib
@@ -37,16 +35,16 @@ Builder = Callable[[Problem], Runner]
 
 
 class Skipped(FewshardError):
-    """A peer does not take part in a point; the text says why."""
+    """A peer cannot take part in a point; the text gives the reason."""
 
 
 def transformers_name(implementation: str) -> str:
-    """How the report calls one of transformers' experts implementations."""
+    """Name in the report of one of transformers' experts implementations."""
     return f"transformers {implementation}"
 
 
 def builders() -> dict[str, Builder]:
-    """Every peer that needs nothing but what is installed, ours first."""
+    """The peers that need only installed packages, ours first."""
     return {
         OURS: _ours,
         REFERENCE: _reference,
@@ -57,7 +55,7 @@ def builders() -> dict[str, Builder]:
 
 
 def _ours(problem: Problem) -> Runner:
-    """As it is served: packed on a CPU, the fused path on a GPU."""
+    """Our op as it is served: packed on a CPU, fused on a GPU."""
     point = problem.point
     on_cpu = problem.x.device.type == "cpu"
     experts: Sequence[tuple[Any, ...]] = (
@@ -136,7 +134,7 @@ def _refuse_large_gather(problem: Problem) -> None:
 
 
 def _pipeline(problem: Problem) -> Runner:
-    """The least one can write around `F.grouped_mm`: sort, gather, product, activation, product, combine."""
+    """A minimal layer around `F.grouped_mm`: sort, gather, product, activation, product, combine."""
     if not hasattr(F, "grouped_mm"):
         raise Skipped(f"torch {torch.__version__} has no F.grouped_mm")
     point, x = problem.point, problem.x
@@ -157,7 +155,7 @@ def _pipeline(problem: Problem) -> Runner:
 
 
 def _dense(problem: Problem) -> Runner:
-    """Two products and the activation, as wide as the experts of one token: what the same MACs cost dense."""
+    """A dense layer as wide as the experts of one token: the same MACs, computed densely."""
     point, x, layers = problem.point, problem.x, problem.layer.dense(problem.point.top_k)
 
     def run(index: int) -> Tensor:
@@ -168,7 +166,7 @@ def _dense(problem: Problem) -> Runner:
 
 
 def activation_alone(problem: Problem) -> Runner:
-    """The activation as an op of its own over every hidden unit: no peer, but a measure of what it costs."""
+    """The activation as a separate op over all hidden units: not a peer, but a measure of its cost."""
     point = problem.point
     width = point.shape.width * (2 if point.shape.gated else 1)
     projected = torch.randn(point.num_rows, width, device=problem.x.device).to(problem.x.dtype)
@@ -179,7 +177,7 @@ _SCATTERMOE, _VLLM = "scattermoe", "vllm"
 
 
 def external_builders(paths: Mapping[str, Path]) -> dict[str, Builder]:
-    """A builder for each named source tree. ValueError for a name that is not known."""
+    """A builder for each named source tree. Raises ValueError for an unknown name."""
     unknown = sorted(set(paths) - set(_BUILDERS))
     if unknown:
         raise ValueError(f"no peer {', '.join(unknown)}; there are {', '.join(_BUILDERS)}")
@@ -191,7 +189,7 @@ def _with_path(build: Callable[[Problem, Path], Runner], path: Path) -> Builder:
 
 
 def _module(name: str, path: Path, problem: Problem) -> Any:
-    """The peer's module, with `path` (the folder its package lies in) in front of the search path."""
+    """The peer's module, imported with `path` (the folder of its package) first on the search path."""
     if problem.x.device.type != "cuda":
         raise Skipped("needs a GPU")
     if str(path) not in sys.path:
@@ -223,7 +221,7 @@ def _scattermoe(problem: Problem, path: Path) -> Runner:
 
 
 def _gate_last(w1: Tensor) -> Tensor:
-    """ScatterMoE holds the up projection first and the gate behind it."""
+    """Swap the halves: ScatterMoE stores the up projection before the gate."""
     gate, up = w1.chunk(2, dim=1)
     return torch.cat([up, gate], dim=1)
 

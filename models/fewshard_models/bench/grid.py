@@ -1,4 +1,4 @@
-"""What the kernel benchmark measures: points of (shape, dtype, experts, top-k, routing, tokens), as data."""
+"""Grids of the kernel benchmark: points of (shape, dtype, experts, top-k, routing, tokens), as data."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from itertools import product
 from typing import NamedTuple
 
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
-# Beyond it one call takes a CPU seconds, and nothing new is learnt: time grows with the rows.
+# Beyond this, a call takes seconds on a CPU and shows nothing new: time grows with the rows.
 MAX_CPU_TOKENS = 4096
 TARGET_TOKENS = (1, 4, 16, 17, 64, 256, 257, 1024, 4096)
 NUM_EXPERTS = (8, 16, 64)
@@ -17,7 +17,12 @@ SIZES = ("quick", "default", "full")
 
 
 class Shape(NamedTuple):
-    """One expert: `hidden` in and out, `width` in between; `gated` ones (SwiGLU) have two up projections."""
+    """Sizes of one expert.
+
+    hidden: input and output size.
+    width: hidden units.
+    gated: whether it has a gate (SwiGLU), and so two up projections.
+    """
 
     hidden: int
     width: int
@@ -33,7 +38,7 @@ TARGET_SHAPES = SHAPES[:2]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One layer and one batch of `num_tokens` rows; `dtype` as "bf16", `routing` one of `ROUTINGS`."""
+    """One layer and one batch of `num_tokens` rows. `dtype` as in "bf16"; `routing` is one of `ROUTINGS`."""
 
     shape: Shape
     dtype: str
@@ -48,17 +53,17 @@ class Point:
 
     @property
     def num_rows(self) -> int:
-        """Rows the experts multiply, all together."""
+        """Total rows of all experts."""
         return self.num_tokens * self.top_k
 
     @property
     def expert_numbers(self) -> int:
-        """Numbers in the weights of one expert."""
+        """Number of weights of one expert."""
         return (3 if self.shape.gated else 2) * self.shape.hidden * self.shape.width
 
     @property
     def flop(self) -> int:
-        """Two for each multiply-accumulate of the experts' products."""
+        """FLOP of the experts' products: two per multiply-accumulate."""
         return 2 * self.num_rows * self.expert_numbers
 
     def __str__(self) -> str:
@@ -67,7 +72,7 @@ class Point:
 
 
 def points(size: str, device: str, dtypes: Sequence[str] | None = None) -> list[Point]:
-    """The grid of a name in `SIZES`, layer after layer; `dtypes` None: those that matter on the device."""
+    """The grid named `size` (one of `SIZES`), layer by layer; `dtypes` None: the device's usual ones."""
     chosen = tuple(dtypes or DEVICE_DTYPES[device])
     grids = {"quick": _quick, "default": _default, "full": _full}
     return list(dict.fromkeys(grids[size](device, chosen)))
@@ -93,7 +98,7 @@ def _default(device: str, dtypes: Sequence[str]) -> Iterable[Point]:
 
 
 def _other_layers(base: Point) -> Iterable[Point]:
-    """One step away from `base` in each direction that the targets do not cover."""
+    """Variations of `base`, one in each dimension that the targets do not cover."""
     yield from (replace(base, routing=routing) for routing in ROUTINGS[1:])
     yield replace(base, top_k=2)
     yield replace(base, num_experts=16)

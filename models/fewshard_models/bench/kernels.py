@@ -1,4 +1,4 @@
-"""Runs the kernel benchmark: every point of a grid, every peer in turn, one row for each of them."""
+"""Runs the kernel benchmark: every peer at every point of a grid, one row for each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from statistics import median, quantiles
 
 import torch
 
+from fewshard_core.formats import FORMATS
 from fewshard_models.bench.baselines import (
     DENSE,
     OURS,
@@ -33,10 +34,10 @@ from fewshard_models.bench.measurement import (
     peak_bytes,
 )
 from fewshard_models.bench.problem import Layer, Problem, make_layer, make_problem
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 
-# Largest |y - y64| / |y64| over the checked rows that counts as the same answer.
-TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 3e-3}
+# Maximum |y - y64| / |y64| over the checked rows for a correct result.
+TOLERANCES = {each.name: each.kernel_tolerance for each in FORMATS}
 GRAPH = " (graph)"
 _ACTIVATION = "activation"
 _MAX_COPIES = 64
@@ -44,10 +45,14 @@ _MAX_COPIES = 64
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One peer at one point. Seconds; `times_ours`: its median over that of our op in the same mode.
+    """One peer at one point. Without a measurement the figures are None.
 
-    `roofline_share`: the floor's time over the median. `activation_share`: time of the activation as an op
-    of its own over the median. Where `skipped` says why there is nothing, the figures are None.
+    skipped: why there is no measurement.
+    median_s, p90_s: seconds over the rounds.
+    times_ours: its median divided by that of our op in the same mode.
+    roofline_share: the roofline's time divided by the median.
+    activation_share: time of the activation as a separate op, divided by the median.
+    error: relative error against float64.
     """
 
     point: Point
@@ -66,7 +71,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All rows, with what they have to be read against."""
+    """All rows, with the machine's limits.
+
+    cache_bytes: size of the last-level cache.
+    copies: number of copies of the weights by layer.
+    """
 
     device: str
     rows: list[Row]
@@ -77,18 +86,18 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where and how long to measure, and the source trees of further peers by name."""
+    """Device, time budget, and source trees of further peers by name."""
 
     device: str
     budget: Budget = field(default_factory=Budget)
     peers: Mapping[str, Path] = field(default_factory=dict)
-    # None: as many copies as the last-level cache asks for.
+    # None: as many copies as the last-level cache requires.
     num_copies: int | None = None
 
 
 @torch.inference_mode()
 def run(grid: Iterable[Point], setup: Setup, say: Callable[[str], None] = lambda _text: None) -> Measured:
-    """Measure every point; `say` is told before each. ValueError for a peer whose name is not known."""
+    """Measure every point; `say` is called before each. Raises ValueError for an unknown peer."""
     grid, everyone = list(grid), {**builders(), **external_builders(setup.peers)}
     clock, cache = clock_for(setup.device), last_level_cache_bytes(setup.device)
     dtypes = dict.fromkeys(point.dtype for point in grid)
@@ -107,8 +116,8 @@ def run(grid: Iterable[Point], setup: Setup, say: Callable[[str], None] = lambda
 
 
 def num_copies(point: Point, cache_bytes: int) -> int:
-    """Copies of a layer that the last-level cache cannot hold together; at least two, at most 64."""
-    layer_bytes = point.num_experts * point.expert_numbers * DTYPES[point.dtype].itemsize
+    """Number of copies of a layer that exceed the last-level cache together; from 2 to 64."""
+    layer_bytes = point.num_experts * point.expert_numbers * storage_dtype(point.dtype).itemsize
     return min(_MAX_COPIES, max(2, -(-5 * cache_bytes // (4 * layer_bytes))))
 
 
@@ -123,7 +132,7 @@ def _layer_name(point: Point) -> str:
 def measure_point(
     problem: Problem, everyone: Mapping[str, Builder], setup: Setup, roofline: Roofline
 ) -> list[Row]:
-    """One row for each peer, in the order of `everyone`, those that sit out included."""
+    """One row for each peer in the order of `everyone`, including skipped ones."""
     runners, skips = _build(problem, everyone, setup.device)
     calls: dict[str, Call] = {**runners, _ACTIVATION: activation_alone(problem)}
     times = interleaved(calls, clock_for(setup.device), setup.budget)
@@ -149,7 +158,7 @@ def _build(
 
 
 def _tried(runner: Runner) -> Runner:
-    """The runner, if its first call works; a peer may lack a kernel for this device or dtype."""
+    """The runner, if its first call succeeds; a peer may lack a kernel for this device or dtype."""
     try:
         runner(0)
     except (RuntimeError, ValueError, TypeError, AttributeError, NameError) as error:

@@ -1,10 +1,8 @@
-"""Times calls side by side: every round runs each of them once, so that a busy moment touches all alike.
+"""Measurements of the kernel benchmark: interleaved timing, the machine's roofline, and GPU statistics.
 
-The order is drawn anew for each round: what one call leaves in the caches must not always meet the same next.
-
-What the machine could do at best: measured product rate, copy bandwidth, and the time floor they give.
-
-What can be seen on a GPU alone: graphs, launches and peak memory of a peer.
+Every round runs each call once, so that load on the machine affects all alike. The order is random in each
+round, so that a call does not always find the same cache contents. The roofline is the time floor from a
+measured product rate and copy bandwidth. CUDA graphs, launches and peak memory exist on a GPU only.
 """
 
 import time
@@ -21,17 +19,17 @@ from torch.profiler import ProfilerActivity, profile
 from fewshard_models.bench.baselines import Runner, Skipped
 from fewshard_models.bench.grid import Point
 from fewshard_models.bench.problem import Problem
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 
-# Seconds that one call took.
+# Measures the seconds of one call.
 Clock = Callable[[Callable[[], object]], float]
-# A call is given its number, and chooses weights and routing by it.
+# A call receives its number and selects weights and routing by it.
 Call = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long one point may take: rounds until `seconds` have passed, within both limits."""
+    """Time budget of one point: rounds until `seconds` have passed, within both limits."""
 
     seconds: float = 6.0
     min_rounds: int = 7
@@ -43,12 +41,12 @@ class Budget:
 
 
 def clock_for(device: str) -> Clock:
-    """The clock of "cpu" or "cuda"."""
+    """The clock for "cpu" or "cuda"."""
     return _device_seconds if device == "cuda" else _seconds
 
 
 def interleaved(calls: Mapping[str, Call], clock: Clock, budget: Budget) -> dict[str, list[float]]:
-    """Seconds of each call in each round, the calls in another order each time; warm-ups are not counted."""
+    """Seconds of each call in each round, in a random order per round; warm-up rounds are not counted."""
     numbers, order = count(), Random(0)
 
     def one_round() -> dict[str, float]:
@@ -72,7 +70,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _device_seconds(call: Callable[[], object]) -> float:
-    """By the device's own events, from the first kernel of a call to its last, idle gaps included."""
+    """Seconds by device events, from a call's first kernel to its last, including idle gaps."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -91,21 +89,25 @@ _KIBI = 1024
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Peak rates of a device in one dtype: products in FLOP/s, copies in bytes read plus written a second."""
+    """Peak rates of a device in one dtype.
+
+    flop_per_s: FLOP/s of products.
+    bytes_per_s: bytes read plus bytes written per second by copies.
+    """
 
     flop_per_s: float
     bytes_per_s: float
 
     def floor_s(self, point: Point, num_experts: int, element_bytes: int) -> float:
-        """The least time for a point that reads `num_experts` experts: weights, rows in and rows out once."""
+        """Minimum seconds for a point with `num_experts` experts; weights, input and output pass once."""
         numbers = num_experts * point.expert_numbers + 2 * point.num_tokens * point.shape.hidden
         return max(point.flop / self.flop_per_s, numbers * element_bytes / self.bytes_per_s)
 
 
 def measure(dtype: str, device: str, clock: Clock, cache_bytes: int) -> Roofline:
-    """Time a large square product in `dtype`, and a copy that no cache holds."""
+    """The roofline, from a large square product in `dtype` and a copy that exceeds the caches."""
     size = _PRODUCT_SIZE[device]
-    matrix = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    matrix = torch.randn(size, size, device=device).to(storage_dtype(dtype))
     product_s = _best_s(lambda: matrix @ matrix, clock)
     source = torch.ones(max(cache_bytes, _UNKNOWN_CACHE_BYTES), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -114,7 +116,7 @@ def measure(dtype: str, device: str, clock: Clock, cache_bytes: int) -> Roofline
 
 
 def last_level_cache_bytes(device: str, caches: Path = _CPU_CACHES) -> int:
-    """Size of the largest cache of the first processor, or of the GPU's second level; 32 MiB if unknown."""
+    """Bytes of the first CPU's largest cache, or of the GPU's L2 cache; 32 MiB if unknown."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
     sizes = [_parse_size(path.read_text()) for path in caches.glob("index*/size")]
@@ -129,12 +131,12 @@ def _parse_size(text: str) -> int:
 
 def _best_s(call: Callable[[], object], clock: Clock) -> float:
     call()
-    # A peak is the best that was seen: what a neighbour takes away is no limit of the machine.
+    # The best time counts: load from other processes is no limit of the machine.
     return min(clock(call) for _ in range(_REPEATS))
 
 
 def captured(run: Runner, problem: Problem) -> Runner:
-    """`run` as CUDA graphs, one for each copy of the weights. Skipped where it cannot be captured."""
+    """`run` as CUDA graphs, one per copy of the weights. Raises Skipped if it cannot be captured."""
     try:
         graphs = [_capture(run, copy) for copy in range(problem.layer.num_copies)]
     except RuntimeError as error:
@@ -162,7 +164,7 @@ def _capture(run: Runner, index: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
 
 
 def num_launches(run: Runner, device: str) -> int | None:
-    """Kernels, copies and fills that one call puts on the GPU; None on a CPU."""
+    """Number of kernels, copies and fills that one call launches on the GPU; None on a CPU."""
     if device != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -172,7 +174,7 @@ def num_launches(run: Runner, device: str) -> int | None:
 
 
 def peak_bytes(run: Runner, device: str) -> int | None:
-    """Memory one call holds at its peak, beside the weights and its input; None on a CPU."""
+    """Peak memory of one call, without its weights and input; None on a CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -184,5 +186,5 @@ def peak_bytes(run: Runner, device: str) -> int | None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or its type if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

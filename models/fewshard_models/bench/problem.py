@@ -1,4 +1,4 @@
-"""The tensors of one point: weights in several copies, rows, routings, and the answer in float64."""
+"""Tensors of one benchmark point: copies of the weights, rows, routings, and the result in float64."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +10,13 @@ from torch import Tensor
 from fewshard_kernels import ExpertWeights, PackedExperts, Routing, pack_experts
 from fewshard_kernels.moe_ffn.options import activate
 from fewshard_models.bench.grid import Point, Shape
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 
 MAX_CHECKED_ROWS = 256
 
 
 class Layer:
-    """The experts of one layer in `num_copies` copies, so that a call finds its weights out of the cache."""
+    """The experts of one layer in `num_copies` copies, so that calls miss the cache."""
 
     def __init__(
         self, shape: Shape, dtype: torch.dtype, num_experts: int, num_copies: int, device: str
@@ -34,11 +34,11 @@ class Layer:
 
     @cached_property
     def packed(self) -> list[PackedExperts]:
-        """Each copy as it is served on a CPU."""
+        """Each copy as it is served on a CPU, packed."""
         return [pack_experts(*weights, gated=self.shape.gated) for weights in self.copies]
 
     def dense(self, top_k: int) -> list[tuple[Tensor, Tensor]]:
-        """Dense layers of the width that `top_k` experts have together, cut from the same memory."""
+        """Dense layers as wide as `top_k` experts together, as views of the same memory."""
         hidden, width = self.shape.hidden, self.shape.width
         return [
             (up.reshape(-1, hidden), down.reshape(hidden, top_k * width))
@@ -50,7 +50,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One point with its tensors; call `index` uses `copy(index)` of the weights and `routing(index)`."""
+    """One point with its tensors; call `index` uses weights `copy(index)` and routing `routing(index)`."""
 
     point: Point
     layer: Layer
@@ -61,18 +61,18 @@ class Problem:
         return index % self.layer.num_copies
 
     def routing(self, index: int) -> Routing:
-        """The same load on other experts each time the copies have been used once."""
+        """The routing of a call: the same load on other experts, after each use of all copies."""
         return self.routings[index // self.layer.num_copies % len(self.routings)]
 
     @cached_property
     def checked_rows(self) -> Tensor:
-        """Up to 256 rows, evenly spread, whose results are compared with float64."""
+        """Up to 256 evenly spaced rows whose results are compared with float64."""
         step = -(-self.point.num_tokens // MAX_CHECKED_ROWS)
         return torch.arange(0, self.point.num_tokens, step, device=self.x.device)
 
     @cached_property
     def expected(self) -> Tensor:
-        """The layer's answer to call 0 for the checked rows, in float64."""
+        """The layer's float64 result of call 0 for the checked rows."""
         rows, (weights, experts) = self.x[self.checked_rows].double(), self.routings[0]
         kept, chosen = weights[self.checked_rows].double(), experts[self.checked_rows]
         w1, _, w2, _ = self.layer.copies[0]
@@ -85,7 +85,7 @@ class Problem:
 
     @cached_property
     def expected_dense(self) -> Tensor:
-        """The dense layer's answer to call 0 for the checked rows, in float64."""
+        """The dense layer's float64 result of call 0 for the checked rows."""
         return self._ffn(self.x[self.checked_rows].double(), *self.layer.dense(self.point.top_k)[0])
 
     def _ffn(self, rows: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -98,22 +98,22 @@ class Problem:
 
 
 def make_layer(point: Point, num_copies: int, device: str) -> Layer:
-    """The layer of a point; the same for every point that differs in tokens, top-k or routing alone."""
-    return Layer(point.shape, DTYPES[point.dtype], point.num_experts, num_copies, device)
+    """The layer of a point; the same for all points that differ only in tokens, top-k or routing."""
+    return Layer(point.shape, storage_dtype(point.dtype), point.num_experts, num_copies, device)
 
 
 def make_problem(point: Point, layer: Layer, device: str) -> Problem:
-    """Rows of unit variance, and one routing for each way to rename the experts."""
+    """Rows of unit variance, and one routing for each cyclic renaming of the experts."""
     generator = torch.Generator().manual_seed(point.num_tokens)
     x = torch.randn(point.num_tokens, point.shape.hidden, generator=generator)
     experts, weights = _draw(point, generator)
     renamed = [(experts + shift) % point.num_experts for shift in range(point.num_experts)]
     routings = [Routing(weights.to(device), each.to(device)) for each in renamed]
-    return Problem(point, layer, x.to(device, DTYPES[point.dtype]), routings)
+    return Problem(point, layer, x.to(device, storage_dtype(point.dtype)), routings)
 
 
 def _draw(point: Point, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Experts [T, k], no two alike in a row, and fp32 weights that sum to one as Mixtral's do."""
+    """Distinct experts per row [T, k], and fp32 weights that sum to one as in Mixtral."""
     size = (point.num_tokens, point.top_k)
     weights = torch.randn(size, generator=generator).softmax(dim=-1)
     if point.routing == "one-hot":

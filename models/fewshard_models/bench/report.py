@@ -41,13 +41,13 @@ NOTES = " ".join(
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run and the command that made it."""
+    """The results of one run, and the command that ran it."""
 
     command: str
     measured: Measured
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """`kernels.json` and `kernels.md` in `folder`; returns their paths."""
+        """Write `kernels.json` and `kernels.md` to `folder`; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         as_json, as_markdown = folder / "kernels.json", folder / "kernels.md"
         as_json.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
@@ -55,7 +55,7 @@ class Report:
         return as_json, as_markdown
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: seconds, bytes, FLOP/s."""
+        """The results for JSON, in seconds, bytes and FLOP/s."""
         return {
             "command": self.command,
             "machine": machine(self.measured.device),
@@ -69,7 +69,7 @@ class Report:
         }
 
     def as_markdown(self) -> str:
-        """Where it ran, the targets, and a table for each layer."""
+        """The machine, the targets, and a table for each layer."""
         about = ", ".join(f"{key} {value}" for key, value in machine(self.measured.device).items())
         parts = [
             "# Kernel benchmark",
@@ -86,7 +86,7 @@ class Report:
 
 
 def machine(device: str) -> dict[str, str]:
-    """Where and when, and with which versions."""
+    """Date, commit, hardware and versions."""
     gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -101,7 +101,7 @@ def machine(device: str) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit the package was run from; a plus sign where its files were changed since."""
+    """The commit of the running package; with a plus sign if its files have changed since."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -209,6 +209,6 @@ def _percent(share: float | None) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that hold no bar."""
+    """A Markdown table; cells must not contain a vertical bar."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,6 +1,6 @@
-"""Tunes the GPU kernels for the layers of a benchmark's grid; called by `fewshard bench kernels --tune`.
+"""One session of the kernel benchmark, from options to files, optionally with tuning of the GPU kernels.
 
-One session of the kernel benchmark, from the options to the files; called by both of its commands.
+Called by both commands of the benchmark.
 """
 
 import json
@@ -14,17 +14,17 @@ from fewshard_kernels.moe_ffn import tiles
 from fewshard_models.bench import kernels
 from fewshard_models.bench.grid import Point, points
 from fewshard_models.bench.report import Report
-from fewshard_models.devices import DTYPES, choose_device
+from fewshard_models.devices import choose_device, storage_dtype
 from fewshard_models.errors import BenchError
 
 FILE = "tiles.json"
 
 
 def tune(grid: Iterable[Point], device: str, out: Path, say: Callable[[str], None]) -> Path:
-    """Measure the tiles of every layer and bucket of rows in `grid`, use them from now on, and write
-    `out`/tiles.json: the shipped rows with the new ones in their place, ready to be shipped itself.
+    """Measure the best tiles for every layer and row bucket in `grid`, and use them from now on.
 
-    Raises BenchError where the device is no GPU.
+    Writes `out`/tiles.json: the shipped rows, with new ones replaced, ready to be shipped. Raises BenchError
+    if the device is not a GPU.
     """
     if device != "cuda":
         raise BenchError("tiles are tuned on the GPU they are for; --tune needs --device cuda")
@@ -46,12 +46,12 @@ def tune(grid: Iterable[Point], device: str, out: Path, say: Callable[[str], Non
 
 
 def layers(grid: Iterable[Point], capability: tuple[int, int]) -> dict[tiles.LayerShape, set[int]]:
-    """The layers of a grid, each with its buckets of rows an expert."""
+    """The layers of a grid, each with its buckets of rows per expert."""
     found: dict[tiles.LayerShape, set[int]] = {}
     for point in grid:
         shape = tiles.LayerShape(
             capability,
-            DTYPES[point.dtype],
+            storage_dtype(point.dtype),
             point.shape.hidden,
             point.shape.width,
             point.num_experts,
@@ -72,10 +72,12 @@ def bench_kernels(
     peers: Mapping[str, Path] | None = None,
     tunes: bool = False,
 ) -> list[Path]:
-    """Measure the grid of that `size` and write the report, and before it the tiles where `tunes`; the paths.
+    """Measure the grid named `size` and write the report; returns the paths of the files.
 
-    `command` is what the report says made it; `out` None: docs/results/DEVICE. Progress goes to stderr.
-    Raises BenchError for a device that is not there, ValueError for a peer that is not known.
+    command: the command line that the report shows.
+    out: folder of the report; docs/results/DEVICE by default.
+    tunes: whether to tune the tiles first.
+    Progress goes to stderr. Raises BenchError for a missing device, ValueError for an unknown peer.
     """
     try:
         device = choose_device(wished_device).name

@@ -1,4 +1,4 @@
-"""What the CPU path promises, checked point by point on the rows of one run."""
+"""Performance targets of the CPU path, checked at each point of a run."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -9,13 +9,18 @@ from fewshard_models.bench.grid import TARGET_SHAPES, Point
 from fewshard_models.bench.kernels import Row
 
 NUM_EXPERTS = 8
-# The targets are for a CPU with matrix units; in float32 all spend their time in the same products.
+# The targets are for a CPU with matrix units; in float32 all peers spend their time in the same products.
 DTYPE = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One point against its target: seconds, and `best_of_three` named as in the rows."""
+    """One point and its target.
+
+    ours: our row.
+    best_of_three: the fastest of transformers' implementations, named as in the rows.
+    best_s, dense_s: seconds of that one, and of the dense layer.
+    """
 
     point: Point
     ours: Row
@@ -27,7 +32,7 @@ class Check:
 
     @property
     def gain(self) -> float:
-        """How many times faster than the best of transformers' three."""
+        """Speed-up over the best of transformers' three implementations."""
         return self.best_s / self.ours_s
 
     @property
@@ -42,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """`is_met` is given our seconds, those of the best of three, and those of the dense layer."""
+    """A target for up to `max_tokens`; `is_met` takes seconds of ours, the best of three, and dense."""
 
     max_tokens: int
     text: str
@@ -61,7 +66,7 @@ _TARGETS = (
 
 
 def checks(rows: Iterable[Row]) -> list[Check]:
-    """A check for each point that has a target and was measured for ours, dense and one of the three."""
+    """A check for each point that has a target and rows for ours, dense and at least one of the three."""
     by_point: dict[Point, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if row.median_s is not None and _has_target(row.point):

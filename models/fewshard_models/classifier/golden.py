@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshard_core.formats import FORMATS
 from fewshard_core.values import Input, ModelInfo
 from fewshard_models.card import Card
 from fewshard_models.classifier.base import Classifier, Preprocessor
-from fewshard_models.devices import TOLERANCE
 from fewshard_models.errors import CheckpointError
 
 Classify = Callable[[Sequence[Input]], NDArray[np.float32]]
@@ -31,10 +31,11 @@ def golden_problem(info: ModelInfo, card: Card | None, preprocessor: Preprocesso
     expected = np.array([golden.logits for golden in card.golden], dtype=np.float32)
     logits = classify(inputs)
     worst = float(np.abs(logits - expected).max()) if logits.shape == expected.shape else float("inf")
-    if worst <= TOLERANCE[info.dtype]:
+    tolerance = FORMATS[info.dtype].tolerance
+    if worst <= tolerance:
         return ""
     return (
         f"model {info.name!r} answers its golden inputs wrongly: a logit is off by {worst:.3g}, "
-        f"more than {TOLERANCE[info.dtype]} ({info.dtype}); its weights are damaged or a "
+        f"more than {tolerance} ({info.dtype}); its weights are damaged or a "
         "kernel is broken on this device: copy the checkpoint again, or try dtype fp32"
     )

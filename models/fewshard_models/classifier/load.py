@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
+from fewshard_core.formats import FORMATS
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import Checkpoint, load_config, resolve
 from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
 from fewshard_models.classifier.network import NetworkClassifier, describe
 from fewshard_models.classifier.registry import CLASSIFIERS
-from fewshard_models.devices import DTYPES, choose_device, choose_dtype
+from fewshard_models.devices import choose_device, choose_dtype, storage_dtype
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "") -> NetworkClassifier:
@@ -17,15 +18,18 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str 
 
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA where there is a device.
-    dtype: "fp32", "bf16", "fp16", or "auto" for what is fast on the device.
+    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for what is fast on the device.
     name: what the model is called in answers; without it, the last part of the path.
     Raises CheckpointError for a checkpoint that is missing, damaged or not supported, and ValueError where
-    there is no such device.
+    there is no such device or format.
     """
     directory = resolve(str(path))
     chosen = choose_device(device).name
     chosen_dtype = choose_dtype(dtype, chosen).name
-    checkpoint = load_checkpoint(directory, DTYPES[chosen_dtype], chosen)
+    checkpoint = load_checkpoint(directory, storage_dtype(chosen_dtype), chosen)
+    prepare = FORMATS[chosen_dtype].prepare
+    if prepare is not None:
+        prepare(checkpoint.model)
     return from_checkpoint(checkpoint, name or directory.resolve().name, chosen, chosen_dtype)
 
 

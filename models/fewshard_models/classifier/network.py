@@ -92,7 +92,7 @@ def describe(
 ) -> ModelInfo:
     """What a model is, from its checkpoint and what was chosen for it here.
 
-    device: "cpu" or "cuda". dtype: its name in `devices.DTYPES`.
+    device: "cpu" or "cuda". dtype: its name in `core.formats`.
     """
     fields = {} if card is None else asdict(card)
     return ModelInfo(

@@ -1,4 +1,4 @@
-"""Sentences of another domain than SST-2's (Kotzias et al. 2015): reviews of goods, films and restaurants."""
+"""Out-of-domain sentences for SST-2 (Kotzias et al. 2015): reviews of products, films and restaurants."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,11 @@ _LAYOUT = "sentence<TAB>0 or 1<TAB>domain"
 
 @dataclass(frozen=True, slots=True)
 class ReviewSentences:
-    """`labels`: 0 negative, 1 positive; `domains`: where each sentence comes from."""
+    """Review sentences.
+
+    labels: 0 negative, 1 positive.
+    domains: the source of each sentence.
+    """
 
     texts: list[str]
     labels: list[int]
@@ -23,7 +27,7 @@ def review_sentences_file() -> Path:
 
 
 def load_review_sentences() -> ReviewSentences:
-    """All sentences in file order. Raises DataError naming the file and the bad row."""
+    """All sentences in file order. Raises DataError that names the file and the bad row."""
     file = review_sentences_file()
     found = ReviewSentences([], [], [])
     for number, row in read_rows(file, _LAYOUT):

@@ -10,7 +10,7 @@ _LAYOUT = "sentence<TAB>0 or 1"
 
 
 def load_sst2(split: Literal["train", "dev"]) -> tuple[list[str], list[int]]:
-    """Sentences and labels in file order. Raises DataError naming the file and the bad row."""
+    """Sentences and labels in file order. Raises DataError that names the file and the bad row."""
     file = data_dir() / "sst2" / f"{split}.tsv"
     texts, labels = [], []
     for number, row in read_rows(file, _LAYOUT):

@@ -1,4 +1,4 @@
-"""Tab-separated text with a header line, read so that an error names file and line; `data` alone calls it."""
+"""Reader of tab-separated text with a header line, whose errors name file and line. Used by `data` only."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +7,10 @@ from fewshard_models.errors import DataError
 
 
 def read_rows(file: Path, layout: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number (from 1, the header's) and columns of each line under the header.
+    """Line number (counting from 1, the header) and columns of each line below the header.
 
-    Nothing is quoted, because sentences hold bare quotes. `layout` says in errors what a line should hold.
-    Raises DataError where the file is missing, a line has another number of columns or is no UTF-8.
+    Nothing is quoted, because sentences contain bare quotes. `layout` describes a line in error messages.
+    Raises DataError if the file is missing, or a line has the wrong number of columns or is not UTF-8.
     """
     if not file.is_file():
         raise DataError(f"no file {file}; it holds lines of `{layout}` under a header")

@@ -1,4 +1,4 @@
-"""Every figure whose data is at hand: points and times beside the table, patterns of its CNNs.
+"""Draws every figure whose data is available: points and times, and patterns of the table's CNNs.
 
 Called by `fewshard table2`.
 """
@@ -15,8 +15,11 @@ from fewshard_models.figures.tradeoff import draw_tradeoff, read_points
 
 
 def draw_all(checkpoints: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Figures into `folder`, which may hold `figure2.json` and `figure3.json`; a pattern for each CNN among
-    the checkpoints, by system, that is masked or was cut from the dense one. Returns the paths."""
+    """Draw the figures into `folder` and return their paths.
+
+    `folder` may hold `figure2.json` and `figure3.json`. A pattern is drawn for each CNN among `checkpoints`
+    (by system) that is masked or was cut from the dense one.
+    """
     paths: list[Path] = []
     if (points := folder / f"{TRADEOFF}.json").is_file():
         paths += draw_tradeoff(read_points(points), folder)

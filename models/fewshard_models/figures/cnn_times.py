@@ -1,6 +1,6 @@
-"""Figure 3: time of CNNs of four sizes, each dense and with channels cut; measured in turns, then drawn.
+"""Figure 3: inference time of CNNs of four sizes, each dense and with channels cut; measures and draws it.
 
-Called by `fewshard figures times`. The weights are random: time does not depend on them.
+Called by `fewshard figures times`. The weights are random, since time does not depend on them.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 
 from fewshard_models.bench.measurement import Budget, Call, clock_for, interleaved
 from fewshard_models.counting import count_macs
-from fewshard_models.devices import DTYPES, subnormals_flushed
+from fewshard_models.devices import storage_dtype, subnormals_flushed
 from fewshard_models.errors import DataError
 from fewshard_models.figures.style import BLUE, ORANGE, figure, millions, save
 from fewshard_models.image import FewshardImageForImageClassification as Cnn
@@ -28,7 +28,7 @@ BATCHES = (1, 64)
 
 @dataclass(frozen=True, slots=True)
 class CnnTime:
-    """One size at one batch, medians in milliseconds; `realised` is R."""
+    """One size at one batch size; times are medians in milliseconds. `realised` is R."""
 
     width: float
     batch: int
@@ -46,7 +46,7 @@ class CnnTime:
 def measure_cnns(
     device: str, dtype: str, widths: Sequence[float] = WIDTHS, budget: Budget | None = None
 ) -> list[CnnTime]:
-    """Every size, dense and cut to KEPT of its MACs, all in turns in one run for each batch."""
+    """Time every size, dense and cut to KEPT of its MACs; all are interleaved in one run per batch size."""
     pairs = {width: _pair(width, device, dtype) for width in widths}
     found = []
     for batch in BATCHES:
@@ -66,7 +66,9 @@ def _pair(width: float, device: str, dtype: str) -> tuple[Cnn, Cnn]:
     torch.manual_seed(0)
     dense = Cnn(widened(width)).eval()
     sparse = narrowed(dense, KEPT)
-    served = [model.to(device, DTYPES[dtype], memory_format=torch.channels_last) for model in (dense, sparse)]
+    served = [
+        model.to(device, storage_dtype(dtype), memory_format=torch.channels_last) for model in (dense, sparse)
+    ]
     for model in served:
         model.classifier.float()
         model.prepare_for_inference()
@@ -75,7 +77,7 @@ def _pair(width: float, device: str, dtype: str) -> tuple[Cnn, Cnn]:
 
 def _call(model: Cnn, batch: int, device: str, dtype: str) -> Call:
     size = model.config.image_size
-    pixels = torch.randn(batch, 3, size, size, device=device, dtype=DTYPES[dtype])
+    pixels = torch.randn(batch, 3, size, size, device=device, dtype=storage_dtype(dtype))
     pixels = pixels.to(memory_format=torch.channels_last)
 
     def call(_: int) -> object:
@@ -94,7 +96,7 @@ def write_times(times: Sequence[CnnTime], about: dict[str, Any], folder: Path) -
 
 
 def read_times(file: Path) -> list[CnnTime]:
-    """Raises DataError naming the file where it cannot be used."""
+    """The times in `file`. Raises DataError that names the file if it cannot be used."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["times"]
         return [CnnTime(**{key: row[key] for key in CnnTime.__dataclass_fields__}) for row in rows]
@@ -105,7 +107,7 @@ def read_times(file: Path) -> list[CnnTime]:
 
 
 def draw_times(times: Sequence[CnnTime], folder: Path) -> list[Path]:
-    """SVG and PNG: a panel for each batch, two bars for each size, R above them."""
+    """Draw SVG and PNG: a panel per batch size, two bars per network size, R above them."""
     batches = sorted({time.batch for time in times})
     with figure(6.8, 3.6) as drawn:
         for axes, batch in zip(drawn.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):

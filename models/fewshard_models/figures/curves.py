@@ -1,4 +1,4 @@
-"""Curves of training runs from their `curve.jsonl`: loss, accuracy, processor use, energy.
+"""Training curves from `curve.jsonl` files: loss, accuracy, processor use, energy.
 
 Called by `fewshard figures curves`.
 """
@@ -11,13 +11,13 @@ from typing import Any
 from fewshard_models.figures.style import COLOURS, figure, save
 
 WATTS_PER_CORE = 10.0
-"""The processor's energy is modelled, not measured: its time times these watts. Virtual machines hide the
-counters. A GPU's is measured."""
+"""CPU energy is modelled as CPU time times these watts, since virtual machines hide the energy counters. GPU
+energy is measured."""
 Lines = Sequence[dict[str, Any]]
 
 
 def draw_curves(runs: Mapping[str, Lines], folder: Path, name: str = "curves") -> list[Path]:
-    """SVG and PNG of four panels; a colour for each run by name."""
+    """Draw SVG and PNG with four panels, and one colour per run."""
     with figure(7.2, 5.2) as drawn:
         loss, accuracy, use, energy = drawn.subplots(2, 2).flatten()
         for index, (run, lines) in enumerate(runs.items()):
@@ -43,7 +43,7 @@ def draw_curves(runs: Mapping[str, Lines], folder: Path, name: str = "curves") -
 
 
 def kilojoules(lines: Lines) -> list[float]:
-    """Energy up to each line: the processor's modelled, and a GPU's measured watts times the time."""
+    """Energy up to each line: modelled for the CPU, measured watts times elapsed time for a GPU."""
     joules, before_s = [], 0.0
     for line in lines:
         gpu_joules = line.get("gpu_watts", 0.0) * (line["seconds"] - before_s)

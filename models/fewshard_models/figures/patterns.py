@@ -1,4 +1,4 @@
-"""Sparsity patterns of a CNN: which weights a mask kept, or how many channels a cut left.
+"""Sparsity patterns of a CNN: the weights that a mask kept, or the channels that a cut left.
 
 Called by `fewshard figures patterns` and `fewshard table2`.
 """
@@ -20,14 +20,14 @@ _COLUMNS = 3
 
 
 def kept_shares(conv: nn.Conv2d) -> NDArray[np.float64]:
-    """For each pair of channels [out, in], the share of its filter's weights that are not zero."""
+    """The share of non-zero weights in the filter of each pair of channels, [out, in]."""
     kept = (conv.weight.detach() != 0).double().flatten(2).mean(dim=2)
     shares: NDArray[np.float64] = kept.numpy()
     return shares
 
 
 def draw_mask(model: Cnn, title: str, folder: Path, name: str) -> list[Path]:
-    """A map for each 3x3 convolution: outputs down, inputs across, dark where a filter is kept whole."""
+    """Draw a map per 3x3 convolution: outputs down, inputs across, dark where a filter is fully kept."""
     layers = _convolutions(model)
     rows = -(-len(layers) // _COLUMNS)
     with figure(7.2, 2.5 * rows + 0.5) as drawn:
@@ -43,7 +43,7 @@ def draw_mask(model: Cnn, title: str, folder: Path, name: str) -> list[Path]:
 
 
 def draw_cut(model: Cnn, dense: Cnn, title: str, folder: Path, name: str) -> list[Path]:
-    """A bar for each convolution: the output channels left, of those the dense network has."""
+    """Draw a bar per convolution: the remaining output channels, out of those of the dense network."""
     left = [conv.out_channels for conv in _convolutions(model).values()]
     whole = [conv.out_channels for conv in _convolutions(dense).values()]
     names = list(_convolutions(dense))
@@ -65,7 +65,7 @@ def draw_cut(model: Cnn, dense: Cnn, title: str, folder: Path, name: str) -> lis
 
 
 def _convolutions(model: Cnn) -> dict[str, nn.Conv2d]:
-    """The 3x3 convolutions in order, by short names: `1 down`, `1 block a`, `1 block b`, …"""
+    """The 3x3 convolutions in order by short name: `stage 1 down`, `stage 1 block a`, `stage 1 block b`, …"""
     parts = {"down": "down", "block.0": "block a", "block.1": "block b"}
     found = {}
     for index, stage in enumerate(model.stages, start=1):
@@ -84,21 +84,21 @@ def _map(axes: Any, layer: str, shares: NDArray[np.float64]) -> Any:
     axes.set_ylabel("outputs", fontsize=7)
     axes.tick_params(labelsize=6)
     dead = np.flatnonzero(shares.sum(axis=1) == 0)
-    # A dead output is a line that white on white would hide.
+    # A dead output is a white line, invisible on white: it gets a mark.
     if len(dead):
         axes.plot(np.full(len(dead), shares.shape[1]), dead, "<", color=ORANGE, markersize=3, clip_on=False)
     return image
 
 
 def is_masked(model: Cnn, share: float = 0.01) -> bool:
-    """Whether over that share of the weights of the convolutions are zero."""
+    """Whether more than `share` of the convolutions' weights are zero."""
     weights = [conv.weight for conv in _convolutions(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zeros > share * sum(weight.numel() for weight in weights)
 
 
 def draw_pattern(model: Cnn, dense: Cnn | None, title: str, folder: Path) -> list[Path]:
-    """The map of a masked network, or what a cut left of `dense`; nothing for one that is neither."""
+    """Draw the map of a masked network, or what a cut left of `dense`; nothing for other networks."""
     name = f"pattern-{title}"
     with torch.no_grad():
         if is_masked(model):
@@ -113,7 +113,7 @@ def _widths(model: Cnn) -> list[int]:
 
 
 def load_cnn(directory: Path) -> Cnn:
-    """The checkpoint's CNN in fp32. Raises CheckpointError where it is another architecture."""
+    """The checkpoint's CNN in fp32. Raises CheckpointError for another architecture."""
     model = load_checkpoint(directory).model
     if not isinstance(model, Cnn):
         raise CheckpointError(f"{directory} is no Fewshard CNN; patterns are drawn of those alone")

@@ -1,4 +1,4 @@
-"""Shards against load: how heavy they are by one or more placements; called by `fewshard plan`."""
+"""Load of shards under one or more placements, as a picture. Called by `fewshard plan`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ Loads = NDArray[np.float64]
 
 
 def require_ending(file: Path) -> None:
-    """Raises DataError for a file that no picture can be written to."""
+    """Raise DataError for a file name without a supported picture format."""
     if file.suffix.lower() not in ENDINGS:
         raise DataError(f"{file}: a picture's name ends in {', '.join(ENDINGS)}")
 
@@ -28,11 +28,11 @@ def require_ending(file: Path) -> None:
 def draw_shards(
     chosen: tuple[str, Loads], others: Mapping[str, Loads], bound: float, title: str, file: Path
 ) -> None:
-    """Write the picture; its kind is the file's ending. Raises DataError for another ending.
+    """Write the picture in the format of the file's suffix. Raises DataError for an unknown one.
 
-    Loads are [num_layers, num_shards], in units of their layer's mean. In each layer shards are ordered by
-    load, since every layer waits for its own heaviest. `bound`: the mean over layers of what some shard must
-    reach.
+    Loads are [num_layers, num_shards], relative to the mean of their layer. Shards are sorted by load in each
+    layer, since every layer waits for its own heaviest shard. `bound`: the lower bound on the heaviest load,
+    averaged over the layers.
     """
     require_ending(file)
     name, loads = chosen
@@ -61,7 +61,7 @@ def _ordered(loads: Loads) -> Loads:
 
 
 def _shards(axes: "Axes", loads: Loads, name: str) -> None:
-    """Bars with the range over layers; a band where bars would be too thin."""
+    """Draw bars with the range over layers, or a band if bars would be too thin."""
     mean, low, high = loads.mean(axis=0), loads.min(axis=0), loads.max(axis=0)
     shard, label = np.arange(len(mean)), f"{name}: {mean[0]:.2f}"
     if len(mean) > MAX_BARS:

@@ -1,4 +1,4 @@
-"""What fewer MACs promise and what of it arrives, from a measured Table II; called by `fewshard figures`."""
+"""Promised and measured speed-ups, from a measured Table II. Called by `fewshard figures`."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ BATCHES = (1, 64)
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One row of the table. `promised` and `realised` are factors over the dense model of the same task.
+    """One row of the table, compared with the dense model of the same task.
 
-    `promised`: the dense model's MACs over its own. `realised`: by batch size. `points`: accuracy above the
-    dense model's, in percentage points.
+    promised: the dense model's MACs divided by its own.
+    realised: measured speed-up by batch size.
+    points: accuracy minus the dense model's, in percentage points.
     """
 
     name: str
@@ -27,7 +28,7 @@ class System:
 
 
 def read_systems(file: Path) -> list[System]:
-    """The systems that have fewer MACs than their dense model. Raises DataError naming the file."""
+    """The systems with fewer MACs than their dense model. Raises DataError that names the file."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
         dense = {_task(row): row for row in rows if row["kind"] == "dense" and row["macs_share"] is None}
@@ -55,7 +56,7 @@ def _system(row: dict[str, object], dense: dict[str, object]) -> System:
 
 
 def draw_speedups(systems: Sequence[System], folder: Path) -> list[Path]:
-    """SVG and PNG: three bars for each system, the promised factor and the realised ones."""
+    """Draw SVG and PNG: for each system the promised factor and the two realised ones."""
     with figure(7.2, 0.62 * len(systems) + 1.0) as drawn:
         axes = drawn.add_subplot()
         series = [("fewer MACs (promised)", GREY, [system.promised for system in systems])]

@@ -1,4 +1,4 @@
-"""How every figure looks, and its two files; needs matplotlib, which the extra `plots` brings."""
+"""Style and output files of every figure. Needs matplotlib, from the extra `plots`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from fewshard_models.errors import RecipeError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; dark to light also in grey print.
+# Okabe and Ito's palette: distinguishable with colour blindness, and dark to light in grey print.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#7F7F7F"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -27,7 +27,7 @@ _LOOK: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "figure.dpi": 160,
-    # The same figure gives the same file, so that a repository sees changes of the data alone.
+    # Equal figures give equal files, so that a repository sees only changes of the data.
     "svg.hashsalt": "fewshard",
     "svg.fonttype": "path",
 }
@@ -39,7 +39,7 @@ def can_draw() -> bool:
 
 @contextmanager
 def figure(width: float = 6.4, height: float = 3.8) -> Iterator["Figure"]:
-    """A figure of that size in inches, in our style. Raises RecipeError where matplotlib is missing."""
+    """A figure of that size in inches, in our style. Raises RecipeError if matplotlib is missing."""
     if not can_draw():
         raise RecipeError("figures need matplotlib: pip install 'fewshard[plots]'")
     import matplotlib
@@ -50,7 +50,7 @@ def figure(width: float = 6.4, height: float = 3.8) -> Iterator["Figure"]:
 
 
 def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """`name`.svg and `name`.png in `folder`; returns their paths. Call it inside `figure`'s block."""
+    """Save `name`.svg and `name`.png to `folder`; returns their paths. Call it inside `figure`'s block."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("svg", "png")]
     figure.savefig(paths[0], metadata={"Date": None})
@@ -59,5 +59,5 @@ def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
 
 
 def millions(value: float) -> str:
-    """A count in millions or thousands of millions, for labels."""
+    """A count with the suffix M or G, for labels."""
     return f"{value / 1e9:.3g} G" if value >= 1e9 else f"{value / 1e6:.3g} M"

@@ -1,8 +1,7 @@
-"""Short runs for figure 2: five CNN widths dense, and the widest pruned to five sizes; resumable.
+"""Short training runs for figure 2: dense CNNs of five widths, and the widest pruned to five sizes.
 
-Every network has the same number of epochs in all: a pruned one half of them before it is pruned.
-
-Called by `fewshard figures sweep`.
+Every network trains for the same total number of epochs; a pruned one spends half of them before pruning.
+Runs are resumable. Called by `fewshard figures sweep`.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +34,13 @@ Prune = Callable[[Cnn, float], Cnn]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """`widths`: of the dense CNNs, the last the widest, from which `shares` of its MACs are kept; `prune`: a
-    function of a CNN trained for half of the epochs and such a share."""
+    """The networks to train.
+
+    work: the workspace.
+    widths: widths of the dense CNNs; the last is the widest and the one that is pruned.
+    shares: shares of its MACs to keep.
+    prune: prunes a CNN, trained for half of the epochs, to a share.
+    """
 
     work: Workspace
     widths: Sequence[float] = WIDTHS
@@ -49,9 +53,9 @@ class Sweep:
 
 
 def run(sweep: Sweep, say: Callable[[str], None] = lambda _text: None) -> list[Point]:
-    """Train what is not trained yet; a point for each network, dense first.
+    """Train the missing networks and return a point for each, dense ones first.
 
-    Raises RecipeError for fewer than two epochs: a pruned network needs one before and one after.
+    Raises RecipeError for fewer than two epochs: a pruned network needs one before pruning and one after.
     """
     if sweep.epochs < 2:
         raise RecipeError(f"the sweep needs 2 epochs, half of them before pruning, not {sweep.epochs}")
@@ -94,7 +98,7 @@ def _pruned(sweep: Sweep, widest: Path, share: float) -> Callable[[], Cnn]:
 
 
 def _trained(sweep: Sweep, name: str, epochs: int, peak: float, start: Callable[[], Cnn]) -> Path:
-    """The checkpoint, trained if it is not there yet; `peak`: the largest learning rate."""
+    """The checkpoint, trained if it does not exist yet; `peak`: the maximum learning rate."""
     folder = sweep.work.phase(f"sweep-{name}")
     if not (folder / "model" / "preprocessor_config.json").is_file():
         _train(sweep, start(), folder, epochs, peak)
@@ -109,7 +113,7 @@ def _point(sweep: Sweep, name: str, kind: str, model: Path) -> Point:
 
 
 def _train(sweep: Sweep, model: Cnn, folder: Path, epochs: int, peak: float) -> None:
-    """As the tiny tier's recipe does, in fewer epochs."""
+    """Train like the tiny tier's recipe, with fewer epochs."""
     images, labels = load_cifar10("train")
     images, labels = images[: sweep.work.limit], labels[: sweep.work.limit]
     settings = FitSettings(

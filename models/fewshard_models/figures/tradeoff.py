@@ -1,4 +1,4 @@
-"""Figure 2: accuracy against MACs, dense and sparse; called by `fewshard figures` and `fewshard table2`."""
+"""Figure 2: accuracy against MACs, dense and sparse. Called by `fewshard figures` and `fewshard table2`."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,11 @@ NAME = "figure2"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One trained network: `accuracy` is a share of `num_items`; `epochs` of training in all."""
+    """One trained network.
+
+    accuracy: share of `num_items` that are right.
+    epochs: total epochs of training.
+    """
 
     name: str
     kind: str
@@ -34,7 +38,7 @@ def write_points(points: Sequence[Point], about: dict[str, Any], folder: Path) -
 
 
 def read_points(file: Path) -> list[Point]:
-    """Raises DataError naming the file where it cannot be used."""
+    """The points in `file`. Raises DataError that names the file if it cannot be used."""
     try:
         points = [Point(**each) for each in json.loads(file.read_text(encoding="utf-8"))["points"]]
     except json.JSONDecodeError as error:
@@ -47,7 +51,7 @@ def read_points(file: Path) -> list[Point]:
 
 
 def draw_tradeoff(points: Sequence[Point], folder: Path) -> list[Path]:
-    """SVG and PNG of a line for each kind, with one standard error of the test items."""
+    """Draw SVG and PNG: a line per kind, with error bars of one standard error over the test items."""
     with figure() as drawn:
         axes = drawn.add_subplot()
         for index, kind in enumerate(dict.fromkeys(point.kind for point in points)):
@@ -72,7 +76,7 @@ def _label(points: Sequence[Point]) -> str:
 
 
 def _ticks(axes: Any, macs: Sequence[int]) -> None:
-    """Round numbers of MACs that are far enough apart to be read."""
+    """Set ticks at round numbers of MACs that are far enough apart to be readable."""
     steps = [digit * 10**power for power in range(5, 12) for digit in (1, 2, 5)]
     shown = [step for step in steps if 0.8 * min(macs) <= step <= 1.25 * max(macs)]
     axes.set_xticks(shown, [millions(step) for step in shown])

@@ -1,4 +1,4 @@
-"""The configuration of our residual CNN for small images; stored as `config.json` of a checkpoint."""
+"""Configuration of our residual CNN for small images, stored as a checkpoint's `config.json`."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,12 @@ from transformers import PreTrainedConfig
 
 @strict
 class FewshardImageConfig(PreTrainedConfig):
-    """Whitening stem, then stages of one widening convolution and one residual block each.
+    """A whitening stem, then stages of one widening convolution and one residual block each.
 
-    `stage_channels`: width of each stage's residual stream; `block_channels`: width inside its residual
-    block, so that pruned networks are rebuilt from these numbers alone; `logit_scale` multiplies the logits;
-    `sparsity_kind`: "static" or "dynamic" where a sparsifier made the network.
+    stage_channels: width of each stage's residual stream.
+    block_channels: width inside each stage's residual block. Pruned networks are rebuilt from both.
+    logit_scale: factor on the logits.
+    sparsity_kind: "static" or "dynamic" if a sparsifier made the network.
     """
 
     model_type = "fewshard_image"

@@ -1,12 +1,11 @@
-"""The CNN's 3x3 convolution: `nn.Conv2d` whose bf16 weight gradient on a CPU is faster for small maps.
+"""The CNN's convolutions for a CPU: a faster weight gradient for training, and a fused form for inference.
 
-oneDNN's bf16 weight gradient slows down as maps get smaller: 3x3 maps run at a tenth of the forward pass's
-rate (docs/log.md). Laid out as a few larger maps with a line of zeros between them, they do not.
+`Conv3x3`: oneDNN's bf16 weight gradient slows down as maps get smaller; 3x3 maps run at a tenth of the
+forward pass's rate (docs/log.md). Tiling them into a few larger maps, separated by zeros, avoids that.
 
-Convolution, batch norm and GELU as one oneDNN operation on a CPU; made by `prepare_for_inference`.
-
-Norm and GELU by themselves cost memory traffic in proportion to the channels, where products cost their
-square: left apart they eat what cutting channels saves (docs/log.md).
+`FusedConv`: convolution, batch norm and GELU as one oneDNN operation, made by `prepare_for_inference`.
+Separate norm and GELU cost memory traffic in proportion to the channels, products in proportion to their
+square: unfused, they consume what cutting channels saves (docs/log.md).
 """
 
 from typing import Any
@@ -20,7 +19,7 @@ _TILE_SIZE = 16
 
 
 class Conv3x3(nn.Conv2d):
-    """[N, I, H, W] to [N, O, H, W], padded by one, no bias."""
+    """3x3 convolution of [N, I, H, W] to [N, O, H, W], padded by one, without bias."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1, bias=False)
@@ -37,7 +36,7 @@ def _in_bf16() -> bool:
 
 
 def tiles_per_side(x: Tensor) -> int:
-    """How many maps go side by side, both ways; 1 where that gains nothing or the batch does not divide."""
+    """Maps per side of a tile; 1 if tiling gains nothing or the batch is not divisible."""
     num_images, size = x.shape[0], max(x.shape[2:])
     if size > MAX_TILED_SIZE:
         return 1
@@ -48,7 +47,8 @@ def tiles_per_side(x: Tensor) -> int:
 
 
 def tile(x: Tensor, count: int) -> Tensor:
-    """[N, C, H, W] to [N / count^2, C, count * (H + 1), count * (W + 1)], zeros below and right of each."""
+    """[N, C, H, W] to [N / count^2, C, count * (H + 1), count * (W + 1)], with zeros below and right of each
+    map."""
     n, channels, height, width = x.shape
     tiled = x.new_zeros(n // count**2, count, height + 1, count, width + 1, channels)
     maps = x.permute(0, 2, 3, 1).reshape(n // count**2, count, count, height, width, channels)
@@ -81,8 +81,11 @@ def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) 
 
 
 def padded_batch(num_images: int) -> int:
-    """`num_images` rounded up to one of eight sizes an octave: oneDNN compiles each layer anew for a number
-    of images that it has not met lately, which can take longer than the images."""
+    """`num_images` rounded up to one of eight sizes per octave.
+
+    oneDNN recompiles each layer for a number of images that it has not seen lately, which can take longer
+    than the images.
+    """
     step = 1 << max(0, (num_images - 1).bit_length() - 4)
     return -(-num_images // step) * step
 
@@ -92,11 +95,11 @@ def can_fuse(conv: nn.Conv2d) -> bool:
 
 
 class FusedConv:
-    """[N, I, H, W] to GELU(norm(conv)) [N, O, H', W'], with 2x2 max-pooling before the norm where `pool`.
+    """GELU(norm(conv)) of [N, I, H, W] to [N, O, H', W']; with `pool`, 2x2 max-pooling before the norm.
 
-    `norm` is folded into the convolution in fp32; None for none. Which order of the weights oneDNN wants
-    depends on the input's shape, and to turn one order into another at each call can take 100 times as long
-    as the convolution (docs/log.md): each order met is kept. There are two or three for all batches.
+    `norm` (or None) is folded into the convolution in fp32. The weight layout that oneDNN wants depends on
+    the input's shape, and reordering at each call can take 100 times as long as the convolution
+    (docs/log.md). Each layout is therefore cached; all batches together need two or three.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, pool: bool) -> None:
@@ -126,14 +129,14 @@ class FusedConv:
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """2x2 max-pooling, as `F.max_pool2d(x, 2)`; twice as fast for channels-last maps on a CPU."""
+    """2x2 max-pooling like `F.max_pool2d(x, 2)`; twice as fast for channels-last maps on a CPU."""
     height, width = (size // 2 * 2 for size in x.shape[2:])
     rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
     return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
-    """fp32 weight [O, I, kh, kw] and bias [O] of the convolution with its norm in eval mode."""
+    """fp32 weight [O, I, kh, kw] and bias [O] of the convolution combined with its norm in eval mode."""
     weight = conv.weight.detach().float()
     bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
     if norm is None:

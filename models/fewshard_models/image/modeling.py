@@ -45,7 +45,7 @@ class ConvNorm(Fusable[FusedConv]):
         return F.gelu(self.norm(x))
 
     def fuse(self) -> None:
-        """A norm that turns a channel's sign cannot move to the other side of pooling."""
+        """Fuse, unless a pooled channel has a negative norm weight: that does not commute with pooling."""
         if can_fuse(self.conv) and not (self.pool and bool((self.norm.weight < 0).any())):
             self.fused = FusedConv(self.conv, self.norm, self.pool)
 
@@ -111,7 +111,7 @@ class FewshardImageForImageClassification(PreTrainedModel):
     def prepare_for_inference(self) -> None:
         """Switch to eval mode and, on a CPU, fuse each convolution with its norm and GELU.
 
-        Call it when the model is loaded, cast and moved.
+        Call it after the model is loaded, cast and moved.
         """
         self.eval()
         self.stem.fuse()

@@ -1,4 +1,4 @@
-"""Preprocessing of images for our CNN: resize, scale, normalise; travels in `preprocessor_config.json`."""
+"""Image preprocessing for our CNN: resize, scale, normalise; stored in `preprocessor_config.json`."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 
 @dataclass(frozen=True, slots=True)
 class ImagePreprocessing:
-    """Bilinear resize to `height` x `width`, scale to 0..1, subtract `mean`, divide by `std` (by channel)."""
+    """Bilinear resize to `height` x `width`, scale to 0..1, then (x - `mean`) / `std` for each channel."""
 
     height: int
     width: int
@@ -47,7 +47,7 @@ class ImagePreprocessing:
 
 
 def load_preprocessing(directory: Path) -> ImagePreprocessing:
-    """Read what `save` wrote. Raises CheckpointError where the file is missing or lacks a field."""
+    """The preprocessing that `save` wrote. Raises CheckpointError if the file or a field is missing."""
     file = directory / PREPROCESSOR_FILE
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""Recipes: how each model of the zoo is trained, as data and short functions."""
+"""Training recipes for the models of the zoo, as settings and short functions."""

@@ -1,4 +1,4 @@
-"""The CIFAR-10 recipes, the same at every tier: a dense CNN, its sparse forms, and a narrow rival."""
+"""CIFAR-10 recipes, the same for every tier: a dense CNN, its sparse variants, a narrow dense baseline."""
 
 import copy
 from collections.abc import Callable
@@ -29,19 +29,19 @@ from fewshard_models.sparsify.rigl import Rigl, RiglSettings
 
 TAYLOR_BATCHES = 8
 MASKED_SUFFIX = "-masked"
-# A filter whose weights have all just grown from zero stands before a batch norm that multiplies its gradient
-# by hundreds: unclipped, one grew to 3e7 and never moved again (docs/log.md).
+# A filter regrown entirely from zero feeds a batch norm that multiplies its gradient by hundreds. Without
+# clipping, one grew to 3e7 and never moved again (docs/log.md).
 MAX_GRAD_NORM = 2.0
 
 
 def train_dense(tier: ImageTier, work: Workspace, out: Path) -> None:
-    """`cifar10-dense`: SGD with one triangular cycle, label smoothing, flips and shifts, averaged weights."""
+    """Train `cifar10-dense`: SGD, triangular cycle, label smoothing, flips and shifts, averaged weights."""
     model = _start(dense_config(tier), work)
     _save(_fit(model, work, tier, "cifar10-dense"), out)
 
 
 def train_narrow(tier: ImageTier, work: Workspace, out: Path, dense: Path, dynamic: Path) -> None:
-    """`cifar10-narrow`: a dense network with the MACs of the `dynamic` checkpoint, trained as that was."""
+    """Train `cifar10-narrow`: a dense network with the MACs of `dynamic`, trained in the same way."""
     config = dense_config(tier)
     target = count_macs(load_checkpoint(dynamic).model.config)
     round_to = min(8, tier.round_to)
@@ -51,9 +51,11 @@ def train_narrow(tier: ImageTier, work: Workspace, out: Path, dense: Path, dynam
 
 
 def train_dynamic(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> None:
-    """`cifar10-dst`: RigL from scratch while channels die, taught by the `dense` checkpoint as every smaller
-    network here is; the cut network goes to `out`, and the masked one it was cut from, which gives the same
-    logits, beside it with `-masked` at the end of its name."""
+    """Train `cifar10-dst`: RigL from scratch while channels die, distilled from `dense` as all smaller CNNs.
+
+    `out` receives the network after its dead channels are cut out. The masked network before the cut, which
+    gives the same logits, is saved beside it with the suffix `-masked`.
+    """
     model = _start(dense_config(tier), work)
     whole = copy.deepcopy(model)
     total_steps = work.num_epochs(tier.epochs) * _batches(work, tier).steps_per_epoch()
@@ -77,8 +79,10 @@ def train_dynamic(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> N
 
 
 def train_static(tier: ImageTier, work: Workspace, out: Path, dense: Path) -> None:
-    """`cifar10-static`: the `dense` checkpoint with the channels removed that matter least to its loss, then
-    fine-tuned, taught by the dense network."""
+    """Train `cifar10-static`: prune the channels of `dense` that matter least to its loss, then fine-tune.
+
+    The dense network is the teacher of the fine-tuning.
+    """
     teacher = require_cnn(load_checkpoint(dense).model)
     pruned = copy.deepcopy(teacher)
     for images, labels in islice(_batches(work, tier).epoch(0), TAYLOR_BATCHES):
@@ -109,7 +113,7 @@ def dense_config(tier: ImageTier) -> FewshardImageConfig:
 
 
 def _start(config: FewshardImageConfig, work: Workspace) -> Cnn:
-    """A new network with its whitening stem."""
+    """A new network with a whitening stem, on the training device."""
     torch.manual_seed(work.seed)
     model = Cnn(config)
     prepare(model, load_cifar10("train")[0][: work.limit], work.seed)
@@ -117,7 +121,7 @@ def _start(config: FewshardImageConfig, work: Workspace) -> Cnn:
 
 
 def _placed(model: Cnn) -> Cnn:
-    """On the GPU where there is one, channels last in memory."""
+    """Move the model to the GPU, if there is one, with channels last in memory."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).to(memory_format=torch.channels_last)
     return model
@@ -132,7 +136,7 @@ def _fit(
     hook: UpdateHook | None = None,
     max_grad_norm: float = 0.0,
 ) -> Cnn:
-    """Train from scratch: on the labels, or taught by a checkpoint."""
+    """Train from scratch, on the labels or with a checkpoint as the teacher."""
     settings = replace(_settings(work, tier, tier.epochs, tier.learning_rate), max_grad_norm=max_grad_norm)
     asked = {"tier": asdict(tier)} | ({} if teacher is None else {"dense": digest(teacher)})
     return require_cnn(

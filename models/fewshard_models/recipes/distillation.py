@@ -1,4 +1,4 @@
-"""Distillation of a text classifier: the teachers' logits and pooled states, computed once, then imitated."""
+"""Distillation of a text classifier: targets (teachers' logits and pooled states, computed once) and loss."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,27 @@ from fewshard_models.text.packing import mean_of_items
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The teacher's answer to each training text: `logits` fp32 [N, C], `pooled` fp16 [N, num_states, H]."""
+    """The teacher's outputs for N training texts.
+
+    logits: fp32 [N, C].
+    pooled: fp16 [N, num_states, H], hidden states averaged over each text's tokens.
+    """
 
     logits: Tensor
     pooled: Tensor
 
     def of_states(self, indices: Sequence[int]) -> "Targets":
-        """With these of the states alone."""
+        """The same targets with these states only."""
         return Targets(self.logits, self.pooled[:, list(indices)])
 
 
 def teach(
     teacher: FewshardTextForSequenceClassification, token_ids: list[list[int]], states: Sequence[int]
 ) -> Targets:
-    """The teacher's targets, in bf16 where it pays; `states` index its hidden states (0: the embeddings)."""
+    """The teacher's targets, computed in bf16 where that is faster.
+
+    `states` index its hidden states (0: the embeddings).
+    """
 
     def answer(packed: PackedTokens, out: PackedOutput) -> Tensor:
         pooled = [mean_of_items(out.hidden_states[state], packed) for state in states]
@@ -45,7 +52,7 @@ def teach(
 
 
 def mean_targets(answers: Sequence[Targets]) -> Targets:
-    """The mean of several teachers' logits (an ensemble, Hinton et al. 2015), and the first one's states."""
+    """The mean logits of several teachers (an ensemble, Hinton et al. 2015), with the first one's states."""
     return Targets(torch.stack([answer.logits for answer in answers]).mean(dim=0), answers[0].pooled)
 
 
@@ -57,10 +64,14 @@ def distillation_loss(
     label_weight: float,
     state_weight: float,
 ) -> Callable[[nn.Module, TextBatch], Tensor]:
-    """A loss of (student, batch): KL to the teacher at `temperature` (Hinton et al. 2015), cross-entropy to
-    the label where there is one, and the distance of normalised pooled states, student layer i to state i.
+    """A loss function of (student, batch). It is the sum of:
 
-    States are compared after pooling because teacher and student may split words into different pieces.
+    - KL divergence to the teacher at `temperature` (Hinton et al. 2015);
+    - cross-entropy to the labels, where there are any, times `label_weight`;
+    - cosine distance between pooled states, student layer i to state i, times `state_weight`;
+    - the student's router losses.
+
+    States are compared after pooling because teacher and student may tokenise words differently.
     """
 
     def loss_of(student: nn.Module, batch: TextBatch) -> Tensor:
@@ -85,5 +96,5 @@ def distillation_loss(
 
 
 def _label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the items that have a label, over all of them."""
+    """Cross-entropy of the labelled items, divided by the number of all items."""
     return F.cross_entropy(logits, labels, reduction="sum") / len(labels)

@@ -1,4 +1,4 @@
-"""Training the residual CNN on CIFAR-10: whitening stem, flips and shifts, one triangular cycle of SGD."""
+"""Training of the residual CNN on CIFAR-10: whitening stem, augmentation, and losses."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LABEL_SMOOTHING = 0.2
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] to fp32 [N, 3, H, W] with CIFAR-10's mean and deviation, channels last in memory."""
+    """uint8 [N, H, W, 3] to fp32 [N, 3, H, W] by CIFAR-10's mean and deviation; channels last in memory."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     return pixels.contiguous(memory_format=torch.channels_last)
@@ -27,9 +27,11 @@ def normalise(images: Tensor) -> Tensor:
 class ImageBatches:
     """Shuffled, flipped and shifted batches (fp32 [B, 3, 32, 32], int64 [B]).
 
-    Each image is mirrored in every other epoch, so that both sides are seen equally often
-    (alternating flip, Jordan 2024, arXiv:2404.00498); shifts are up to `max_shift` pixels with reflection;
-    a square of `cutout` pixels is set to the mean (DeVries & Taylor 2017, arXiv:1708.04552).
+    Each image is mirrored in every other epoch, so both sides occur equally often (alternating flip, Jordan
+    2024, arXiv:2404.00498).
+
+    max_shift: maximum shift in pixels, with reflection at the border.
+    cutout: side in pixels of a square that is set to the mean (DeVries & Taylor 2017, arXiv:1708.04552).
     """
 
     images: NDArray[np.uint8]
@@ -56,7 +58,7 @@ class ImageBatches:
 
 
 def shift(images: Tensor, max_shift: int, rng: np.random.Generator) -> Tensor:
-    """Move each image by up to `max_shift` pixels both ways, the border reflected."""
+    """Shift each image by up to `max_shift` pixels in both directions, with a reflected border."""
     size = images.shape[-1]
     padded = F.pad(images, (max_shift,) * 4, mode="reflect")
     offsets = torch.from_numpy(rng.integers(0, 2 * max_shift + 1, (len(images), 2)))
@@ -68,7 +70,7 @@ def shift(images: Tensor, max_shift: int, rng: np.random.Generator) -> Tensor:
 
 
 def hide(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """Zero a square of `size` pixels, centred anywhere in each image; nothing where `size` is 0."""
+    """Zero a square of `size` pixels at a random centre in each image; does nothing if `size` is 0."""
     if not size:
         return images
     extent = images.shape[-1]
@@ -88,8 +90,8 @@ def smoothed_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def image_distillation_loss(
     teacher: FewshardImageForImageClassification, temperature: float = 2.0, label_weight: float = 0.3
 ) -> Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]:
-    """A loss of (student, batch): KL to the teacher's answer to the same augmented images at `temperature`
-    (Hinton et al. 2015, arXiv:1503.02531), and cross-entropy to the label."""
+    """A loss function of (student, batch): KL divergence to the teacher's output for the same augmented
+    images at `temperature` (Hinton et al. 2015, arXiv:1503.02531), plus cross-entropy to the labels."""
     teacher = teacher.eval()
 
     def loss_of(student: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -110,7 +112,7 @@ def image_distillation_loss(
 
 
 def prepare(model: FewshardImageForImageClassification, images: NDArray[np.uint8], seed: int) -> None:
-    """Set the stem to the whitening of 2x2 patches and freeze it; start each convolution near identity."""
+    """Set the stem to whiten 2x2 patches and freeze it; initialise each convolution near the identity."""
     sample = np.random.default_rng(seed).permutation(len(images))[:5000]
     with torch.no_grad():
         whiten(model.stem, normalise(torch.from_numpy(images[sample])))
@@ -121,8 +123,8 @@ def prepare(model: FewshardImageForImageClassification, images: NDArray[np.uint8
 
 
 def whiten(stem: nn.Conv2d, images: Tensor, epsilon: float = 5e-4) -> None:
-    """Fill `stem` with the eigenvectors of the patches' covariance and their negatives, scaled to unit
-    variance (Page 2019; Jordan 2024)."""
+    """Set `stem` to the eigenvectors of the patches' covariance and their negatives, scaled to unit variance
+    (Page 2019; Jordan 2024)."""
     size = stem.kernel_size[0]
     patches = images.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
     patches = patches.reshape(-1, stem.in_channels * size**2).double()

@@ -1,4 +1,4 @@
-"""The accuracy a recipe shows at each epoch's end, for its curve alone: nothing is chosen by it."""
+"""Accuracy at the end of each epoch, for the training curve only: nothing is selected by it."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ _IMAGE_BATCH = 500
 
 
 def text_accuracy(tokenizer: PreTrainedTokenizerBase) -> Accuracy:
-    """Of a text model, on SST-2's dev set."""
+    """A function that measures a text model's accuracy on SST-2's dev set."""
     test = held_out("text")
     ids, labels = tokenize(tokenizer, list(test.inputs)), torch.from_numpy(test.labels)
 
@@ -32,7 +32,7 @@ def text_accuracy(tokenizer: PreTrainedTokenizerBase) -> Accuracy:
 
 
 def image_accuracy() -> Accuracy:
-    """Of a CNN, on the first images of CIFAR-10's test set."""
+    """A function that measures a CNN's accuracy on the first images of CIFAR-10's test set."""
     test = held_out("image", MAX_IMAGES)
     pixels, labels = normalise(torch.from_numpy(test.inputs)), torch.from_numpy(test.labels)
 

@@ -1,4 +1,4 @@
-"""The recipes by tier and name; called by `fewshard train` and `fewshard zoo build`."""
+"""All recipes by tier and name. Called by `fewshard train` and `fewshard zoo build`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,8 +22,13 @@ TIERS = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`train(work, out)` writes a checkpoint into the folder `out`, and returns why its accuracy is not to be
-    measured, or None. `starts`: full names of other recipes, whose checkpoints it is given after that.
+    """One recipe.
+
+    name: full name, TIER/MODEL.
+    summary: one line about it.
+    train: `train(work, out, *starts)` writes a checkpoint to the folder `out`; it returns the reason why its
+        accuracy cannot be measured, or None.
+    starts: full names of the recipes whose checkpoints `train` takes.
     """
 
     name: str
@@ -37,7 +42,7 @@ class Recipe:
 
     @property
     def model(self) -> str:
-        """The name without its tier."""
+        """The name without the tier."""
         return self.name.partition("/")[2]
 
 
@@ -97,7 +102,7 @@ RECIPES = {
 
 
 def find(name: str) -> Recipe:
-    """The recipe of that name; one without a tier is tiny's. Raises RecipeError naming those there are."""
+    """The recipe with this name, of the tiny tier if none is given. Raises RecipeError with all names."""
     full = name if "/" in name else f"tiny/{name}"
     if full not in RECIPES:
         raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
@@ -109,10 +114,10 @@ def of_tier(tier: str) -> list[Recipe]:
 
 
 def train(name: str, work: Workspace, out: Path) -> Card:
-    """Run a recipe, and before it those it starts from that have not been run in this workspace.
+    """Run a recipe, after those it starts from that have not run in this workspace yet.
 
-    Its phases lie in `work.run_dir`/TIER. Writes the checkpoint and its card to `out`. Raises RecipeError for
-    an unknown name, or where a phase was begun with other settings.
+    Phases are kept in `work.run_dir`/TIER. Writes the checkpoint and its card to `out`. Raises RecipeError
+    for an unknown name, or if a phase was begun with other settings.
     """
     recipe = find(name)
     starts = [_starting_point(start, work) for start in recipe.starts]
@@ -121,12 +126,12 @@ def train(name: str, work: Workspace, out: Path) -> Card:
 
 
 def model_folder(name: str, work: Workspace) -> Path:
-    """Where a recipe's checkpoint goes unless the caller says otherwise."""
+    """Default folder of a recipe's checkpoint."""
     return work.run_dir / find(name).name / "model"
 
 
 def _starting_point(name: str, work: Workspace) -> Path:
-    """The checkpoint of recipe `name`; a CNN given as `work.init` stands in for the dense one."""
+    """The checkpoint of recipe `name`; if `work.init` is a CNN, it replaces the dense one."""
     if (
         name.endswith("/cifar10-dense")
         and work.init

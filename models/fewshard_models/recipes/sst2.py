@@ -1,4 +1,4 @@
-"""The SST-2 recipes: fine-tuned teachers, and students that imitate them; their settings: `sst2_tiers`."""
+"""SST-2 recipes: fine-tuned teachers, and students distilled from them. Their settings are in `tiers`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -43,9 +43,9 @@ NAMES = {
 
 
 def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | None = None) -> str | None:
-    """Train the recipe's student on its teachers' answers and save it to `out`.
+    """Distil the recipe's student from its teachers and save it to `out`.
 
-    Returns why its accuracy is not to be measured: None, or that no pretrained encoder was given.
+    Returns the reason why its accuracy cannot be measured (no pretrained encoder was given), or None.
     """
     if work.init is None and recipe.teaching.tuning.architecture is not None:
         return _save_random(recipe.teaching.tuning.architecture | _random_student(recipe.student), work, out)
@@ -76,7 +76,7 @@ def train_student(recipe: TextRecipe, work: Workspace, out: Path, start: Path | 
 
 
 def train_fine_tuned(settings: FineTuning, work: Workspace, out: Path) -> str | None:
-    """Fine-tune the pretrained encoder and save it to `out`; returns as `train_student`."""
+    """Fine-tune the pretrained encoder and save it to `out`. Returns the same as `train_student`."""
     if work.init is None and settings.architecture is not None:
         return _save_random(settings.architecture, work, out)
     folder = _teacher(work, settings, 0)
@@ -85,23 +85,23 @@ def train_fine_tuned(settings: FineTuning, work: Workspace, out: Path) -> str | 
 
 
 def label_loss(model: nn.Module, batch: TextBatch) -> torch.Tensor:
-    """Cross-entropy to the labels, with the router losses."""
+    """Cross-entropy to the labels, plus the router losses."""
     assert isinstance(model, Text)
     out = model.forward_packed(batch.packed)
     return classification_loss(out.logits, batch.labels, model.config) + model.router_loss(out.moe_stats)
 
 
 def _teacher(work: Workspace, settings: FineTuning, index: int) -> Path:
-    """The checkpoint of one fine-tuned encoder; trained once and kept in its phase's folder.
+    """The checkpoint of one fine-tuned encoder, trained once and kept in its phase's folder.
 
-    It is stored in fp32, so that a run that finds it goes on as the run that made it.
+    It is stored in fp32, so that a resumed run gives the same result as an uninterrupted one.
     """
     model, tokenizer = _pretrained(work)
     folder = work.phase(f"sst2-teacher-{index}", _asked(work, settings))
     if (folder / "model").is_dir():
         return folder / "model"
     texts, labels = _train_rows(work)
-    # The embeddings hold half of the parameters and most words are rare: they stay as pretrained.
+    # The embeddings hold half of the parameters and most words are rare: they keep their pretrained values.
     model.embeddings.word_embeddings.weight.requires_grad_(False)
     seed = 1000 * work.seed + index
     batches = TextBatches(tokenize(tokenizer, texts), labels, settings.batch_size, seed)
@@ -112,9 +112,9 @@ def _teacher(work: Workspace, settings: FineTuning, index: int) -> Path:
 
 
 def _targets(work: Workspace, teaching: Teaching, texts: list[str]) -> Targets:
-    """The teachers' answers to `texts`, of which the training rows come first; asked once.
+    """The teachers' targets for `texts` (training rows first), computed once.
 
-    A larger teacher answers in the place of all; the first of the others still gives the states.
+    A larger teacher, if given, replaces the logits of all; the states are still those of the first teacher.
     """
     num_teachers = teaching.num_teachers if work.teacher is None else 1
     folders = [_teacher(work, teaching.tuning, index) for index in range(num_teachers)]
@@ -141,7 +141,7 @@ def _targets(work: Workspace, teaching: Teaching, texts: list[str]) -> Targets:
 def _student(
     work: Workspace, recipe: TextRecipe, texts: Sequence[str], start: Path | None
 ) -> tuple[Text, PreTrainedTokenizerBase]:
-    """The student before its training, and its tokenizer."""
+    """The untrained student and its tokenizer."""
     settings = recipe.student
     if settings.source == "pretrained":
         source, tokenizer = _pretrained(work)
@@ -166,7 +166,7 @@ def _student(
 
 
 def _typical(texts: Sequence[str]) -> list[str]:
-    """Texts as long as those that will be classified; most of the training texts are short phrases."""
+    """Texts as long as those to be classified; most of the training texts are short phrases."""
     return [text for text in texts if len(text.split()) >= _TYPICAL_WORDS][:SAMPLE_SIZE] or list(texts)
 
 
@@ -199,12 +199,12 @@ def _fit_settings(settings: FitSettings, work: Workspace, seed: int) -> FitSetti
 
 
 def _asked(work: Workspace, settings: FineTuning | Teaching | TextRecipe) -> dict[str, Any]:
-    """All that decides a phase's result, as `Workspace.phase` takes it."""
+    """All settings that determine a phase's result, for `Workspace.phase`."""
     return {"init": digest(_init(work)), "recipe": asdict(settings)}
 
 
 def _larger(work: Workspace) -> dict[str, Any]:
-    """The larger teacher among what is asked, where there is one."""
+    """The setting of the larger teacher, for `Workspace.phase`; empty without one."""
     return {} if work.teacher is None else {"teacher": digest(_complete("--teacher", work.teacher))}
 
 
@@ -229,7 +229,7 @@ def _train_rows(work: Workspace) -> tuple[list[str], list[int]]:
 
 
 def _pretrained(work: Workspace) -> tuple[Text, PreTrainedTokenizerBase]:
-    """The encoder of `work.init` with mean pooling and a new head. Raises RecipeError where it is unfit."""
+    """The encoder in `work.init` with mean pooling and a new head. Raises RecipeError if it is unsuitable."""
     init = _init(work)
     source = AutoConfig.from_pretrained(init)
     if not can_convert(source):
@@ -243,7 +243,7 @@ def _pretrained(work: Workspace) -> tuple[Text, PreTrainedTokenizerBase]:
 
 
 def _random_student(student: Student) -> dict[str, Any]:
-    """The fields in which the student's architecture differs from its teacher's."""
+    """Configuration fields in which the student differs from its teacher's architecture."""
     assert student.layers is not None
     fields: dict[str, Any] = {"num_hidden_layers": len(student.layers)}
     if student.experts is not None:
@@ -256,7 +256,7 @@ def _random_student(student: Student) -> dict[str, Any]:
 
 
 def _save_random(architecture: dict[str, Any], work: Workspace, out: Path) -> str:
-    """The architecture with random weights and the bundled tokenizer: its cost can be measured."""
+    """Save the architecture with random weights and the bundled tokenizer, to measure its cost."""
     torch.manual_seed(work.seed)
     model = Text(FewshardTextConfig(**architecture, **NAMES))
     _save(model, AutoTokenizer.from_pretrained(ZOO / "sst2-dense"), out)

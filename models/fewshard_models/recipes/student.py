@@ -1,6 +1,6 @@
-"""A smaller WordPiece vocabulary for a task: the pieces its training texts use most.
+"""Smaller dense students cut from a trained encoder: fewer layers and units, a trimmed vocabulary.
 
-Smaller dense students out of a trained encoder: fewer layers and units, a factorised vocabulary.
+`trim_vocabulary` keeps the WordPiece pieces that the training texts use most, and `shrink` makes the student.
 """
 
 from collections import Counter
@@ -18,7 +18,12 @@ from fewshard_models.text import FewshardTextConfig
 
 @dataclass(frozen=True, slots=True)
 class TrimmedVocabulary:
-    """`kept[i]` is the id in the full vocabulary of the trimmed vocabulary's piece i; `counts` its uses."""
+    """A reduced vocabulary.
+
+    tokenizer: tokenizer of the reduced vocabulary.
+    kept: for each of its pieces, the id in the full vocabulary.
+    counts: number of uses of each piece.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     kept: Tensor
@@ -26,9 +31,9 @@ class TrimmedVocabulary:
 
 
 def trim_vocabulary(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> TrimmedVocabulary:
-    """Keep the `size` pieces that serve `texts` best, every single ASCII character among them.
+    """Keep the `size` most useful pieces for `texts`, including every single ASCII character.
 
-    Words that lost their piece split into shorter ones, so every text still encodes.
+    Words that lost their piece split into shorter pieces, so every text can still be encoded.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     uses = Counter(piece for ids in tokenizer(list(texts))["input_ids"] for piece in ids)
@@ -36,7 +41,7 @@ def trim_vocabulary(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], si
     single = {
         id_ for piece, id_ in vocabulary.items() if len(piece.removeprefix("##")) == 1 and piece.isascii()
     }
-    # Ids of BERT's vocabulary grow with rarity, which breaks ties among unused pieces.
+    # Ids of BERT's vocabulary increase with rarity, which breaks ties among unused pieces.
     ranked = sorted(
         vocabulary.values(), key=lambda id_: (id_ not in special, id_ not in single, -uses[id_], id_)
     )
@@ -62,11 +67,12 @@ def shrink(
     vocabulary: TrimmedVocabulary | None = None,
     embedding_size: int | None = None,
 ) -> Text:
-    """The source's `layers`, and of each the `intermediate_size` units that matter most on the tokenised
-    `sample`; None keeps all.
+    """A student with some of the source's layers and feed-forward units.
 
-    With a `vocabulary` the embeddings are cut to it and factorised to `embedding_size`, positions to 128, and
-    the head is new and without pooler.
+    layers: layers to keep; None keeps all.
+    intermediate_size: units to keep in each layer, the most important on the tokenised `sample`; None: all.
+    vocabulary: the vocabulary to reduce the embeddings to. With one, they are factorised to
+        `embedding_size`, positions are cut to 128, and the head is new and has no pooler.
     """
     layers = range(source.config.num_hidden_layers) if layers is None else layers
     width = intermediate_size or source.config.intermediate_size

@@ -1,4 +1,4 @@
-"""A teacher larger than the student's own encoder, of any architecture transformers knows; used by `sst2`."""
+"""An optional larger teacher, of any architecture that transformers supports. Used by `sst2`."""
 
 import hashlib
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ from fewshard_models.text.inference import over_batches, tokenize
 
 
 def fine_tuned(work: Workspace, settings: FineTuning, texts: list[str], labels: list[int]) -> Path:
-    """The encoder of `work.teacher` fine-tuned on the labels: the checkpoint's folder, made once.
+    """The checkpoint of the encoder in `work.teacher`, fine-tuned once on the labels.
 
-    A classifier of these very classes is taken as it is, so that several seeds can share one.
-    Raises RecipeError where transformers cannot load the directory as a classifier.
+    A classifier of exactly these classes is used as it is, so that several seeds can share it.
+    Raises RecipeError if transformers cannot load the directory as a classifier.
     """
     assert work.teacher is not None
     if tuple(_config(work.teacher).id2label.values()) == LABELS:
@@ -62,8 +62,10 @@ def fine_tuned(work: Workspace, settings: FineTuning, texts: list[str], labels: 
 
 
 def answers(work: Workspace, folder: Path, texts: list[str]) -> Tensor:
-    """`logits_of` a teacher that `fine_tuned` gave. Kept beside the teachers made here, for the other seeds
-    that are given them: a larger teacher's answers take as long as a student's training."""
+    """`logits_of` for a teacher from `fine_tuned`, cached beside teachers that were made in this workspace.
+
+    Other seeds reuse the cache: a larger teacher's logits take as long as a student's training.
+    """
     file, asked = folder / "answers.safetensors", {"texts": _digest_of(texts)}
     if file.is_file():
         with safe_open(file, framework="pt") as kept:
@@ -78,7 +80,7 @@ def answers(work: Workspace, folder: Path, texts: list[str]) -> Tensor:
 
 
 def logits_of(folder: Path, texts: list[str]) -> Tensor:
-    """The fine-tuned teacher's logits, fp32 [N, num_labels], computed in bf16 where it pays."""
+    """The fine-tuned teacher's logits, fp32 [N, num_labels], computed in bf16 where that is faster."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     device = training_device()
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval().to(device)
@@ -124,7 +126,7 @@ def _loading(folder: Path) -> Iterator[None]:
 
 
 def _logits(model: nn.Module, packed: PackedTokens, pad_id: int) -> Tensor:
-    """fp32 logits of a packed batch, padded for a model of transformers."""
+    """fp32 logits of a packed batch, padded for a transformers model."""
     rows = packed.input_ids.split(packed.lengths)
     ids = pad_sequence(list(rows), batch_first=True, padding_value=pad_id)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

@@ -1,4 +1,4 @@
-"""Batches of tokenised texts for training, and texts without labels for a teacher."""
+"""Batches of tokenised texts for training, and unlabelled texts for distillation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from fewshard_models.devices import training_device
 from fewshard_models.text import PackedTokens, pack
 
 IGNORED = -100
-"""The label of a text without one; torch's cross-entropy leaves it out."""
+"""Label of an unlabelled text; torch's cross-entropy ignores it."""
 _MAX_JOINED_WORDS = 32
 _JOINTS = (" , ", " , but ", " and ", " -- ", " ; ")
 
 
 def joined_texts(texts: Sequence[str], count: int) -> list[str]:
-    """`count` texts without labels for a teacher to answer, each joined of two of `texts`, at most 32 words.
+    """`count` unlabelled texts for distillation, each of two of `texts` joined, at most 32 words long.
 
-    SST-2's training texts are mostly short phrases (7 words at the median), its dev texts sentences (19).
-    The same for every seed of training, as the texts themselves are.
+    SST-2's training texts are mostly short phrases (median 7 words), its dev texts sentences (19). The result
+    does not depend on the training seed.
     """
     rng = np.random.default_rng((0, 7))
     joined: list[str] = []
@@ -34,7 +34,12 @@ def joined_texts(texts: Sequence[str], count: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class TextBatch:
-    """A packed batch, its labels int64 [N], and the rows it was made of, int64 [N] on the CPU."""
+    """A batch.
+
+    packed: the packed tokens.
+    labels: int64 [N].
+    rows: int64 [N] on the CPU, indices of the texts in the training set.
+    """
 
     packed: PackedTokens
     labels: Tensor
@@ -43,11 +48,10 @@ class TextBatch:
 
 @dataclass(frozen=True, slots=True)
 class TextBatches:
-    """Batches of one length each in random order, shuffled by (seed, epoch); what is left over of each length
-    makes a few mixed ones.
+    """Batches of equal length in random order, shuffled by (seed, epoch); the rest forms a few mixed batches.
 
-    Equal lengths make one attention call a batch, and few different numbers of rows: oneDNN compiles its
-    products anew for each that it has not met lately, which took a third of a step (docs/log.md).
+    Equal lengths need one attention call per batch and give few distinct row counts. oneDNN recompiles its
+    products for each count that it has not seen lately, which took a third of a step (docs/log.md).
     """
 
     token_ids: list[list[int]]

@@ -1,8 +1,6 @@
-"""What a tier may say of its text recipes; the tiers themselves are in `sst2_tiers`.
+"""Settings of all recipes by tier: SST-2 texts (used by `sst2`) and CIFAR-10 images (used by `cifar10`).
 
-The settings of every SST-2 recipe, tier by tier; the functions that follow them are in `sst2`.
-
-How large the CIFAR-10 networks of each tier are, and how long they train; read by the recipes.
+The dataclasses define what a tier can set; the constants are the tiers.
 """
 
 from dataclasses import dataclass
@@ -13,8 +11,12 @@ from fewshard_models.recipes.training_loop import FitSettings
 
 @dataclass(frozen=True, slots=True)
 class FineTuning:
-    """Training of the pretrained encoder on the labels. `architecture`: the configuration to run with random
-    weights where no encoder is given; None where one must be."""
+    """Fine-tuning of the pretrained encoder on the labels.
+
+    fit: training settings.
+    batch_size: texts per step.
+    architecture: configuration for a run with random weights if no encoder is given; None requires one.
+    """
 
     fit: FitSettings
     batch_size: int
@@ -23,9 +25,13 @@ class FineTuning:
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
-    """`num_teachers` fine-tuned encoders, different in seed alone, whose mean logits are imitated, and the
-    first one's hidden states numbered `states` (0 the embeddings). They also answer `num_joined` texts joined
-    of two training texts each (see `joined_texts`)."""
+    """The teachers of a distillation.
+
+    tuning: fine-tuning of each teacher.
+    num_teachers: number of teachers, which differ in seed only; the student imitates their mean logits.
+    states: hidden states of the first teacher to imitate (0: the embeddings).
+    num_joined: number of additional texts, each joined from two training texts (see `joined_texts`).
+    """
 
     tuning: FineTuning
     num_teachers: int = 1
@@ -35,9 +41,16 @@ class Teaching:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """`count` experts of `size` units in each of `layers` (of the student; None for all).
+    """The experts of a student.
 
-    `start`: "split" the dense units among experts that share `num_shared` of them, or "upcycle" copies."""
+    count: number of experts per layer.
+    size: units of each expert.
+    layers: layers of the student with experts; None for all.
+    num_shared: units that all experts share ("split" only).
+    start: "split" divides the dense units among the experts; "upcycle" copies them to each.
+    routing: whether tokens or requests choose experts.
+    dropout: expert dropout.
+    """
 
     count: int
     size: int
@@ -50,12 +63,15 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A smaller model out of `source`: the first teacher, the pretrained encoder itself, or the checkpoint of
-    the recipe this one starts from.
+    """A smaller model and its training.
 
-    `layers`: those of the source that are kept; `intermediate_size`: its units that each dense layer keeps;
-    `vocabulary_size` and `embedding_size`: those of a trimmed, factorised vocabulary. None keeps all.
-    `imitates`: the teacher's state that each layer is drawn to, weighted by `state_weight`; () for none.
+    source: what it is cut from: the first teacher, the pretrained encoder, or the starting recipe's model.
+    layers: layers of the source to keep; None keeps all.
+    intermediate_size: units to keep in each dense layer; None keeps all.
+    vocabulary_size, embedding_size: sizes of a trimmed and factorised vocabulary; None keeps all.
+    experts: the experts, or None for a dense student.
+    imitates: the teacher's state that each layer imitates; empty for none.
+    state_weight, label_weight, temperature: parameters of `distillation_loss`.
     """
 
     fit: FitSettings
@@ -74,7 +90,7 @@ class Student:
 
 @dataclass(frozen=True, slots=True)
 class TextRecipe:
-    """`name` is the last part of the recipe's, and its phase's."""
+    """A text recipe; `name` is the recipe's name without its tier, and the name of its phase."""
 
     name: str
     teaching: Teaching
@@ -118,7 +134,7 @@ TINY_NARROW = TextRecipe(
         _TINY_FIT,
         batch_size=64,
         layers=(0, 2, 4),
-        # The router's four products a token make two units.
+        # The router's four products per token cost as much as two units.
         intermediate_size=210,
         vocabulary_size=8192,
         embedding_size=80,
@@ -126,7 +142,7 @@ TINY_NARROW = TextRecipe(
     ),
 )
 
-# Of a larger teacher, at any tier, where one is given.
+# Fine-tuning of a larger teacher, for every tier.
 LARGER_TUNING = FineTuning(
     FitSettings(epochs=1, learning_rate=4e-5, warmup=0.1, max_grad_norm=1.0, ema_decay=0.99), batch_size=64
 )
@@ -152,9 +168,9 @@ SMALL_NARROW = TextRecipe(
     _SMALL_TEACHING,
     Student(_SMALL_STUDENT_FIT, batch_size=64, layers=(0, 2, 4), intermediate_size=1280, imitates=(2, 4, 6)),
 )
-# An expert layer costs a CPU some time a batch beside its products, so one has them. Its experts have as many
-# units as the dense layer they come from, so each begins as a copy of it: experts that saw a quarter of the
-# texts each from early on ended 1.5 points below the narrow model.
+# An expert layer costs a CPU some time per batch in addition to its products, so only one layer has experts.
+# Its experts have as many units as the dense layer, so each begins as a copy of it: experts that each saw a
+# quarter of the texts from early on ended 1.5 points below the narrow model.
 SMALL_MOE = TextRecipe(
     "sst2-moe",
     _SMALL_TEACHING,
@@ -196,9 +212,14 @@ PAPER_MOE = TextRecipe(
 
 @dataclass(frozen=True, slots=True)
 class ImageTier:
-    """`stage_channels` and `block_channels` of the dense network; `epochs` from scratch, `static_epochs` of
-    fine-tuning after pruning; shifts of up to `max_shift` pixels, a square of `cutout` pixels hidden;
-    `static_share` and `dynamic_share`: MACs left, of the dense; `density`: weights RigL keeps, of the dense.
+    """Sizes and training of a tier's CIFAR-10 networks.
+
+    stage_channels, block_channels: widths of the dense network.
+    epochs, static_epochs: epochs from scratch, and of fine-tuning after pruning.
+    max_shift, cutout: augmentation in pixels, as in `ImageBatches`.
+    static_share, dynamic_share: MACs that remain, relative to the dense network.
+    density: share of the dense network's weights that RigL keeps.
+    round_to: multiple of which widths are.
     """
 
     name: str

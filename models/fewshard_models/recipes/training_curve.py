@@ -1,9 +1,11 @@
-"""`curve.jsonl`: how a training run went, a line every few steps; `fit` writes it, `figures` draws it.
+"""`curve.jsonl`: progress of a training run, one line every few steps. Written by `fit`, drawn by `figures`.
 
-Fields: `step`, `epoch` (from 1), `loss` (mean since the line before), `lr`, `seconds` (of training, over
-resumed runs together), `cpu_seconds` and `cpu_share` (of all cores, since the line before); where there is a
-GPU that tells, `gpu_share` and `gpu_watts`; a line at an epoch's end has `accuracy` too where the recipe
-measures it.
+Fields of a line:
+`step`; `epoch`, from 1; `loss`, mean since the previous line; `lr`;
+`seconds` of training, summed over resumed runs;
+`cpu_seconds` since the previous line, and `cpu_share`, the share of all cores;
+`gpu_share` and `gpu_watts`, if a GPU reports them;
+`accuracy` at the end of an epoch, if the recipe measures it.
 """
 
 import json
@@ -20,7 +22,7 @@ CURVE_FILE = "curve.jsonl"
 
 
 class Curve:
-    """Appends to `run_dir/curve.jsonl`. Lines after `step`, which a resumed run passes again, are dropped."""
+    """Appends to `run_dir/curve.jsonl`. Lines after `step` are dropped, since a resumed run repeats them."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
         self.file = run_dir / CURVE_FILE
@@ -35,7 +37,7 @@ class Curve:
         temporary.replace(self.file)
 
     def add(self, step: int, epoch: int, loss: float, lr: float, accuracy: float | None = None) -> None:
-        """One step's loss; a line is written every EVERY_STEPS steps and where there is an accuracy."""
+        """Add one step's loss. Writes a line every EVERY_STEPS steps, and whenever there is an accuracy."""
         self._losses.append(loss)
         if step % EVERY_STEPS and accuracy is None:
             return
@@ -51,7 +53,7 @@ class Curve:
             stream.write(json.dumps({**line, **self._use(), **measured}) + "\n")
 
     def _use(self) -> dict[str, float]:
-        """Time and processor use since the line before."""
+        """Time and processor use since the previous line."""
         now, cpu = time.perf_counter(), time.process_time()
         wall_s, cpu_s = now - self._at, cpu - self._cpu
         self._at, self._cpu = now, cpu
@@ -66,7 +68,7 @@ class Curve:
 
 
 def load_curve(file: Path) -> list[dict[str, Any]]:
-    """All lines. Raises DataError naming file and line where one is damaged."""
+    """All lines. Raises DataError that names file and line if one is damaged."""
     if not file.is_file():
         raise DataError(f"no file {file}; training writes {CURVE_FILE} into each phase's folder")
     lines = []
@@ -81,7 +83,7 @@ def load_curve(file: Path) -> list[dict[str, Any]]:
 
 
 def _up_to(file: Path, step: int) -> list[dict[str, Any]]:
-    """The lines up to `step`; a line that a kill cut short is dropped with those after it."""
+    """The lines up to `step`; drops a line that was truncated by a kill, and all lines after it."""
     kept: list[dict[str, Any]] = []
     for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         line = _parsed(text)

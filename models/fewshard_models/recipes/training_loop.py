@@ -1,4 +1,4 @@
-"""The training loop every recipe shares: seeded, resumable, with a progress bar, bf16 where it pays."""
+"""The training loop of every recipe: seeded, resumable, with a progress bar, in bf16 where that is faster."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from fewshard_models.recipes.training_curve import Curve
 
 
 class BatchSource(Protocol):
-    """Batches that depend on (seed, epoch) alone, so that a resumed run sees the same ones."""
+    """Batches that depend only on (seed, epoch), so that a resumed run sees the same ones."""
 
     def steps_per_epoch(self) -> int: ...
 
@@ -28,7 +28,7 @@ class BatchSource(Protocol):
 
 
 class UpdateHook(Protocol):
-    """What a sparsifier does at each step; its state is saved with the run's and restored with it."""
+    """A sparsifier's action at each step; its state is saved and restored with the run."""
 
     def before_update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Called between `backward` and the optimizer's step; may change gradients, weights and momentum."""
@@ -40,9 +40,15 @@ class UpdateHook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """`warmup`: share of the steps over which the learning rate rises; it then falls linearly to
-    `final_lr_share` of its peak. `ema_decay`, a step, 0 for no moving average; if there is one, it is the
-    result, and it takes in every `ema_every`-th step."""
+    """Settings of a training run.
+
+    warmup: share of the steps in which the learning rate rises; it then falls linearly.
+    final_lr_share: final learning rate relative to the peak.
+    ema_decay: decay per step of the moving average of the weights, which becomes the result; 0 for none.
+    ema_every: the average is updated at every such step.
+    max_grad_norm: norm at which gradients are clipped; 0 for no clipping.
+    save_every_s: seconds between saved states.
+    """
 
     epochs: int
     learning_rate: float
@@ -67,12 +73,11 @@ def fit(
     hook: UpdateHook | None = None,
     accuracy_of: Callable[[nn.Module], float] | None = None,
 ) -> nn.Module:
-    """Train `model` and return the trained module (the moving average where one is kept).
+    """Train `model` and return the trained module (the moving average if one is kept).
 
-    How it went goes to `run_dir/curve.jsonl`, with `accuracy_of` the trained module at each epoch's end.
-
-    State goes to `run_dir/state.pt` every `save_every_s` seconds; a later call with the same settings goes on
-    from there, and one with other settings raises RecipeError and touches nothing.
+    Progress is written to `run_dir/curve.jsonl`, with `accuracy_of` the trained module at the end of each
+    epoch. The state is saved to `run_dir/state.pt` every `save_every_s` seconds. A later call with the same
+    settings resumes from it; one with other settings raises RecipeError and changes nothing.
     """
     run = _Run(model, batches, settings, run_dir, hook)
     run.resume()
@@ -183,7 +188,7 @@ class _Run:
                 f"{self.file} was made with other settings ({state['fingerprint']}); "
                 "give another --run-dir, or delete that file to start again"
             )
-        # First, because a hook refuses a state that was made with other settings.
+        # First, because a hook rejects a state that was made with other settings.
         if self.hook is not None:
             self.hook.load_state_dict(state["hook"])
         self.step = state["step"]
@@ -196,7 +201,7 @@ class _Run:
 
 
 def _optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """Weight decay on matrices and filters only; biases and norms go without."""
+    """The optimizer, with weight decay on matrices and filters but not on biases and norms."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},

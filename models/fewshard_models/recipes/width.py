@@ -1,4 +1,4 @@
-"""CNNs of other widths: a config scaled, and channels pruned by magnitude; for the sweep and the figures."""
+"""CNNs of other widths: scaled configurations, and pruning of channels by magnitude. Used by `figures`."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,17 @@ _MULTIPLE = 8
 
 
 def widened(width: float, base: FewshardImageConfig | None = None) -> FewshardImageConfig:
-    """The configuration with all stages `width` times as wide, in multiples of eight."""
+    """The configuration with all stages scaled by `width`, in multiples of eight channels."""
     base = base or FewshardImageConfig()
     stages, blocks = _scaled(base.stage_channels, width), _scaled(base.block_channels, width)
     return FewshardImageConfig(**{**base.to_dict(), "stage_channels": stages, "block_channels": blocks})
 
 
 def narrowed(model: Cnn, share: float) -> Cnn:
-    """The CNN with the channels of the largest filters alone, at most `share` of its MACs; not retrained.
+    """The CNN reduced to its largest filters, with at most `share` of its MACs; not retrained.
 
     All layers lose the same share of their channels (Li et al. 2017, arXiv:1608.08710). Raises RecipeError
-    for a share outside (0, 1) or one that no width reaches.
+    for a share outside (0, 1), or one that no width reaches.
     """
     if not 0 < share < 1:
         raise RecipeError(f"the share of the MACs to keep is {share}; give one between 0 and 1")
@@ -41,7 +41,7 @@ def _scaled(channels: Sequence[int], width: float) -> list[int]:
 
 
 def _copied(model: Cnn, config: FewshardImageConfig) -> Cnn:
-    """A CNN of `config`, its channels the strongest of `model`'s."""
+    """A CNN with `config` that holds the strongest channels of `model`."""
     state = dict(model.state_dict())
     taken: Tensor = torch.arange(config.stem_channels)
     for index, (width, inner) in enumerate(zip(config.stage_channels, config.block_channels, strict=True)):
@@ -60,7 +60,7 @@ def _copied(model: Cnn, config: FewshardImageConfig) -> Cnn:
 
 
 def _strongest(state: dict[str, Tensor], modules: list[str], count: int) -> Tensor:
-    """The `count` channels with the largest filters over the modules that write them, in their order."""
+    """The `count` channels with the largest filters, summed over the modules that write them, in order."""
     norms = sum((state[f"{module}.conv.weight"].flatten(1).norm(dim=1) for module in modules), torch.zeros(1))
     return norms.topk(count).indices.sort().values
 

@@ -1,4 +1,4 @@
-"""Where a recipe keeps its phases, and what it is asked to do; made by the `train` and `zoo` commands."""
+"""Folders of a recipe's phases, and the options of a run. Created by the `train` and `zoo` commands."""
 
 import hashlib
 import json
@@ -15,9 +15,15 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """`run_dir` holds one folder a phase, each resumable; `init` is a directory with pretrained encoder
-    weights, `teacher` one of a larger encoder to learn from; `limit` keeps the first rows of each training
-    set, for a short trial; `epochs` overrides the recipe's."""
+    """Folders and options of a run.
+
+    run_dir: holds one resumable folder per phase.
+    seed: seed of all random choices.
+    init: directory with pretrained encoder weights.
+    teacher: directory of a larger encoder to distil from.
+    limit: use only the first rows of each training set, for a short trial.
+    epochs: overrides the recipe's number of epochs.
+    """
 
     run_dir: Path
     seed: int = 0
@@ -27,9 +33,9 @@ class Workspace:
     epochs: int | None = None
 
     def phase(self, name: str, settings: Mapping[str, Any] | None = None) -> Path:
-        """The phase's folder; `settings` is all that decides its result beside the options above, as JSON.
+        """The phase's folder. `settings`: all else that determines its result, as JSON values.
 
-        Raises RecipeError where it was begun with other settings; nothing in it has been touched then.
+        Raises RecipeError if the phase was begun with other settings; nothing is changed then.
         """
         folder = self.run_dir / name
         file = folder / "asked.json"
@@ -53,7 +59,7 @@ class Workspace:
 
 
 def _difference(begun: dict[str, Any], asked: dict[str, Any]) -> str:
-    """The first setting that differs, in words: `fit.epochs was 3, is 2`."""
+    """The first setting that differs, as text: `fit.epochs was 3, is 2`."""
     for key in sorted(begun.keys() | asked.keys()):
         old, new = begun.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict) and old != new:
@@ -64,7 +70,7 @@ def _difference(begun: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def digest(folder: Path) -> str:
-    """A fingerprint of a checkpoint's configuration and weights, wherever the folder lies."""
+    """A fingerprint of a checkpoint's configuration and weights, independent of the folder's location."""
     found = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
         with (folder / name).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Which shard of a group holds which expert."""
+"""Expert sharding: the assignment of experts to the shards of a group."""
 
 from fewshard_models.sharding.placement import Placement, contiguous, round_robin
 

@@ -1,7 +1,6 @@
-"""How the shards of a group exchange rows: all-gather and reduce-scatter behind one small interface.
+"""Communication between the shards of a group: all-gather and reduce-scatter behind one small interface.
 
-Called by the expert layers of a shard. Every call has a time-out; after one that fails the
-exchange is of no use.
+Called by a shard's expert layers. Every call has a timeout; after a failed call the exchange is unusable.
 """
 
 import socket
@@ -18,15 +17,21 @@ from torch import Tensor
 
 from fewshard_models.errors import ExchangeError
 
-# torch declares only a part of what it exports there.
+# torch declares only part of what this module exports.
 c10d: Any = torch.distributed
 Store = Any
 
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where and as whom a shard meets the others: `rank` of `size`, and the name of this meeting, which no
-    other may have had. `address` is where this shard can be reached; `backend` is "gloo" or "nccl"."""
+    """A shard's part in a meeting.
+
+    name: name of the meeting; it must be unique.
+    rank, size: this shard's rank, and the number of shards.
+    address: address at which this shard can be reached.
+    timeout_s: timeout of every call.
+    backend: "gloo" or "nccl".
+    """
 
     name: str
     rank: int
@@ -37,7 +42,7 @@ class Rendezvous:
 
 
 class Exchange(ABC):
-    """One meeting of `size` shards. Every shard makes the same calls, with equal shapes, in one order."""
+    """A group of `size` shards. All shards make the same calls with equal shapes in the same order."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -45,26 +50,26 @@ class Exchange(ABC):
 
     @abstractmethod
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Everyone's `rows` [T, …], in the order of ranks: [size * T, …]. Raises ExchangeError."""
+        """Concatenate all shards' `rows` [T, …] in rank order: [size * T, …]. Raises ExchangeError."""
 
     @abstractmethod
     def reduce_scatter(self, rows: Tensor) -> Tensor:
-        """The sum over the shards of their `rows` [size * T, H], of which this one gets its part [T, H].
+        """Sum all shards' `rows` [size * T, H] and return this shard's part [T, H].
 
-        Summed in fp32 in the order of ranks, and rounded once. Raises ExchangeError.
+        Summed in fp32 in rank order and rounded once. Raises ExchangeError.
         """
 
     def abort(self) -> None:
-        """Leave the meeting, so that whoever waits for this shard learns of it at once."""
+        """Leave the group, so that shards that wait for this one fail at once."""
         return
 
     def check(self) -> None:
-        """Raise ExchangeError where what a call has returned is of no worth; asked when results were read."""
+        """Raise ExchangeError if earlier results are invalid; call it after reading results."""
         return
 
 
 class LocalExchange(Exchange):
-    """A group of one: nobody to exchange with."""
+    """A group of one shard, without communication."""
 
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
@@ -77,10 +82,10 @@ class LocalExchange(Exchange):
 
 
 class GlooExchange(Exchange):
-    """Over TCP between processes. Tensors of a GPU travel through pinned host memory.
+    """Exchange between processes over TCP. GPU tensors pass through pinned host memory.
 
-    The sum is made here, of what an all-to-all brings: Gloo's own reduce-scatter sends as many bytes and took
-    twice as long, and it adds 16-bit numbers in 16 bits (docs/log.md).
+    The sum is computed here after an all-to-all. Gloo's own reduce-scatter sends as many bytes but took twice
+    as long, and it adds 16-bit numbers in 16 bits (docs/log.md).
     """
 
     def __init__(self, store: Store, meeting: Rendezvous) -> None:
@@ -107,7 +112,7 @@ class GlooExchange(Exchange):
         return _to_device(parts.sum(dim=0, dtype=torch.float32).to(rows.dtype), rows)
 
     def abort(self) -> None:
-        # Gloo's own abort lets waiting calls wait on; the last reference closes the connections.
+        # Gloo's own abort leaves waiting calls blocked; dropping the last reference closes the connections.
         self._group = None
 
     @property
@@ -117,14 +122,16 @@ class GlooExchange(Exchange):
         return self._group
 
     def _wait(self, call: Any) -> None:
-        # No variable here holds the group: the traceback of an error would keep it, and with it the
-        # connections whose end tells the others.
+        # No variable here may hold the group: the traceback of an error would keep it alive, and with it the
+        # connections, whose closing is what notifies the other shards.
         _guarded(lambda: call().wait())
 
 
 class NcclExchange(Exchange):
-    """Between GPUs. The host never waits for a collective: a watcher aborts what outlasts the time-out, and
-    the next call says so, or `check`."""
+    """Exchange between GPUs. The host never waits for a collective.
+
+    A watcher thread aborts a collective that exceeds the timeout; the next call or `check` then raises.
+    """
 
     def __init__(self, store: Store, meeting: Rendezvous) -> None:
         super().__init__(meeting.rank, meeting.size)
@@ -160,7 +167,7 @@ class NcclExchange(Exchange):
     def _enqueue(self, call: Any) -> None:
         self.check()
         work = _guarded(call)
-        _guarded(work.wait)  # has the stream wait, not the host
+        _guarded(work.wait)  # blocks the stream, not the host
         self._newest = (work, time.monotonic() + self._timeout_s)
 
     def _watch(self) -> None:
@@ -172,27 +179,27 @@ class NcclExchange(Exchange):
 
 
 def serve_store(address: str) -> Store:
-    """The store at which shards meet, listening on `address` alone; its port is in `.port`."""
+    """A rendezvous store for shards, listening on `address` only; its port is `.port`."""
     family = socket.getaddrinfo(address, None)[0][0]
     listener = socket.socket(family)
     listener.bind((address, 0))
     listener.listen(1024)
     port = listener.getsockname()[1]
-    # torch's own listener would accept on every interface.
+    # torch's own listener would accept connections on every interface.
     options = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
     return c10d.TCPStore(address, port, **options)
 
 
 def join_store(address: str, port: int, timeout_s: float) -> Store:
-    """The store that another process serves. Raises ExchangeError where it cannot be reached."""
+    """Connect to the store of another process. Raises ExchangeError if it cannot be reached."""
     options = {"is_master": False, "wait_for_workers": False, "timeout": timedelta(seconds=timeout_s)}
     return _guarded(lambda: c10d.TCPStore(address, port, **options))
 
 
 def meet(store: Store, meeting: Rendezvous) -> Exchange:
-    """Wait for the others of a meeting. Raises ExchangeError where they do not all come in time.
+    """Wait for all shards of a meeting. Raises ExchangeError if some do not arrive in time.
 
-    NCCL needs a GPU for every shard; Gloo serves all others, shards that share a GPU too.
+    NCCL needs a GPU for every shard; Gloo works everywhere else, also for shards that share a GPU.
     """
     if meeting.size == 1:
         return LocalExchange()
@@ -202,7 +209,7 @@ def meet(store: Store, meeting: Rendezvous) -> Exchange:
 def _guarded(call: Any) -> Any:
     try:
         return call()
-    except RuntimeError as error:  # c10d's errors are all of this kind
+    except RuntimeError as error:  # the type of all c10d errors
         raise ExchangeError(str(error).partition("\n")[0]) from error
 
 

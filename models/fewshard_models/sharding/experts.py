@@ -1,6 +1,6 @@
-"""The expert layer of a shard: everyone's rows come together, each shard multiplies those of its experts.
+"""The expert layer of a shard: gathers the rows of all shards and computes those of its own experts.
 
-Called by `FewshardTextForSequenceClassification` in place of its own expert layers; built by `shard`.
+`FewshardTextForSequenceClassification` uses it in place of its expert layers. Built by `shard`.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,17 @@ from fewshard_models.text.layers import choose_experts
 from fewshard_models.text.packing import PackedTokens, with_rows
 
 ABSENT = -1
-_ALIGNMENT = 16  # bytes; a row on the wire is padded to it, so that its parts can be viewed in their dtypes
+_ALIGNMENT = 16  # bytes; rows on the wire are padded to a multiple, so that parts can be viewed by dtype
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertMap:
-    """Which rows one shard multiplies in one layer.
+    """The rows that one shard computes in one layer. Entry E of each tensor stands for padding rows.
 
-    `slot`: int64 [E + 1], the local slot of each expert, -1 where it is not here (and for padding, number E);
-    `num_copies`, `copy`: int64 [E + 1], how many shards serve the expert, and the how-manieth this one is.
+    slot: int64 [E + 1], local slot of each expert; -1 if it is not on this shard.
+    num_copies: int64 [E + 1], number of replicas of each expert.
+    copy: int64 [E + 1], index of this shard's replica.
+    has_copies: whether any expert has more than one replica.
     """
 
     slot: Tensor
@@ -36,7 +38,7 @@ class ExpertMap:
     def of(
         cls, rank: int, experts: Sequence[Sequence[int]], num_experts: int, device: torch.device
     ) -> "ExpertMap":
-        """`experts`: for each rank its experts in the order of their slots."""
+        """Build the map of shard `rank`; `experts`: for each rank its experts in slot order."""
         slot = torch.full((num_experts + 1,), ABSENT)
         num_copies = torch.zeros(num_experts + 1, dtype=torch.int64)
         copy = torch.zeros(num_experts + 1, dtype=torch.int64)
@@ -50,9 +52,9 @@ class ExpertMap:
         return cls(slot.to(device), num_copies.to(device), copy.to(device), has_copies)
 
     def local_slots(self, experts: Tensor) -> Tensor:
-        """int64 [R, k]: the slot here that serves each choice of `experts` [R, k], -1 where another does.
+        """int64 [R, k]: the local slot that serves each choice in `experts` [R, k]; -1 if another shard does.
 
-        Rows of an expert with copies go to them in turn, so that each choice is served exactly once.
+        The replicas of an expert take its rows in turn, so each choice is served exactly once.
         """
         slots = self.slot[experts]
         if not self.has_copies:
@@ -63,7 +65,7 @@ class ExpertMap:
 
 
 def _occurrences(values: Tensor, num_values: int) -> Tensor:
-    """int64 [N]: how many equal ones stand before each of `values` [N], which are below `num_values`."""
+    """int64 [N]: the number of earlier equal values for each of `values` [N], all below `num_values`."""
     ordered, order = values.sort(stable=True)
     counts = torch.bincount(values, minlength=num_values)
     starts = counts.cumsum(0) - counts
@@ -74,7 +76,7 @@ def _occurrences(values: Tensor, num_values: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertLayer:
-    """One layer's experts on one shard, with the exchange they serve. `weights` None: none are here."""
+    """One layer's experts on one shard, and the exchange for their rows. `weights` None: no experts here."""
 
     exchange: Exchange
     duties: ExpertMap
@@ -82,10 +84,10 @@ class ExpertLayer:
     activation: str
 
     def __call__(self, x: Tensor, routing: Routing, num_rows: int) -> tuple[Tensor, Tensor]:
-        """y [T, H] of this shard's rows `x` [T, H], and how many choices this shard multiplied for all.
+        """Returns y [T, H] for this shard's rows `x` [T, H], and the number of choices this shard computed.
 
-        Every shard of the exchange calls with the same `num_rows` >= its T: static shapes, nothing is counted
-        beforehand. A choice whose expert no shard serves contributes nothing.
+        All shards must call with the same `num_rows` >= their T. Shapes are therefore static and need not be
+        negotiated. A choice whose expert is on no shard contributes nothing.
         """
         wire = _Wire.of(x, routing.experts.shape[1])
         sent = wire.write(x, routing, num_rows, num_experts=len(self.duties.slot) - 1)
@@ -106,8 +108,8 @@ class ExpertLayer:
         return _spread(y, served, rows, local.experts.shape[1]), torch.tensor(len(served))
 
     def _skips_absent(self, rows: Tensor, local: Routing) -> bool:
-        """Whether the kernels take choices without an expert here: then shapes are static, and nothing waits
-        for the device."""
+        """Whether the kernels accept choices of absent experts. Then shapes are static and the host does not
+        wait for the device."""
         if explain(rows.device).path != "triton" or not isinstance(self.weights, ExpertWeights):
             return False
         from fewshard_kernels.moe_ffn.triton import supports
@@ -122,7 +124,7 @@ class ExpertLayer:
 
 
 def _spread(y: Tensor, served: Tensor, like: Tensor, top_k: int) -> Tensor:
-    """The rows `served` filled with `y`, summed where a row has several; zeros elsewhere."""
+    """Zeros like `like`, with `y` added to the rows `served`, which may repeat."""
     if top_k == 1:
         return torch.zeros_like(like).index_copy_(0, served, y)
     out = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
@@ -131,7 +133,11 @@ def _spread(y: Tensor, served: Tensor, like: Tensor, top_k: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Wire:
-    """One row as bytes: the hidden state, the weights of its choices (fp32), their experts (int32)."""
+    """Byte layout of one row: hidden state, weights of its choices (fp32), their experts (int32).
+
+    hidden, weights, experts: end of the hidden state, and starts of the other two parts.
+    end: end of the row.
+    """
 
     hidden: int
     weights: int
@@ -145,7 +151,7 @@ class _Wire:
         return cls(hidden, weights, weights + 4 * top_k, weights + 8 * top_k)
 
     def write(self, x: Tensor, routing: Routing, num_rows: int, num_experts: int) -> Tensor:
-        """uint8 [num_rows, W]; rows beyond those of `x` choose expert `num_experts`, which there is not."""
+        """uint8 [num_rows, W]; padding rows choose expert `num_experts`, which does not exist."""
         length = x.shape[0]
         wire = torch.zeros(num_rows, _aligned(self.end, _ALIGNMENT), dtype=torch.uint8, device=x.device)
         wire[:length, : self.hidden].view(x.dtype).copy_(x)
@@ -166,9 +172,9 @@ def _aligned(num_bytes: int, alignment: int) -> int:
 
 
 class ShardedFeedForward(nn.Module):
-    """Stands where the encoder has `MoeFeedForward`; holds the router alone.
+    """Replaces `MoeFeedForward` in a sharded encoder; holds only the router.
 
-    `layer` and `num_rows` are set by the shard before each pass; `num_computed` is what the last one left.
+    The shard sets `layer` and `num_rows` before each pass and reads `num_computed` after it.
     """
 
     def __init__(self, config: FewshardTextConfig) -> None:
@@ -180,7 +186,7 @@ class ShardedFeedForward(nn.Module):
         self.num_computed = torch.zeros((), dtype=torch.int64)
 
     def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
-        """`hidden` may have rows beyond the tokens; they go to no expert."""
+        """`hidden` may have padding rows after the tokens; they are not routed."""
         assert self.layer is not None, "the shard has activated no formation. This is a bug."
         tokens = hidden[: packed.num_tokens]
         routing, stats = choose_experts(tokens, packed, self.router, self.config)

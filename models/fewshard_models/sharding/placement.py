@@ -1,6 +1,6 @@
-"""Which expert sits in which slot of which shard: the value that planner, group and files share.
+"""Placements: which expert is in which slot of which shard; shared by planner, group and placement files.
 
-Placement files: a placement and the name of the model it is for.
+A placement file holds a placement and the name of its model.
 """
 
 import json
@@ -20,10 +20,12 @@ EMPTY = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """`slots`: int32 [num_layers, num_shards, slots_per_shard], the expert in each slot, -1 if empty.
+    """An assignment of experts to slots. Read-only; the array is copied.
 
-    The array is copied and cannot be written to. A placement may be incomplete until `check` has passed:
-    what survivors hold after a loss is one too.
+    slots: int32 [num_layers, num_shards, slots_per_shard], the expert in each slot; -1 if empty.
+    num_experts: experts per layer.
+
+    A placement may be incomplete, such as the one that survivors hold after a loss, until `check` has passed.
     """
 
     slots: NDArray[np.int32]
@@ -54,22 +56,22 @@ class Placement:
         return int(self.slots.shape[2])
 
     def copies(self) -> NDArray[np.int64]:
-        """[num_layers, num_experts]: how many slots hold each expert. Needs numbers within the range."""
+        """Number of slots that hold each expert, [num_layers, num_experts]. Indices must be in range."""
         flat = self.slots.reshape(self.num_layers, -1).astype(np.int64)
         keys = flat + 1 + np.arange(self.num_layers)[:, None] * (self.num_experts + 1)
         counts = np.bincount(keys.ravel(), minlength=self.num_layers * (self.num_experts + 1))
         return counts.reshape(self.num_layers, self.num_experts + 1)[:, 1:]
 
     def experts_on(self, shard: int) -> tuple[tuple[int, ...], ...]:
-        """For each layer the experts of that shard, in order."""
+        """The sorted experts of that shard in each layer."""
         return tuple(tuple(sorted(row[row != EMPTY].tolist())) for row in self.slots[:, shard])
 
     def without(self, shards: Collection[int]) -> "Placement":
-        """What the other shards hold, in their order; experts may be missing from it."""
+        """The placement of the other shards, in order; it may be incomplete."""
         return Placement(np.delete(self.slots, sorted(shards), axis=1), self.num_experts)
 
     def check(self) -> None:
-        """Raises PlacementError unless every expert is placed, and none twice on one shard."""
+        """Raise PlacementError unless every expert is placed, and none twice on one shard."""
         if self.slots.ndim != 3 or 0 in self.slots.shape or self.num_experts < 1:
             raise PlacementError(
                 f"a placement is [layers, shards, slots a shard] of at least one expert, "
@@ -97,12 +99,12 @@ class Placement:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """`num_experts` and `slots`; whoever writes a file adds whose placement it is."""
+        """`num_experts` and `slots`; callers that write a file add the model's name."""
         return {"num_experts": self.num_experts, "slots": self.slots.tolist()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Placement":
-        """The checked placement of what `to_json` gave; other fields are ignored. Raises PlacementError."""
+        """The placement from `to_json`, checked; other fields are ignored. Raises PlacementError."""
         num_experts = fields.get("num_experts")
         if not isinstance(num_experts, int) or isinstance(num_experts, bool):
             raise PlacementError("a placement needs num_experts, a whole number")
@@ -112,19 +114,19 @@ class Placement:
 
 
 def contiguous(num_layers: int, num_experts: int, num_shards: int, slots_per_shard: int) -> Placement:
-    """Neighbouring experts together, as evenly as they divide, one copy each. Raises PlacementError."""
+    """Neighbouring experts together, divided as evenly as possible, one copy each. Raises PlacementError."""
     owners = np.arange(num_experts) * num_shards // max(num_experts, 1)
     return _single_copies(owners, num_layers, num_shards, slots_per_shard)
 
 
 def round_robin(num_layers: int, num_experts: int, num_shards: int, slots_per_shard: int) -> Placement:
-    """Expert e on shard e modulo shards, one copy each. Raises PlacementError."""
+    """Expert e on shard e modulo `num_shards`, one copy each. Raises PlacementError."""
     owners = np.arange(num_experts) % max(num_shards, 1)
     return _single_copies(owners, num_layers, num_shards, slots_per_shard)
 
 
 def require_room(num_experts: int, num_shards: int, slots_per_shard: int) -> None:
-    """Raises PlacementError that says by how much where the slots cannot hold every expert once."""
+    """Raise PlacementError, with the number of missing slots, if the slots cannot hold every expert once."""
     if min(num_experts, num_shards, slots_per_shard) < 1:
         raise PlacementError(
             f"{num_experts} experts on {num_shards} shards of {slots_per_shard} slots: "
@@ -140,7 +142,7 @@ def require_room(num_experts: int, num_shards: int, slots_per_shard: int) -> Non
 
 
 def require_work(num_experts: int, num_shards: int) -> None:
-    """Raises PlacementError where shards would stay without any expert, as there are no copies."""
+    """Raise PlacementError if some shards would have no expert, since there are no copies."""
     if num_shards > num_experts:
         raise PlacementError(
             f"{num_shards} shards for {num_experts} experts a layer: {num_shards - num_experts} shards would "
@@ -162,7 +164,7 @@ def _single_copies(
 
 
 def _whole_numbers(slots: ArrayLike | None) -> NDArray[np.int32]:
-    """Nested lists as an array; raises PlacementError for ragged ones, fractions and texts."""
+    """Nested lists as an array; raises PlacementError for ragged lists, fractions and strings."""
     try:
         array = np.array(slots)
     except ValueError as error:
@@ -178,13 +180,13 @@ def _slot(where: NDArray[np.bool_]) -> str:
 
 
 def write_placement(file: Path, placement: Placement, model: str) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file atomically."""
     with whole_file(file) as partial:
         partial.write_text(json.dumps({"model": model, **placement.to_json()}) + "\n", encoding="utf-8")
 
 
 def read_placement(file: Path, model: str) -> Placement:
-    """Raises PlacementError for a file that is unreadable, unsound or another model's."""
+    """The placement in `file`. Raises PlacementError if it is unreadable, invalid or for another model."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -199,7 +201,7 @@ def read_placement(file: Path, model: str) -> Placement:
 
 
 def require_model(fields: dict[str, Any], model: str, source: str) -> None:
-    """Raises PlacementError unless the fields say that they are for this model."""
+    """Raise PlacementError unless the fields name this model."""
     named = fields.get("model")
     if named != model:
         raise PlacementError(

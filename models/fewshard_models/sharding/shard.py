@@ -1,8 +1,7 @@
-"""How much memory is left for weights; asked by a shard before it takes more experts.
+"""One shard of a group: the network without experts, plus its experts. Knows no processes or sockets.
 
-One shard of a group: the network without experts, and the experts it was given; no processes, no sockets.
-
-Driven by `fewshard_serve.group`, in the leader and in every worker alike.
+Called by `fewshard_serve.group`, in the leader and in every worker. A shard checks the free memory before it
+loads more experts.
 """
 
 from collections.abc import Sequence
@@ -25,14 +24,14 @@ UNLIMITED = 2**63
 
 
 def available_bytes(device: torch.device) -> int:
-    """What can be allocated without swapping, a container's limit included."""
+    """Bytes that can be allocated without swapping, within a container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(_of_machine(), _of_container())
 
 
 def _of_machine() -> int:
-    """Unlimited where psutil is missing: from their sources, kernels and models run beside torch alone."""
+    """Free memory of the machine; unlimited without psutil, since models may run with torch alone."""
     try:
         import psutil
     except ImportError:
@@ -41,7 +40,7 @@ def _of_machine() -> int:
 
 
 def _of_container() -> int:
-    """Limit less use, where page cache that can be dropped is no use. psutil does not read cgroups."""
+    """Free memory within the container's limit; droppable page cache is free. psutil ignores cgroups."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
@@ -52,12 +51,12 @@ def _of_container() -> int:
 
 
 Experts = tuple[tuple[int, ...], ...]
-"""The experts of one shard, layer by layer, in the order of their slots."""
+"""The experts of one shard for each layer, in slot order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerExperts:
-    """One layer's experts in memory, in the order of their slots; `weights` is None where there are none."""
+    """One layer's experts in memory, in slot order; `weights` is None if there are none."""
 
     experts: tuple[int, ...]
     weights: ExpertWeights | PackedExperts | None
@@ -68,8 +67,12 @@ class LayerExperts:
 
 
 class ShardOutput(NamedTuple):
-    """`logits` fp32 [num_items, num_labels], on the host, of this shard's items, `moe_stats` of their tokens,
-    and `num_computed` int64 [num_expert_layers]: the choices this shard's experts multiplied for all."""
+    """The result of one pass.
+
+    logits: fp32 [num_items, num_labels] on the host, for this shard's items.
+    moe_stats: statistics of their tokens.
+    num_computed: int64 [num_expert_layers], choices that this shard's experts computed for all shards.
+    """
 
     logits: Tensor
     moe_stats: list[MoeStats]
@@ -77,9 +80,9 @@ class ShardOutput(NamedTuple):
 
 
 class Shard:
-    """`stage` what a placement asks for beside what runs, then `activate` it between two passes.
+    """Loads experts with `stage` while running, and switches to them with `activate` between two passes.
 
-    `stage` may run in a thread beside `run`; `activate` and `run` belong to one thread.
+    `stage` may run in another thread than `run`; `activate` and `run` must share one thread.
     """
 
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -92,9 +95,9 @@ class Shard:
         self._exchange: Exchange = LocalExchange()
 
     def stage(self, experts: Experts) -> tuple[LayerExperts, ...]:
-        """These experts in memory; a layer that stays as it is, is shared with what runs.
+        """Load these experts; layers that do not change are shared with the running ones.
 
-        Raises NoRoomError where they do not fit beside what runs, CheckpointError for damaged files.
+        Raises NoRoomError if they do not fit beside the running ones, CheckpointError for damaged files.
         """
         held = self._held
         changed = [now for now, then in zip(experts, held, strict=True) if now != then.experts]
@@ -110,7 +113,7 @@ class Shard:
     def activate(
         self, staged: Sequence[LayerExperts], everyone: Sequence[Experts], exchange: Exchange
     ) -> None:
-        """Run with these experts from now on; `everyone`: the experts of each rank of the exchange."""
+        """Use these experts from now on; `everyone`: the experts of each rank of the exchange."""
         self._held = tuple(staged)
         self._exchange = exchange
         for number, (feed_forward, mine) in enumerate(zip(self._feed_forwards, staged, strict=True)):
@@ -119,9 +122,9 @@ class Shard:
             feed_forward.layer = ExpertLayer(exchange, duties, mine.weights, self.config.hidden_act)
 
     def run(self, packed: PackedTokens, num_rows: int) -> ShardOutput:
-        """One pass over this shard's own items, none perhaps, in which it serves all others' tokens too.
+        """Run one pass over this shard's own items, if any; it also computes other shards' tokens.
 
-        `num_rows`: the largest number of tokens that any shard has in this pass. Raises ExchangeError.
+        `num_rows`: the maximum number of tokens of any shard in this pass. Raises ExchangeError.
         """
         for feed_forward in self._feed_forwards:
             feed_forward.num_rows = num_rows
@@ -134,7 +137,7 @@ class Shard:
 
     @property
     def num_bytes_an_expert(self) -> int:
-        """Weights of one expert of one layer."""
+        """Bytes of one expert in one layer."""
         width, hidden = self.config.expert_size, self.config.hidden_size
         return self._dtype.itemsize * (2 * width * hidden + width + hidden)
 
@@ -170,12 +173,12 @@ class Shard:
         )
 
     def _packed(self, weights: ExpertWeights) -> ExpertWeights | PackedExperts:
-        """For a CPU, in the fastest layout that takes no copy: memory is why the experts are sharded."""
+        """For a CPU, the fastest layout without a copy: experts are sharded because memory is short."""
         return pack_experts(*weights, copies=False) if self.device.type == "cpu" else weights
 
 
 def _copy(source: ExpertWeights, target: ExpertWeights, places: list[tuple[int, int]]) -> None:
-    """`places`: pairs of a place in `target` and the one in `source` that goes there."""
+    """Copy experts; `places`: pairs of an index in `target` and its index in `source`."""
     for to, of in zip(target, source, strict=True):
         if to is not None and of is not None:
             for place, origin in places:

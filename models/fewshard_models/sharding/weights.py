@@ -1,7 +1,7 @@
-"""A shard's part of a checkpoint: everything but the experts whole, and the experts it is asked for.
+"""Loads a shard's part of a checkpoint: all weights except the experts, and selected experts.
 
-Called by `shard`. Single experts are read out of the memory-mapped safetensors files, which are closed again
-at once: what is mapped would count as the shard's memory.
+Called by `shard`. Experts are read from memory-mapped safetensors files, which are closed at once, because
+mapped pages would count as the shard's memory.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _EXPERT_TENSOR = re.compile(r"layers\.\d+\.ffn\.(w1|b1|w2|b2)$")
 
 
 def load_shardable_config(directory: Path) -> FewshardTextConfig:
-    """The configuration of a checkpoint that can be sharded. Raises CheckpointError for others."""
+    """The configuration of a checkpoint that can be sharded. Raises CheckpointError if it cannot."""
     config = load_config(directory)
     if not isinstance(config, FewshardTextConfig):
         raise CheckpointError(
@@ -41,9 +41,9 @@ def load_shardable_config(directory: Path) -> FewshardTextConfig:
 
 
 def fingerprint(directory: Path) -> str:
-    """Tells checkpoints apart by configuration, names, shapes and sizes; the weights themselves are not read.
+    """Identifies a checkpoint by configuration, tensor names, shapes and sizes, without reading the weights.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     digest = hashlib.sha256((_existing(directory) / "config.json").read_bytes())
     for file in weight_files(directory):
@@ -63,9 +63,9 @@ def _existing(directory: Path) -> Path:
 def load_without_experts(
     directory: Path, config: FewshardTextConfig, dtype: torch.dtype, device: torch.device
 ) -> FewshardTextForSequenceClassification:
-    """The network in evaluation mode, each expert layer a `ShardedFeedForward` that still lacks its experts.
+    """The network in eval mode; its expert layers are `ShardedFeedForward` without experts yet.
 
-    Raises CheckpointError where weights are missing or damaged.
+    Raises CheckpointError if weights are missing or damaged.
     """
     with torch.device("meta"):
         network = FewshardTextForSequenceClassification(config)
@@ -83,10 +83,10 @@ def load_without_experts(
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Everything but the experts; views of files that are open only meanwhile."""
+    """All tensors except the experts, as views that are valid only until the next one is requested."""
     for file in weight_files(directory):
         with _opened(file) as opened:
-            for name in opened.keys():  # noqa: SIM118  it is no mapping
+            for name in opened.keys():  # noqa: SIM118  not a mapping
                 if not _EXPERT_TENSOR.search(name):
                     yield name, opened.get_tensor(name)
 
@@ -94,7 +94,7 @@ def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
 def _require_fit(
     directory: Path, network: FewshardTextForSequenceClassification, weights: dict[str, Tensor]
 ) -> None:
-    """Everything the network has is there in its shape; what it has not is dropped."""
+    """Require all of the network's tensors in their shapes; drop tensors that it does not have."""
     wanted = network.state_dict()
     found = {name: tensor.shape for name, tensor in weights.items()}
     require_complete(directory, [name for name, like in wanted.items() if found.get(name) != like.shape])
@@ -105,8 +105,10 @@ def _require_fit(
 def read_experts(
     directory: Path, layer: int, experts: Sequence[int], into: ExpertWeights, places: Sequence[int]
 ) -> None:
-    """Fill the `places` of `into` [S, …] with these experts of the encoder's layer number `layer`, cast to
-    its dtype. Raises CheckpointError where the files are damaged."""
+    """Fill the `places` of `into` [S, …] with these experts of encoder layer `layer`, cast to its dtype.
+
+    Raises CheckpointError if the files are damaged.
+    """
     missing = {f"layers.{layer}.ffn.{field}": getattr(into, field) for field in into._fields}
     for file in weight_files(directory):
         with _opened(file) as opened:
@@ -119,7 +121,7 @@ def read_experts(
 
 
 def _copy_rows(found: Any, experts: Sequence[int], target: Tensor, places: Sequence[int]) -> None:
-    """Copy rows `experts` of a slice of a file to the rows `places` of `target`."""
+    """Copy rows `experts` of a file slice to rows `places` of `target`."""
     for expert, place in zip(experts, places, strict=True):
         target[place].copy_(found[expert])
 

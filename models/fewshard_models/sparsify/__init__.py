@@ -1,2 +1,2 @@
-"""Sparsifiers: masks, RigL, structured pruning, and export by cutting what is dead. Called by the recipes and
-by `fewshard sparsify`."""
+"""Sparsifiers: masks, RigL, structured pruning, and removal of dead channels. Called by the recipes and by
+`fewshard sparsify`."""

@@ -1,4 +1,4 @@
-"""How many weights each layer keeps, and how many units each group: pure functions over plain numbers."""
+"""How many weights each layer keeps and how many units each group; pure functions over plain numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -8,22 +8,23 @@ from fewshard_models.errors import RecipeError
 
 
 def check_share(name: str, value: float) -> None:
-    """Raises RecipeError unless `value` lies between 0 and 1, both excluded."""
+    """Raise RecipeError unless `value` lies between 0 and 1, both excluded."""
     if not 0 < value < 1:
         raise RecipeError(f"{name} is {value}; it must lie between 0 and 1, both excluded")
 
 
 def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """Every layer keeps the same share of its weights. Raises RecipeError for a density outside (0, 1)."""
+    """The same density for every layer. Raises RecipeError for a density outside (0, 1)."""
     check_share("density", density)
     return dict.fromkeys(shapes, density)
 
 
 def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """The density of each layer under ERK (Evci et al. 2020, arXiv:1911.11134, section 3): a layer of shape
-    (out, in[, kh, kw]) keeps weights in proportion to out + in + kh + kw, and never more than it has.
+    """The density of each layer under ERK (Evci et al. 2020, arXiv:1911.11134, section 3).
 
-    Together the layers keep `density` of all weights. Raises RecipeError for a density outside (0, 1).
+    A layer of shape (out, in[, kh, kw]) keeps weights in proportion to out + in + kh + kw, and at most all of
+    its weights. The layers together keep `density` of all weights. Raises RecipeError for a density outside
+    (0, 1).
     """
     check_share("density", density)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
@@ -32,9 +33,9 @@ def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> d
 
 
 def share_out(total: int, capacity: Mapping[str, int], weight: Mapping[str, float]) -> dict[str, int]:
-    """`total` places among layers in proportion to `weight`, none above its `capacity`; the sum is exact.
+    """Divide `total` among layers in proportion to `weight`, at most `capacity` each; the sum is exact.
 
-    More than fits is cut to what fits. Raises RecipeError where a layer would get nothing.
+    A larger total is reduced to the sum of the capacities. Raises RecipeError if a layer would get nothing.
     """
     total = min(total, sum(capacity.values()))
     exact = _fill(total, capacity, weight)
@@ -49,7 +50,7 @@ def share_out(total: int, capacity: Mapping[str, int], weight: Mapping[str, floa
 
 
 def _fill(total: float, capacity: Mapping[str, int], weight: Mapping[str, float]) -> dict[str, float]:
-    """Shares in proportion to `weight`; what would overflow a layer goes to those with room."""
+    """Exact shares in proportion to `weight`; what exceeds a layer's capacity goes to layers with room."""
     filled: dict[str, float] = {}
     while True:
         waiting = [name for name in capacity if name not in filled]
@@ -68,16 +69,18 @@ def choose_widths(
     target: float,
     relative: bool = False,
 ) -> dict[str, int]:
-    """How many units each group keeps so that `cost_of` the widths is at most `target`.
+    """The number of units that each group keeps so that `cost_of` the widths is at most `target`.
 
-    `salience`: what each unit of a group is worth, in any order; `candidates`: the widths a group may have,
-    its present one (all of `salience`) apart. Greedy: again and again the step to a lower candidate that
-    loses least for the cost it saves; to any lower one, as measured times do not fall with every step.
-    What is lost is the sum of salience, which needs one scale for all groups, or where `relative` the
-    logarithm of the group's share that is left, which needs none and keeps any group from being bled out.
-    With MACs as the cost this is a budget of MACs; with measured times it is the idea of ZipLM (Frantar &
-    Alistarh 2023, arXiv:2302.04089).
-    Raises RecipeError where the smallest widths still cost more.
+    salience: the value of each unit of a group, in any order.
+    candidates: the widths a group may have, besides its present one (all of `salience`).
+    relative: what counts as lost when a group shrinks. False: the sum of salience, which needs one scale for
+        all groups. True: the logarithm of the group's remaining share, which needs no common scale and keeps
+        any group from being emptied.
+
+    Greedy: each step takes the reduction that loses least per cost saved. A step may skip candidates, since
+    measured times do not fall at each one. With MACs as the cost, `target` is a budget of MACs; with measured
+    times this is the idea of ZipLM (Frantar & Alistarh 2023, arXiv:2302.04089).
+    Raises RecipeError if the smallest widths cost more than `target`.
     """
     worth = {name: _worth(values, relative) for name, values in salience.items()}
     widths = {name: len(values) for name, values in salience.items()}
@@ -107,7 +110,7 @@ def _give_back(
     cost_of: Callable[[Mapping[str, int]], float],
     target: float,
 ) -> dict[str, int]:
-    """Widen groups again while the target allows: the last step down may have saved more than was asked."""
+    """Widen groups again while the target allows it, since the last reduction may have saved too much."""
     while True:
         steps = []
         for name, width in widths.items():
@@ -122,11 +125,11 @@ def _give_back(
 
 
 def _worth(salience: Sequence[float], relative: bool) -> list[float]:
-    """What a group is worth at each width, its best units kept."""
+    """The value of a group at each width, with its best units kept."""
     sums = [0.0, *accumulate(sorted(salience, reverse=True))]
     return [log(max(value, 1e-30)) for value in sums] if relative else sums
 
 
 def multiples(width: int, step: int) -> list[int]:
-    """The widths at and below `width` that are multiples of `step`, and `width` itself."""
+    """The multiples of `step` up to `width`, and `width` itself."""
     return sorted({*range(step, width + 1, step), width})

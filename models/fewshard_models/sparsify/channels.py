@@ -1,6 +1,7 @@
-"""The channels of our CNN that can die together, what they cost, and what the loss says they are worth.
+"""Groups of channels of our CNN that live and die together: their cost, their salience, and their removal.
 
-Export of a masked CNN: dead channels are cut out, and what is left is a smaller dense network.
+`cut` removes the dead channels of a masked CNN, which leaves a smaller dense network. Used by RigL, pruning
+and the recipes.
 """
 
 from collections.abc import Mapping
@@ -15,12 +16,17 @@ from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClas
 
 Cnn = FewshardImageForImageClassification
 Alive = dict[str, Tensor]
-"""For each group a bool tensor [width]; True lives."""
+"""A bool tensor [width] for each group; True is a living channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`producers` write the channels, `norms` follow them, `consumers` read them; all are modules' names."""
+    """A group of channels, by names of modules.
+
+    producers: modules that write the channels.
+    norms: norms that follow them.
+    consumers: modules that read the channels.
+    """
 
     name: str
     producers: tuple[str, ...]
@@ -29,9 +35,9 @@ class Group:
 
 
 def groups_of(config: FewshardImageConfig) -> list[Group]:
-    """The stem's channels, each stage's residual stream, and the inside of each residual block.
+    """The groups: the stem, each stage's residual stream, and the inside of each residual block.
 
-    A stream's channel is written twice, by the widening convolution and by the block's last one.
+    A stream's channel has two producers: the widening convolution and the block's last one.
     """
     groups = [Group("stem", ("stem",), (), ("stages.0.down.conv",))]
     for index in range(len(config.stage_channels)):
@@ -76,7 +82,7 @@ def with_widths(
 
 
 def macs_of(config: FewshardImageConfig, widths: Mapping[str, int]) -> int:
-    """MACs of one image were the network that wide."""
+    """MACs of one image for a network of these widths."""
     stages = range(len(config.stage_channels))
     return config.count_macs_of_widths(
         widths["stem"],
@@ -86,10 +92,10 @@ def macs_of(config: FewshardImageConfig, widths: Mapping[str, int]) -> int:
 
 
 def squared_salience(model: Cnn, groups: list[Group]) -> dict[str, Tensor]:
-    """The squared change of the loss, to first order, were each channel gone: fp32 [width] by group.
+    """The squared first-order change of the loss if each channel were removed: fp32 [width] by group.
 
-    Molchanov et al. 2019 (arXiv:1906.10771) with the gate on the channel itself: its derivative is the sum
-    over all that read the channel of weight times gradient, which also holds for a residual stream.
+    Molchanov et al. 2019 (arXiv:1906.10771), with the gate on the channel itself. Its derivative is the sum
+    of weight times gradient over all consumers of the channel, which also holds for a residual stream.
     """
     result = {}
     with torch.no_grad():
@@ -104,8 +110,8 @@ def squared_salience(model: Cnn, groups: list[Group]) -> dict[str, Tensor]:
 
 
 def room(model: Cnn, groups: list[Group], alive: Alive) -> dict[str, Tensor]:
-    """For each parameter that a group touches, where living channels let it be other than zero: bool, of the
-    parameter's shape."""
+    """Where living channels allow a parameter to be non-zero: a bool tensor of its shape, for each parameter
+    that a group touches."""
     places: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
     for group in groups:
@@ -121,8 +127,11 @@ def room(model: Cnn, groups: list[Group], alive: Alive) -> dict[str, Tensor]:
 
 
 def living_channels(model: Cnn) -> Alive:
-    """Which channels can be other than zero, read from the weights alone: a channel is dead where every norm
-    that follows it has weight and bias zero (for the stem, its own weight and bias)."""
+    """The channels that can be non-zero, determined from the weights alone.
+
+    A channel is dead if every norm that follows it has zero weight and bias there (for the stem: its own
+    weight and bias).
+    """
     alive = {}
     for group in groups_of(model.config):
         modules = [model.get_submodule(name) for name in group.norms or group.producers]
@@ -135,14 +144,14 @@ def weight_of(model: nn.Module, module: str) -> nn.Parameter:
 
 
 def require_cnn(model: nn.Module) -> Cnn:
-    """Raises RecipeError for another architecture."""
+    """The model, if it is our CNN. Raises RecipeError for another architecture."""
     if not isinstance(model, Cnn):
         raise RecipeError(f"channels are cut from Fewshard's CNN, not from {type(model).__name__}")
     return model
 
 
 def _written(group: Group, parameters: Mapping[str, Tensor]) -> list[str]:
-    """The parameters whose first axis is the group's channels."""
+    """The parameters whose first dimension is the group's channels."""
     names = [f"{module}.{part}" for module in group.producers + group.norms for part in ("weight", "bias")]
     return [name for name in names if name in parameters]
 
@@ -160,10 +169,10 @@ def _nonzero(module: nn.Module) -> Tensor:
 
 
 def cut(model: Cnn, kind: str | None = "dynamic", round_to: int = 1) -> Cnn:
-    """The network without its dead channels, rebuilt from its configuration; logits as before.
+    """The network without its dead channels, rebuilt from its configuration; the logits do not change.
 
-    With `round_to`, as many dead channels stay as make each width a multiple. Raises RecipeError where a
-    whole group is dead.
+    `round_to`: keep enough dead channels to make each width a multiple of it. Raises RecipeError if a whole
+    group is dead.
     """
     alive = living_channels(model)
     if dead := [name for name, living in alive.items() if not living.any()]:
@@ -173,7 +182,7 @@ def cut(model: Cnn, kind: str | None = "dynamic", round_to: int = 1) -> Cnn:
 
 
 def take_channels(model: Cnn, kept: Alive, kind: str | None) -> Cnn:
-    """A network of the `kept` channels alone, on the CPU, in fp32 and evaluation mode."""
+    """A network with only the `kept` channels, on the CPU, in fp32 and eval mode."""
     config = with_widths(model.config, {name: int(mask.sum()) for name, mask in kept.items()}, kind)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     for group in groups_of(model.config):
@@ -189,14 +198,14 @@ def take_channels(model: Cnn, kept: Alive, kind: str | None) -> Cnn:
 
 
 def _take(state: dict[str, Tensor], module: str, index: Tensor, axis: int) -> None:
-    """Every tensor of the module that has one entry a channel."""
+    """Select `index` in every tensor of the module that has one entry per channel."""
     for name in [name for name in state if name.rpartition(".")[0] == module and state[name].ndim]:
         state[name] = state[name].index_select(axis, index)
 
 
 def _rounded(living: Tensor, round_to: int) -> Tensor:
     wanted = min(len(living), -(-int(living.sum()) // round_to) * round_to)
-    # Living channels first, then dead ones in their order.
+    # Living channels first, then dead ones, each in their original order.
     order = torch.argsort(living.to(torch.int8), descending=True, stable=True)
     kept = torch.zeros_like(living)
     kept[order[:wanted]] = True

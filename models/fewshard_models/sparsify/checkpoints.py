@@ -1,4 +1,4 @@
-"""From a checkpoint to a sparser one on disk; called by `fewshard sparsify`."""
+"""Makes a sparser checkpoint from a checkpoint on disk. Called by `fewshard sparsify`."""
 
 import copy
 import shutil
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from fewshard_models.checkpoint import save_checkpoint
 from fewshard_models.classifier.load import load_checkpoint
-from fewshard_models.devices import choose_dtype
+from fewshard_models.devices import choose_dtype, storage_dtype
 from fewshard_models.errors import RecipeError
 from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.sparsify.allocation import check_share
@@ -36,11 +36,18 @@ def sparsify(
     round_to: int = 16,
     batch: int = 64,
 ) -> SparsityReport:
-    """Prune the checkpoint in `source` to one of the three shares, and write it to the new directory `out`
-    with its tokenizer or preprocessor and `sparsity.json`.
+    """Prune the checkpoint in `source` to exactly one of the three shares, and write it to `out`.
 
-    Raises RecipeError or CheckpointError, with nothing written, for a share outside (0, 1), an architecture
-    that is not ours, or where `out` exists.
+    density: share of the weights to keep, by magnitude.
+    macs_share: share of the MACs to keep, by structured pruning.
+    time_share: share of the measured time to keep, by structured pruning.
+    scope: whether magnitudes are compared globally or per layer.
+    round_to: multiple of which widths are.
+    batch: batch size for measuring times.
+
+    `out` is a new directory; it also receives the tokenizer or preprocessor and `sparsity.json`. Raises
+    RecipeError or CheckpointError, with nothing written, for a share outside (0, 1), for an architecture that
+    is not ours, or if `out` exists.
     """
     if out.exists():
         raise RecipeError(f"{out} exists already; choose a new directory")
@@ -64,7 +71,7 @@ def sparsify(
     else:
         share = macs_share if time_share is None else time_share
         assert share is not None
-        dtype = torch.bfloat16 if choose_dtype(device="cpu").name == "bf16" else torch.float32
+        dtype = storage_dtype(choose_dtype(device="cpu").name)
         wanted = Structured(share, time_share is not None, round_to, batch, dtype)
         method, after = "structured", prune_structured(model, wanted)
         asked |= {"round_to": round_to} | ({} if time_share is None else {"batch": batch})
@@ -113,7 +120,7 @@ def _(model: FewshardTextForSequenceClassification, wanted: Structured) -> PreTr
 
 
 def _write(source: Path, out: Path, model: PreTrainedModel, report: SparsityReport) -> None:
-    """Beside first and renamed when whole, so that an interruption leaves no half of a checkpoint."""
+    """Write to a folder beside `out` and rename it when complete, so that no partial checkpoint remains."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_checkpoint(model, partial)

@@ -1,5 +1,5 @@
-"""Latency tables: how long each part of a model takes on this device at candidate widths, and what a whole
-model of chosen widths would take (ZipLM: Frantar & Alistarh 2023, arXiv:2302.04089)."""
+"""Latency tables: measured time of each part of a model at candidate widths, and the predicted time of a
+whole model of chosen widths (ZipLM: Frantar & Alistarh 2023, arXiv:2302.04089)."""
 
 import statistics
 import time
@@ -23,8 +23,14 @@ TEXT_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Seconds of each part at each of its widths: `seconds[part][widths]`, medians over `rounds` interleaved
-    rounds, at `batch` items of `dtype` on `device`. `parts` names the groups whose widths a part has."""
+    """Measured seconds of each part of a model.
+
+    device, dtype: where and in which dtype they were measured.
+    batch: items per call.
+    rounds: number of interleaved rounds.
+    parts: the groups whose widths each part has.
+    seconds: `seconds[part][widths]`, medians over the rounds.
+    """
 
     device: str
     dtype: str
@@ -34,7 +40,7 @@ class LatencyTable:
     seconds: Mapping[str, Mapping[tuple[int, ...], float]]
 
     def predict(self, widths: Mapping[str, int]) -> float:
-        """Seconds of a batch through a model of these widths, each of which must have been measured."""
+        """Predicted seconds per batch for a model of these widths, each of which must have been measured."""
         return sum(
             self.seconds[part][tuple(widths[group] for group in groups)]
             for part, groups in self.parts.items()
@@ -42,8 +48,10 @@ class LatencyTable:
 
 
 def measure_cnn(model: Cnn, dtype: torch.dtype, batch: int, round_to: int, rounds: int = 5) -> LatencyTable:
-    """Each convolution with its norm, pooling and GELU, as it is served, at every pair of input and output
-    widths that are multiples of `round_to`; the stem and the head hardly depend on them and are left out."""
+    """Time each convolution with its norm, pooling and GELU, as served, at every pair of candidate widths.
+
+    Candidates are multiples of `round_to`. The stem and the head are left out: they hardly depend on widths.
+    """
     config, full = model.config, widths_of(model.config)
     device = next(model.parameters()).device
     size = config.image_size - 1
@@ -73,8 +81,8 @@ def measure_text(
     round_to: int,
     rounds: int = 5,
 ) -> LatencyTable:
-    """A layer's attention at each number of heads, and its feed-forward network at multiples of `round_to`
-    units, over `batch` items of 32 tokens, times the number of layers."""
+    """Time a layer's attention at each number of heads, and its feed-forward network at multiples of
+    `round_to` units, for `batch` items of 32 tokens; times the number of layers."""
     from fewshard_models.sparsify.prune import text_config
 
     config, device = model.config, next(model.parameters()).device

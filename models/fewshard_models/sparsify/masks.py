@@ -10,11 +10,11 @@ from fewshard_models.errors import RecipeError
 from fewshard_models.sparsify.allocation import check_share
 
 SPARED = ("stem", "classifier", "pooler", "word_projection")
-"""Parts whose weights stay dense unless asked for: the first layer, and those that decide."""
+"""Parts that stay dense by default: the first layer, and those that decide the output."""
 
 
 class Masks:
-    """Bool tensors by the name of the weight they belong to, of its shape; True is kept.
+    """A bool tensor for each masked weight, by the weight's name and of its shape; True is kept.
 
     Raises RecipeError for a mask that is not bool or keeps nothing.
     """
@@ -45,12 +45,14 @@ class Masks:
 
     @property
     def density(self) -> float:
-        """The share of weights that is kept."""
+        """The share of weights that are kept."""
         return self.num_kept / self.num_weights
 
     def apply(self, model: nn.Module) -> None:
-        """Set what is not kept to zero, in place. Raises RecipeError, with nothing changed, where a mask
-        fits no parameter."""
+        """Zero all weights that are not kept, in place.
+
+        Raises RecipeError, with nothing changed, if a mask fits no parameter.
+        """
         pairs = self._pairs(model)
         with torch.no_grad():
             for parameter, mask in pairs:
@@ -62,7 +64,7 @@ class Masks:
                 parameter.grad.mul_(mask)
 
     def apply_to_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Forget the momentum (and the like) of what is not kept."""
+        """Zero the optimizer state (such as momentum) of all weights that are not kept."""
         for parameter, mask in self._pairs(model):
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == mask.shape:
@@ -85,9 +87,9 @@ class Masks:
 
 
 def prunable(model: nn.Module, spared: Iterable[str] = SPARED) -> dict[str, nn.Parameter]:
-    """The weights of linears and convolutions by name, (out, in[, kh, kw]), without the spared parts.
+    """The weights of linear layers and convolutions by name, (out, in[, kh, kw]), without spared parts.
 
-    Raises RecipeError where there are none.
+    Raises RecipeError if there are none.
     """
     spared = set(spared)
     found = {
@@ -103,9 +105,9 @@ def prunable(model: nn.Module, spared: Iterable[str] = SPARED) -> dict[str, nn.P
 def magnitude_masks(
     weights: Mapping[str, Tensor], density: float, scope: Literal["global", "layer"] = "global"
 ) -> Masks:
-    """Keep the `density` largest weights by magnitude, over all layers at once or of each.
+    """Keep the share `density` of the weights with the largest magnitude, globally or in each layer.
 
-    Raises RecipeError for a density outside (0, 1), and where a layer would be emptied.
+    Raises RecipeError for a density outside (0, 1), and if a layer would be emptied.
     """
     check_share("density", density)
     if scope == "layer":
@@ -122,7 +124,7 @@ def _largest(weight: Tensor, density: float) -> Tensor:
 
 
 def top_mask(scores: Tensor, count: int) -> Tensor:
-    """True at the `count` highest scores, exactly that many whatever the ties."""
+    """True at the `count` highest scores; exactly that many, even with ties."""
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[scores.flatten().topk(count).indices] = True
     return mask.view(scores.shape)

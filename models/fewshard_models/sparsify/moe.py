@@ -1,7 +1,7 @@
-"""Mixtures of experts out of trained dense encoders: split units, or upcycled copies.
+"""Mixtures of experts made from trained dense encoders, by splitting their units or copying them.
 
-Called by the text recipes. Training them is distillation (`recipes/distillation`), watched by
-`sparsify/observers`.
+Called by the text recipes. They are then trained by distillation (`recipes/distillation`), and
+`sparsify/observers` monitors their routing.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,15 @@ def split_into_experts(
     rest: Text | None = None,
     **options: Any,
 ) -> Text:
-    """Experts of `expert_size` units each out of the dense model's feed-forward networks.
+    """Split the dense model's feed-forward networks into experts of `expert_size` units each.
 
-    What reaches a layer on the tokenised `sample` is clustered; the router starts at the clusters' centres.
-    Each expert takes the `num_shared` units that matter most to all (MoEBERT, Zuo et al. 2022, section 3.2),
-    then those that matter most to its cluster. `rest`: the model that gives everything but the experts, the
-    dense one where it is None. `options` are further fields of the configuration; with `routing` "request"
-    items are clustered instead of tokens. Raises RecipeError where the sizes do not fit.
+    The inputs of each layer on the tokenised `sample` are clustered; the router starts at the cluster
+    centres. Each expert takes the `num_shared` units that matter most overall (MoEBERT, Zuo et al. 2022,
+    section 3.2), then those that matter most to its cluster.
+
+    rest: the model for all weights but the experts; the dense model by default.
+    options: further configuration fields; with `routing` "request", items are clustered instead of tokens.
+    Raises RecipeError if the sizes do not fit.
     """
     units_of_dense = dense.config.intermediate_size
     if not 0 <= num_shared <= expert_size <= units_of_dense:
@@ -52,10 +54,11 @@ def split_into_experts(
 
 
 def upcycle(dense: Text, num_experts: int, *, rest: Text | None = None, **options: Any) -> Text:
-    """Every expert a copy of the dense feed-forward network, the router random (Komatsuzaki et al. 2022).
+    """Copy the dense feed-forward network to every expert, with a random router (Komatsuzaki et al. 2022).
 
-    Adds parameters and no saving: start from a dense model with fewer layers. At top-1 the copies are scaled
-    by the router's probability; with `norm_topk_prob=True` the model starts as the dense one.
+    This adds parameters and saves nothing: start from a dense model with fewer layers. At top-1 the copies
+    are scaled by the router's probability; with `norm_topk_prob=True` the model initially equals the dense
+    one.
     """
     student = _with_moe_layers(rest or dense, num_experts, dense.config.intermediate_size, options)
     with torch.no_grad():
@@ -68,11 +71,11 @@ def upcycle(dense: Text, num_experts: int, *, rest: Text | None = None, **option
 
 
 def cluster(inputs: Tensor, num_clusters: int, num_rounds: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Balanced k-means on the directions of `inputs` [T, H] about their mean.
+    """Balanced k-means on the directions of `inputs` [T, H] relative to their mean.
 
-    Returns router rows [num_clusters, H], scaled so that the median token gives its cluster about 0.9 of the
-    probability, and each token's cluster int64 [T]. The rows are orthogonal to the mean, which would
-    otherwise favour one expert for every token.
+    Returns router rows [num_clusters, H] and the cluster of each token, int64 [T]. Rows are scaled so that
+    the median token gives its cluster a probability of about 0.9. They are orthogonal to the mean, which
+    would otherwise favour one expert for every token.
     """
     mean = inputs.mean(dim=0)
     points = nn.functional.normalize(inputs - mean, dim=1)
@@ -92,7 +95,7 @@ def cluster(inputs: Tensor, num_clusters: int, num_rounds: int = 30, seed: int =
 
 
 def _with_moe_layers(rest: Text, num_experts: int, expert_size: int, options: dict[str, Any]) -> Text:
-    """An MoE model with all of `rest`'s weights but those where experts come."""
+    """An MoE model with the weights of `rest`, except in the expert layers."""
     changes = {"num_experts": num_experts, "moe_intermediate_size": expert_size, **options}
     student = Text(FewshardTextConfig(**{**rest.config.to_dict(), **changes}))
     taken = tuple(f"layers.{index}.ffn." for index in student.config.expert_layers)
@@ -113,7 +116,7 @@ def _moe_layers(dense: Text, student: Text) -> list[tuple[int, DenseFeedForward,
 
 
 def _cluster_rows(inputs: Tensor, owners: Tensor, num_experts: int, routing: str) -> tuple[Tensor, Tensor]:
-    """The router's start, and the expert each row [T] would go to."""
+    """Initial router rows, and the expert of each row [T]."""
     if routing == "token":
         return cluster(inputs, num_experts)
     counts = torch.bincount(owners)
@@ -130,7 +133,7 @@ def _share_out(
     shared = importance(units, down).topk(num_shared).indices
     for expert in range(num_experts):
         rows = units[owner == expert]
-        # An expert without a token in the sample takes what matters to all.
+        # An expert without tokens in the sample takes the units that matter most overall.
         own = importance(rows if len(rows) else units, down)
         own[shared] = float("inf")
         kept = own.topk(width).indices
@@ -141,7 +144,7 @@ def _share_out(
 
 
 def _far_apart(points: Tensor, count: int, seed: int) -> Tensor:
-    """Starting centres: a random point, then again and again the point least like those chosen."""
+    """Initial centres: a random point, then repeatedly the point least similar to those chosen."""
     first = int(torch.randint(len(points), (1,), generator=torch.Generator().manual_seed(seed)))
     chosen = points[first : first + 1]
     while len(chosen) < count:

@@ -1,7 +1,7 @@
-"""What a text encoder's feed-forward networks see and do on a sample; for pruning and for making experts.
+"""Observation of text encoders: feed-forward inputs and units on a sample, and routing during training.
 
-`RouterMonitor` sums up the routing while an MoE model trains, and warns when it collapses;
-`recipes/distillation` calls it.
+`ffn_inputs` and `ffn_units` serve pruning and the making of experts. `RouterMonitor` warns when the routing
+of an MoE model collapses; `recipes/distillation` calls it.
 """
 
 import math
@@ -19,7 +19,7 @@ Text = FewshardTextForSequenceClassification
 
 
 def ffn_inputs(model: Text, sample: Sequence[Sequence[int]]) -> list[Tensor]:
-    """What enters each layer's feed-forward network, fp32 [T, H], over the tokenised sample."""
+    """The inputs of each layer's feed-forward network, fp32 [T, H], on the tokenised sample."""
     return _record(model, sample, lambda layer: layer.ffn, lambda inputs, _: inputs[0])
 
 
@@ -29,8 +29,8 @@ def ffn_units(model: Text, sample: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def importance(units: Tensor, down: Tensor) -> Tensor:
-    """How much each unit moves the layer's output: its mean size over `units` [T, I] times the norm of its
-    column in `down` [H, I]; fp32 [I]."""
+    """The effect of each unit on the layer's output, fp32 [I]: its mean absolute value over `units` [T, I]
+    times the norm of its column in `down` [H, I]."""
     sizes: Tensor = units.abs().mean(dim=0) * down.norm(dim=0)
     return sizes
 
@@ -52,9 +52,9 @@ def _record(model: Text, sample: Sequence[Sequence[int]], where: Any, what: Any)
 
 
 class RouterMonitor:
-    """Sums up the routing of `every` steps, then says which experts starved.
+    """Sums the routing over `every` steps, then reports starving experts.
 
-    An expert starves below `min_share` of its fair share (1 / num_experts); without any row it is dead.
+    An expert starves below `min_share` of its fair share (1 / num_experts); without any rows it is dead.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class RouterMonitor:
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def see(self, moe_stats: Sequence[MoeStats]) -> None:
-        """One step's statistics, one a layer; those of a dense model are none."""
+        """Add one step's statistics, one entry per MoE layer; empty for a dense model."""
         if not moe_stats:
             return
         rows = torch.stack([stats.expert_rows for stats in moe_stats])
-        # A token's probabilities add up to one: their sum is the number of tokens, whatever top_k is.
+        # A token's probabilities sum to one, so their total is the number of tokens for any top_k.
         tokens = torch.stack([stats.expert_probability.detach().sum() for stats in moe_stats])
         entropy = torch.stack([stats.entropy.detach() for stats in moe_stats])
         self._seen.append((rows, tokens, entropy))
@@ -78,7 +78,7 @@ class RouterMonitor:
             self._seen.clear()
 
     def findings(self) -> list[str]:
-        """A line for each layer with a starving expert in the steps seen since the last call to `say`."""
+        """A line for each layer with a starving expert, over the steps since the last report."""
         rows, tokens, entropy = (torch.stack(parts).sum(dim=0) for parts in zip(*self._seen, strict=True))
         lines = []
         for layer, (counts, nats) in enumerate(zip(rows, entropy / tokens, strict=True)):

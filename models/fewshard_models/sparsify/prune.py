@@ -1,5 +1,5 @@
-"""Structured pruning to a share of MACs or of measured time: channels of the CNN, heads and units of the text
-encoder. The result is rebuilt from its configuration and a state dict, never unpickled."""
+"""Structured pruning to a share of the MACs or of the measured time: channels of the CNN, heads and units of
+the text encoder. The result is rebuilt from its configuration and a state dict, never unpickled."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,18 +17,20 @@ from fewshard_models.text.modeling import Attention, DenseFeedForward, EncoderLa
 
 Text = FewshardTextForSequenceClassification
 Cost = Callable[[Mapping[str, int]], float]
-"""What a model of these widths costs, in MACs or seconds."""
+"""Cost of a model with these widths, in MACs or seconds."""
 
 
 def prune_channels(
     model: Cnn, share: float, cost_of: Cost | None = None, round_to: int = 16, taylor: bool = False
 ) -> Cnn:
-    """The CNN with its least important channels removed by Torch-Pruning (Fang et al. 2023,
-    arXiv:2301.12900), which finds what is coupled and cuts it.
+    """Remove the CNN's least important channels with Torch-Pruning (Fang et al. 2023, arXiv:2301.12900),
+    which finds and cuts coupled channels.
 
-    `share` of the present cost remains at most; `cost_of` counts MACs by default. Importance is the group's
-    magnitude, or with `taylor` its first-order effect on the loss, for which gradients must be there.
-    Raises RecipeError where Torch-Pruning is missing or no widths reach the share.
+    share: maximum share of the present cost that remains.
+    cost_of: the cost; MACs by default.
+    round_to: multiple of which widths are.
+    taylor: rank by first-order effect on the loss, which needs gradients, instead of the group's magnitude.
+    Raises RecipeError if Torch-Pruning is missing or no widths reach the share.
     """
     pruning = _torch_pruning()
     model.eval()
@@ -42,7 +44,7 @@ def prune_channels(
         else pruning.importance.GroupMagnitudeImportance()
     )
     full = widths_of(model.config)
-    # The stem is a fixed whitening, whose filters come in pairs and all matter.
+    # The stem is a fixed whitening whose filters come in pairs, all of which matter.
     groups = {group.name: group.producers[0] for group in groups_of(model.config) if group.name != "stem"}
 
     def group_of(name: str, channels: list[int]) -> Any:
@@ -69,12 +71,12 @@ def prune_channels(
 
 
 def prune_text(model: Text, share: float, cost_of: Cost | None = None, round_to: int = 16) -> Text:
-    """The dense encoder with fewer attention heads and feed-forward units, equally many in every layer.
+    """Remove attention heads and feed-forward units of the dense encoder, equally many in every layer.
 
-    Not through Torch-Pruning: queries, keys and values are one packed product over items laid end to end,
-    which its tracing does not see through. Importance is magnitude over all that belongs to a head or unit,
-    as its `GroupMagnitudeImportance` has it, with each layer's mean as the unit. `cost_of` takes the widths
-    "heads" and "units". Raises RecipeError for an MoE model or where no widths reach the share.
+    Torch-Pruning is not used: its tracing does not understand the packed product of queries, keys and values
+    over concatenated items. Importance is the magnitude of all weights of a head or unit, as in its
+    `GroupMagnitudeImportance`, divided by the layer's mean. `cost_of` takes the widths "heads" and "units".
+    Raises RecipeError for an MoE model, or if no widths reach the share.
     """
     config = model.config
     if config.num_experts:
@@ -84,7 +86,7 @@ def prune_text(model: Text, share: float, cost_of: Cost | None = None, round_to:
     full = {"heads": config.num_attention_heads, "units": config.intermediate_size}
     count: Cost = cost_of or (lambda widths: count_macs(text_config(config, widths)))
     chosen = choose_widths(
-        # Equally many go in each layer, so what counts is the sum over the layers at each rank.
+        # All layers keep equally many, so the sum over the layers at each rank counts.
         {"heads": heads.sort(1).values.sum(0).tolist(), "units": units.sort(1).values.sum(0).tolist()},
         {"heads": multiples(full["heads"], 1), "units": multiples(full["units"], round_to)},
         count,
@@ -102,7 +104,7 @@ def prune_text(model: Text, share: float, cost_of: Cost | None = None, round_to:
 
 
 def text_config(config: FewshardTextConfig, widths: Mapping[str, int]) -> FewshardTextConfig:
-    """The encoder's configuration with as many heads and units; a head keeps its width."""
+    """The encoder's configuration with these numbers of heads and units; the width of a head stays."""
     head_dim = config.attention_size // config.num_attention_heads
     changes = {
         "num_attention_heads": widths["heads"],
@@ -128,7 +130,7 @@ def _layers(model: Text) -> list[EncoderLayer]:
 
 
 def _head_importance(attention: Attention, config: FewshardTextConfig) -> Tensor:
-    """fp32 [num_heads]: the squared weights of a head's queries, keys, values and outputs."""
+    """Squared weights of each head's queries, keys, values and output, relative to the mean; fp32 [heads]."""
     heads = config.num_attention_heads
     qkv = attention.qkv.weight.detach().view(3, heads, -1).square().sum((0, 2))
     output = attention.output.weight.detach()
@@ -136,7 +138,7 @@ def _head_importance(attention: Attention, config: FewshardTextConfig) -> Tensor
 
 
 def _unit_importance(ffn: DenseFeedForward) -> Tensor:
-    """fp32 [intermediate_size]: a unit's norm in times its norm out."""
+    """Input norm times output norm of each unit, relative to the mean; fp32 [intermediate_size]."""
     up, down = ffn.up.weight.detach(), ffn.down.weight.detach()
     return _by_mean(up.norm(dim=1) * down.norm(dim=0))
 
@@ -166,8 +168,10 @@ def _keep_units(state: dict[str, Tensor], name: str, kept: Tensor) -> None:
 
 
 def narrow_widths(full: Mapping[str, int], cost_of: Cost, target: float, round_to: int = 8) -> dict[str, int]:
-    """Widths in proportion to `full` (the stem as it is), rounded, whose cost is nearest to `target`: a small
-    dense network of the same cost as a sparse one. A group may be rounded up or down for that."""
+    """Rounded widths in proportion to `full` (the stem unchanged) whose cost is nearest to `target`.
+
+    For a small dense network of the same cost as a sparse one. Groups may be rounded up or down.
+    """
 
     def distance(widths: Mapping[str, int]) -> float:
         return abs(math.log(cost_of(widths) / target))
@@ -182,7 +186,7 @@ def narrow_widths(full: Mapping[str, int], cost_of: Cost, target: float, round_t
     for percent in range(5, 101):
         widths = at(percent)
         choices.append(widths)
-        # Rounded up one group after the other, the widest first: the least change for the cost of it.
+        # Round up one group after the other, widest first: the smallest relative change first.
         for name in sorted(full, key=lambda name: -full[name]):
             if name != "stem" and widths[name] + round_to <= full[name]:
                 widths = {**widths, name: widths[name] + round_to}

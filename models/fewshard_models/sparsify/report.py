@@ -1,4 +1,4 @@
-"""What a sparsifier kept where: per layer, as a table and as JSON beside the checkpoint."""
+"""What a sparsifier kept in each layer, as a table and as JSON beside the checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,12 @@ REPORT_FILE = "sparsity.json"
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """`units`: output channels, or rows of a linear; `density`: share of the weights left that are not 0."""
+    """One layer.
+
+    units_before, units: output channels, or rows of a linear layer.
+    weights_before, weights: number of weights.
+    density: non-zero share of the remaining weights.
+    """
 
     name: str
     units_before: int
@@ -29,7 +34,7 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class SparsityReport:
-    """MACs and parameters before and after; `asked` is what the sparsifier was told."""
+    """MACs, parameters and layers before and after; `asked` holds the sparsifier's settings."""
 
     method: str
     asked: Mapping[str, Any]
@@ -45,12 +50,12 @@ class SparsityReport:
 
     @property
     def density(self) -> float:
-        """The share of the layers' original weights that are still there and not zero."""
+        """The share of the layers' original weights that remain and are non-zero."""
         kept = sum(layer.density * layer.weights for layer in self.layers)
         return kept / sum(layer.weights_before for layer in self.layers)
 
     def rows(self) -> list[list[str]]:
-        """A line a layer and one for the whole, under `HEADER`."""
+        """One row per layer and one for the total, with the columns of `HEADER`."""
         lines = [
             [
                 layer.name,
@@ -75,7 +80,7 @@ HEADER = ["layer", "units kept", "weights kept", "density"]
 def compare(
     before: PreTrainedModel, after: PreTrainedModel, method: str, asked: Mapping[str, Any]
 ) -> SparsityReport:
-    """What `after` has left of `before`, layer by layer, for our own architectures."""
+    """What remains of `before` in `after`, layer by layer, for our own architectures."""
     old, new = _layers(before), _layers(after)
     layers = [_layer(name, old[name], new[name]) for name in old if name in new]
     return SparsityReport(
@@ -90,7 +95,7 @@ def compare(
 
 
 def load_report(directory: Path) -> SparsityReport | None:
-    """What `save` wrote, None where there is none. Raises CheckpointError where it cannot be read."""
+    """The saved report, or None if there is none. Raises CheckpointError if it cannot be read."""
     file = directory / REPORT_FILE
     if not file.is_file():
         return None

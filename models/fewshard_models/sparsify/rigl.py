@@ -1,6 +1,6 @@
-"""RigL, training with masks that move, and a form that lets channels die.
+"""RigL: sparse training with moving masks, optionally with channels that die.
 
-A hook of `recipes/training_loop.py`.
+`Rigl` is an update hook of `recipes/training_loop.py`.
 """
 
 import math
@@ -32,17 +32,20 @@ from fewshard_models.sparsify.channels import (
 from fewshard_models.sparsify.masks import Masks, prunable, top_mask
 
 MAX_DEATHS = 1 / 8
-"""The share of a group's living channels that may die in one update."""
+"""Maximum share of a group's living channels that may die in one update."""
 
 
 @dataclass(frozen=True, slots=True)
 class RiglSettings:
-    """`density`: share of the prunable weights that is kept, the same at every step; `distribution` over the
-    layers; every `update_every` steps, until `update_until` of training, a share of each layer's weights
-    moves: `drop_fraction` at first, annealed by a cosine to nothing.
+    """Settings of RigL.
 
-    `macs_share`, for our CNN: channels die from `cut_from` to `cut_until` of training, `round_to` at a time,
-    until the network of the living ones costs that share of the dense MACs. None lets none die.
+    density: share of the prunable weights that is kept, constant over all steps.
+    distribution: how the weights are distributed over the layers.
+    update_every, update_until: steps between updates, and the share of training in which they happen.
+    drop_fraction: share of each layer's weights that moves in the first update; cosine-annealed to zero.
+    macs_share: for our CNN: share of the dense MACs at which channels stop dying; None for no deaths.
+    cut_from, cut_until: share of training at which deaths begin and end.
+    round_to: number of channels that die at a time.
     """
 
     density: float
@@ -60,13 +63,13 @@ class RiglSettings:
 class Rigl:
     """Rigging the Lottery (Evci et al. 2020, arXiv:1911.11134), algorithm 1.
 
-    An update drops the weights of least magnitude and grows, from zero, those of largest gradient. Dropped
-    weights lose their momentum; grown ones start without. The number kept is exactly `density` of all.
+    An update drops the weights of smallest magnitude and grows, from zero, those of largest gradient. Dropped
+    weights lose their momentum; grown ones start without. Exactly `density` of all weights is kept.
 
-    Where channels die (neuron ablation: Lasby et al. 2024, arXiv:2305.02299; Yin et al. 2023,
-    arXiv:2305.19454), the least salient for the MACs they cost go first and stay dead: convolution, norm
-    weight and norm bias. Their weights pass to the living by growth, so that the living fill up; only where
-    the living have no room left does the number fall, to all they have.
+    With dying channels (neuron ablation: Lasby et al. 2024, arXiv:2305.02299; Yin et al. 2023,
+    arXiv:2305.19454), the channels of least salience per MAC die first and stay dead: convolution, norm
+    weight and norm bias. Growth moves their weights to living channels. Only when the living channels are
+    full does the number of weights fall below `density`.
     """
 
     def __init__(self, model: nn.Module, settings: RiglSettings, total_steps: int) -> None:
@@ -99,9 +102,9 @@ class Rigl:
         return step > 0 and step % every == 0 and step < until * self.total_steps
 
     def finish(self, model: nn.Module) -> None:
-        """Apply the masks to the trained model: a moving average still holds traces of what was dropped.
+        """Apply the masks to the trained model, since a moving average retains traces of dropped weights.
 
-        Raises RecipeError where too few updates were made for the channels to reach their budget.
+        Raises RecipeError if there were too few updates for the channels to reach their budget.
         """
         if self.channels is not None and not self.channels.within_budget():
             raise RecipeError("training ended before the channels reached their budget; update more often")
@@ -116,7 +119,7 @@ class Rigl:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises RecipeError where the state was made with other settings."""
+        """Restore a state. Raises RecipeError if it was made with other settings."""
         if state["settings"] != asdict(self.settings):
             raise RecipeError(f"RigL was begun with {state['settings']}; give another --run-dir")
         self.masks = Masks(state["masks"])
@@ -156,7 +159,7 @@ class Rigl:
         self.masks = Masks(moved)
 
     def _places(self, step: int) -> dict[str, Tensor]:
-        """Where a weight may be, after the channels due by now have died."""
+        """Where weights may be non-zero, after the channels that are due have died."""
         everywhere = {name: torch.ones_like(mask) for name, mask in self.masks.tensors.items()}
         if self.channels is None:
             return everywhere
@@ -173,14 +176,14 @@ class Rigl:
 
 
 class DyingChannels:
-    """Which channels of the CNN live, and when the next must go."""
+    """The living channels of the CNN, and the schedule of deaths."""
 
     def __init__(self, model: nn.Module, settings: RiglSettings, total_steps: int) -> None:
         assert settings.macs_share is not None
         check_share("macs_share", settings.macs_share)
         self.model, self.settings, self.total_steps = require_cnn(model), settings, total_steps
         self.config = self.model.config
-        # The stem is fixed whitening, whose filters all matter.
+        # The stem is a fixed whitening whose filters all matter.
         self.groups = [group for group in groups_of(self.config) if group.name != "stem"]
         self.widths = widths_of(self.config)
         device = self.model.device
@@ -196,7 +199,7 @@ class DyingChannels:
             self.salience[name] += value
 
     def budget(self, step: int) -> float:
-        """The MACs the living may cost at this step: falls as a cubic (Zhu & Gupta 2017), fast at first."""
+        """Maximum MACs of living channels at this step: a cubic decay (Zhu & Gupta 2017), fast at first."""
         assert self.settings.macs_share is not None
         begin, end = self.settings.cut_from, self.settings.cut_until
         done = min(1.0, max(0.0, (step / self.total_steps - begin) / (end - begin)))
@@ -208,10 +211,10 @@ class DyingChannels:
         return macs_of(self.config, {**self.widths, **living}) <= self.budget(self.total_steps)
 
     def let_die(self, step: int) -> dict[str, Tensor]:
-        """Bury the channels that are due; returns where weights may still be.
+        """Kill the channels that are due; returns where weights may still be non-zero.
 
-        At once no group loses more than an eighth of those that live, or the least step: the filters that
-        read them would have to begin again from nothing, all together.
+        A group loses at most an eighth of its living channels at once, or the smallest step. With more, too
+        many of the filters that read them would have to start again from nothing.
         """
         salience = {name: self.salience[name][living].tolist() for name, living in self.alive.items()}
         candidates = {name: self._candidates(int(living.sum())) for name, living in self.alive.items()}
@@ -248,8 +251,10 @@ class DyingChannels:
 def moved_mask(
     weight: Tensor, gradient: Tensor, mask: Tensor, places: Tensor, count: int, fraction: float
 ) -> Tensor:
-    """A mask of exactly `count` of the `places`: of the present weights all but the `fraction` of least
-    magnitude stay, and those of largest gradient join."""
+    """A mask of exactly `count` of the `places`.
+
+    All present weights stay except the `fraction` of smallest magnitude; those of largest gradient join.
+    """
     present = mask & places
     stay = min(count, round((1 - fraction) * int(present.sum())))
     kept = top_mask(weight.abs().masked_fill(~present, -1.0), stay)
@@ -258,5 +263,5 @@ def moved_mask(
 
 
 def _living_axes(place: Tensor) -> float:
-    """ERK's weight of a layer, counting the channels that live: out + in [+ kh + kw]."""
+    """ERK's weight of a layer, by living channels: out + in [+ kh + kw]."""
     return float(sum(int(place.transpose(0, axis).flatten(1).any(1).sum()) for axis in range(place.ndim)))

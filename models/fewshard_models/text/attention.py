@@ -1,4 +1,4 @@
-"""Attention over packed tokens: one SDPA call for each group of items that are equally long, or made so."""
+"""Attention over packed tokens: one SDPA call for each group of items of equal or padded length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,12 @@ _FEW_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`num_items` items that stand side by side, each `length` rows long. `mask`: bool [num_items, 1, 1,
-    length], true for rows that are an item's own; None where all are."""
+    """Adjacent items that share one attention call.
+
+    num_items: number of items.
+    length: rows of each item.
+    mask: bool [num_items, 1, 1, length], True for an item's own rows; None if all are.
+    """
 
     num_items: int
     length: int
@@ -25,10 +29,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayout:
-    """How a batch's items go through attention; made once for all layers.
+    """Layout of a batch for attention, computed once for all layers.
 
-    Where items are made longer, `rows` int64 [P] says which of the T rows stands in each row of the groups,
-    and `back` int64 [T] where each of the T rows stands there; else both are None.
+    groups: the attention calls.
+    rows: int64 [P], the packed row at each row of the groups; None unless items are padded.
+    back: int64 [T], the row in the groups of each packed row; None unless items are padded.
     """
 
     groups: tuple[Group, ...]
@@ -37,16 +42,16 @@ class AttentionLayout:
 
     @property
     def num_rows(self) -> int:
-        """T, or P where items are made longer."""
+        """Number of rows in the groups: T, or P if items are padded."""
         return sum(group.num_items * group.length for group in self.groups)
 
 
 def attention_layout(lengths: Sequence[int], device: torch.device) -> AttentionLayout:
-    """Items of `lengths` laid end to end; neighbours of one length share a call, so callers sort by it.
+    """The layout of concatenated items. Equal neighbours share a call, so callers sort by length.
 
-    On a CPU without gradients items are made longer, to `padded_length`: torch's SDPA takes two and a half
-    times as long for 31 tokens as for 32, since its softmax takes what is beyond whole vectors one by one
-    (docs/log.md). In a small batch laying out costs more than that saves.
+    On a CPU without gradients, items are padded to `padded_length`: torch's SDPA takes two and a half times
+    as long for 31 tokens as for 32, since its softmax handles the rest after whole vectors one by one
+    (docs/log.md). In small batches padding costs more than it saves.
     """
     pads = device.type == "cpu" and not torch.is_grad_enabled() and sum(lengths) >= _FEW_TOKENS
     runs = [(length, list(group)) for length, group in groupby(lengths, key=padded_length if pads else int)]
@@ -66,16 +71,16 @@ def attention_layout(lengths: Sequence[int], device: torch.device) -> AttentionL
 
 
 def padded_length(length: int) -> int:
-    """`length` rounded up to whole vectors, unless so little is beyond them that it costs less as it is."""
+    """`length` rounded up to whole vectors, unless the remainder is small enough to be cheaper as it is."""
     return length if length % _LANES <= _CHEAP_REST else -(-length // _LANES) * _LANES
 
 
 def packed_attention(qkv: Tensor, layout: AttentionLayout, num_heads: int) -> Tensor:
     """Self-attention within each item.
 
-    `qkv` [R, 3 * num_heads * d], the layout's T rows first. Returns [R, num_heads * d], zeros in the rows
-    beyond T. Where gradients are recorded on a CPU it runs in fp32: the backward pass of torch's SDPA takes
-    ten times as long in bf16 (docs/log.md).
+    `qkv` [R, 3 * num_heads * d], with the layout's T rows first. Returns [R, num_heads * d], with zeros in
+    rows beyond T. With gradients on a CPU it runs in fp32: the backward pass of torch's SDPA takes ten times
+    as long in bf16 (docs/log.md).
     """
     if qkv.requires_grad and qkv.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):

@@ -1,4 +1,4 @@
-"""The configuration of our text encoder; stored as `config.json` of a checkpoint."""
+"""Configuration of our text encoder, stored as a checkpoint's `config.json`."""
 
 from typing import Literal
 
@@ -8,16 +8,18 @@ from transformers import PreTrainedConfig
 
 @strict
 class FewshardTextConfig(PreTrainedConfig):
-    """A post-norm Transformer encoder with a classification head; dense, or MoE where `num_experts` > 0.
+    """A post-norm Transformer encoder with a classification head; dense, or MoE if `num_experts` > 0.
 
-    `embedding_size`: width of the word embeddings where it differs from `hidden_size` (factorised as in
-    ALBERT, Lan et al. 2019); `head_dim`: width of one attention head, so that heads can be pruned;
-    `intermediate_size`: units of the feed-forward network; `moe_intermediate_size`: units of *each* expert,
-    where they are not as many; `moe_layers`: the layers with experts, all where it is None;
-    `pooling`: "cls" or "mean";
-    `pooler_act`: activation of the dense layer before the classifier, None for no such layer;
-    `routing`: whether each token chooses its experts in a layer, or each request (item) once for all its
-    tokens; `sparsity_kind`: "static" or "dynamic" where a sparsifier made the network.
+    embedding_size: width of the word embeddings if it differs from `hidden_size` (factorised as in ALBERT,
+        Lan et al. 2019).
+    head_dim: width of an attention head; set when heads were pruned.
+    intermediate_size: units of the feed-forward network.
+    moe_intermediate_size: units of each expert; `intermediate_size` by default.
+    moe_layers: layers with experts; None for all.
+    pooling: "cls" or "mean".
+    pooler_act: activation of the dense layer before the classifier; None for no such layer.
+    routing: whether each token chooses its experts, or each request (item) once per layer for all its tokens.
+    sparsity_kind: "static" or "dynamic" if a sparsifier made the network.
     """
 
     model_type = "fewshard_text"

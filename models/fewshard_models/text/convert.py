@@ -1,4 +1,4 @@
-"""Key maps that load BERT, DistilBERT and RoBERTa weights into our packed encoder."""
+"""Conversion of BERT, DistilBERT and RoBERTa checkpoints to our packed encoder."""
 
 import re
 from collections.abc import Mapping
@@ -52,14 +52,14 @@ ARCHITECTURES = tuple(
 
 
 def can_convert(config: PreTrainedConfig) -> bool:
-    """Whether our encoder computes what this configuration describes."""
+    """Whether our encoder supports this configuration."""
     if config.model_type not in FAMILIES or getattr(config, "is_decoder", False):
         return False
     return getattr(config, "position_embedding_type", "absolute") == "absolute"
 
 
 def convert_config(config: PreTrainedConfig) -> FewshardTextConfig:
-    """Our configuration for a checkpoint of one of `FAMILIES`."""
+    """Our configuration for a checkpoint of one of `FAMILIES`, which `can_convert`."""
     fields = _distilbert_fields(config) if config.model_type == "distilbert" else _bert_fields(config)
     return FewshardTextConfig(
         vocab_size=config.vocab_size,
@@ -72,9 +72,9 @@ def convert_config(config: PreTrainedConfig) -> FewshardTextConfig:
 
 
 def convert_weights(weights: Mapping[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
-    """Rename a state dict of one of `FAMILIES` and join its query, key and value products.
+    """Rename the keys of a state dict of one of `FAMILIES`, and join its query, key and value projections.
 
-    Raises CheckpointError where a layer's projections are incomplete.
+    Raises CheckpointError if a layer's projections are incomplete.
     """
     keys = _DISTILBERT_KEYS if config.model_type == "distilbert" else _BERT_KEYS
     renamed = {_rename(key, keys): tensor for key, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""The answers of a text model over a whole list of texts, in batches of like lengths."""
+"""Runs a text model over a list of texts, in batches of similar lengths. Used by recipes and evaluation."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ MAX_TOKENS = 128
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with special tokens, truncated to 128."""
+    """Token ids of each text, with special tokens, truncated to 128 tokens."""
     return list(tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"])
 
 
@@ -23,7 +23,7 @@ def over_all(
     of_batch: Callable[[PackedTokens, PackedOutput], Tensor],
     autocast: bool = False,
 ) -> Tensor:
-    """`of_batch` of every text [N, ...] in the given order; with `autocast` the model runs in bf16."""
+    """`of_batch` for every text, [N, ...] in the original order; with `autocast` the model runs in bf16."""
     device = next(model.parameters()).device
 
     def answer(packed: PackedTokens) -> Tensor:
@@ -40,7 +40,7 @@ def over_batches(
     device: torch.device,
     batch_size: int = 256,
 ) -> Tensor:
-    """`answer` [n, ...] of length-sorted batches, put together [N, ...] in the given order, on the CPU."""
+    """Concatenated `answer` [n, ...] of length-sorted batches: [N, ...] in the original order, on the CPU."""
     order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     parts = []
     with torch.inference_mode():

@@ -1,8 +1,6 @@
-"""The encoder's linear layer: `nn.Linear` whose weights are packed for oneDNN when it serves on a CPU.
+"""Layers of the text encoder: linear layers packed for a CPU, fast dropout, and the choice of experts.
 
-Dropout whose masks cost little on a CPU; used by the text encoder in training.
-
-Which experts the tokens of a packed batch go to, where that is decided apart from the expert layer.
+`choose_experts` is for callers that route outside the expert layer.
 """
 
 import torch
@@ -14,12 +12,12 @@ from fewshard_models.fused import Fusable
 from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.packing import PackedTokens, mean_of_items
 
-# Activations that are applied inside the product; oneDNN's tanh form of GELU measured slower there.
+# Activations that are fused into the product; oneDNN's tanh form of GELU is slower fused.
 _INSIDE = ("gelu", "relu")
 
 
 class PackedLinear:
-    """x W^T + b [T, O], with `activation` applied inside the product; a snapshot of the layer's weights."""
+    """x W^T + b [T, O] with a fused `activation`; a snapshot of the layer's weights."""
 
     def __init__(self, linear: nn.Linear, activation: str | None) -> None:
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
@@ -34,14 +32,14 @@ class PackedLinear:
 
 
 class Linear(nn.Linear, Fusable[PackedLinear]):
-    """As `nn.Linear`. Packed products read bf16 weights up to twice as fast (docs/log.md); fp32 ones stay."""
+    """Like `nn.Linear`; packed products read bf16 weights up to twice as fast (docs/log.md). fp32 stays."""
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.usable
         return super().forward(x) if packed is None else packed(x)
 
     def pack(self, activation: str | None = None) -> bool:
-        """Pack where that is faster, with `activation` inside where oneDNN has it; whether it is inside."""
+        """Pack if that is faster, and fuse `activation` if that pays; returns whether it is fused."""
         if self.weight.device.type != "cpu" or self.weight.dtype not in (torch.bfloat16, torch.float16):
             return False
         if not onednn_multiplies(self.weight.dtype):
@@ -52,10 +50,10 @@ class Linear(nn.Linear, Fusable[PackedLinear]):
 
 
 class Dropout(nn.Module):
-    """As `nn.Dropout` (Srivastava et al. 2014), with `p` rounded to 1/256 on a CPU.
+    """Like `nn.Dropout` (Srivastava et al. 2014), with `p` rounded to 1/256 on a CPU.
 
-    One byte an element is drawn there, eight from each random number: torch draws a number an element, which
-    took a fifth of a training step (docs/log.md). What is kept is scaled by the rounded rate, so the
+    There each random number supplies eight elements, one byte each. torch draws one number per element, which
+    took a fifth of a training step (docs/log.md). Kept elements are scaled by the rounded rate, so the
     expectation is exact.
     """
 
@@ -85,10 +83,10 @@ def random_bytes(count: int) -> Tensor:
 def choose_experts(
     hidden: Tensor, packed: PackedTokens, router: Tensor, config: FewshardTextConfig
 ) -> tuple[Routing, MoeStats]:
-    """The choices of every row of `hidden` [T, H], with the statistics.
+    """The expert choices of every row of `hidden` [T, H], with the statistics.
 
-    With `routing: request` one choice an item, by the mean of its tokens, holds for all of them: a batch of
-    one reads `top_k` experts. Else each token chooses.
+    With `routing: request`, an item's mean over its tokens makes one choice for all of them, so a batch of
+    one item reads `top_k` experts. Otherwise each token chooses.
     """
     if config.routing == "request":
         chooses, sizes = mean_of_items(hidden, packed), packed.lengths_tensor

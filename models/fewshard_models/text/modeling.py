@@ -1,4 +1,4 @@
-"""Our text encoder with a classification head: packed from the start, dense or MoE in one set of layers."""
+"""Our text encoder with a classification head, on packed tokens; dense and MoE share all other layers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,8 +19,12 @@ from fewshard_models.text.packing import PackedTokens, mean_of_items, pack_padde
 
 
 class PackedOutput(NamedTuple):
-    """`logits` fp32 [num_items, num_labels]; `hidden_states`: the embeddings and each layer's output [T, H];
-    `moe_stats`: one a MoE layer, in order."""
+    """Outputs of one pass.
+
+    logits: fp32 [num_items, num_labels].
+    hidden_states: the embeddings and each layer's output, [T, H] each.
+    moe_stats: statistics of each MoE layer, in order.
+    """
 
     logits: Tensor
     hidden_states: list[Tensor]
@@ -45,7 +49,7 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, packed: PackedTokens, num_rows: int) -> Tensor:
-        """[num_rows, H], the tokens' first."""
+        """[num_rows, H]: the tokens' embeddings, then rows of zeros."""
         words = with_rows(self.word_embeddings(packed.input_ids), num_rows)
         if self.word_projection is not None:
             words = self.word_projection(words)
@@ -99,11 +103,11 @@ class DenseFeedForward(nn.Module):
 
 
 class MoeFeedForward(nn.Module):
-    """The parameters of one expert layer; the arithmetic is `fewshard_kernels.moe_ffn`.
+    """The parameters of one expert layer; `fewshard_kernels.moe_ffn` computes it.
 
-    After `prepare_for_inference`, a copy of the experts is kept packed for the CPU and used in eval mode
-    where no gradients are recorded. It is no part of the state dict; training and casts drop it, and the
-    next inference packs what the weights are then.
+    After `prepare_for_inference`, a packed copy of the experts is kept for the CPU and used in eval mode
+    without gradients. It is not part of the state dict. Training and casts drop it; the next inference packs
+    the weights again.
     """
 
     def __init__(self, config: FewshardTextConfig) -> None:
@@ -134,7 +138,7 @@ class MoeFeedForward(nn.Module):
         return self
 
     def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
-        """`hidden` may have rows beyond the tokens; they go to no expert."""
+        """`hidden` may have padding rows after the tokens; they are not routed."""
         out, stats = self._tokens(hidden[: packed.num_tokens], packed)
         return with_rows(out, len(hidden)), stats
 
@@ -183,11 +187,11 @@ class EncoderLayer(nn.Module):
 
 
 class FewshardTextForSequenceClassification(PreTrainedModel):
-    """Classifies one text or a pair; `forward` is transformers' interface, `forward_packed` the engine's."""
+    """Classifies a text or a pair. `forward` is transformers' interface; the engine uses `forward_packed`."""
 
     config_class = FewshardTextConfig
     base_model_prefix = ""
-    # The head and the router decide; rounding them to 16 bits costs accuracy and saves nothing (DESIGN 1.4).
+    # The head and the router decide: rounding them to 16 bits costs accuracy and saves nothing.
     _keep_in_fp32_modules_strict = ["classifier", "pooler", "router"]  # noqa: RUF012
 
     def __init__(self, config: FewshardTextConfig) -> None:
@@ -215,8 +219,8 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
         labels: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput:
-        """`input_ids` [N, L] right-padded. Returns logits [N, num_labels] and, given `labels`, the loss with
-        the router losses added."""
+        """`input_ids` [N, L] right-padded. Returns logits [N, num_labels] and, given `labels`, the loss
+        including the router losses."""
         packed = pack_padded(input_ids, attention_mask, token_type_ids)
         out = self.forward_packed(packed)
         loss = None
@@ -237,17 +241,17 @@ class FewshardTextForSequenceClassification(PreTrainedModel):
         return PackedOutput(self._head(self._pool(hidden_states[-1], packed)), hidden_states, moe_stats)
 
     def _num_rows(self, packed: PackedTokens) -> int:
-        """The tokens, rounded up where linear layers are packed: oneDNN compiles each product anew for a
-        number of rows that it has not met lately, which can take as long as the whole batch (docs/log.md)."""
+        """The number of tokens, rounded up if linear layers are packed: oneDNN recompiles each product for a
+        row count that it has not seen lately, which can take as long as the whole batch (docs/log.md)."""
         layer = next(iter(self.layers), None)
         uses_packed = isinstance(layer, EncoderLayer) and layer.attention.qkv.usable is not None
         return rounded(packed.num_tokens) if uses_packed else packed.num_tokens
 
     def prepare_for_inference(self) -> None:
-        """Switch to eval mode and, on a CPU, pack linear layers and experts for its fastest products.
+        """Switch to eval mode and, on a CPU, pack linear layers and experts into its fastest layouts.
 
-        Call it when the model is loaded, cast and moved. Packed copies take once the linear layers' memory
-        and up to three times the experts', none where the plain weights are fastest.
+        Call it after the model is loaded, cast and moved. Packed copies take the linear layers' memory once
+        more and up to three times the experts' memory; none is made where plain weights are fastest.
         """
         self.eval()
         for module in self.modules():

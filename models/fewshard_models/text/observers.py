@@ -1,8 +1,6 @@
-"""Which experts each token of a packed batch goes to, seen from outside; for callers who ask.
+"""Observation of the text encoder: experts that each token chooses, and units near zero for each text.
 
-What happened inside the text encoder for single texts: units near zero, experts chosen.
-
-The server looks at a sample of its traffic with it, `benchmarks/ood_signal.py` at whole data sets.
+The server applies it to a sample of its traffic, `benchmarks/ood_signal.py` to whole data sets.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +25,9 @@ from fewshard_models.text.packing import PackedTokens, pack
 
 @contextmanager
 def watched_experts(network: FewshardTextForSequenceClassification) -> Iterator[list[Tensor]]:
-    """While inside, each layer with experts that runs adds its choices: int64 [T, top_k], the best first.
+    """Within the block, each expert layer that runs appends its choices: int64 [T, top_k], the best first.
 
-    The choice is made a second time beside the layer's own, from the same numbers; so a network that is not
-    watched pays nothing.
+    The choice is computed a second time from the same inputs, so that an unobserved network pays nothing.
     """
     chosen: list[Tensor] = []
 
@@ -49,14 +46,18 @@ def watched_experts(network: FewshardTextForSequenceClassification) -> Iterator[
 
 
 NEAR_ZERO = 0.05
-"""A unit counts as quiet up to this size; GELU and ReLU leave most of theirs there."""
+"""Maximum magnitude of a quiet unit; GELU and ReLU leave most of their units there."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationStats:
-    """Of N texts: fp32 logits [N, C]; `sparsity` fp32 [N, layers], share of a layer's feed-forward units near
-    zero over the text's tokens; `entropy` fp32 [N, MoE layers], mean over tokens of the router's, in nats;
-    `experts` int64 [N, MoE layers, E], tokens by expert."""
+    """Statistics of N texts.
+
+    logits: fp32 [N, C].
+    sparsity: fp32 [N, layers], share of a layer's feed-forward units near zero over the text's tokens.
+    entropy: fp32 [N, MoE layers], the router's entropy in nats, averaged over the tokens.
+    experts: int64 [N, MoE layers, E], tokens by expert.
+    """
 
     logits: NDArray[np.float32]
     sparsity: NDArray[np.float32]
@@ -67,10 +68,10 @@ class ActivationStats:
 def signs_of(
     model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]
 ) -> ActivationStats:
-    """One forward pass over the texts, with a look at every layer; costs about twice a plain one.
+    """Run the texts once and observe every layer; costs about twice a plain forward pass.
 
-    Of an expert layer, the units of the experts that were chosen are looked at. The model must be in eval
-    mode and whole on one device.
+    In an expert layer, the units of the chosen experts are observed. The model must be in eval mode and
+    entirely on one device.
     """
     packed = pack(list(token_ids), None, next(model.parameters()).device)
     seen: list[_Layer] = []
@@ -87,7 +88,7 @@ def signs_of(
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """`sparsity` [N]; of an expert layer `entropy` [N] and `experts` [N, E]."""
+    """Statistics of a layer: `sparsity` [N]; for an expert layer also `entropy` [N] and `experts` [N, E]."""
 
     sparsity: Tensor
     entropy: Tensor | None = None
@@ -98,7 +99,7 @@ class _Layer:
 def _watched(
     model: FewshardTextForSequenceClassification, packed: PackedTokens, keep: Callable[[_Layer], None]
 ) -> Iterator[None]:
-    """While it is open, every feed-forward network of a pass is kept, in order."""
+    """Within the block, pass the statistics of every feed-forward network to `keep`, in order."""
     with ExitStack() as stack:
         for layer in model.layers:
             ffn: Any = layer.ffn
@@ -132,7 +133,7 @@ def _look_at_experts(ffn: MoeFeedForward, hidden: Tensor, packed: PackedTokens) 
 
 
 def _share_near_zero(units: Tensor) -> Tensor:
-    """[T, I] -> fp32 [T]"""
+    """The share of units near zero: [T, I] to fp32 [T]."""
     return (units.abs() <= NEAR_ZERO).float().mean(dim=-1)
 
 

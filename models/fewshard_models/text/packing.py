@@ -1,4 +1,4 @@
-"""Packed batches: all tokens of all items in one row, so that no product ever touches padding."""
+"""Packed batches: the tokens of all items are concatenated, so that no product processes padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
-    """`input_ids` int64 [T] of items laid end to end, `lengths` their token counts in that order (sum T).
+    """Concatenated tokens of several items.
 
-    `token_type_ids` int64 [T] for models that know segments. Items of equal length that stand side by side
-    share one attention call, so callers do well to sort by length.
+    input_ids: int64 [T].
+    lengths: number of tokens of each item, in order; they sum to T.
+    token_type_ids: int64 [T], for models with segments.
+
+    Adjacent items of equal length share one attention call, so callers should sort by length.
     """
 
     input_ids: Tensor
@@ -29,7 +32,7 @@ class PackedTokens:
         return torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids.device)
 
     def owners(self) -> Tensor:
-        """int64 [T]: which item each token belongs to."""
+        """int64 [T]: the index of each token's item."""
         lengths = self.lengths_tensor
         return torch.arange(len(self.lengths), device=lengths.device).repeat_interleave(lengths)
 
@@ -43,7 +46,7 @@ class PackedTokens:
 def pack(
     items: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None, device: torch.device
 ) -> PackedTokens:
-    """Lay the items' token ids end to end, in the order given."""
+    """Concatenate the items' token ids in the given order."""
     return PackedTokens(
         input_ids=_flat(items, device),
         lengths=tuple(len(item) for item in items),
@@ -54,7 +57,7 @@ def pack(
 def pack_padded(
     input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
 ) -> PackedTokens:
-    """Drop the padding of a right-padded batch [N, L]; `attention_mask` is 1 where a token is real."""
+    """Remove the padding of a right-padded batch [N, L]; `attention_mask` is 1 for real tokens."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     real = attention_mask.bool()
@@ -66,7 +69,7 @@ def pack_padded(
 
 
 def with_rows(hidden: Tensor, num_rows: int) -> Tensor:
-    """[T, H] to [num_rows, H]: rows of zeros below."""
+    """Pad [T, H] to [num_rows, H] with rows of zeros at the end."""
     return hidden if num_rows == len(hidden) else F.pad(hidden, (0, 0, 0, num_rows - len(hidden)))
 
 

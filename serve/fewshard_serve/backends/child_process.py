@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -86,19 +87,27 @@ def find_loader(path: str) -> Callable[..., Classifier]:
 
 
 class Child:
-    """The models by name. Each public method is one thing that can be asked."""
+    """The models by name. Each public method is one thing that can be asked.
+
+    What concerns torch alone is done once a loader has imported it: one that does without shall not wait
+    seconds for it.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, Classifier] = {}
+        self._torch_settings: ExitStack | None = None
 
     def load(self, loading: Loading) -> Loaded:
         """Load a model and check its golden inputs."""
-        model = find_loader(loading.loader)(loading.name, loading.path, loading.device, loading.dtype)
+        load = find_loader(loading.loader)
+        self._flush_subnormals()  # before torch starts threads, which take the setting over
+        model = load(loading.name, loading.path, loading.device, loading.dtype)
+        self._flush_subnormals()
         _check(model)
         if isinstance(model, Probeable):
             model.diagnose(loading.diagnostics_share)
         self._models[loading.name] = model
-        if "torch" in sys.modules:  # a loader that does without shall not wait seconds for it
+        if "torch" in sys.modules:
             from fewshard_models.allocator import keep_freed_memory
 
             keep_freed_memory()
@@ -108,6 +117,13 @@ class Child:
         model = self._models[name]
         output = model.run(items)
         return Passed(output, _seen(model), [item.routing for item in items])
+
+    def _flush_subnormals(self) -> None:
+        if "torch" in sys.modules and self._torch_settings is None:
+            from fewshard_models.devices import subnormals_flushed
+
+            self._torch_settings = ExitStack()  # as long as the process lives
+            self._torch_settings.enter_context(subnormals_flushed())
 
 
 def _check(model: Classifier) -> None:
@@ -165,10 +181,7 @@ def main() -> None:
     # Ctrl-C reaches every process of a terminal; this one ends with the replica that asks it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_replica, daemon=True).start()
-    from fewshard_models.devices import subnormals_flushed
-
-    with subnormals_flushed():
-        _answer_all(Connection(int(sys.argv[1])), Child())
+    _answer_all(Connection(int(sys.argv[1])), Child())
 
 
 def _answer_all(connection: Connection, child: Child) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fewshard_core.formats import FORMATS
+
 
 def register(subparsers: Any) -> None:
     """Add the command; `cli` calls it."""
@@ -52,7 +54,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="folder for kernels.json and kernels.md (default: docs/results/DEVICE)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--dtype", nargs="+", choices=("bf16", "fp32", "fp16"), help="only these")
+    parser.add_argument("--dtype", nargs="+", choices=FORMATS.names, help="only these")
     parser.add_argument(
         "--peer",
         nargs="+",

@@ -114,10 +114,10 @@ def experts_finding() -> Finding:
     import torch
 
     from fewshard_kernels import pack_experts
-    from fewshard_models.devices import DTYPES, choose_dtype
+    from fewshard_models.devices import choose_dtype, storage_dtype
 
     name = choose_dtype(device="cpu").name
-    w1, w2 = (torch.randn(8, *shape).to(DTYPES[name]) for shape in ((1536, 384), (384, 1536)))
+    w1, w2 = (torch.randn(8, *shape).to(storage_dtype(name)) for shape in ((1536, 384), (384, 1536)))
     packed = pack_experts(w1, None, w2, None)
     alone, together = packed.choice.alone, packed.choice.together
     reason = ", ".join(f"{1e6 * alone.at(rows):.0f} us alone at {rows} rows" for rows in (1, 32, 512))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fewshard_core.errors import FewshardError
 from fewshard_core.values import TokenIds
 from fewshard_models.checkpoint import resolve
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 from fewshard_models.errors import ExchangeError, ModelsError
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.exchange import serve_store
@@ -71,7 +71,9 @@ class Group:
         self._num_steps = 0
         self._loads = np.zeros((target.num_layers, target.num_experts), np.int64)
         try:
-            shard = Shard(resolve(settings.path), DTYPES[settings.dtype], torch.device(settings.device))
+            shard = Shard(
+                resolve(settings.path), storage_dtype(settings.dtype), torch.device(settings.device)
+            )
         except ModelsError as error:
             raise NotReady(str(error)) from error
         self._store = serve_store(settings.address)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fewshard_models.checkpoint import resolve
-from fewshard_models.devices import DTYPES
+from fewshard_models.devices import storage_dtype
 from fewshard_models.errors import ExchangeError, ModelsError
 from fewshard_models.sharding.shard import Shard
 from fewshard_models.sharding.weights import fingerprint
@@ -97,7 +97,7 @@ class Worker:
         try:
             directory = resolve(invitation.path)
             self._fingerprint = fingerprint(directory)
-            shard = Shard(directory, DTYPES[invitation.dtype], torch.device(invitation.device))
+            shard = Shard(directory, storage_dtype(invitation.dtype), torch.device(invitation.device))
         except (ModelsError, OSError, RuntimeError) as error:
             self._fingerprint = ""
             return f"{error} (every node needs the checkpoint, under the same name)"

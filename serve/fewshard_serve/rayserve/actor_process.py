@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from fewshard_serve.logs import ACCESS, LineHandler, LogSettings, formatter
 
@@ -54,7 +54,7 @@ def own_stderr() -> str:
         return ""
 
 
-def _stream(path: str) -> IO[str] | None:
+def _stream(path: str) -> TextIO | None:
     # Appending writes of one line each do not mix, whoever else writes there.
     try:
         return Path(path).open("a", encoding="utf-8", buffering=1) if path else sys.__stderr__

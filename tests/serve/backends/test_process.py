@@ -24,6 +24,19 @@ from fewshard_serve.errors import ModelRestarted, NotReady
 FAKES = str(Path(__file__).parents[1] / "rayserve")
 
 
+SUBNORMAL = """
+import torch
+from fake_models import FakeModel
+
+class Model(FakeModel):
+    def logits(self, text):
+        return [float(torch.tensor(1e-30) * 1e-10)] * 2
+
+def load_model(name, path, device, dtype):
+    return Model(name, path)
+"""
+
+
 @pytest.fixture(scope="module")
 def lasting():
     """One for the tests that do it no harm."""
@@ -105,6 +118,16 @@ def test_a_loader_without_torch_does_not_wait_for_it(process):
     mapped = Path(f"/proc/{process.pid}/maps").read_text()
     assert "/numpy/" in mapped
     assert "/torch/" not in mapped
+
+
+def test_a_model_of_torchs_runs_with_subnormals_flushed(process, tmp_path, monkeypatch):
+    (tmp_path / "subnormal_models.py").write_text(SUBNORMAL)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    process = ModelProcess(num_threads=1)
+    fake(process)
+    model = process.load(Loading("subnormal_models:load_model", "s", "dense", "cpu", "fp32"))
+    assert run(model, "1") == [[0, 0]]
+    process.close()
 
 
 def test_errors_arrive_as_they_were_raised(process):

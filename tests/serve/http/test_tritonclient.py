@@ -14,7 +14,7 @@ import uvicorn
 
 from fewshard_core.values import Input, Item, ModelInfo, ModelOutput, PixelArray, TextInput
 from fewshard_models.classifier.base import Classifier
-from fewshard_serve.core import ANYBODY, BatchStats, Caller, Classified
+from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest
 from fewshard_serve.engine.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp
@@ -62,12 +62,8 @@ class EngineModel:
     def check_room(self, caller: Caller) -> None:
         self._engine.check_room(self.info.name, caller)
 
-    async def classify(
-        self, inputs: Sequence[Input], *, truncate: bool, timeout_s: float | None, caller: Caller = ANYBODY
-    ) -> Classified:
-        return await self._engine.classify(
-            self.info.name, inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+    async def classify(self, request: PredictionRequest) -> Classified:
+        return await self._engine.classify(self.info.name, request)
 
     def experts(self) -> dict[str, Any] | None:
         return None
@@ -85,18 +81,8 @@ class OneGateway:
     async def ready(self) -> bool:
         return True
 
-    async def classify(
-        self,
-        model: str,
-        inputs: Sequence[Input],
-        *,
-        truncate: bool,
-        timeout_s: float | None,
-        caller: Caller = ANYBODY,
-    ) -> Classified:
-        return await self._models[model].classify(
-            inputs, truncate=truncate, timeout_s=timeout_s, caller=caller
-        )
+    async def classify(self, model: str, request: PredictionRequest) -> Classified:
+        return await self._models[model].classify(request)
 
     async def metrics(self) -> bytes:
         return b""

@@ -21,7 +21,7 @@ from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier.load import load, load_checkpoint
 from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
-from fewshard_models.devices import DTYPES, choose_dtype
+from fewshard_models.devices import choose_dtype, storage_dtype
 from fewshard_models.image.preprocessing import load_preprocessing
 
 pytestmark = [pytest.mark.server, pytest.mark.data, pytest.mark.usefixtures("data_dir")]
@@ -62,7 +62,7 @@ def offline_image(cifar) -> dict[str, np.ndarray]:
 
 def image_logits(name: str, images: np.ndarray) -> np.ndarray:
     """In the dtype and the fused form that serve: in bf16 a CNN's logits are up to 0.2 away from others."""
-    dtype = DTYPES[choose_dtype().name]
+    dtype = storage_dtype(choose_dtype().name)
     checkpoint = load_checkpoint(resolve(f"zoo:{name}"), dtype)
     checkpoint.model.to(memory_format=torch.channels_last).prepare_for_inference()
     preprocess = load_preprocessing(checkpoint.directory)

@@ -1,10 +1,10 @@
-"""Triton functions that choose the experts of a block of tokens, weigh, count and rank the choices.
+"""Triton functions that choose the experts of a block of tokens, and weigh, count and rank the choices.
 
-`route_kernels.py` calls them. A block has BLOCK_T tokens, BLOCK_E columns of experts and BLOCK_K of choices,
-each a power of two.
+Called by `route_kernels.py`. A block has BLOCK_T tokens, BLOCK_E expert columns and BLOCK_K choice columns,
+all powers of two.
 """
 
-# Triton gives the arguments of jit functions their types when it compiles them.
+# Triton infers the types of jit functions' arguments when it compiles them.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton
@@ -28,7 +28,7 @@ def router_logits(
 ):
     """x router^T in fp32, [BLOCK_T, BLOCK_E]; -inf in the columns beyond E."""
     e = tl.arange(0, BLOCK_E)
-    # Rows beyond the last token or expert read that last one again: no mask in the loop, and no harm.
+    # Rows beyond the last token or expert read the last one again, so the loop needs no mask.
     x_rows = x_ptr + tl.minimum(token, T - 1).to(tl.int64)[:, None] * stride_x
     router_rows = router_ptr + tl.minimum(e, E - 1)[None, :] * stride_router
     logits = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.float32)
@@ -42,10 +42,10 @@ def router_logits(
 
 @triton.jit
 def largest(logits, E: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The experts with the TOP_K largest logits of each row, [BLOCK_T, BLOCK_K]; on a tie the first one."""
+    """The experts with the TOP_K largest logits of each row, [BLOCK_T, BLOCK_K]; the first wins ties."""
     e = tl.arange(0, logits.shape[1])[None, :]
     choice = tl.arange(0, BLOCK_K)[None, :]
-    # A NaN counts as the largest, as in torch.topk: its token must come out as NaN, from a real expert.
+    # A NaN counts as the largest, as in torch.topk: its token must select a real expert and yield NaN.
     logits = tl.where(logits == logits, logits, float("inf"))
     free = tl.broadcast_to(e < E, logits.shape)
     experts = tl.full([BLOCK_T, BLOCK_K], -1, dtype=tl.int32)
@@ -59,9 +59,9 @@ def largest(logits, E: tl.constexpr, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr,
 
 @triton.jit
 def log_softmax(scores):
-    """Log-softmax over the columns, and its log-partition [rows, 1]; columns of -inf do not count."""
+    """Log-softmax over the columns, and its log-partition [rows, 1]; columns of -inf contribute nothing."""
     top = tl.max(scores, 1)[:, None]
-    # tl.max may drop a NaN, but the sum keeps it: a row with one comes out all NaN, as in torch.
+    # tl.max may drop a NaN, but the sum keeps it: such a row becomes all NaN, as in torch.
     log_z = top + tl.log(tl.sum(tl.exp(scores - top), 1)[:, None])
     return scores - log_z, log_z
 
@@ -76,7 +76,7 @@ def column(matrix, j):
 def read_choices(
     weights_ptr, experts_ptr, token, kept, choice, stride_weights, stride_experts, E: tl.constexpr
 ):
-    """A given routing's weights fp32 and experts int32, [BLOCK_T, BLOCK_K]; -1 where it names no expert."""
+    """Weights (fp32) and experts (int32) of a given routing, [BLOCK_T, BLOCK_K]; -1 for an invalid expert."""
     rows = token.to(tl.int64)[:, None]
     weights = tl.load(weights_ptr + rows * stride_weights + choice, mask=kept, other=0.0).to(tl.float32)
     given = tl.load(experts_ptr + rows * stride_experts + choice, mask=kept, other=-1)
@@ -85,10 +85,10 @@ def read_choices(
 
 @triton.jit
 def score_log_probabilities(logits, SCORING: tl.constexpr):
-    """The scores' logarithms, the router's log-distribution (both like `logits`), and log z [rows, 1]."""
+    """Log-scores and the router's log-distribution (both shaped like `logits`), and log z [rows, 1]."""
     scores = logits
     if SCORING == "sigmoid":
-        # log(sigmoid(z)) without overflow; -inf stays -inf, so columns beyond E stay out.
+        # log(sigmoid(z)) without overflow; -inf stays -inf, so columns beyond E stay excluded.
         scores = tl.minimum(logits, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(logits)))
     log_p, log_z = log_softmax(scores)
     if SCORING == "sigmoid":
@@ -111,20 +111,20 @@ def weigh_choices(
         mine = e == column(experts, j)
         chosen = tl.where(choice == j, tl.sum(tl.where(mine, source, 0.0), 1)[:, None], chosen)
     if NORMALIZE or SCORING == "topk_softmax":
-        # softmax(log s) = s / sum(s): one formula for both scorings, and no division by a sum of zeros.
+        # softmax(log s) = s / sum(s) serves both scorings and avoids dividing by a sum of zeros.
         chosen, _ = log_softmax(chosen)
     return tl.exp(chosen)
 
 
 @triton.jit
 def sum_distribution(log_p, log_z, alive, inside):
-    """Over the tokens: probability of each expert [BLOCK_E], entropy, squared log z.
+    """Sums over the tokens: probability of each expert [BLOCK_E], entropy, squared log z.
 
     `alive` [BLOCK_T, BLOCK_E] and `inside` [BLOCK_T, 1] are False beyond the last token.
     """
     p = tl.exp(log_p)
     squared = log_z * log_z
-    # A token with a NaN counts in the rows alone, and 0 * log 0 is 0: both are NaN here.
+    # NaN occurs for a token with a NaN logit, which counts in the rows only, and for 0 * log 0, which is 0.
     p_sum = tl.sum(tl.where(alive & (p == p), p, 0.0), 0)
     entropies = p * log_p
     entropy = -tl.sum(tl.where(alive & (entropies == entropies), entropies, 0.0))
@@ -133,7 +133,7 @@ def sum_distribution(log_p, log_z, alive, inside):
 
 @triton.jit
 def sum_weights(weights, experts, alive, TOP_K: tl.constexpr):
-    """Of a given routing, the weights of each expert summed over the tokens, [BLOCK_E]; NaN left out."""
+    """The weights of a given routing, summed per expert over the tokens, [BLOCK_E]; NaN is skipped."""
     e = tl.arange(0, alive.shape[1])[None, :]
     choice = tl.arange(0, experts.shape[1])[None, :]
     p_sum = tl.zeros([alive.shape[1]], dtype=tl.float32)
@@ -146,9 +146,9 @@ def sum_weights(weights, experts, alive, TOP_K: tl.constexpr):
 
 @triton.jit
 def count_and_rank(experts, alive, TOP_K: tl.constexpr):
-    """Rows of each expert [BLOCK_E], and each pair's rank among its expert's [BLOCK_T, BLOCK_K].
+    """Rows of each expert [BLOCK_E], and the rank of each pair among its expert's pairs [BLOCK_T, BLOCK_K].
 
-    Ranks follow the order of the pairs t * TOP_K + j; a given routing may name an expert twice for a token.
+    Ranks follow the pair order t * TOP_K + j; a given routing may name an expert twice for one token.
     """
     e = tl.arange(0, alive.shape[1])[None, :]
     choice = tl.arange(0, experts.shape[1])[None, :]
@@ -166,7 +166,7 @@ def count_and_rank(experts, alive, TOP_K: tl.constexpr):
 
 @triton.jit
 def leave_absent_out(mask_ptr, counts, experts, E: tl.constexpr, TOP_K: tl.constexpr):
-    """Rows of the experts on this shard [BLOCK_E], and `experts` with -1 for those that are not."""
+    """Row counts of the experts on this shard [BLOCK_E], and `experts` with -1 for those that are absent."""
     e = tl.arange(0, counts.shape[0])
     choice = tl.arange(0, experts.shape[1])[None, :]
     on_shard = tl.load(mask_ptr + e, mask=e < E, other=0).to(tl.int32)

@@ -1,10 +1,10 @@
-"""Triton kernels that multiply rows by their experts and add up what a token's experts say.
+"""Triton kernels that multiply rows by their experts' weights and sum each token's expert outputs.
 
-`experts.py` launches them. The sizes of a layer are compile-time constants: a model has few of them, and a
-mask that they make needless is then not compiled at all.
+Launched by `experts.py`. The sizes of a layer are compile-time constants: a model has few distinct layers,
+and masks that a size makes unnecessary are not compiled.
 """
 
-# Triton gives the arguments of jit functions their types when it compiles them.
+# Triton infers the types of jit functions' arguments when it compiles them.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """The activation of that name, of fp32 values; a NaN stays one."""
+    """The named activation of fp32 values; NaN stays NaN."""
     if ACTIVATION == "gelu":
         y = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
     elif ACTIVATION == "gelu_pytorch_tanh":
@@ -29,17 +29,17 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def add_bias(acc, bias_ptr, expert, stride_be, n, N: tl.constexpr):
-    """acc + bias[expert, n] in fp32; `n` may run beyond N."""
+    """acc + bias[expert, n] in fp32; indices `n` may exceed N."""
     bias = tl.load(bias_ptr + expert * stride_be + n, mask=n < N, other=0.0)
     return acc + bias.to(tl.float32)[None, :]
 
 
 @triton.jit
 def tile_of_program(num_tiles, NUM_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """Which row tile and which column tile this program computes.
+    """The row tile and the column tile that this program computes.
 
-    GROUP_M row tiles go through all column tiles before the next ones start: tiles of one expert lie next to
-    each other, so its weights are still in the cache when the next of them asks.
+    GROUP_M row tiles go through all column tiles before the next group starts. Tiles of one expert are
+    adjacent, so its weights are still in the cache for the next of them.
     """
     program = tl.program_id(0)
     group = program // (GROUP_M * NUM_N)
@@ -75,7 +75,7 @@ def expert_gemm_kernel(
     GROUP_M: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One tile of an expert's product, summed in fp32: the first of its two where ACTIVATION is given.
+    """One tile of an expert's first product (if ACTIVATION is given) or second product, summed in fp32.
 
     First:  out[row] = act(a[token of row] W[e]^T + b[e]), gated with the rows N.. of W[e] and b[e] as well.
             `a` is x [T, K], gathered while it is loaded; `out` [R, N] has its rows sorted by expert.
@@ -88,7 +88,7 @@ def expert_gemm_kernel(
     begin = tl.load(tiles_ptr + num_tiles + m_tile)
     end = tl.load(tiles_ptr + 2 * num_tiles + m_tile)
     row = begin + tl.arange(0, BLOCK_M)
-    # A tile's rows beyond its expert's last compute that tile's first row again: never stored, never masked.
+    # Rows beyond the expert's last recompute the tile's first row, so loads need no mask; never stored.
     row = tl.where(row < end, row, begin)
     pair = tl.load(row_map_ptr + row)
     if ACTIVATION is not None:
@@ -101,7 +101,7 @@ def expert_gemm_kernel(
     n = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     a_ptrs = a_ptr + source.to(tl.int64)[:, None] * stride_am + k[None, :]
-    # Columns beyond N compute the last one again: never stored, never masked.
+    # Columns beyond N recompute the last column, so loads need no mask; never stored.
     w_row = tl.minimum(n, N - 1).to(tl.int64)[None, :]
     w_ptrs = w_ptr + expert * stride_we + w_row * stride_wn + k[:, None]
     acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
@@ -163,10 +163,10 @@ def combine_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """y[t] = LayerNorm(residual[t] + sum over j of rows[t * TOP_K + j]), or as much of it as is given.
+    """y[t] = LayerNorm(residual[t] + sum over j of rows[t * TOP_K + j]); steps without arguments are skipped.
 
-    In fp32, and over j in order: no atomics, the same bits on every run. With PARTIAL, pairs whose expert is
-    -1 were never computed, and what lies in their rows is not read.
+    Sums in fp32, over j in order, without atomics: every run gives the same bits. With PARTIAL, rows of pairs
+    whose expert is -1 were never computed and are not read.
     """
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     h = tl.arange(0, BLOCK_H)[None, :]

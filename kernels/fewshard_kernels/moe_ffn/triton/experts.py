@@ -1,4 +1,4 @@
-"""Launches the expert kernels: two products over grouped rows, and the sum over a token's experts."""
+"""Launches the expert kernels: two products over rows grouped by expert, and the sum of each token's rows."""
 
 import triton
 from torch import Tensor
@@ -8,18 +8,19 @@ from fewshard_kernels.moe_ffn.tiles import GemmTile, Tiles, ceil_div, power_of_t
 from fewshard_kernels.moe_ffn.triton.expert_kernels import combine_kernel, expert_gemm_kernel
 from fewshard_kernels.moe_ffn.triton.route import Routed, unit_stride
 
-# Under TRITON_INTERPRET=1 a bf16 product of two tiles is wrong, one of fp32 tiles is right.
+# Under TRITON_INTERPRET=1 a product of bf16 tiles is wrong; a product of fp32 tiles is right.
 INTERPRETED = not isinstance(expert_gemm_kernel, triton.JITFunction)
-# Values of one program of the combine kernel: enough loads in flight, few enough for the registers.
+# Values per program of the combine kernel: enough loads in flight, few enough to fit in registers.
 _COMBINE_VALUES = 4096
 
 
 def multiply_rows(
     x: Tensor, weights: ExpertWeights, routed: Routed, options: MoeOptions, tiles: Tiles
 ) -> Tensor:
-    """p * (act(x W1[e]^T + b1[e]) W2[e]^T + b2[e]) of every pair whose expert is here, [T * top_k, H].
+    """p * (act(x W1[e]^T + b1[e]) W2[e]^T + b2[e]) for every pair whose expert is present, [T * top_k, H].
 
-    Row t * top_k + j belongs to the j-th expert of token t; rows of pairs that are not here stay unwritten.
+    Row t * top_k + j belongs to the j-th expert of token t. Rows of pairs with an absent expert are not
+    written.
     """
     hidden = first_product(x, weights, routed, options, tiles.block_m, tiles.first)
     return second_product(hidden, weights, routed, options, tiles.block_m, tiles.second)
@@ -28,7 +29,7 @@ def multiply_rows(
 def first_product(
     x: Tensor, weights: ExpertWeights, routed: Routed, options: MoeOptions, block_m: int, tile: GemmTile
 ) -> Tensor:
-    """act(x W1[e]^T + b1[e]), or its gated form, [T * top_k, I], sorted as `routed.row_map` says."""
+    """act(x W1[e]^T + b1[e]) or its gated form, [T * top_k, I], in the order of `routed.row_map`."""
     hidden = x.new_empty((routed.row_map.shape[0], weights.w2.shape[2]))
     activation = options.activation
     _launch(x, weights.w1, weights.b1, hidden, routed, block_m, tile, activation, options.gated)
@@ -38,16 +39,16 @@ def first_product(
 def second_product(
     hidden: Tensor, weights: ExpertWeights, routed: Routed, options: MoeOptions, block_m: int, tile: GemmTile
 ) -> Tensor:
-    """p * (hidden W2[e]^T + b2[e]), [T * top_k, H], in the order of the pairs."""
+    """p * (hidden W2[e]^T + b2[e]), [T * top_k, H], in pair order."""
     rows = hidden.new_empty((routed.row_map.shape[0], weights.w2.shape[1]))
     _launch(hidden, weights.w2, weights.b2, rows, routed, block_m, tile, activation=None, gated=False)
     return rows
 
 
 def combine(rows: Tensor, routed: Routed, options: MoeOptions, partial: bool) -> Tensor:
-    """LayerNorm(residual + the sum of each token's rows), or as much of it as `options` names; [T, H].
+    """LayerNorm(residual + the sum of each token's rows), [T, H]; steps that `options` lacks are skipped.
 
-    `partial`: some rows may belong to pairs that are not here, and hold anything.
+    `partial`: some rows may belong to pairs with an absent expert and hold undefined values.
     """
     num_tokens, hidden = routed.experts.shape[0], rows.shape[1]
     y = rows.new_empty((num_tokens, hidden))

@@ -1,6 +1,7 @@
-"""`moe_ffn` on a GPU: route, group, two products, combine, in three to five launches.
+"""`moe_ffn` on a GPU: route, group, two products, combine, in three to five kernel launches.
 
-Called by the facade. Nothing waits for the device, and no shape depends on data: a CUDA graph can capture it.
+Called by `moe_ffn`. The host never waits for the device and no shape depends on data, so a CUDA graph can
+capture the whole call.
 """
 
 import torch
@@ -21,10 +22,11 @@ _MAX_ROWS = 2**31 - 1
 def moe_ffn_triton(
     x: Tensor, router: Tensor | Routing, weights: ExpertWeights, options: MoeOptions
 ) -> tuple[Tensor, MoeStats]:
-    """As the reference, which see; the rows of a token's experts are rounded before their sum in fp32.
+    """Same result as `moe_ffn_reference`, but a token's expert rows are rounded before their fp32 sum.
 
-    The arguments have passed the facade's checks. Raises ValueError where `supports` gives a reason. The same
-    input gives the same bits on every run. A given expert outside 0..E-1 contributes nothing, uncounted.
+    The arguments must have passed the checks of `moe_ffn`. Raises ValueError where `supports` gives a reason.
+    Equal inputs give equal bits on every run. A given expert outside 0..E-1 contributes nothing and is not
+    counted.
     """
     reason = supports(x, router, weights, options)
     if reason is not None:
@@ -35,7 +37,7 @@ def moe_ffn_triton(
     tiles = tiles_for(x, weights, options)
     routed = route_rows(x, router, weights.num_experts, options, tiles.block_m)
     rows = multiply_rows(x, weights, routed, options, tiles)
-    # A given routing may name experts that do not exist, a mask hides some: their rows were never written.
+    # A given routing may name unknown experts and a mask hides some: the rows of those were not written.
     partial = options.expert_mask is not None or isinstance(router, Routing)
     if options.top_k == 1 and not partial and options.residual is None:
         return rows, routed.stats
@@ -43,12 +45,12 @@ def moe_ffn_triton(
 
 
 def supports(x: Tensor, router: Tensor | Routing, weights: ExpertWeights, options: MoeOptions) -> str | None:
-    """Why the Triton path cannot run this call, or None where it can. Never waits for the device."""
+    """The reason why the Triton path cannot run this call, or None if it can. Never waits for the device."""
     return _no_device(x) or _no_training(x, router, weights, options) or _no_shape(x, weights, options)
 
 
 def tiles_for(x: Tensor, weights: ExpertWeights, options: MoeOptions) -> Tiles:
-    """The tiles this call uses; they depend on shapes, dtypes and the device, never on values."""
+    """The tiles of this call; they depend on shapes, dtypes and the device, never on values."""
     shape = LayerShape(
         capability=_capability(x.device),
         dtype=x.dtype,
@@ -99,7 +101,7 @@ def _no_shape(x: Tensor, weights: ExpertWeights, options: MoeOptions) -> str | N
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
-    """That of the device; interpreted kernels stand in for a Hopper GPU."""
+    """Compute capability of `device`; interpreted kernels report that of a Hopper GPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 

@@ -1,6 +1,6 @@
-"""Launches the routing kernels: from rows and router to rows grouped by expert, and the statistics.
+"""Launches the routing kernels, which group rows by expert and compute the statistics.
 
-Two launches, or one where a single block of tokens holds them all. Nothing is read back to the host.
+Two launches, or one if a single block holds all tokens. Nothing is copied back to the host.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,23 @@ from fewshard_kernels.moe_ffn.tiles import ceil_div, power_of_two
 from fewshard_kernels.moe_ffn.triton.route_kernels import group_kernel, route_kernel
 
 SINGLE_BLOCK_TOKENS = 64
-# Every block reads the whole table of counts: few large blocks for many tokens, many small ones for few.
+# Every block reads the whole table of counts: many tokens take few large blocks, few tokens many small ones.
 _BLOCK_TOKENS = ((2048, 16), (8192, 32), (32768, 64))
 _MOST_BLOCK_TOKENS = 128
 _TILE_CHUNK = 16
-# What a block of tokens may hold in registers, and one step of its product with the router in shared memory.
+# Limits of a block: logits that fit in registers, and values of one product step that fit in shared memory.
 _MAX_BLOCK_LOGITS = 8192
 _MAX_BLOCK_VALUES = 8192
 
 
 class Routed(NamedTuple):
-    """Rows grouped by expert. A pair p = t * top_k + j is the j-th choice of token t; R = T * top_k pairs.
+    """Rows grouped by expert. Pair t * top_k + j is the j-th choice of token t; R = T * top_k pairs in all.
 
-    `weights` fp32 [T, top_k]; `experts` int32 [T, top_k], -1 where the expert is not on this shard.
-    `row_map` int32 [R]: the pair in each sorted row, a stable sort by expert of the pairs that are here.
-    `tiles` int32 [3, tiles]: expert (-1: no such tile), first sorted row, row after the last.
+    weights: fp32 [T, top_k].
+    experts: int32 [T, top_k]; -1 if the expert is not on this shard.
+    row_map: int32 [R], the pair in each sorted row: a stable sort by expert of the pairs that are present.
+    tiles: int32 [3, tiles]: expert (-1: no such tile), first sorted row, row after the last.
+    stats: the routing statistics.
     """
 
     weights: Tensor
@@ -40,10 +42,13 @@ class Routed(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """What the blocks tell each other; with one block, `counts` and `sums` are the totals themselves.
+    """Intermediate tables through which the B blocks communicate.
 
-    `ranks` int32 [T, top_k]; `counts` [B, E]; `sums` fp32: probabilities [B, E], then scalars [B, 2];
-    `statistics` fp32 [E + 2], the totals of the sums.
+    ranks: int32 [T, top_k], rank of each pair within its block and expert.
+    counts: [B, E], rows of each expert in each block.
+    sums: fp32, probabilities [B, E], then scalars [B, 2].
+    statistics: fp32 [E + 2], the totals of `sums`.
+    With one block, `counts` and `sums` hold the totals themselves.
     """
 
     ranks: Tensor
@@ -54,7 +59,7 @@ class _Tables(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The sizes of one routing; from shapes alone, so that they are the same in every replay of a graph."""
+    """Sizes of one routing. They depend on shapes only, so every replay of a CUDA graph uses the same."""
 
     num_tokens: int
     hidden: int
@@ -73,7 +78,7 @@ class _Plan:
 
     @property
     def block_h(self) -> int:
-        """How deep a block of rows and of the router is, so that both fit in shared memory twice."""
+        """Depth of a block of rows and of the router, such that both fit in shared memory twice."""
         fitting = power_of_two(1 + _MAX_BLOCK_VALUES // (self.block_t + self.block_e)) // 2
         return max(16, min(128, fitting, power_of_two(self.hidden)))
 
@@ -91,9 +96,9 @@ class _Plan:
 
 
 def max_tiles(num_rows: int, num_experts: int, block_m: int) -> int:
-    """The most tiles of `block_m` rows that `num_rows` can need, however they fall on the experts.
+    """The maximum number of tiles of `block_m` rows that `num_rows` can need, for any distribution.
 
-    Experts share no tile, so E - 1 experts with one row each and one with all the others need the most.
+    Experts share no tile: the worst case is E - 1 experts with one row each and one expert with the rest.
     """
     if num_rows <= num_experts:
         return num_rows
@@ -105,7 +110,7 @@ def route_rows(
 ) -> Routed:
     """Route the rows of `x` [T, H], T >= 1, and group them in tiles of `block_m` rows.
 
-    Weights, experts and statistics are those of `routing.route`. Of equal logits the first expert is taken.
+    Weights, experts and statistics equal those of `routing.route`. The first expert wins ties.
     """
     plan = _Plan(x.shape[0], x.shape[1], num_experts, options.top_k, block_m)
     routed, tables = _allocate(plan, x.device)
@@ -152,16 +157,16 @@ def _allocate(plan: _Plan, device: torch.device) -> tuple[Routed, _Tables]:
 
 
 def _precision(x: Tensor) -> str:
-    """How the router's product is computed.
+    """Precision of the router's product.
 
-    A 16-bit row is exact in tf32, so three products on tensor cores, two of them with what tf32 drops of the
-    router, have fp32's accuracy in a fraction of the time.
+    A 16-bit row is exact in tf32. Three tensor-core products, two of them with the part of the router that
+    tf32 drops, therefore reach fp32's accuracy in a fraction of the time.
     """
     return "ieee" if x.dtype == torch.float32 else "tf32x3"
 
 
 def _inputs(x: Tensor, router: Tensor | Routing) -> dict[str, Any]:
-    """The arguments of `route_kernel` that say where weights and experts come from; the others are None."""
+    """Arguments of `route_kernel` for the source of weights and experts; those that are unused are None."""
     if isinstance(router, Routing):
         return _matrices(x=None, router=None, given_weights=router.weights, given_experts=router.experts)
     return _matrices(x=x, router=router, given_weights=None, given_experts=None)
@@ -177,7 +182,7 @@ def _matrices(**matrices: Tensor | None) -> dict[str, Any]:
 
 
 def _shared_arguments(plan: _Plan, routed: Routed, tables: _Tables, options: MoeOptions) -> dict[str, Any]:
-    """What both kernels are given."""
+    """Arguments common to both kernels."""
     table_size = plan.num_blocks * plan.num_experts
     return {
         "mask_ptr": options.expert_mask,
@@ -202,5 +207,5 @@ def _shared_arguments(plan: _Plan, routed: Routed, tables: _Tables, options: Moe
 
 
 def unit_stride(matrix: Tensor) -> Tensor:
-    """The matrix itself where its rows are contiguous, else a copy whose rows are."""
+    """The matrix itself if its rows are contiguous, else a contiguous copy."""
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()

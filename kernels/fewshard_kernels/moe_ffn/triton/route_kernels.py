@@ -1,15 +1,15 @@
-"""Triton kernels that decide which expert takes which row, and where that row stands among its expert's.
+"""Triton kernels that assign rows to experts and compute each row's position among its expert's rows.
 
-`route.py` launches them. Ranks come from counts, never from what an atomic returned: that would depend on
-the order in which blocks happen to run, and so would the rows' order. Here block b of tokens writes how many
-rows it has for each expert; the row of a pair is then (rows of smaller experts) + (rows that earlier blocks
-have for its expert) + (its rank within its block), the same on every run, and equal to a stable sort.
+Launched by `route.py`. Ranks come from counts, never from the return value of an atomic, which would depend
+on the order in which blocks run. Block b of tokens writes its number of rows for each expert. The row of a
+pair is then (rows of smaller experts) + (rows of earlier blocks for its expert) + (its rank within its
+block): the same on every run, and equal to a stable sort.
 
-What changes with every call (tokens, tiles, blocks) is never specialised on: a layer compiles a kernel once
-for each size of blocks, and nothing more while it serves.
+Values that change with every call (tokens, tiles, blocks) are never specialised on: a layer compiles a
+kernel once per block size, and not again while it serves.
 """
 
-# Triton gives the arguments of jit functions their types when it compiles them.
+# Triton infers the types of jit functions' arguments when it compiles them.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 import triton
@@ -31,9 +31,9 @@ from fewshard_kernels.moe_ffn.triton.choice_functions import (
 
 @triton.jit
 def place_rows(row_map_ptr, token, experts, ranks, first_row, T, TOP_K: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Write the pair t * TOP_K + j into the sorted row of every pair whose expert is here (not -1).
+    """Write each pair t * TOP_K + j whose expert is present (not -1) into its sorted row.
 
-    `experts`, `ranks` [BLOCK_T, BLOCK_K]; `first_row` [BLOCK_E]: where this block's rows of an expert begin.
+    `experts`, `ranks` [BLOCK_T, BLOCK_K]; `first_row` [BLOCK_E]: first row of this block for each expert.
     """
     e = tl.arange(0, BLOCK_E)[None, :]
     for j in range(TOP_K):
@@ -47,10 +47,11 @@ def place_rows(row_map_ptr, token, experts, ranks, first_row, T, TOP_K: tl.const
 def write_tiles(
     tiles_ptr, num_tiles, first_tile, end_tile, rows, offsets, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """Describe the tiles from `first_tile` on: expert (-1: no tile), first row, row after the last.
+    """Write tiles `first_tile` to `end_tile` - 1: expert (-1: no tile), first row, row after the last.
 
-    `rows`, `offsets` [BLOCK_E]: rows of each expert, and of those before it. Each expert has its own
-    cdiv(rows, BLOCK_M) tiles: none crosses experts, and no row is padding. `tiles` is [3, num_tiles].
+    `rows`, `offsets` [BLOCK_E]: rows of each expert, and rows of the experts before it. Each expert has
+    cdiv(rows, BLOCK_M) tiles of its own: none spans two experts, and no row is padding. `tiles` is
+    [3, num_tiles].
     """
     e = tl.arange(0, rows.shape[0])[None, :]
     tiles_each = (rows + BLOCK_M - 1) // BLOCK_M
@@ -104,11 +105,11 @@ def route_kernel(
     BLOCK_H: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Route one block of tokens; with SINGLE it is the only block, and groups its rows as well.
+    """Route one block of tokens; with SINGLE it is the only block and also groups its rows.
 
-    Writes weights fp32 [T, TOP_K], experts int32 [T, TOP_K] (-1 where not on this shard), ranks int32
-    [T, TOP_K], and line b of the tables counts [B, E], probabilities [B, E] and scalars [B, 2] (entropy,
-    squared log z). With one block the tables are the totals.
+    Writes weights fp32 [T, TOP_K], experts int32 [T, TOP_K] (-1 if not on this shard), ranks int32
+    [T, TOP_K] (not with SINGLE), and row b of the tables counts [B, E], probabilities [B, E] and scalars
+    [B, 2] (entropy, squared log z). With one block the tables are the totals.
     """
     block = tl.program_id(0)
     token = block * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -188,9 +189,9 @@ def group_kernel(
 ):
     """Place the rows of one block of tokens, and write this program's share of the tiles.
 
-    Every program adds up the whole table of counts for itself: it is small and in the cache, and a kernel
-    of its own for the prefix sums would cost a launch. Program 0 also writes the statistics: expert_rows
-    int64 [E], and fp32 [E + 2], the probability of each expert, the entropy and the squared log z.
+    Every program sums the whole table of counts itself: the table is small and cached, and a separate kernel
+    for the prefix sums would cost a launch. Program 0 also writes the statistics: expert_rows int64 [E], and
+    fp32 [E + 2] with the probability of each expert, the entropy and the squared log z.
     """
     block = tl.program_id(0)
     e = tl.arange(0, BLOCK_E)

@@ -1,7 +1,7 @@
-"""Measures which tiles are fastest for a layer on the GPU at hand; the rows it returns go into `tiles.json`.
+"""Measures the fastest tiles of a layer on the present GPU; the resulting rows go into `tiles.json`.
 
-Called by whoever tunes, never while serving. Each candidate is timed in a CUDA graph that goes through copies
-of the weights, so that neither the host's launches nor a warm cache are measured.
+Called only to tune, never while serving. Each candidate is timed in a CUDA graph that cycles through copies
+of the weights, so that neither launch overhead nor a warm cache affects the result.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,18 +26,18 @@ from fewshard_kernels.moe_ffn.tiles import (
 from fewshard_kernels.moe_ffn.triton.experts import first_product, second_product
 from fewshard_kernels.moe_ffn.triton.route import Routed, route_rows
 
-# Weights in total: several times what any L2 cache holds.
+# Total size of the copies: several times the largest L2 cache.
 _COLD_BYTES = 256 * 2**20
 _RUNS = 20
-# What came of one product: milliseconds, and the tile that took them.
+# Result of timing one product: milliseconds, and the tile.
 Timing = tuple[float, GemmTile]
 
 
 def tune(shape: LayerShape, buckets: Sequence[int], device: torch.device) -> list[dict[str, Any]]:
-    """The fastest tiles of a layer for each number of rows an expert, as rows of `tiles.json`.
+    """The fastest tiles of a layer for each number of rows per expert, as rows of `tiles.json`.
 
-    Each row also holds `milliseconds`, of both products together; `tiles.from_row` wants it taken out first.
-    Rows are spread evenly over the experts. Needs a GPU of `shape.capability`, and takes minutes.
+    Each row also holds `milliseconds` of both products together; remove it before `tiles.from_row`. Rows are
+    spread evenly over the experts. Takes minutes. Raises ValueError unless the GPU has `shape.capability`.
     """
     if torch.cuda.get_device_capability(device) != shape.capability:
         raise ValueError(
@@ -47,7 +47,7 @@ def tune(shape: LayerShape, buckets: Sequence[int], device: torch.device) -> lis
 
 
 def candidates(shape: LayerShape, block_m: int, second: bool) -> Iterator[GemmTile]:
-    """Tiles worth a try for one of the two products; each fits in shared memory."""
+    """Candidate tiles for one of the two products; each fits in shared memory."""
     products = 2 if shape.gated and not second else 1
     width, depth = (shape.hidden, shape.width) if second else (shape.width, shape.hidden)
     for block_n, block_k, warps in product((32, 64, 128, 256), (32, 64, 128), (4, 8)):
@@ -93,12 +93,12 @@ def _fastest(
         try:
             timings.append((_milliseconds(call, copies), tile))
         except triton.OutOfResources:
-            continue  # the compiler needed more than the operands' share; there are other candidates
+            continue  # the compiler needed more than the operands' share; other candidates remain
     return min(timings, key=lambda timing: timing[0])
 
 
 def _milliseconds(call: Callable[[ExpertWeights], object], copies: list[ExpertWeights]) -> float:
-    """The median time of one call, over replays of a graph with one call for each copy of the weights."""
+    """Median time of one call, over replays of a graph with one call per copy of the weights."""
     call(copies[0])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -1,1 +1,1 @@
-"""Programs that the benchmark runs as processes, some in other environments; nobody imports them."""
+"""Programs that the benchmark runs as processes, some in other environments; they are never imported."""

@@ -1,4 +1,4 @@
-"""BentoML with a batchable API round a Hugging Face model; runs in BentoML's own environment."""
+"""BentoML with a batchable API around a Hugging Face model; runs in BentoML's own environment."""
 
 import json
 import os

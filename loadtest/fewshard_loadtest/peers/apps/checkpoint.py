@@ -27,7 +27,7 @@ NUM_BALANCED = 64
 
 
 def make(directory: Path, encoder: Path | None, texts: list[str]) -> None:
-    """The encoder's weights where it is given, and a head of a fixed seed; else all of that seed."""
+    """Save a classifier with a head of fixed seed, on the encoder's weights if given, else random ones."""
     torch.manual_seed(SEED)
     ids = {label: index for index, label in LABELS.items()}
     labels = {"num_labels": len(LABELS), "id2label": LABELS, "label2id": ids}
@@ -38,7 +38,7 @@ def make(directory: Path, encoder: Path | None, texts: list[str]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
         tokenizer.model_max_length = 512
         model = BertForSequenceClassification.from_pretrained(encoder, local_files_only=True, **labels)
-    # Wider than usual, so that labels do not hang by a hair and another dtype gives the same ones.
+    # Wider than usual, so that labels are clear-cut and do not change with the dtype.
     torch.nn.init.normal_(model.classifier.weight, std=HEAD_STD)
     balance(model.eval(), tokenizer, texts[:NUM_BALANCED])
     model.save_pretrained(directory)
@@ -46,7 +46,7 @@ def make(directory: Path, encoder: Path | None, texts: list[str]) -> None:
 
 
 def balance(model: BertForSequenceClassification, tokenizer: BertTokenizerFast, texts: list[str]) -> None:
-    """Shift the bias so that half of these texts are positive: one label alone would hide wrong answers."""
+    """Shift the bias so that half of these texts are positive; a single label would hide wrong answers."""
     gaps = []
     for text in texts:
         with torch.inference_mode():
@@ -59,7 +59,7 @@ def balance(model: BertForSequenceClassification, tokenizer: BertTokenizerFast, 
 
 
 def made_up_tokenizer(texts: list[str]) -> BertTokenizerFast:
-    """WordPiece over the words and letters of these texts: as many tokens as a real one, roughly."""
+    """WordPiece over the words and letters of these texts; gives about as many tokens as a real one."""
     words = sorted({word for text in texts for word in text.lower().split()})
     letters = sorted({letter for word in words for letter in word})
     vocabulary = [

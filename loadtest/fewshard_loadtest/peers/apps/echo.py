@@ -23,7 +23,7 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(A
 async def echo_app(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
-    """The same answer for every path, after the whole body has come."""
+    """Send the same response for every path, after reading the whole body."""
     if scope["type"] != "http":
         return
     while (await receive()).get("more_body"):

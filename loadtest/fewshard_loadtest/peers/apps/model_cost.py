@@ -1,9 +1,10 @@
-"""CPU time of tokeniser and model for one text, in Fewshard's own code without a server; runs where that is.
+"""CPU time of tokeniser and model for one text, in Fewshard's own code without a server.
 
     model_cost.py DIR DTYPE SECONDS SIZE... < texts.json
 
-Prints, for each batch size, the CPU milliseconds a text of a process that does nothing else. On one thread:
-more would add the time in which they wait for each other, which is not what the model costs.
+Runs in Fewshard's environment. Prints, for each batch size, the CPU milliseconds per text of an otherwise
+idle process. It uses one thread: more would add the time in which they wait for each other, which is not a
+cost of the model.
 """
 
 import json
@@ -23,7 +24,7 @@ SEED = 0
 
 
 def main() -> None:
-    """Read the arguments and the texts, measure each batch size, print the costs as JSON."""
+    """Read the arguments and texts, measure each batch size, and print the costs as JSON."""
     directory, dtype, seconds, *sizes = sys.argv[1:]
     torch.set_num_threads(1)
     texts = [TextInput(text) for text in json.load(sys.stdin)]
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def cpu_ms(model: Any, texts: list[TextInput], size: int, seconds: float, rng: random.Random) -> float:
-    """CPU milliseconds a text of batches drawn anew, for that long."""
+    """CPU milliseconds per text, over random batches for `seconds`."""
     num_texts, until, begun = 0, time.monotonic() + seconds, time.process_time()
     while time.monotonic() < until:
         model.run(model.prepare(rng.choices(texts, k=size)))
