@@ -9,8 +9,6 @@ import torch
 
 from fewshard_core.formats import AUTO, FORMATS
 
-"""How far a logit may stray from the fp32 golden one, by the dtype that computes."""
-
 
 def storage_dtype(name: str) -> torch.dtype:
     """The dtype of the weights in a number format. Raises ValueError for a name that is none."""
