@@ -143,17 +143,22 @@ class Server:
         return all(httpx.get(self.url + path, timeout=10).status_code == 503 for path in paths)
 
     def scrape(self):
-        """A scrape's text, None where nobody answers; what is answered must be whole and in time."""
+        """A scrape's text, None where nobody answers; what is answered must be whole, and within 5 s.
+
+        That is for a machine whose cores are enough: where 11 processes wanted 2 cores it took 9.7 s while the
+        server started. So the bound grows as the load of a core does.
+        """
         started_at = time.monotonic()
         try:
-            answer = httpx.get(f"{self.url}/metrics", timeout=20)
+            answer = httpx.get(f"{self.url}/metrics", timeout=60)
         except httpx.TransportError:
             return None
         if answer.status_code != 200:
             assert answer.status_code in (404, 500, 503), answer.text
             return None
         list(text_string_to_metric_families(answer.text))
-        assert time.monotonic() - started_at < 5, "on a machine that may do much else"
+        load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+        assert time.monotonic() - started_at < 5 * max(1.0, load)
         return answer.text
 
     def processes(self):
