@@ -145,7 +145,7 @@ class Server:
     def scrape(self):
         """A scrape's text, None where nobody answers; what is answered must be whole, and within 5 s.
 
-        That is for a machine whose cores are enough: where 11 processes wanted 2 cores it took 9.7 s while the
+        That is for a machine whose cores are enough: where 11 processes wanted 2 it took 9.7 s while the
         server started. So the bound grows as the load of a core does.
         """
         started_at = time.monotonic()
