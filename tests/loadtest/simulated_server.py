@@ -60,7 +60,8 @@ def hash_share(text: str) -> float:
 def config(name: str) -> dict:
     card = {"macs": MODELS[name].get("macs", 100), "parameters_total": 10, "parameters_active": 10}
     kind = MODELS[name].get("kind", "dense")
-    return {"name": name, "task": "text", "kind": kind, "dtype": "fp32", "device": "cpu", "card": card}
+    task = MODELS[name].get("task", "text")
+    return {"name": name, "task": task, "kind": kind, "dtype": "fp32", "device": "cpu", "card": card}
 
 
 def has_trouble(name: str, *kinds: str) -> bool:

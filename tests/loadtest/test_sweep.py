@@ -225,6 +225,15 @@ def test_no_server_and_an_unknown_model_are_told_at_once(
     assert "no model named 'moe' is served here" in capsys.readouterr().err
 
 
+def test_a_model_for_which_there_is_no_payload_is_named(
+    simulated: Start, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = simulated({"dense": {**DENSE, "task": "audio"}})
+    loads = "  - {kind: closed, users: [1], duration_s: 1}"
+    assert run(write_scenario(tmp_path, url, texts, loads, models=["dense"]), tmp_path / "out") == 2
+    assert "dense is of task 'audio'; payloads are there for text, image" in capsys.readouterr().err
+
+
 def test_a_report_can_be_written_anew_with_another_price(
     simulated: Start, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
