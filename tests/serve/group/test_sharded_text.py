@@ -9,12 +9,14 @@ import pytest
 
 from fewshard_core.values import TextInput
 from fewshard_models.checkpoint import ZOO
+from fewshard_models.classifier.base import ReportsProblems
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import load_sharded_model
+from fewshard_serve.capabilities import Grouped, Placeable
 from fewshard_serve.core import PredictionRequest
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
-from fewshard_serve.errors import MalformedRequest, NotFound, NotReady
+from fewshard_serve.errors import MalformedRequest, NotReady
 from fewshard_serve.group.membership import Membership
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.protocol.classify import ClassifyOptions, ClassifyResponse, encode_classify
@@ -104,10 +106,7 @@ def test_a_placement_asked_for_at_once_is_the_one_that_runs(load, monkeypatch):
 
 def test_a_model_of_one_process_has_no_placement():
     model = load_model("m", "zoo:sst2-moe", "cpu", "fp32")
-    with pytest.raises(NotFound, match=r"not sharded; give it experts\.shards"):
-        model.place({"placement": "round_robin"})
-    assert model.group() is None
-    assert model.problem() == ""
+    assert not isinstance(model, Placeable | Grouped | ReportsProblems)
 
 
 @pytest.mark.parametrize(
