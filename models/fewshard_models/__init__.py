@@ -5,11 +5,13 @@
     classify(["a warm and funny film", "two hours of noise"]).labels
 
 Importing this package loads neither torch nor transformers; the first use of a name loads what it needs.
-Importing `fewshard_models.text` or `.image` registers that architecture with transformers' Auto classes.
+Our architectures are registered with transformers' Auto classes as soon as these are imported.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from fewshard_models.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
     from fewshard_models.classifier.base import Classifier, Predictions
@@ -42,3 +44,6 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
+
+
+register_when_imported()

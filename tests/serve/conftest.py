@@ -19,8 +19,9 @@ STOP_TIMEOUT_S = 60
 @pytest.fixture(scope="session")
 def zoo_url(tmp_path_factory) -> Iterator[str]:
     """The URL of `fewshard serve`; at the end the server must stop by itself on SIGTERM, with exit code 0."""
-    (port,), log = free_ports(1), tmp_path_factory.mktemp("zoo") / "serve.log"
+    (port, grpc_port), log = free_ports(2), tmp_path_factory.mktemp("zoo") / "serve.log"
     command = [str(Path(sys.executable).with_name("fewshard")), "serve", "--port", str(port)]
+    command += ["--grpc-port", str(grpc_port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:

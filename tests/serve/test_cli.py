@@ -219,7 +219,7 @@ def test_doctor_tells_a_taken_port_from_a_free_one() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        server = ServerConfig(port=taken.getsockname()[1])
+        server = ServerConfig(port=taken.getsockname()[1], grpc_port=0)
         assert doctor.port_finding(server).value == "not free"
     assert doctor.port_finding(server).value == "free"
 

@@ -23,8 +23,7 @@ def room_header(room: Room) -> tuple[bytes, bytes]:
 
 def refused_before(value: bytes | None, protocols: Sequence[str]) -> Iterator[str]:
     """The protocol of each request that HAProxy has refused, from the header's value."""
-    if value is None:
+    if value is None or not value.strip(b"0/"):
         return
     for protocol, count in zip(protocols, value.split(b"/"), strict=False):
-        if count != b"0" and count.isdigit():
-            yield from [protocol] * int(count)
+        yield from [protocol] * (int(count) if count.isdigit() else 0)

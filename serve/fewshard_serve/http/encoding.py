@@ -46,11 +46,9 @@ def pack(body: bytes, coding: str) -> bytes:
 
 def choose_coding(accepted: str | None, num_bytes: int) -> str | None:
     """The coding for a response of so many bytes, from the value of Accept-Encoding; None for none."""
-    if not accepted:
+    if not accepted or (num_bytes < MIN_COMPRESSED_BYTES and "," in accepted):
         return None
     weights = dict(map(_weight, accepted.lower().split(",")))
-    if num_bytes < MIN_COMPRESSED_BYTES and len(weights) > 1:
-        return None
     best = max(_PACKED_BITS, key=lambda coding: weights.get(coding, weights.get("*", 0.0)))
     weight = weights.get(best, weights.get("*", 0.0))
     return best if weight > 0 and weight >= weights.get("identity", 0.0) else None

@@ -21,7 +21,7 @@ def first(model="m", **settings):
 
 
 @pytest.mark.parametrize("placement", ["balanced", "contiguous", "round_robin"])
-@pytest.mark.parametrize(("slots", "expected"), [(None, 2), (3, 3)])
+@pytest.mark.parametrize(("slots", "expected"), [("auto", 2), (3, 3)])
 def test_the_first_placement_holds_every_expert(placement, slots, expected):
     found = first(placement=placement, slots_per_shard=slots)
     found.check()

@@ -18,6 +18,8 @@ from fewshard_serve.errors import MalformedRequest, NotFound, NotReady
 from fewshard_serve.group.membership import Membership
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.protocol.classify import ClassifyOptions, ClassifyResponse, encode_classify
+from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
+from fewshard_serve.rayserve.replica import Replica
 
 TEXTS = [
     "a gripping and often funny film",
@@ -104,10 +106,19 @@ def test_a_placement_asked_for_at_once_is_the_one_that_runs(load, monkeypatch):
 
 def test_a_model_of_one_process_has_no_placement():
     model = load_model("m", "zoo:sst2-moe", "cpu", "fp32")
+
+    async def place():
+        spec = ModelSpec("m", "", "cpu", "fp32", EngineSettings())
+        replica = Replica(HostSpec("models", "/v2/models", (spec,)), [model], None)
+        try:
+            assert replica.hosted["m"].group() is None
+            assert replica.hosted["m"].ready
+            await replica.place("m", {"placement": "round_robin"})
+        finally:
+            await replica.finish_drain(5)
+
     with pytest.raises(NotFound, match=r"not sharded; give it experts\.shards"):
-        model.place({"placement": "round_robin"})
-    assert model.group() is None
-    assert model.problem() == ""
+        asyncio.run(place())
 
 
 @pytest.mark.parametrize(

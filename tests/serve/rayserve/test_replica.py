@@ -14,7 +14,7 @@ from fewshard_core.values import TextInput
 from fewshard_serve.config import ReplicasConfig
 from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.engine.batch import PassTimeout
-from fewshard_serve.errors import NotReady, Overloaded, UnknownModel, UnusableItem
+from fewshard_serve.errors import NotFound, NotReady, Overloaded, UnknownModel, UnusableItem
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.rayserve.actor_process import CountedApp
 from fewshard_serve.rayserve.broadcast import MergedService
@@ -63,6 +63,15 @@ def test_what_only_probes_counts_as_no_prediction(on_hosting):
         assert value(hosting, 'fewshard_predictions_total{label="no",model="a"}') == 1
 
     on_hosting(work, {"a": "dense"})
+
+
+def test_a_model_without_shards_has_no_placement(on_hosting):
+    async def work(hosting):
+        with pytest.raises(NotFound, match=r"a is not sharded; give it experts\.shards"):
+            hosting.models["a"].place({"placement": "round_robin"})
+        assert hosting.models["a"].group() is None
+
+    on_hosting(work, {"a": "moe"})
 
 
 def test_predictions_batches_and_stages_are_counted(on_hosting):

@@ -36,13 +36,13 @@ TEXTS = [
 
 class Server:
     def __init__(self, folder, experts):
-        (port,) = free_ports(1)
+        port, grpc_port = free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self.session = httpx.Client(timeout=30)
         config = folder / "fewshard.yaml"
         config.write_text(
             f"models:\n  - {{name: sharded, path: 'zoo:sst2-moe', dtype: fp32, experts: {experts}}}\n"
-            f"server: {{port: {port}}}\n"
+            f"server: {{port: {port}, grpc_port: {grpc_port}}}\n"
         )
         self.log = folder / "serve.log"
         with self.log.open("wb") as output:

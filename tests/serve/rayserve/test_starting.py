@@ -43,9 +43,9 @@ def test_the_port_for_grpc_is_looked_at_too(taken_port):
 
 
 def test_a_free_port_is_left_free():
-    (port,) = free_ports(1)
-    check_port(ServerConfig(port=port))
-    check_port(ServerConfig(port=port))
+    port, grpc_port = free_ports(2)
+    check_port(ServerConfig(port=port, grpc_port=grpc_port))
+    check_port(ServerConfig(port=port, grpc_port=grpc_port))
 
 
 def test_an_address_that_is_not_ours():

@@ -152,7 +152,9 @@ def test_config_with_a_typo_exits_2_naming_the_key(tmp_path):
 
 def test_port_in_use_exits_1_and_says_so(tmp_path, zoo_url):
     port = zoo_url.rsplit(":", 1)[1]
-    done = run_serve(f"models: [{{name: m, path: 'zoo:sst2-moe'}}]\nserver: {{port: {port}}}\n", tmp_path)
+    done = run_serve(
+        f"models: [{{name: m, path: 'zoo:sst2-moe'}}]\nserver: {{port: {port}, grpc_port: 0}}\n", tmp_path
+    )
     assert done.returncode == 1
     assert port in done.stderr
     assert "Traceback" not in done.stderr
@@ -171,7 +173,7 @@ def test_damaged_checkpoint_exits_1_and_says_which(tmp_path, damage):
         else:
             data[-40_000:] = bytes(40_000)
         weights.write_bytes(data)
-    config = f"models: [{{name: m, path: {checkpoint}}}]\nserver: {{port: 18431}}\n"
+    config = f"models: [{{name: m, path: {checkpoint}}}]\nserver: {{port: 18431, grpc_port: 0}}\n"
     done = run_serve(config, tmp_path)
     expected = {
         "missing": "no checkpoint directory",
