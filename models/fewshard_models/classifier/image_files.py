@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewshard_core.errors import FewshardError
-from fewshard_core.values import EncodedImage, Input, Item, PixelArray, TextInput
+from fewshard_core.values import EncodedImage, Input, Item, PixelArray
 from fewshard_models.classifier.base import Value
 from fewshard_models.errors import UnusableInput
 
@@ -101,7 +101,7 @@ class ImagePreprocessor:
                 return EncodedImage(value)
             case np.ndarray() if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
                 return PixelArray(value)
-            case TextInput() | EncodedImage() | PixelArray():
+            case Input():
                 return value
         raise TypeError(
             "this model classifies images; give a path, the bytes of an image file, or a uint8 array "

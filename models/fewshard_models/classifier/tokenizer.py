@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fewshard_core.values import EncodedImage, Input, Item, PixelArray, TextInput, TokenIds, TokenRouting
+from fewshard_core.values import Input, Item, TextInput, TokenIds, TokenRouting
 from fewshard_models.classifier.base import Value
 from fewshard_models.errors import CheckpointError, UnusableInput
 
@@ -58,7 +58,7 @@ class TextPreprocessor:
                 return TextInput(value)
             case (str(text), str(pair)):
                 return TextInput(text, pair)
-            case TextInput() | EncodedImage() | PixelArray():
+            case Input():
                 return value
         raise TypeError(
             f"this model classifies text; give a str or a (text, pair) tuple, not {type(value).__name__}"
