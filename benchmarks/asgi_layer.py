@@ -22,13 +22,14 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response as StarletteResponse
 from starlette.routing import Route, Router
 
-from fewshard_serve.http.asgi import App, for_method
+from fewshard_serve.errors import NotFound
+from fewshard_serve.http.asgi import App
 from fewshard_serve.http.encoding import choose_coding
-from fewshard_serve.http.host import parse_target
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.request import Request, read_body
 from fewshard_serve.http.responses import Response, json_response
-from fewshard_serve.http.service import RequestProtocol
+from fewshard_serve.http.routing import MODEL
+from fewshard_serve.http.routing import Route as OurRoute
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.tracecontext import read_traceparent
 
@@ -47,23 +48,28 @@ class Counter:
         self.num_ok = 0
 
     def __call__(
-        self, model: str, protocol: RequestProtocol, outcome: str, seconds: float, trace_id: str = "", /
+        self, model: str, protocol: str, outcome: str, seconds: float, trace_id: str = "", /
     ) -> None:
         self.num_ok += outcome == "ok" and model == "sst2" and protocol == "classify"
 
 
-class Ours(App):
-    """Answers with the number of inputs."""
+class Ours(App[None]):
+    """An application of one route."""
 
-    async def respond(self, request: Request) -> Response:
-        target = parse_target(request.path)
-        handler = for_method({"POST": _classify}, request)
-        request.model_name = target.model
-        return await handler(request)
+    def context(self, limits: Limits, routes: Any) -> Any:
+        return None
+
+    async def missing(self, _: Any, request: Request) -> Response:
+        raise NotFound(f"there is no {request.path}")
 
 
-async def _classify(request: Request) -> Response:
+async def _classify(_: None, request: Request) -> Response:
+    """Answer with the number of inputs."""
+    request.model_name = request.parameters["model"]
     return json_response({"num_inputs": len(from_json(await read_body(request, Limits()))["inputs"])})
+
+
+ROUTE = OurRoute("POST", f"{MODEL}/classify", _classify, scope="predict", protocol="classify")
 
 
 def starlette_route(count: Counter) -> Route:
@@ -139,7 +145,7 @@ async def measure(num_rounds: int, num_requests: int) -> dict[str, list[float]]:
     """By application, in turns; the first round of each warms up."""
     count = Counter()
     apps: dict[str, Asgi] = {
-        "ours": Ours(AccessMiddleware(), count),
+        "ours": Ours(None, on_request=count, routes=[ROUTE]),
         "starlette": Starlette(routes=[starlette_route(count)]),
         "router": Router(routes=[starlette_route(count)]),
     }
