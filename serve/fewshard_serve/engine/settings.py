@@ -11,11 +11,9 @@ from fewshard_serve.settings import NO_OTHER_KEYS, STRICT, Positive, PositiveInt
 
 @dataclass(frozen=True, slots=True)
 class BatchingSettings:
-    """Limits of one forward pass.
+    """What one forward pass may hold, and how long a batch that is not full may wait for more.
 
-    max_tokens: tokens of one batch; None chooses a number that suits the device.
-    max_items: items of one batch.
-    max_wait_ms: the time that a batch which is not full waits for more items, in milliseconds.
+    Without `max_tokens` a batch has as many as suit the device.
     """
 
     __pydantic_config__ = NO_OTHER_KEYS
@@ -35,16 +33,12 @@ class BatchingSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionSettings:
-    """What each replica accepts before it answers 429, and how long a request may take.
-
-    min_items: the adaptive limit of items in flight never falls below this.
-    max_items, max_tokens: the most items and tokens that may be in flight.
-    deadline_ms: the longest time that a request may take, in milliseconds.
-    """
+    """What each replica accepts before it answers 429, and how long a request may take."""
 
     __pydantic_config__ = NO_OTHER_KEYS
 
     min_items: PositiveInt = 32
+    """The adaptive limit of items in flight never falls below this."""
     max_items: PositiveInt = 2048
     max_tokens: PositiveInt = 262_144
     queue_ms: Positive = 2500.0

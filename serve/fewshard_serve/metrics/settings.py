@@ -8,10 +8,7 @@ from fewshard_serve.settings import NO_OTHER_KEYS, Flag, Index, NonNegative, Pos
 
 @dataclass(frozen=True, slots=True)
 class MetricsSettings:
-    """What each replica reports.
-
-    experts: "each" reports every expert, "shard" only the sums by shard.
-    """
+    """How much each replica reports."""
 
     __pydantic_config__ = NO_OTHER_KEYS
 
@@ -19,6 +16,7 @@ class MetricsSettings:
     max_series: PositiveInt = 2000
     """The most series of one replica; limits those by label and expert."""
     experts: Literal["each", "shard"] = "each"
+    """Whether to report every expert, or only the sums by shard."""
     expert_layers: tuple[Index, ...] | None = None
     """The layers whose experts get series of their own; None for all."""
 
@@ -30,13 +28,11 @@ class MetricsSettings:
 
 @dataclass(frozen=True, slots=True)
 class CostSettings:
-    """What a replica costs while it computes.
-
-    watts: the power that it draws, in watts; None if unknown. A measured energy is preferred.
-    """
+    """What a replica costs while it computes."""
 
     __pydantic_config__ = NO_OTHER_KEYS
 
     usd_per_hour: NonNegative | None = None
     """US dollars per hour; None if unknown."""
     watts: NonNegative | None = None
+    """The power that it draws, in watts; None if unknown. A measured energy takes precedence."""
