@@ -1,1 +1,1 @@
-"""What every package of Fewshard shares: the root of its errors, a classifier's values, and activation."""
+"""What all packages of Fewshard share: errors, a classifier's values, activation, formats, YAML reading."""

@@ -1,4 +1,4 @@
-"""Turns logits into scores as the checkpoint's `problem_type` says; every answer is made so."""
+"""Turns logits into scores, according to the checkpoint's `problem_type`; every protocol uses it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ Floats = NDArray[np.float32]
 def activate(logits: Floats, problem_type: ProblemType) -> Floats:
     """Scores [N, C] from fp32 logits [N, C].
 
-    Regression: as they are. Multi-label, or exactly one label: sigmoid. Otherwise softmax.
+    Regression: unchanged. Multi-label, or exactly one label: sigmoid. Otherwise: softmax.
     """
     if problem_type == "regression":
         return logits
@@ -21,7 +21,7 @@ def activate(logits: Floats, problem_type: ProblemType) -> Floats:
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """1 / (1 + exp(-x)), with an exponent that is never positive, so that nothing overflows."""
+    """1 / (1 + exp(-x)), computed with exponents that are never positive, so that nothing overflows."""
     small = np.exp(-np.abs(logits))
     scores: Floats = np.where(logits >= 0, 1, small) / (1 + small)
     return scores

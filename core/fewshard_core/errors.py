@@ -4,10 +4,10 @@ from typing import Any
 
 
 class FewshardError(Exception):
-    """The base of all our errors. The message says what is wrong and what to do; a copy can be pickled.
+    """The base of all our errors. The message says what is wrong and what to do. Errors can be pickled.
 
     FewshardError
-    ├── ServeError                the server refuses or fails; `code` is its stable word for clients
+    ├── ServeError                the server refuses or fails; `code` is a stable word for clients
     │   ├── MalformedRequest      the request cannot be understood: not JSON, a wrong field, dtype or shape
     │   ├── Unauthorized          the request has no valid bearer token
     │   ├── Forbidden             the token lacks the scope
@@ -16,7 +16,7 @@ class FewshardError(Exception):
     │   ├── MethodNotAllowed      the path exists, the verb does not
     │   ├── DeadlineExceeded      the request's time was up before the model answered
     │   ├── TooLarge              the body, a text, the number of items or the JSON's depth passes a limit
-    │   ├── UnsupportedMedia      a content type or an encoding that the server does not speak
+    │   ├── UnsupportedMedia      the server does not support the content type or the encoding
     │   ├── UnusableItem          one item of the request cannot be used; says which
     │   ├── Overloaded            admission refused the request; says when to come back
     │   ├── CallerGone            the client hung up
@@ -50,7 +50,7 @@ class FewshardError(Exception):
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without this an error is rebuilt from its message alone, which is not what every class takes.
+        # By default an error is rebuilt from its message alone, which not every constructor accepts.
         return _restore, (type(self), self.args, self.__dict__)
 
 

@@ -1,7 +1,7 @@
 """The number formats a network may be served in; `dtype` of `fewshard.yaml` names one of them.
 
-A new format is one entry: everything that knows formats (configuration, loading, the golden check, kernels,
-benchmarks) reads this registry. torch is imported only when a device is asked.
+To add a format, add one entry: configuration, loading, the golden check, kernels and benchmarks read this
+registry. torch is imported only to find out what a device supports.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ class NumberFormat:
     storage, compute: the torch dtypes of the weights and of the products, by name.
     tolerance: the largest difference from an fp32 logit that the golden check accepts.
     kernel_tolerance: the largest difference of an op's result, relative to the largest value.
-    multiplies: whether "cpu" or "cuda" on this machine has products in this format.
-    prepare: changes a network that was loaded in `storage` in place; None where casting is all there is.
+    multiplies: whether a device ("cpu" or "cuda") of this machine can multiply in this format.
+    prepare: changes a network that was loaded in `storage`, in place; None if casting is enough.
     """
 
     name: str
@@ -41,18 +41,18 @@ class FormatRegistry:
             self.register(each)
 
     def register(self, number_format: NumberFormat) -> NumberFormat:
-        """Add one. Raises ValueError for a name that is taken or means something else."""
+        """Add a format and return it. Raises ValueError if the name is taken or reserved."""
         if number_format.name in self._formats or number_format.name == AUTO:
             raise ValueError(f"there is a number format {number_format.name!r} already")
         self._formats[number_format.name] = number_format
         return number_format
 
     def remove(self, name: str) -> None:
-        """Take one out again, for tests and extensions that unload."""
+        """Remove a format; for tests, and for extensions that unload."""
         del self._formats[name]
 
     def __getitem__(self, name: str) -> NumberFormat:
-        """Raises ValueError with the names there are."""
+        """The format of this name. Raises ValueError, which lists the known names."""
         try:
             return self._formats[name]
         except KeyError:
@@ -65,11 +65,11 @@ class FormatRegistry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name, as `dtype` takes it."""
+        """All names, as `dtype` accepts them."""
         return tuple(self._formats)
 
     def of_storage(self, dtype: object) -> NumberFormat:
-        """The first format whose weights have this torch dtype. Raises ValueError where there is none."""
+        """The first format whose weights have this torch dtype. Raises ValueError if there is none."""
         word = str(dtype).removeprefix("torch.")
         for each in self._formats.values():
             if each.storage == word:

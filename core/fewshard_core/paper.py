@@ -1,18 +1,20 @@
-"""What the founding paper's Table II says of its five systems; the model table and the report of a load test
-set it beside what was measured."""
+"""Table II of the founding paper: the figures of its five systems.
+
+The model table and the report of a load test show them beside our own measurements.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
-    """A row of Table II, measured on hardware not ours.
+    """A row of Table II, measured on the paper's hardware.
 
     accuracy: in percent.
-    f1: a share.
-    parameters: how many.
-    macs: what it calls FLOPs; at 25 tokens its 2.1e9 are the MACs of its encoder, not twice that.
-    ms: its inference time in milliseconds.
+    f1: from 0 to 1.
+    parameters: their number.
+    macs: what the paper calls FLOPs. Its 2.1e9 equal the MACs of its encoder at 25 tokens, not twice that.
+    ms: inference time in milliseconds.
     """
 
     accuracy: float
@@ -29,4 +31,4 @@ TABLE_II = {
     "cifar10-dst": PaperRow(93.8, 0.936, 3e6, 5.2e8, 34),
     "cifar10-static": PaperRow(92.8, 0.929, 7e6, 9.8e8, 39),
 }
-"""By the name of our model in the system's place."""
+"""Rows by the name of our corresponding model."""

@@ -1,4 +1,4 @@
-"""The plain values that a classifier takes and gives; the models' and the server's packages share them."""
+"""The plain values that classifiers take and return; the packages of models and server share them."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,19 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Task = str
-"""What kind of input a model classifies: "text", "image", or another; the server's tasks describe them."""
+"""The kind of input that a model classifies: "text", "image" or another. The server's tasks define them."""
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 
 class Input:
-    """One thing to classify. Each task has classes of its own, which its models know."""
+    """One input to classify. Each task has its own subclasses, which its models accept."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TextInput(Input):
-    """One text to classify, or one pair of texts. `wants_routing`: tell where its tokens go, if they do."""
+    """One text to classify, or one pair of texts.
+
+    wants_routing: return the experts of each token, if the model is an MoE model.
+    """
 
     text: str
     text_pair: str | None = None
@@ -28,7 +31,10 @@ class TextInput(Input):
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage(Input):
-    """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP), with the most pixels it may have."""
+    """One image as the bytes of a file (PNG, JPEG, WebP, GIF, BMP).
+
+    max_pixels: an image with more pixels is refused.
+    """
 
     data: bytes
     max_pixels: int = 25_000_000
@@ -36,14 +42,18 @@ class EncodedImage(Input):
 
 @dataclass(frozen=True, slots=True)
 class PixelArray(Input):
-    """One image already decoded: uint8 [height, width, 3] RGB, or float32 [3, height, width] normalised."""
+    """One decoded image: uint8 [height, width, 3] RGB, or float32 [3, height, width] normalised."""
 
     pixels: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """The features of a text `Item`: its tokens, and their segments, None for models without segments."""
+    """The features of a text `Item`.
+
+    ids: token ids.
+    types: the segment of each token; None for models without segments.
+    """
 
     ids: list[int]
     types: list[int] | None
@@ -51,10 +61,10 @@ class TokenIds:
 
 @dataclass(slots=True)
 class TokenRouting:
-    """The experts that one text's tokens went to.
+    """The experts that received the tokens of one text.
 
-    `tokens` are spelled as the tokenizer spells them. `experts` [num_layers][num_tokens][top_k], the layers
-    with experts alone; empty until the model that runs the text has filled it in.
+    tokens: as the tokenizer spells them.
+    experts: [num_layers][num_tokens][top_k], only layers with experts. Empty until the model has run.
     """
 
     tokens: list[str]
@@ -63,10 +73,11 @@ class TokenRouting:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One prepared input: what the model's `prepare` made of it, and what it costs in a batch.
+    """One prepared input.
 
-    `num_tokens` is 0 for images, whose batches are limited by `max_items` alone. `routing` is there where the
-    caller asked for it and the model can tell.
+    features: what the model's `prepare` returned for it.
+    num_tokens: its tokens in a batch; 0 for images, whose batches only `max_items` limits.
+    routing: to be filled in by the model; None unless the caller asked and the model supports it.
     """
 
     features: Any
@@ -76,9 +87,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """What one forward pass returns: fp32 logits [num_items, num_labels], in the order of the items.
+    """What one forward pass returns.
 
-    `is_degraded`: some experts were missing. `exchange_s`: what shards took beyond their own arithmetic.
+    logits: fp32 [num_items, num_labels], in item order.
+    num_padding_tokens: padding in the batch.
+    is_degraded: whether some experts were missing.
+    exchange_s: seconds that shards took beyond their own arithmetic.
     """
 
     logits: NDArray[np.float32]
@@ -89,7 +103,7 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a served model is; the source of V2 metadata, `/config` and `model_info`."""
+    """The description of a served model, from which V2 metadata, `/config` and `model_info` are built."""
 
     name: str
     task: Task
@@ -106,14 +120,15 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ExpertCounts:
-    """Cumulative routing counts of one model since it was loaded, copied off the device on request.
+    """Cumulative routing counts of one model since it was loaded, copied from the device.
 
-    `tokens`: int64 [num_layers, num_experts], rows each expert received;
-    `probability`: float64 [num_layers, num_experts], summed router probability of every expert;
-    `entropy`: float64 [num_layers], summed entropy of the router's distribution, in nats;
-    `rows`: int64 [num_layers], routed tokens (before top-k);
-    `shard_tokens`: int64 [num_layers, num_shards], rows the experts of each shard multiplied; None where
-    there is one shard, which multiplies them all.
+    tokens: int64 [num_layers, num_experts], rows that each expert received.
+    probability: float64 [num_layers, num_experts], summed router probability of each expert.
+    entropy: float64 [num_layers], summed entropy of the router's distribution, in nats.
+    rows: int64 [num_layers], routed tokens (before top-k).
+    top_k: experts per token.
+    shard_tokens: int64 [num_layers, num_shards], rows that each shard's experts multiplied; None for a model
+        with a single shard.
     """
 
     tokens: NDArray[np.int64]
@@ -129,11 +144,11 @@ class ExpertCounts:
         return self.tokens.sum(axis=1, keepdims=True) if self.shard_tokens is None else self.shard_tokens
 
     def __add__(self, other: "ExpertCounts") -> "ExpertCounts":
-        """The counts of both together; of the same model, so `top_k` and the shapes are equal."""
+        """The sum of two counts of the same model, whose `top_k` and shapes are equal."""
         return self._combined(other, np.add)
 
     def __sub__(self, earlier: "ExpertCounts") -> "ExpertCounts":
-        """What was counted after `earlier`, a reading of the same model."""
+        """The counts since `earlier`, an earlier reading of the same model."""
         return self._combined(earlier, np.subtract)
 
     def _combined(self, other: "ExpertCounts", combine: np.ufunc) -> "ExpertCounts":
@@ -150,10 +165,12 @@ class ExpertCounts:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a closer look at a sample of the items found.
+    """Statistics of the sampled items.
 
-    `sparsity`: by layer, mean share of feed-forward units near zero over the last items; `class_experts`:
-    int64 [num_labels, MoE layers, num_experts], tokens by predicted label and expert since the start.
+    num_items: the number of sampled items since the start.
+    sparsity: by layer, the mean share of feed-forward units near zero, over the last sampled items.
+    class_experts: int64 [num_labels, num_moe_layers, num_experts], tokens by predicted label and expert since
+        the start.
     """
 
     num_items: int

@@ -1,7 +1,7 @@
-"""Reads YAML files: the line of every key, classes of what a file may hold, and mistakes in plain words.
+"""Reads and validates YAML files, and reports mistakes with their line and in plain words.
 
-The server reads its configuration, its tokens and Ray Serve configurations, the load test its scenarios.
-Nothing else of this package needs pydantic or PyYAML.
+The server reads its configuration, its tokens and Ray Serve configurations with it; the load test reads its
+scenarios. Only this module of the package needs pydantic and PyYAML.
 """
 
 import difflib
@@ -16,20 +16,20 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from fewshard_core.errors import FewshardError
 
 Location = tuple[int | str, ...]
-"""The way to a value: keys and list indices, as in ("models", 0, "batching")."""
+"""The path to a value: keys and list indices, as in ("models", 0, "batching")."""
 
 Kind = TypeVar("Kind")
 
 
 class Section(BaseModel):
-    """The base of what a file may hold: frozen, and a key that is not known is an error."""
+    """The base of the classes that describe a file. They are frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """What is wrong, and where."""
+    """One mistake in a file: its location and its description."""
 
     at: Location
     text: str
@@ -39,8 +39,10 @@ class Mistake:
 class YamlFile:
     """A file that is valid YAML.
 
-    lines: the line, from 1, on which each key or list element begins
-    error: what is raised where the content is wrong
+    path: the file.
+    data: its content.
+    lines: the line, from 1, on which each key or list element begins.
+    error: the class of the errors that are raised for wrong content.
     """
 
     path: Path
@@ -49,18 +51,18 @@ class YamlFile:
     error: type[FewshardError]
 
     def message(self, at: Location, text: str) -> str:
-        """`text` with the file and, as near as it is known, the line in front."""
+        """`text` after the file's name and the line of `at`, or of the nearest parent with a known line."""
         known = next((at[:n] for n in range(len(at), -1, -1) if at[:n] in self.lines), None)
         line = "" if known is None else f", line {self.lines[known]}"
         return f"{self.path}{line}: {text}"
 
     def refusal(self, mistakes: Iterable[Mistake]) -> FewshardError:
-        """The error to raise, with a line for each mistake."""
+        """The error to raise, with one line per mistake."""
         lines = (self.message(mistake.at, mistake.text) for mistake in mistakes)
         return self.error("\n".join(dict.fromkeys(lines)))
 
     def parse(self, kind: type[Kind]) -> Kind:
-        """The content as a `kind`: a pydantic model or a dataclass. Raises `error` with every mistake."""
+        """The content as a `kind`, a pydantic model or a dataclass. Raises `error`, with all mistakes."""
         try:
             return TypeAdapter(kind).validate_python(self.data)
         except ValidationError as error:
@@ -68,11 +70,11 @@ class YamlFile:
 
 
 def read_yaml(path: Path, error: type[FewshardError]) -> YamlFile:
-    """Raises `error` for a file that cannot be read, is not YAML, or gives a key twice."""
+    """Read a YAML file. Raises `error` if it cannot be read, is not YAML, or has a key twice."""
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        # Before the values are made: that replaces `<<` in the nodes by what it stands for.
+        # Read the lines first: constructing the values expands the merge keys (`<<`) in the nodes.
         lines = {} if node is None else dict(_lines(node, ()))
         file = YamlFile(path, None, lines, error)
         if node is None:
@@ -119,14 +121,14 @@ def _repeated_keys(node: yaml.Node, at: Location) -> Iterator[Mistake]:
 
 
 def explain(error: ValidationError, kind: type, at: Location = ()) -> list[Mistake]:
-    """Each of pydantic's complaints about a `kind` that stands at `at`, in words for the file's author."""
+    """Pydantic's errors about a `kind` at location `at`, in words for the author of the file."""
     return [_explain_one(dict(detail), kind, at) for detail in error.errors()]
 
 
 def unknown_keys(kind: type, data: Any, at: Location = ()) -> Iterator[Mistake]:
-    """Keys of `data`, and of whatever is inside it, that `kind` does not have.
+    """The keys of `data`, at all depths, that `kind` does not have.
 
-    For a `kind` that ignores them; pydantic itself finds those that a `Section` refuses.
+    This is for a `kind` that ignores unknown keys. A `Section` refuses them in pydantic's own validation.
     """
     if not isinstance(data, Mapping):
         return
@@ -182,9 +184,10 @@ def _invalid_value(detail: dict[str, Any], where: Location) -> str:
 
 
 def _walk(root: type, steps: Location) -> tuple[list[type], Location]:
-    """The classes that may stand there, and the way without what pydantic adds to it.
+    """The classes that are possible at this path, and the path without the steps that pydantic adds.
 
-    For a union it names the chosen kind, as `open` in ("loads", 0, "open", "rates"); a file has no such step.
+    For a union, pydantic adds the chosen member, such as `open` in ("loads", 0, "open", "rates"). The file
+    has no such step.
     """
     sections, where = [root], []
     for step in steps:
@@ -213,14 +216,14 @@ def _all_keys(sections: list[type]) -> list[str]:
 
 
 def _tags(section: type) -> set[Any]:
-    """The words by which a union may tell this section from its others."""
+    """The literals that may discriminate this section in a union."""
     return {
         word for kind in _keys(section).values() if get_origin(kind) is Literal for word in get_args(kind)
     }
 
 
 def _sections_in(annotation: Any) -> Iterator[type]:
-    """Those inside `Section`, `Section | None`, `tuple[Section, ...]` or a union of several."""
+    """The sections in an annotation: `Section`, `Section | None`, `tuple[Section, ...]` or a union."""
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         yield annotation
     for part in get_args(annotation):

@@ -1,6 +1,6 @@
 """`fewshard_serve.app:build`, the builder that Ray Serve calls for each application of a Serve configuration.
 
-`fewshard render` writes such configurations; `serve deploy` and KubeRay hand them to a cluster.
+`fewshard render` writes such configurations; `serve deploy` and KubeRay submit them to a cluster.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ def build(args: AppArguments) -> Any:
     from fewshard_serve.rayserve.deployment import host_application
     from fewshard_serve.rayserve.gateway import gateway_application
 
-    apps, doors = args.plan()
+    apps, access = args.plan()
     if args.is_gateway:
-        return gateway_application(apps, doors, args.config.server)
+        return gateway_application(apps, access, args.config.server)
     return host_application(args.find(apps))

@@ -1,7 +1,7 @@
-"""Bearer tokens: who holds them and what they may do. The doors of HTTP and gRPC ask it on every request.
+"""Bearer tokens, their holders and their scopes. `http.middleware` checks them for every request.
 
-The file holds SHA-256 hashes alone. A token is 256 random bits, so that one round of a plain hash is enough:
-there is nothing to guess (NIST SP 800-63B, 5.1.2). The file is read again when it changes.
+The tokens file only contains SHA-256 hashes. A token has 256 random bits and cannot be guessed, so one round
+of a plain hash is enough (NIST SP 800-63B, 5.1.2). The file is read again when it changes.
 """
 
 import hashlib
@@ -24,29 +24,29 @@ from fewshard_serve.errors import ConfigError, Forbidden, Unauthorized
 logger = logging.getLogger(__name__)
 
 Scope = Literal["predict", "admin", "priority"]
-"""`predict` may classify, `admin` may change the server, `priority` may go first; every token may read."""
+"""`predict` may classify, `admin` may change the server, `priority` may be urgent. All tokens may read."""
 
 PREFIX = "fewshard_"
-"""So that scanners for leaked secrets recognise a token."""
+"""The prefix of all tokens, so that secret scanners can recognise leaked ones."""
 LOOK_AGAIN_S = 1.0
 _MAX_HEADER = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Whom a token belongs to."""
+    """The holder of a token, and the token's scopes."""
 
     name: str
     scopes: frozenset[Scope]
 
     def check(self, scope: Scope) -> None:
-        """Raise `Forbidden` where the scope is not theirs."""
+        """Raise `Forbidden` if the token lacks the scope."""
         if scope not in self.scopes:
             raise Forbidden(f"the token of {self.name} lacks the scope {scope!r}; ask for one that has it")
 
 
 def _digest(value: object) -> str:
-    """The message never repeats the value: somebody may have put the token itself there."""
+    """Check a hash. The message never repeats the value, since it may be the token itself by mistake."""
     if not isinstance(value, str) or not re.fullmatch("[0-9a-fA-F]{64}", value):
         raise ValueError(
             "sha256 must be 64 hexadecimal digits; `fewshard token NAME` makes a token with its hash"
@@ -55,7 +55,12 @@ def _digest(value: object) -> str:
 
 
 class TokenEntry(Section):
-    """One token: whose it is, the SHA-256 of its UTF-8 bytes in hexadecimal, and what it is for."""
+    """One token in the file.
+
+    name: the holder.
+    sha256: the SHA-256 of the token's UTF-8 bytes, in hexadecimal.
+    scopes: what the token permits.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
     sha256: Annotated[str, BeforeValidator(_digest)]
@@ -77,12 +82,12 @@ class TokensFile(Section):
 
 
 class Tokens:
-    """The tokens of one file. A change that cannot be read is logged, and the tokens before it stay valid."""
+    """The tokens of one file. If a changed file is invalid, it is logged and the old tokens stay valid."""
 
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = Path(path)
         self._clock = clock
-        # Keyed by what nobody outside this process can compute: how long a look-up takes tells nothing.
+        # Keys are blinded with a secret of this process, so that the time of a look-up reveals nothing.
         self._blinding = secrets.token_bytes(32)
         self._holders: Mapping[bytes, Holder] = {}
         self._stamp: object = None
@@ -93,7 +98,7 @@ class Tokens:
         return len(self._holders)
 
     def reload(self) -> int:
-        """Read the file now; the number of tokens. Raises `ConfigError` and keeps those it had."""
+        """Read the file now and return the number of tokens. On `ConfigError`, the old tokens stay."""
         self._stamp = _stamp(self._path)
         self._look_again_at = self._clock() + LOOK_AGAIN_S
         entries = read_tokens(self._path).tokens
@@ -104,7 +109,7 @@ class Tokens:
         return len(self._holders)
 
     def holder_of(self, authorization: str | None) -> Holder:
-        """Who sent this value of the Authorization header. Raises `Unauthorized`."""
+        """The holder of the token in this Authorization header. Raises `Unauthorized`."""
         self._follow_the_file()
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -130,22 +135,22 @@ class Tokens:
 
 
 def read_tokens(path: Path) -> TokensFile:
-    """Raises `ConfigError` with the line of a mistake, and never with a hash or a token."""
+    """Read a tokens file. Raises `ConfigError` with the line of a mistake, never with a hash or a token."""
     return read_yaml(path, ConfigError).parse(TokensFile)
 
 
 def new_token() -> str:
-    """256 random bits in a form that fits headers and shells."""
+    """A new token: 256 random bits, in characters that are safe in headers and shells."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_of(token: str) -> bytes:
-    """What the file holds of a token, as bytes."""
+    """The SHA-256 of a token, as bytes; the file contains it in hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def _stamp(path: Path) -> Any:
-    """Changes with the file, also where a link is turned to another one, as Kubernetes does."""
+    """A value that changes with the file, also if a symbolic link is redirected, as Kubernetes does."""
     try:
         seen = os.stat(path)
     except OSError:

@@ -1,7 +1,6 @@
-"""Chooses the thresholds of a cascade from what its stages said of held-out items; `fewshard calibrate` calls
-it.
+"""Chooses the thresholds of a cascade from its stages' predictions for held-out items.
 
-Pure arithmetic on arrays: N items, S stages in order, C labels.
+`fewshard calibrate` calls it. It is pure arithmetic on arrays of N items and S stages in order.
 """
 
 from collections.abc import Sequence
@@ -12,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_CANDIDATES = {1: 1000, 2: 40, 3: 12}
-"""Thresholds that are tried for each stage but the last, by how many such stages there are."""
+"""The most thresholds to try per stage except the last, by the number of such stages."""
 NUM_FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What every stage said of every item, and what one item costs there.
+    """The predictions of every stage for every item, and the cost of an item in each stage.
 
-    `confidence` [S, N] from 0 to 1; `is_right` [S, N]; `costs` [S] in any unit.
+    confidence: [S, N], from 0 to 1.
+    is_right: [S, N], whether the predicted label is correct.
+    costs: [S], in any unit.
     """
 
     confidence: NDArray[np.float64]
@@ -32,13 +33,18 @@ class Outcomes:
         return int(self.confidence.shape[1])
 
     def of(self, items: NDArray[np.intp]) -> "Outcomes":
-        """The same of these items alone."""
+        """The outcomes of these items only."""
         return Outcomes(self.confidence[:, items], self.is_right[:, items], self.costs)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A cascade with these thresholds: accuracy, mean cost of an item, share of items each stage answers."""
+    """The results of a cascade with certain thresholds.
+
+    accept_above: the threshold of each stage except the last.
+    cost: the mean cost of an item.
+    shares: the share of items that each stage answers.
+    """
 
     accept_above: tuple[float, ...]
     accuracy: float
@@ -48,9 +54,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The cheapest cascade that is as accurate as wished, and what it does on items it was not chosen on.
+    """The cheapest cascade that reaches the wanted accuracy.
 
-    `held_out` are its mean accuracy and cost over folds that took no part in each choice.
+    point: its thresholds and results on all items.
+    wished: the wanted accuracy.
+    held_out: mean accuracy and cost in cross-validation, on items not used to choose the thresholds.
     """
 
     point: Point
@@ -59,7 +67,7 @@ class Choice:
 
 
 def evaluate(outcomes: Outcomes, accept_above: Sequence[float]) -> Point:
-    """What a cascade with these thresholds, one for each stage but the last, does."""
+    """The results of a cascade with these thresholds, one for each stage except the last."""
     thresholds = np.append(np.asarray(accept_above, dtype=np.float64), -np.inf)
     accepts = outcomes.confidence >= thresholds[:, None]
     stage_of = accepts.argmax(axis=0)
@@ -70,7 +78,7 @@ def evaluate(outcomes: Outcomes, accept_above: Sequence[float]) -> Point:
 
 
 def curve(outcomes: Outcomes) -> list[Point]:
-    """Every cascade that no other beats in cost and accuracy both, from the cheapest to the most accurate."""
+    """The Pareto front of cost and accuracy, from the cheapest cascade to the most accurate."""
     best: list[Point] = []
     for point in sorted(_all_points(outcomes), key=lambda point: (point.cost, -point.accuracy)):
         if not best or point.accuracy > best[-1].accuracy:
@@ -79,10 +87,9 @@ def curve(outcomes: Outcomes) -> list[Point]:
 
 
 def choose(outcomes: Outcomes, accuracy: float | None = None, within: float = 0.0) -> Choice | None:
-    """The cheapest cascade with at least `accuracy`, or with the last stage's less `within` where that is
-    None.
+    """The cheapest cascade with at least `accuracy`; None if no cascade reaches it.
 
-    None where no cascade reaches it.
+    If `accuracy` is None, the wanted accuracy is that of the last stage minus `within`.
     """
     wished = _wished(outcomes, accuracy, within)
     point = _cheapest(outcomes, wished)
@@ -90,7 +97,7 @@ def choose(outcomes: Outcomes, accuracy: float | None = None, within: float = 0.
 
 
 def standard_error(accuracy: float, num_items: int) -> float:
-    """Of an accuracy that was seen on so many items."""
+    """The standard error of an accuracy that was measured on `num_items` items."""
     return float(np.sqrt(accuracy * (1 - accuracy) / num_items))
 
 
@@ -99,13 +106,13 @@ def _wished(outcomes: Outcomes, accuracy: float | None, within: float) -> float:
 
 
 def _cheapest(outcomes: Outcomes, wished: float) -> Point | None:
-    # A share of N items is not exact in floating point; a millionth of an item decides nothing.
+    # Shares are not exact in floating point; allow a rounding error far below one item.
     good = (point for point in curve(outcomes) if point.accuracy >= wished - 1e-9)
     return next(good, None)
 
 
 def _held_out(outcomes: Outcomes, accuracy: float | None, within: float) -> tuple[float, float]:
-    """Accuracy and cost where thresholds are chosen on four fifths of the items and used on the fifth."""
+    """Cross-validated accuracy and cost: thresholds are chosen on 4/5 of the items and used on the rest."""
     folds = np.array_split(np.random.default_rng(0).permutation(outcomes.num_items), NUM_FOLDS)
     points = []
     for n, fold in enumerate(folds):
@@ -128,7 +135,7 @@ def _all_points(outcomes: Outcomes) -> list[Point]:
 
 
 def _candidates(confidence: NDArray[np.float64], most: int) -> list[float]:
-    """Thresholds between neighbouring confidences, with 0 (accept all) and 1 (only what is certain)."""
+    """Thresholds between neighbouring confidences, plus 0 (accept all) and 1 (accept only certainty)."""
     seen = np.unique(confidence)
     between = (seen[:-1] + seen[1:]) / 2
     if len(between) > most:

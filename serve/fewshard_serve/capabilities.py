@@ -1,4 +1,4 @@
-"""What the server asks of some models beyond classifying; `fewshard_models.classifier.base` has the rest."""
+"""Optional capabilities of models beyond classifying; `fewshard_models.classifier.base` has the interface."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ class Grouped(Protocol):
     """A model that several shards may hold together."""
 
     def group(self) -> GroupState | None:
-        """The shards; None where the model is whole."""
+        """The state of the shards; None if the model is not sharded."""
         ...
 
 
@@ -19,7 +19,7 @@ class Placeable(Protocol):
     """A model whose experts can be moved between shards."""
 
     def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Plan another placement, or apply one; may take a minute. Raises `MalformedRequest`."""
+        """Plan or apply another placement. It may take a minute. Raises `MalformedRequest`."""
         ...
 
 
@@ -28,4 +28,4 @@ class OnOneGpu(Protocol):
     """A model that one GPU of this machine may run."""
 
     gpu_uuid: str
-    """That GPU's; "" where there is none."""
+    """The UUID of that GPU; "" if the model does not run on a GPU."""

@@ -1,8 +1,8 @@
-"""A cascade of models as one model: the cheap one first, the next only for items it is not sure of.
+"""A cascade of models that acts as one model: each stage gets only the items of which the last was not sure.
 
-Viola, Jones: "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR 2001, and for
-thresholds on a classifier's own confidence Wang et al.: "IDK Cascades", UAI 2018. Plain; `rayserve.cascading`
-puts it behind an app.
+Viola, Jones: "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR 2001; for thresholds
+on a classifier's own confidence: Wang et al.: "IDK Cascades", UAI 2018. It does not depend on Ray;
+`rayserve.cascade_replica` serves it.
 """
 
 import time
@@ -24,16 +24,18 @@ STARTING = "its stages are not loaded yet"
 
 
 class AskModel(Protocol):
-    """Ask a model by name, wherever it runs."""
+    """Classifies with a model by name, wherever it runs."""
 
     async def __call__(self, model: str, request: PredictionRequest, /) -> Classified: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one request cost: items answered by each stage, and MACs by the models' cards.
+    """The cost of one request.
 
-    `macs_of_last` is what the last stage alone would have taken; both are 0 where a card does not say.
+    items: the number of items that each stage answered.
+    macs: the MACs of all stages, according to the models' cards; 0 if a card lacks them.
+    macs_of_last: the MACs that the last stage alone would have taken; 0 if a card lacks them.
     """
 
     items: dict[str, int]
@@ -42,13 +44,18 @@ class Spent:
 
 
 class Observe(Protocol):
-    """Told of each request that was answered."""
+    """Called for each answered request."""
 
     def __call__(self, classified: Classified, spent: Spent) -> None: ...
 
 
 class Cascade:
-    """Several models as one. `accept_above[n]`: the confidence from which the word of stage n counts."""
+    """Several models as one.
+
+    accept_above: for each stage except the last, the confidence from which its answer is accepted.
+    ask: classifies with one of the stages.
+    observe: called for each answered request.
+    """
 
     def __init__(
         self, name: str, stages: Sequence[str], accept_above: Sequence[float], ask: AskModel, observe: Observe
@@ -68,7 +75,7 @@ class Cascade:
         return not self.not_ready_reason
 
     def set_stages(self, infos: Sequence[ModelInfo | None]) -> None:
-        """What is known of the stages now; None for one that takes no requests."""
+        """Set the descriptions of the stages; None for a stage that accepts no requests now."""
         known = [info for info in infos if info is not None]
         missing = [name for name, info in zip(self._stages, infos, strict=True) if info is None]
         reason = f"no answer from {', '.join(missing)}" if missing else _misfit(known)
@@ -82,10 +89,10 @@ class Cascade:
         return None
 
     def check_room(self, caller: Caller) -> None:
-        """Each stage admits for itself."""
+        """Nothing to check: each stage has its own admission control."""
 
     async def classify(self, request: PredictionRequest) -> Classified:
-        """Raises as its stages do: a request of which one item cannot be answered is not answered."""
+        """Classify. Raises as the stages do: an error for one item fails the whole request."""
         if not self.ready:
             raise NotReady(f"{self.info.name} is not ready: {self.not_ready_reason}")
         run = _Run(self._infos, len(request.inputs))
@@ -104,7 +111,7 @@ class Cascade:
 
 
 class _Run:
-    """One request on its way through the stages."""
+    """The state of one request in the stages. `left`: the indices of the items without an answer."""
 
     def __init__(self, infos: Sequence[ModelInfo], num_items: int) -> None:
         self._infos = infos
@@ -118,7 +125,7 @@ class _Run:
         self.left = np.arange(num_items)
 
     def take(self, info: ModelInfo, answer: Classified, accept_above: float) -> None:
-        """A stage's answer to all that were left; those it is sure of are done."""
+        """Apply a stage's answer to all remaining items; those above the threshold are done."""
         sure = confidence(activate(answer.logits, info.problem_type), info.problem_type) >= accept_above
         sure |= info is self._infos[-1]
         done = self.left[sure]
@@ -146,9 +153,9 @@ class _Run:
 
 
 def confidence(scores: NDArray[np.float32], problem_type: ProblemType) -> NDArray[np.float32]:
-    """How sure a model is of each item, from its scores [N, C] after activation: [N], from 0 to 1.
+    """The confidence [N] of a model, from 0 to 1, from its scores [N, C] after activation.
 
-    The best label's score; of labels that are chosen one by one, the least sure of the choices.
+    It is the best label's score. With independent labels, it is the confidence of the least certain label.
     """
     if problem_type == "multi_label_classification" or scores.shape[1] == 1:
         chosen: NDArray[np.float32] = np.maximum(scores, 1 - scores).min(axis=1)
@@ -158,13 +165,13 @@ def confidence(scores: NDArray[np.float32], problem_type: ProblemType) -> NDArra
 
 
 def _macs(info: ModelInfo) -> float:
-    """Of one item, by the card; 0.0 where it does not say."""
+    """The MACs of one item, from the model's card; 0.0 if the card lacks them."""
     macs = info.card.get("macs")
     return float(macs) if isinstance(macs, int | float) else 0.0
 
 
 def _misfit(infos: Sequence[ModelInfo]) -> str:
-    """Why these models are no cascade; "" where they are."""
+    """Why these models cannot form a cascade; "" if they can."""
     last = infos[-1]
     for info in infos:
         if info.task != last.task:

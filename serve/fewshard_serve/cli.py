@@ -1,7 +1,7 @@
-"""The `fewshard` command: finds the sub-commands, runs one, turns an error into one line and an exit code.
+"""The `fewshard` command: finds sub-commands, runs one, and turns an error into one line and an exit code.
 
-Every room adds its own sub-commands through the entry-point group `fewshard.commands`. An entry is a function
-`register(subparsers)` in a module that is cheap to import; on each parser it calls `set_defaults(run=...)`
+Each package adds its sub-commands through the entry-point group `fewshard.commands`. An entry is a function
+`register(subparsers)` in a module that is cheap to import. For each parser it calls `set_defaults(run=...)`
 with a function that takes the parsed arguments and returns the exit code.
 """
 
@@ -24,9 +24,10 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 2 for a mistake of the caller's (usage, configuration), else 1.
+    """Run one command and return its exit code.
 
-    `FEWSHARD_DEBUG=1` lets errors through with their traceback.
+    An error in the usage or the configuration gives 2, an interrupt 130, any other error 1. With
+    `FEWSHARD_DEBUG=1`, errors are raised with their traceback.
     """
     args = build_parser(entry_points(group=ENTRY_POINT_GROUP)).parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
@@ -42,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        return _leave_the_pipe()
+        return _handle_closed_pipe()
 
 
 def build_parser(commands: Iterable[EntryPoint]) -> argparse.ArgumentParser:
-    """The whole command line; a command that cannot be loaded is left out with a warning."""
+    """The parser of the command line. A command that cannot be loaded is left out with a warning."""
     parser = argparse.ArgumentParser(prog="fewshard", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"fewshard {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -66,7 +67,7 @@ def _register(command: EntryPoint, subparsers: Any) -> None:
     register(subparsers)
 
 
-def _leave_the_pipe() -> int:
-    """The reader has gone (`fewshard models | head -1`); keep Python from complaining about it at exit."""
+def _handle_closed_pipe() -> int:
+    """Handle a closed pipe (`fewshard models | head -1`), so that Python prints no error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

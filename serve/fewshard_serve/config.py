@@ -1,6 +1,6 @@
-"""What `fewshard.yaml` may say; `config_file` reads it, `rayserve` acts on it.
+"""The schema of `fewshard.yaml`; `config_file` reads the file, and `rayserve` deploys what it describes.
 
-A section that one package acts upon is that package's own settings class. Every key does something today.
+A section that only one package uses is a settings class of that package. Every key has an effect.
 """
 
 import json
@@ -38,7 +38,7 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class _WithSettings(Section):
-    """Knows which keys of its settings were given, as pydantic itself knows it of models alone."""
+    """Remembers which keys of its settings classes were given; pydantic does so only for its own models."""
 
     _given: dict[str, frozenset[str]] = PrivateAttr({})
 
@@ -52,7 +52,7 @@ class _WithSettings(Section):
         return section
 
     def __eq__(self, other: object) -> bool:
-        """Equal values are equal configurations, whether they were given or are defaults."""
+        """Configurations with equal values are equal, whether the values were given or are defaults."""
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
     __hash__ = Section.__hash__
@@ -72,7 +72,7 @@ class _WithSettings(Section):
 def _usable_in_urls(name: str) -> str:
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"{name!r} must begin with a letter or digit and hold only these, '.', '_' and '-'")
-    from fewshard_serve.http.routes import reserved_names  # its handlers; not needed by whoever reads no file
+    from fewshard_serve.http.routes import reserved_names  # a costly import that only reading a file needs
 
     if name.lower() in reserved_names():
         raise ValueError(f"{name!r} is part of the server's URLs and cannot name a model; choose another")
@@ -139,7 +139,7 @@ def _shadow_from_name(value: object) -> object:
     return {"model": value} if isinstance(value, str) else value
 
 
-# A model's name alone stands for that model with the default share; JSON schemas say so too.
+# A plain model name means that model with the default share; the JSON schema includes this form.
 Shadow = Annotated[
     ShadowConfig | None,
     BeforeValidator(_shadow_from_name, json_schema_input_type=ShadowConfig | ModelName | None),
@@ -163,7 +163,7 @@ class ModelConfig(_WithSettings):
 
     @property
     def has_own_host(self) -> bool:
-        """Whether the model asks for processes of its own instead of a place in the shared host."""
+        """Whether the model needs replicas of its own instead of a place in the shared replica."""
         return self.replicas is not None or self.experts is not None or self.device == "cuda"
 
 
@@ -186,7 +186,7 @@ class CascadeConfig(Section):
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """One for each stage but the last."""
+        """One threshold for each stage except the last."""
         if isinstance(self.accept_above, tuple):
             return self.accept_above
         return (self.accept_above,) * (len(self.stages) - 1)

@@ -1,4 +1,7 @@
-"""Reads `fewshard.yaml`, makes one of the bundled checkpoints, and applies the options of commands."""
+"""Loads the configuration: reads `fewshard.yaml` or uses the bundled models, and applies command options.
+
+The commands of `fewshard` call it.
+"""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,7 +17,7 @@ from fewshard_serve.group.settings import PLACEMENTS, ExpertsSettings
 
 
 def zoo_dir() -> Path:
-    """The folder of the bundled checkpoints, found without importing torch, as the package would."""
+    """The folder of the bundled checkpoints; found without importing `fewshard_models` and thus torch."""
     spec = find_spec("fewshard_models")
     assert spec is not None, "fewshard_models is part of this distribution"
     assert spec.submodule_search_locations is not None, "fewshard_models is a package"
@@ -27,7 +30,7 @@ def zoo_names() -> list[str]:
 
 
 def bundled_config() -> FewshardConfig:
-    """Every bundled model with the default settings; raises `ConfigError` where there is none."""
+    """The configuration of all bundled models. Raises `ConfigError` if there are none."""
     names = zoo_names()
     if not names:
         raise ConfigError(
@@ -38,9 +41,9 @@ def bundled_config() -> FewshardConfig:
 
 
 def load_config(path: str | Path) -> FewshardConfig:
-    """Read `fewshard.yaml`. A relative directory in `path:` is taken from the file's own folder.
+    """Read `fewshard.yaml`. Relative paths in it are relative to the folder of the file.
 
-    Raises `ConfigError` with the file, the line where it is known, what is wrong and what to do.
+    Raises `ConfigError` with the file, the line if it is known, what is wrong and what to do.
     """
     file = read_yaml(Path(path), ConfigError)
     return _resolve(file.parse(FewshardConfig), file)
@@ -52,7 +55,7 @@ def _resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
 
 
 def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:
-    """With the path in full, of a file that was read once: a server that lets nobody in is of no use."""
+    """Resolve the path of the tokens file, and read the file once to report mistakes before the start."""
     if auth is None:
         return None
     path = (file.path.parent / Path(auth.tokens_file).expanduser()).resolve()
@@ -78,14 +81,14 @@ def _resolve_experts(experts: ExpertsSettings | None, file: YamlFile) -> Experts
 
 
 def _beside(file: YamlFile, path: str) -> str:
-    """A relative path is taken from the file's own folder."""
+    """An absolute path; relative paths are relative to the folder of the file."""
     return str((file.path.parent / Path(path).expanduser()).resolve())
 
 
 def only(config: FewshardConfig, names: list[str]) -> FewshardConfig:
-    """The same with these models alone, in this order, and the cascades that are made of them.
+    """The configuration with only these models, in this order, and the cascades that consist of them.
 
-    A cascade's name stands for its stages. Raises `ConfigError` for an unknown name.
+    The name of a cascade selects its stages. Raises `ConfigError` for an unknown name.
     """
     by_name = {model.name: model for model in config.models}
     stages = {cascade.name: cascade.stages for cascade in config.cascades}
@@ -105,7 +108,7 @@ def only(config: FewshardConfig, names: list[str]) -> FewshardConfig:
 def with_server(
     config: FewshardConfig, host: str | None = None, port: int | None = None, grpc_port: int | None = None
 ) -> FewshardConfig:
-    """The same with another address; None keeps what is configured. Raises `ConfigError`."""
+    """The configuration with another address; None keeps a configured value. Raises `ConfigError`."""
     asked = {"host": host, "port": port, "grpc_port": grpc_port}
     given = {key: value for key, value in asked.items() if value is not None}
     try:
@@ -118,7 +121,7 @@ def with_server(
 
 
 def _shadowed_by(model: ModelConfig, names: list[str]) -> ModelConfig:
-    """Without its shadow where that is not among the names."""
+    """The model, without its shadow if that is not among the names."""
     if model.shadow is None or model.shadow.model in names:
         return model
     return model.model_copy(update={"shadow": None})

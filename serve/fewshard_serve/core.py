@@ -1,6 +1,6 @@
-"""The plain values that travel through the server, beside those of `fewshard_core.values`.
+"""The plain values of the server, in addition to those of `fewshard_core.values`.
 
-The leaf of this package: it imports nothing of the server's, and everything else imports it.
+It imports no other module of this package, and most of them import it.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ from fewshard_core.values import Input, TokenRouting
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as far as fairness goes: a token's name, or an address. `is_urgent`: may go before others.
+    """The sender of a request, for fairness and priority.
 
-    `is_probing`: what is asked is no traffic, so its answers count as no predictions and have no shadow.
+    name: the name of the token's holder, or the client's address.
+    is_urgent: the caller gets a larger share than others.
+    is_probing: probe requests are excluded from prediction statistics and shadowing.
     """
 
     name: str = ""
@@ -29,12 +31,12 @@ ANYBODY = Caller()
 
 @dataclass(frozen=True, slots=True)
 class PredictionRequest:
-    """What every way to ask for a prediction becomes; it travels between processes.
+    """A prediction request, the same for all protocols; it is sent between processes.
 
     inputs: the items, in the caller's order; at least one.
     truncate: cut texts that are too long for the model; otherwise they are an error.
-    timeout_s: seconds from now; it can only shorten the model's own deadline. None for that deadline alone.
-    caller: who asks, for fairness and priority.
+    timeout_s: seconds from now. It can only shorten the model's deadline; None keeps that deadline.
+    caller: the sender.
     """
 
     inputs: Sequence[Input]
@@ -45,8 +47,13 @@ class PredictionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds one request spent in each stage (the longest of its items'); `exchange_s` is a part of
-    `infer_s`, of a model over several shards."""
+    """Seconds that one request spent in each stage; the longest time of its items.
+
+    preprocess_s: preparing the inputs.
+    queue_s: waiting for a forward pass.
+    infer_s: in the forward pass.
+    exchange_s: the part of `infer_s` that shards took beyond their own arithmetic.
+    """
 
     preprocess_s: float
     queue_s: float
@@ -56,7 +63,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """One per forward pass, made by the runner, read by the metrics alone."""
+    """The statistics of one batch, from the runner to the metrics.
+
+    infer_s: seconds in the model.
+    queue_s: seconds that each item waited.
+    """
 
     model: str
     num_items: int
@@ -68,11 +79,13 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """A request's answer before activation: fp32 logits [num_items, num_labels] in the caller's order.
+    """A request's answer before activation.
 
-    `stages` names the model that spoke for each item, where a cascade was asked.
-    `is_degraded`: some experts were missing when at least one of the items ran.
-    `routing`: one an item where the caller asked and the model can tell, else empty.
+    logits: fp32 [num_items, num_labels], in the caller's order.
+    num_tokens: tokens of all items.
+    is_degraded: whether at least one item ran without some experts.
+    stages: for a cascade, the name of the model that answered each item.
+    routing: one per item, if the caller asked for it and the model supports it; else empty.
     """
 
     logits: NDArray[np.float32]
@@ -85,10 +98,15 @@ class Classified:
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """The shards that hold one model together.
+    """The state of the shards that hold one model together.
 
-    `size` of `num_shards` are at work; `placement`: experts by layer and shard; `num_reforms`: how often the
-    shards at work have changed, `num_moves`: experts that were loaded by some shard since the start.
+    num_shards: the configured number of shards.
+    size: the number of shards at work.
+    generation: increases whenever the group re-forms.
+    num_reforms: how often the shards at work have changed.
+    num_moves: experts that shards have loaded since the start.
+    is_degraded: whether some experts are missing.
+    placement: the experts, by layer and shard.
     """
 
     num_shards: int

@@ -1,15 +1,15 @@
-"""How many cores there are for this process, and how many threads a model should compute with."""
+"""The number of cores that this process may use, and of threads that a model should compute with."""
 
 import os
 from pathlib import Path
 
 NUM_THREADS = "FEWSHARD_NUM_THREADS"
-"""The environment variable by which a user decides instead."""
+"""The environment variable with which a user sets the number of threads."""
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cores(cpu_max: Path = _CPU_MAX) -> int:
-    """The cores this process may run on, no more than its container's quota (cgroup v2), at least 1."""
+    """The number of cores for this process: at most its container's quota (cgroup v2), at least 1."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     try:
@@ -20,10 +20,10 @@ def available_cores(cpu_max: Path = _CPU_MAX) -> int:
 
 
 def num_threads(num_processes: int) -> int:
-    """How many threads each of `num_processes` that share this machine should compute with.
+    """The number of compute threads for each of `num_processes` processes on this machine.
 
-    One core is left to HTTP, tokenisers and the proxy: OpenMP's threads wait for one another, so one that has
-    no core of its own stops them all (docs/log.md).
+    One core is left for HTTP, tokenizers and the proxy. OpenMP threads wait for each other, so one thread
+    without a core of its own delays all of them (docs/log.md).
     """
     asked = os.environ.get(NUM_THREADS, "")
     return int(asked) if asked.isdigit() and int(asked) else max(1, (available_cores() - 1) // num_processes)

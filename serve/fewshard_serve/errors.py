@@ -1,16 +1,16 @@
-"""Every error that the server tells a user; `fewshard_core.errors` draws the whole tree.
+"""The errors that the server reports to users; `fewshard_core.errors` shows the whole tree.
 
-The HTTP status of each is in `http.status`, the only place that knows it.
+`http.responses` has the HTTP status of each error, `rpc.server` its gRPC status.
 """
 
 from typing import ClassVar
 
-# Kept under this name too: callers of the Python client catch it from here.
+# Also exported from here, because callers of the Python client import it from this module.
 from fewshard_core.errors import FewshardError
 
 
 class ServeError(FewshardError):
-    """The base of the server's errors. `code` is the stable word that clients may test for."""
+    """The base of the server's errors. `code` is a stable word that clients may compare."""
 
     code: ClassVar[str] = "error"
 
@@ -28,7 +28,7 @@ class Forbidden(ServeError):
 
 
 class UnknownModel(ServeError):
-    """Names the models there are."""
+    """The message lists the models that are served."""
 
     code = "unknown_model"
 
@@ -64,7 +64,7 @@ class UnsupportedMedia(ServeError):
 
 
 class UnusableItem(ServeError):
-    """`index` is the item's place in the request, from 0."""
+    """`index` is the item's position in the request, from 0."""
 
     code = "unusable_item"
 
@@ -75,7 +75,7 @@ class UnusableItem(ServeError):
 
 
 class Overloaded(ServeError):
-    """`retry_after_s` is computed from the work in flight."""
+    """`retry_after_s`: seconds after which to retry, estimated from the work in flight."""
 
     code = "overloaded"
 
@@ -93,7 +93,7 @@ class InternalError(ServeError):
 
 
 class ModelRestarted(InternalError):
-    """The process of the models ended in a forward pass; another one has loaded them."""
+    """The process of the models ended during a forward pass, and a new one has loaded them."""
 
 
 class NotReady(ServeError):

@@ -1,4 +1,4 @@
-"""Where the tokens of an MoE model went lately; read by the metrics and by `protocol.experts`."""
+"""Routing statistics of an MoE model over a recent window; the metrics and `protocol.experts` read them."""
 
 import threading
 import time
@@ -20,7 +20,11 @@ NUM_MARKS = 12
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Counts since the model was loaded, and of the last `window_s` seconds."""
+    """Expert counts of one model.
+
+    total: since the model was loaded.
+    window: of the last `window_s` seconds.
+    """
 
     total: ExpertCounts
     window: ExpertCounts
@@ -28,10 +32,10 @@ class Routing:
 
 
 class RoutingWindow:
-    """Remembers earlier counts, so that a reader sees what has changed within about `window_s`.
+    """Keeps earlier counts, so that a reader gets the change over about the last `window_s` seconds.
 
-    Only a read copies counts off the device. Where nobody has read for longer, the window is longer and
-    says so. `read` may be called from any thread.
+    Counts are copied from the device only by a read. After a long time without reads, the window is longer;
+    `Routing.window_s` has its real length. Any thread may call `read`.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class RoutingWindow:
         self._marks: deque[tuple[float, ExpertCounts | None]] = deque([(clock(), None)])
 
     def read(self) -> Routing | None:
-        """None where the model has no experts."""
+        """The counts now; None if the model has no experts."""
         with self._lock:
             counts, now = self._read_counts(), self._clock()
             if counts is None:
@@ -58,35 +62,36 @@ class RoutingWindow:
             return Routing(counts, counts if base is None else counts - base, now - base_at)
 
     def _base(self, now: float) -> tuple[float, ExpertCounts | None]:
-        """The newest mark that is a whole window old, else the oldest there is."""
+        """The newest mark that is at least a whole window old, else the oldest mark."""
         while len(self._marks) > 1 and self._marks[1][0] <= now - self._window_s:
             self._marks.popleft()
         return self._marks[0]
 
 
 def imbalance_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
-    """The busiest expert's tokens over the mean, by layer; NaN where nothing was routed."""
+    """The tokens of the busiest expert divided by the mean, by layer; NaN if nothing was routed."""
     mean = counts.tokens.mean(axis=1)
     return _ratio(counts.tokens.max(axis=1), mean)
 
 
 def entropy_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
-    """The router's mean entropy over its largest possible value, by layer; NaN where nothing was routed."""
+    """The router's mean entropy divided by its maximum, by layer; NaN if nothing was routed."""
     num_experts = counts.tokens.shape[1]
     most = counts.rows * np.log(max(num_experts, 2))
     return _ratio(counts.entropy, most)
 
 
 def num_dead_experts(counts: ExpertCounts) -> NDArray[np.float64]:
-    """Experts that received nothing, by layer; NaN where nothing was routed."""
+    """The number of experts that received no tokens, by layer; NaN if nothing was routed."""
     dead = (counts.tokens == 0).sum(axis=1).astype(np.float64)
     return np.where(counts.rows > 0, dead, np.nan)
 
 
 def expert_use_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
-    """Experts in effective use over those there are, by layer; NaN where nothing was routed.
+    """The effective number of experts divided by their number, by layer; NaN if nothing was routed.
 
-    The perplexity of the experts' shares of the tokens: all where they are even, one where one gets all.
+    The effective number is the perplexity of the experts' shares of the tokens. It is the number of experts
+    if all shares are equal, and 1 if one expert gets all tokens.
     """
     num_experts = counts.tokens.shape[1]
     whole = counts.tokens.sum(axis=1, keepdims=True)
@@ -102,7 +107,7 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def merge_routing(parts: Sequence[Routing]) -> Routing:
-    """The routing of several replicas of one model; the longest of their windows is named."""
+    """The sum over several replicas of one model. `window_s` is the longest of their windows."""
     return Routing(
         reduce(add, (part.total for part in parts)),
         reduce(add, (part.window for part in parts)),

@@ -1,4 +1,4 @@
-"""Log lines as text or as JSON, each with the request it belongs to; `rayserve.logs` puts them somewhere."""
+"""Formats log lines as text or as JSON, with the id of their request; `rayserve` sets up the handlers."""
 
 import io
 import json
@@ -16,10 +16,10 @@ from fewshard_serve.settings import NO_OTHER_KEYS
 TEXT_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 REQUEST: ContextVar[dict[str, str]] = ContextVar("request")
-"""`request_id` and, where the client sent a trace, `trace_id` of the request that is being answered."""
+"""`request_id` and, if the client sent a trace, `trace_id` of the current request."""
 
 ACCESS = logging.getLogger("fewshard.access")
-"""One line a request, with the fields of `extra["fields"]`."""
+"""Access logs: one line per request, with the fields of `extra["fields"]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class LogSettings:
 
     format: Literal["text", "json"] = "text"
     requests: bool = False
-    """Whether every request gets a line."""
+    """Whether every request is logged."""
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people."""
+    """Plain lines, followed by the request's id."""
 
     def __init__(self) -> None:
         super().__init__(TEXT_FORMAT)
@@ -45,12 +45,12 @@ class TextFormatter(logging.Formatter):
         return line if request_id is None else f"{line} [{request_id}]"
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  the standard library's name
-        # The library's own uses `print`, which Serve replaces in a replica by one that garbles it.
+        # The standard implementation uses `print`, and Ray Serve's replacement of it garbles tracebacks.
         return "".join(traceback.format_exception(*ei)).rstrip("\n")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, the request's ids, fields, traceback."""
+    """One JSON object per line: time (UTC), level, logger, message, the request's ids, fields, traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -68,15 +68,15 @@ class JsonFormatter(logging.Formatter):
 
 
 def formatter(settings: LogSettings) -> logging.Formatter:
-    """The formatter a configuration asks for."""
+    """The formatter for these settings."""
     return JsonFormatter() if settings.format == "json" else TextFormatter()
 
 
 def write_line(line: str, stream: TextIO | None = None) -> None:
-    """Write a line and its end to `stream` in one system call; None: standard output.
+    """Write a line with its line end to `stream` (None: standard output) in one system call.
 
-    The launcher and all replicas share the streams. `print` writes the text and the line end apart where
-    Python is unbuffered, and a line of another process comes between. Raises `OSError` as a write does.
+    The launcher and all replicas share the streams. If Python is unbuffered, `print` writes text and line end
+    separately, so that a line of another process may come between. Raises `OSError` if the write fails.
     """
     out = sys.stdout if stream is None else stream
     out.flush()
@@ -86,12 +86,12 @@ def write_line(line: str, stream: TextIO | None = None) -> None:
         out.write(f"{line}\n")
         return
     rest = f"{line}\n".encode(out.encoding or "utf-8", "backslashreplace")
-    while rest:  # more than once only where the reader is slow and the line is longer than a pipe has room
+    while rest:  # more than once only if the reader is slow and the line does not fit the pipe's buffer
         rest = rest[os.write(descriptor, rest) :]
 
 
 def keep_lines_whole() -> None:
-    """Make every `print` of this process write its line at once, those of libraries too."""
+    """Make every `print` of this process, also in libraries, write its line in one piece."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, write_through=False)

@@ -1,7 +1,7 @@
-"""What the fields of settings may hold, as annotations; every package's settings classes use it.
+"""Annotated types for the fields of settings; the settings classes of every package use them.
 
-pydantic enforces them where a file is read. Nothing here imports pydantic, so that packages without it can
-keep their settings beside the code that they are for.
+Pydantic enforces them when a file is read. This module does not import pydantic, so that packages can define
+their settings beside their code without importing it.
 """
 
 import re
@@ -15,7 +15,7 @@ NO_OTHER_KEYS = {"extra": "forbid"}
 
 
 class Rules:
-    """Adds to pydantic's schema of a type what annotated_types cannot say, as in `Rules(strict=True)`."""
+    """Adds constraints to pydantic's schema that annotated_types lacks, as in `Rules(strict=True)`."""
 
     def __init__(self, **rules: Any) -> None:
         self._rules = rules
@@ -25,7 +25,7 @@ class Rules:
 
 
 class WithExponent:
-    """Reads "1e-5" as a number, which it is in JSON, in YAML 1.2 and for Helm; for PyYAML it is a string."""
+    """Reads "1e-5" as a number, as JSON, YAML 1.2 and Helm do. PyYAML reads it as a string."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
         function = {"type": "no-info", "function": _with_exponent}
@@ -33,7 +33,7 @@ class WithExponent:
 
 
 class Check:
-    """Calls a function with the value, which raises `ValueError` for a wrong one and returns it otherwise."""
+    """Checks a value with a function that returns the value, or raises `ValueError` if it is wrong."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
@@ -50,7 +50,7 @@ def _with_exponent(value: object) -> object:
 
 
 STRICT = Rules(strict=True)
-"""Nothing is converted: neither 3.0 nor true is an integer."""
+"""No conversions: neither 3.0 nor true is an integer."""
 FINITE = Rules(strict=True, allow_inf_nan=False)
 
 Flag = Annotated[bool, STRICT]

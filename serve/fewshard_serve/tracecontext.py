@@ -1,4 +1,4 @@
-"""The header `traceparent` of W3C Trace Context, read once for log lines and spans alike."""
+"""Reads the header `traceparent` of W3C Trace Context, for log lines and spans."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class TraceParent:
 
 
 def read_traceparent(header: str | None) -> TraceParent | None:
-    """None where the header is missing or invalid. Versions after 00 may append fields, which are ignored."""
+    """The client's span; None if the header is missing or invalid. Fields of later versions are ignored."""
     match = _PATTERN.fullmatch(header) if header else None
     if match is None:
         return None

@@ -1,8 +1,8 @@
 """OpenTelemetry spans of requests, off by default; the HTTP layer reports each request once it is answered.
 
-Spans are made afterwards from times that are measured anyway, so that a request without a trace costs
-nothing. They leave as OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp), which collectors take at
-port 4318.
+Spans are created afterwards from times that are measured anyway, so that a request without a trace costs
+nothing. They are sent as OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp), by convention to port
+4318 of a collector.
 """
 
 import logging
@@ -43,11 +43,12 @@ SEND_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """One request.
+    """One answered request.
 
-    parent: the client's span, where it sent a valid one.
-    started_at, answered_at: seconds of the monotonic clock; 0 where the model has not answered.
-    timings: of the model's stages, where it has answered.
+    outcome: "ok" or the error's code.
+    parent: the client's span; None if it sent no valid one.
+    started_at, answered_at: seconds of the monotonic clock; `answered_at` is 0 if the model did not answer.
+    timings: the times of the model's stages; None if the model did not answer.
     """
 
     model: str
@@ -61,7 +62,7 @@ class Traced:
 
 
 class Tracing:
-    """Traces what a client has marked as sampled, and `share` of what comes without a trace."""
+    """Traces requests that the client has marked as sampled, and a `share` of those without a trace."""
 
     def __init__(self, exporter: SpanExporter, share: float) -> None:
         resource = Resource.create({"service.name": "fewshard", "service.version": __version__})
@@ -73,7 +74,7 @@ class Tracing:
         self._random = random.Random()
 
     def report(self, traced: Traced) -> str:
-        """Make the spans of an answered request; its trace's id, "" where it is not traced."""
+        """Create the spans of an answered request. Return its trace id, or "" if it is not traced."""
         if not self._is_sampled(traced.parent):
             return ""
         now, clock = time.time_ns(), time.monotonic()
@@ -102,7 +103,7 @@ class Tracing:
         return f"{span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send the remaining spans and shut down."""
         self._provider.shutdown()
 
     def _is_sampled(self, parent: TraceParent | None) -> bool:
@@ -110,7 +111,7 @@ class Tracing:
 
 
 def _context(parent: TraceParent | None) -> Context:
-    """One in which spans are the client's span's children; they begin a trace where there is none."""
+    """The context in which the client's span is the parent; without a parent, a new trace begins."""
     if parent is None:
         return Context()
     ids = int(parent.trace_id, 16), int(parent.span_id, 16)
@@ -119,9 +120,9 @@ def _context(parent: TraceParent | None) -> Context:
 
 
 def _stages(traced: Traced) -> list[tuple[str, float, float]]:
-    """Name, begin and end of what the model did, one after the other up to its answer.
+    """The name, start and end of each of the model's stages, in order; the last one ends with the answer.
 
-    The exchange between shards is many short pieces of the pass; they are shown as one at its end.
+    The exchange between shards consists of many short parts of the pass. They are shown as one at its end.
     """
     if traced.timings is None:
         return []
@@ -142,11 +143,10 @@ def _stages(traced: Traced) -> list[tuple[str, float, float]]:
 class OtlpExporter(OTLPSpanExporter):
     """OpenTelemetry's own exporter, which sends protobuf over HTTP and retries.
 
-    endpoint: the collector's URL; None leaves it to the environment.
+    endpoint: the collector's URL; None takes it from the environment.
 
-    The variables OTEL_EXPORTER_OTLP_* also set headers, compression, certificates and the time-out. Spans
-    that cannot be sent are dropped. The log tells this once, then nothing until the collector takes spans
-    again.
+    The variables OTEL_EXPORTER_OTLP_* also set headers, compression, certificates and the timeout. Spans that
+    cannot be sent are dropped. This is logged once, and again only after a successful export.
     """
 
     def __init__(self, endpoint: str | None) -> None:
@@ -155,7 +155,7 @@ class OtlpExporter(OTLPSpanExporter):
         _exporter_logger.addFilter(self._is_first_failure)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans, in the thread of the span processor; it takes at most the time-out."""
+        """Send spans, in the thread of the span processor. It takes no longer than the timeout."""
         result = super().export(spans)
         has_failed = result is not SpanExportResult.SUCCESS
         if has_failed and not self._has_failed:
@@ -164,7 +164,7 @@ class OtlpExporter(OTLPSpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """End the connection; a retry that waits is given up."""
+        """Close the connection. A pending retry is cancelled."""
         super().shutdown()
         _exporter_logger.removeFilter(self._is_first_failure)
 
@@ -173,6 +173,6 @@ class OtlpExporter(OTLPSpanExporter):
 
 
 def _timeout_s() -> float | None:
-    """None where the environment says it."""
+    """Our default timeout in seconds; None if the environment sets one."""
     variables = (OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT)
     return None if any(map(os.environ.get, variables)) else SEND_TIMEOUT_S

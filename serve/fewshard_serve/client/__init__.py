@@ -4,7 +4,7 @@
         answer = client.classify("sst2-moe", ["a fine film", "two hours I want back"])
         print(answer.predictions[0].label, answer.predictions[0].score)
 
-Needs httpx alone of what the server needs.
+Of the server's dependencies, it needs only httpx.
 """
 
 from fewshard_serve.client.client import AsyncClient, Client

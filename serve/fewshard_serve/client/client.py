@@ -1,7 +1,4 @@
-"""The client that blocks; see the package for how to use it.
-
-The client to await; see the package for how to use it.
-"""
+"""The blocking client and the asynchronous client; the package's docstring shows how to use them."""
 
 import asyncio
 import time
@@ -17,11 +14,13 @@ from fewshard_serve.client.retry import Result, Retry, Send, exchange
 
 
 class Client:
-    """A connection pool to one server; may be used from many threads.
+    """A connection pool to one server. Many threads may use it.
 
-    `timeout_s` is for a whole call, all its tries included; the server hears of it and does not begin what
-    would come too late. `token` is the value of FEWSHARD_TOKEN where it is None. Every method raises
-    `ClientError` for what is not a good answer.
+    timeout_s: seconds for a whole call with all its retries. It is sent to the server as the deadline.
+    token: the bearer token; None reads it from the environment variable FEWSHARD_TOKEN.
+    retry: when a call is retried.
+
+    Every method raises `ClientError` if the server does not answer, or refuses.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Client:
         self._http = httpx.Client(transport=transport, headers=messages.default_headers(token))
 
     def classify(self, model: str, inputs: Input | Sequence[Input], **options: Any) -> Classification:
-        """One request. Options: `top_k`, `raw_scores`, `truncate`, `priority`, `request_id`."""
+        """Send one request. Options: `top_k`, `raw_scores`, `truncate`, `priority`, `request_id`."""
         call = messages.classify_call(model, inputs, **options)
         answer = messages.read_object(self._url, self._send(call))
         return classification(answer, len(call.body["inputs"]))
@@ -47,20 +46,20 @@ class Client:
     def classify_all(
         self, model: str, inputs: Iterable[Input], batch_size: int = 64, **options: Any
     ) -> Iterator[Prediction]:
-        """Predictions of any number of inputs, in order, a request for every `batch_size` of them."""
+        """Yield the predictions of any number of inputs, in order; one request per `batch_size` inputs."""
         for batch in messages.batched(inputs, batch_size):
             yield from self.classify(model, batch, **options).predictions
 
     def config(self, model: str) -> dict[str, Any]:
-        """What the model is and how it is served, with its card."""
+        """The model's description, limits and card."""
         return messages.read_object(self._url, self._send(messages.config_call(model)))
 
     def place(self, model: str, placement: dict[str, Any]) -> dict[str, Any]:
-        """What a placement of a sharded model's experts costs; with `apply` in it, have it."""
+        """The cost of another placement of a sharded model's experts. With `apply`, it is also applied."""
         return messages.read_object(self._url, self._send(messages.place_call(model, placement)))
 
     def index(self) -> list[dict[str, Any]]:
-        """One entry a model: `name`, `state` and, where it is not ready, `reason`."""
+        """One entry per model: `name`, `version`, `state` and `reason` (empty if it is ready)."""
         return messages.read_index(self._url, self._send(messages.INDEX_CALL))
 
     def close(self) -> None:
@@ -131,7 +130,7 @@ class AsyncClient:
         concurrency: int = 4,
         **options: Any,
     ) -> AsyncIterator[Prediction]:
-        """Predictions of any number of inputs, in order, with up to `concurrency` requests on their way."""
+        """Yield the predictions of any number of inputs, in order, with up to `concurrency` open requests."""
         waiting: list[asyncio.Task[Classification]] = []
         try:
             for batch in messages.batched(inputs, batch_size):

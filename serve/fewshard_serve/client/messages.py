@@ -1,10 +1,6 @@
-"""What a caller of the client has to catch.
+"""The messages of both clients: inputs and their JSON, requests, typed answers and `ClientError`.
 
-What may be classified, as the JSON that the server reads.
-
-Answers as typed values, from the server's JSON.
-
-What both clients send and how they read what comes back; no network here.
+It uses no network; `client.client` sends the requests.
 """
 
 import base64
@@ -24,9 +20,10 @@ from fewshard_serve.errors import ServeError
 
 
 class ClientError(ServeError):
-    """The server did not answer, or refused; the message is the server's own where it gave one.
+    """The server did not answer, or refused. The message is the server's own if it sent one.
 
-    `status` is None where no answer came. `server_code` is the server's stable word, "" where it gave none.
+    status: the HTTP status; None if no answer came.
+    server_code: the server's stable error code; "" if it sent none.
     """
 
     code = "client"
@@ -42,7 +39,7 @@ UNKNOWN_TYPE = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """Two texts that are one item, as in entailment."""
+    """One item that consists of two texts, as in entailment."""
 
     text: str
     text_pair: str
@@ -50,18 +47,18 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image file's bytes."""
+    """The bytes of an image file, and its media type."""
 
     data: bytes
     media_type: str = UNKNOWN_TYPE
 
 
 Input = str | TextPair | Image | Path
-"""A text, a pair of texts, or an image, by its bytes or the path of its file."""
+"""A text, a pair of texts, or an image as its bytes or as the path of its file."""
 
 
 def as_json(inputs: Input | Sequence[Input]) -> list[Any]:
-    """One entry an input. Raises `ClientError` for a file that cannot be read, and for any other type."""
+    """One entry per input. Raises `ClientError` for an unreadable file and for any other type."""
     is_one = item_json.dispatch(type(inputs)) is not item_json.dispatch(object)
     given: Any = [inputs] if is_one else inputs
     return [item_json(each) for each in given]
@@ -69,7 +66,7 @@ def as_json(inputs: Input | Sequence[Input]) -> list[Any]:
 
 @singledispatch
 def item_json(given: object) -> Any:
-    """What the server reads as this one item. `item_json.register` adds the class of another task's items."""
+    """The JSON of one item. `item_json.register` adds a class for the items of another task."""
     advice = "give a text, a TextPair, the Path of an image file, or an Image of such a file's bytes"
     raise ClientError(f"a {type(given).__name__} cannot be classified: {advice}")
 
@@ -104,7 +101,7 @@ def _read_image(path: Path) -> Image:
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """One label of one item."""
+    """One label and its score."""
 
     label: str
     score: float
@@ -112,7 +109,11 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One item: its labels, the best first. `stage` names the model that spoke, where a cascade was asked."""
+    """The prediction of one item.
+
+    labels: the best first.
+    stage: for a cascade, the name of the model that answered.
+    """
 
     labels: tuple[LabelScore, ...]
     stage: str | None = None
@@ -128,7 +129,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer to one request, in the order of its inputs. `raw` is the server's own JSON."""
+    """The answer to one request.
+
+    predictions: one per input, in input order.
+    timings_ms: milliseconds in each stage.
+    raw: the server's JSON.
+    """
 
     model: str
     predictions: tuple[Prediction, ...]
@@ -138,7 +144,7 @@ class Classification:
 
 
 def classification(answer: dict[str, Any], num_inputs: int) -> Classification:
-    """Raises `ClientError` where the JSON is no answer to so many inputs."""
+    """Read the JSON of an answer. Raises `ClientError` if it is not an answer to `num_inputs` inputs."""
     try:
         stages = answer.get("stages") or [None] * num_inputs
         pairs = zip(answer["predictions"], stages, strict=True)
@@ -172,7 +178,7 @@ class Call:
     headers: dict[str, str] = field(default_factory=dict)
 
     def with_deadline(self, timeout_s: float) -> dict[str, str]:
-        """The headers of a try that has so long: work that comes too late is not begun."""
+        """The headers with the deadline, so that the server does not start work that would be too late."""
         return {**self.headers, "X-Request-Timeout-Ms": str(max(1, round(timeout_s * 1000)))}
 
 
@@ -190,8 +196,8 @@ def classify_call(
     options = {"top_k": top_k, "raw_scores": raw_scores, "truncate": truncate}
     usual = {"top_k": None, "raw_scores": False, "truncate": True}
     asked = {key: value for key, value in options.items() if value != usual[key]}
-    told = {"X-Request-Priority": priority, "X-Request-Id": request_id}
-    headers = {name: value for name, value in told.items() if value is not None}
+    given = {"X-Request-Priority": priority, "X-Request-Id": request_id}
+    headers = {name: value for name, value in given.items() if value is not None}
     return Call("POST", f"{_model_path(model)}/classify", {"inputs": as_json(inputs), **asked}, headers)
 
 
@@ -207,13 +213,13 @@ INDEX_CALL = Call("POST", "/v2/repository/index", {})
 
 
 def default_headers(token: str | None) -> dict[str, str]:
-    """With the token, or the one in the environment; never shown in an error."""
+    """The headers with the token, by default from the environment. No error message shows the token."""
     token = token or os.environ.get(TOKEN_VARIABLE)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def read_object(url: str, response: httpx.Response) -> dict[str, Any]:
-    """The JSON object of a good answer. Raises `ClientError`."""
+    """The JSON object of a successful answer. Raises `ClientError` for any other answer."""
     answer = _read(url, response)
     if not isinstance(answer, dict):
         raise ClientError(f"{url} answered with something that is not a JSON object")
@@ -221,7 +227,7 @@ def read_object(url: str, response: httpx.Response) -> dict[str, Any]:
 
 
 def read_index(url: str, response: httpx.Response) -> list[dict[str, Any]]:
-    """The repository index. Raises `ClientError`."""
+    """The repository index of a successful answer. Raises `ClientError` for any other answer."""
     answer = _read(url, response)
     if not isinstance(answer, list):
         raise ClientError(f"{url} is not a Fewshard server: its repository index is no list")
@@ -229,7 +235,7 @@ def read_index(url: str, response: httpx.Response) -> list[dict[str, Any]]:
 
 
 def batched(inputs: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
-    """Lists of so many, the last one shorter."""
+    """Yield lists of `size` inputs; the last may be shorter."""
     if size < 1:
         raise ValueError(f"a batch of {size} inputs cannot be sent; batch_size must be at least 1")
     left = iter(inputs)
@@ -251,6 +257,6 @@ def _read(url: str, response: httpx.Response) -> Any:
         ) from None
     if response.is_success:
         return answer
-    told = answer if isinstance(answer, dict) else {}
-    message = f"{url} answered {status}: {told.get('error') or answer}"
-    raise ClientError(message, status, str(told.get("code", "")))
+    given = answer if isinstance(answer, dict) else {}
+    message = f"{url} answered {status}: {given.get('error') or answer}"
+    raise ClientError(message, status, str(given.get("code", "")))

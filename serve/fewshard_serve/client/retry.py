@@ -1,7 +1,7 @@
-"""When a call is sent again, and after how long; without any network. A prediction changes nothing: it may be
-repeated.
+"""Decides when a call is retried, and after how long. A prediction changes nothing, so a retry is safe.
 
-`exchange` is a generator that says what to do and is told what came of it, so that both clients share it.
+`exchange` is a generator that yields the next step and receives its result. It uses no network, so that the
+blocking and the asynchronous client share it.
 """
 
 import random
@@ -18,9 +18,12 @@ RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """`max_retries` beyond the first try. The server's Retry-After is waited for; without one, waits double.
+    """When and how often a call is retried.
 
-    `on_connect`: whether a server that cannot be reached at all is tried again.
+    max_retries: attempts after the first.
+    first_wait_s, max_wait_s: the wait doubles from the first to the longest, in seconds. A Retry-After header
+        from the server takes precedence.
+    on_connect: whether to retry if the connection fails.
     """
 
     max_retries: int = 4
@@ -31,7 +34,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the request now; `timeout_s` is left."""
+    """Send the request now, with a timeout of `timeout_s` seconds."""
 
     timeout_s: float
 
@@ -52,10 +55,10 @@ def exchange(
     clock: Callable[[], float] = time.monotonic,
     jitter: Callable[[], float] = random.random,
 ) -> Generator[Step, Result, httpx.Response]:
-    """Yields steps, is sent a response or an error after each `Send`, and returns the last response.
+    """Yield steps and return the last response. The caller sends back the result of each `Send`.
 
-    Raises `ClientError` where none came. A wait that would pass the deadline is not begun: what came then
-    counts.
+    Raises `ClientError` if no response came. A wait that would pass the deadline is skipped: the last result
+    then counts.
     """
     deadline = clock() + timeout_s
     for attempt in range(retry.max_retries + 1):
@@ -70,14 +73,14 @@ def exchange(
 
 
 def _wait_s(result: Result, attempt: int, retry: Retry, jitter: Callable[[], float]) -> float | None:
-    """None where trying again makes no sense."""
+    """Seconds until the next attempt; None if a retry makes no sense."""
     doubled: float = min(retry.first_wait_s * 2**attempt, retry.max_wait_s)
     if isinstance(result, httpx.Response):
         if not _is_worth_it(result):
             return None
-        told_s = _retry_after_s(result)
-        # A little apart, lest all that were refused together come back together.
-        return doubled * (0.5 + jitter() / 2) if told_s is None else told_s * (1 + jitter() / 10)
+        asked_s = _retry_after_s(result)
+        # Add jitter, so that clients refused together do not retry together.
+        return doubled * (0.5 + jitter() / 2) if asked_s is None else asked_s * (1 + jitter() / 10)
     if isinstance(result, httpx.TimeoutException | httpx.UnsupportedProtocol | httpx.InvalidURL):
         return None
     if isinstance(result, httpx.ConnectError) and not retry.on_connect:
@@ -86,8 +89,8 @@ def _wait_s(result: Result, attempt: int, retry: Retry, jitter: Callable[[], flo
 
 
 def _is_worth_it(response: httpx.Response) -> bool:
-    # A proxy in front says 500 where the replica died under it; the server itself says so in JSON, and means
-    # it.
+    # The proxy answers 500 without JSON if the replica died during the request: retry. A 500 with JSON is
+    # the server's own answer: do not retry.
     is_a_proxys = response.status_code == 500 and "json" not in response.headers.get("content-type", "")
     return response.status_code in RETRIED_STATUSES or is_a_proxys
 

@@ -1,4 +1,4 @@
-// One card a model: its answer, its times, its cost, or why there is none.
+// One card per model: its answer, times and cost, or the error.
 
 import { ApiError, Gone } from "/console/api.js";
 import { fill, h } from "/console/dom.js";
@@ -12,7 +12,7 @@ export class Card {
   #again;
   #timer = 0;
 
-  // `again` asks this model once more.
+  // `again` sends the input to this model again.
   constructor(model, again) {
     this.model = model;
     this.#again = again;
@@ -41,7 +41,7 @@ export class Card {
     this.scale(answer.total);
   }
 
-  // Draws the times against the slowest model's.
+  // Draws the times relative to the slowest model.
   scale(most) {
     const { timings, total } = this.answer;
     fill(this.times,

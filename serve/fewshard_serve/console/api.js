@@ -1,8 +1,8 @@
-// Calls to the server: the token, the errors, and whether anybody answers.
+// Calls to the server, with the token, the errors, and the state of the connection.
 
 const KEY = "fewshard-token";
 
-// What the server said no with. `retryAfter` is in seconds, 0 where it named no time.
+// An error response of the server. `retryAfter`: in seconds, 0 if the server gave no time.
 export class ApiError extends Error {
   constructor(status, message, code, retryAfter) {
     super(message);
@@ -10,10 +10,10 @@ export class ApiError extends Error {
   }
 }
 
-// Nobody answered at all.
+// The server did not answer.
 export class Gone extends Error {}
 
-// Whether an error is the server's word, or its silence, rather than a fault of this page.
+// Whether an error is an answer, a missing answer or a cancelled call, rather than a bug in this page.
 export const isAnswer = (error) => error instanceof ApiError || error instanceof Gone || error.name === "AbortError";
 
 let askForToken = async () => false;
@@ -21,7 +21,8 @@ let asking = null;
 let hasDeclined = false;
 let note = () => {};
 
-// `ask(isWrong)` resolves to true once a token was given; `onConnection(isUp)` hears how each call went.
+// `ask(isWrong)` asks for a token and resolves to true if one was entered. `onConnection(isUp)` is called
+// after each call.
 export function connect(ask, onConnection) {
   askForToken = ask;
   note = onConnection;
@@ -65,7 +66,7 @@ async function send(path, options, used) {
   }
 }
 
-// The proxy in front answers for a server that has ended, and not in JSON.
+// If the server has ended, the proxy answers in its place, and not in JSON.
 function isProxySpeaking(response) {
   return response.status >= 502 && !(response.headers.get("content-type") ?? "").includes("json");
 }
@@ -81,12 +82,12 @@ async function errorOf(response) {
   }
 }
 
-// From now on the question may be put again.
+// Allow the question for a token to be asked again.
 export function askAgain() {
   hasDeclined = false;
 }
 
-// Many calls may be refused at once; they share one question.
+// Several calls may be refused at the same time. They share one question.
 async function tokenGiven(used) {
   if (token.get() !== used) return true;
   if (hasDeclined) return false;

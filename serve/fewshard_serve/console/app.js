@@ -1,4 +1,4 @@
-// The console: puts the parts together and keeps them fresh.
+// The console: connects the parts and updates them.
 
 import { askAgain, connect, token } from "/console/api.js";
 import { Compare } from "/console/compare.js";
@@ -69,7 +69,7 @@ function showConnection(state, wait) {
     clearTimeout(backTimer);
     Object.assign(banner, { hidden: false, textContent: text });
     banner.dataset.state = kind;
-    // The seconds that count down are not read out one by one.
+    // Keep screen readers from announcing every second of the countdown.
     banner.setAttribute("aria-live", kind === "gone" && !text.includes(" 1 s") ? "off" : "assertive");
   }
 }
@@ -111,7 +111,7 @@ function showTokenButton() {
   $("token-button").hidden = !token.get() && !needsToken;
 }
 
-// Resolves to whether a token was given.
+// Asks for a token. Resolves to true if one was entered.
 function askForToken(isWrong) {
   needsToken = true;
   const dialog = $("token-dialog"), value = $("token-value");

@@ -1,4 +1,4 @@
-// Sends one input to every model that takes it, one model after the other so that none waits for another.
+// Sends one input to every model of its task, one after the other, so that the models do not slow each other.
 
 import { call, modelPath } from "/console/api.js";
 import { Card, NUM_LABELS } from "/console/answers.js";
@@ -6,7 +6,7 @@ import { $, fill } from "/console/dom.js";
 import { milliseconds, plural } from "/console/format.js";
 import { TASKS } from "/console/tasks.js";
 
-// `input`: { task, given }, a text or a Blob for instance. A newer comparison ends an older one.
+// `input`: { task, given }, where `given` is a text or a Blob, for example. A newer comparison ends this one.
 export class Compare {
   #cards = new Map();
   #abort = new AbortController();
@@ -38,7 +38,7 @@ export class Compare {
     this.#say("");
   }
 
-  // Cards of models that stay are kept, so that nothing jumps.
+  // Keep the cards of models that are compared again, so that the layout stays stable.
   #lay(models, input) {
     const again = async (card) => {
       card.wait();

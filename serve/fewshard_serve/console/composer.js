@@ -1,4 +1,4 @@
-// What is to be classified: a text that is typed, or an image that is dropped, pasted or chosen.
+// The input to classify: a typed text, or an image that is dropped, pasted or chosen.
 
 import { $, fill, h } from "/console/dom.js";
 import { bytes } from "/console/format.js";
@@ -6,7 +6,7 @@ import { TASKS } from "/console/tasks.js";
 
 const TYPING_PAUSE_MS = 350;
 
-// `onsend({ task, given }, models)` when the user asks, `onclear()` when there is nothing to show.
+// Calls `onsend({ task, given }, models)` when the user submits, `onclear()` when there is no input.
 export class Composer {
   #image = null;
   #off = new Set();
@@ -36,13 +36,13 @@ export class Composer {
     return document.querySelector("input[name=mode]:checked").value;
   }
 
-  // Chooses the first kind of input that some model takes.
+  // Chooses the first task that has a model.
   start() {
     const task = Object.keys(TASKS).find((each) => this.models.ready(each).length);
     if (task && task !== this.task) this.#choose(task);
   }
 
-  // Shows the models and examples of the kind of input that is chosen.
+  // Shows the models and examples of the chosen task.
   offer() {
     const fitting = this.models.ready(this.task);
     const offered = JSON.stringify([this.task, fitting.map(({ name, config }) => [name, Boolean(config)])]);
@@ -63,7 +63,7 @@ export class Composer {
     return given === null ? this.#complain(TASKS[this.task].nothing) : this.onsend({ task: this.task, given }, models);
   }
 
-  // An image from wherever it came; the server's limit is known before it is sent.
+  // Takes an image from any source, and checks the server's size limit before it is sent.
   take(file) {
     if (!file) return;
     if (this.task !== "image") this.#choose("image");
@@ -151,7 +151,7 @@ export class Composer {
   }
 }
 
-// Inputs from the models' cards; of a few of these each model's answer is known and checked when it is loaded.
+// Example inputs from the models' cards. For some, the answers are known and checked when a model is loaded.
 function examples(models, task) {
   return TASKS[task].examples(models.map(({ config }) => config?.card?.examples).find(Array.isArray) ?? []);
 }

@@ -12,7 +12,7 @@ export function svg(tag, attributes = {}, ...children) {
   return dressed(document.createElementNS(SVG, tag), attributes, children);
 }
 
-// Replaces what a node holds; `null` children are left out.
+// Replaces the children of a node. `null` children are left out.
 export function fill(node, ...children) {
   node.replaceChildren(...kept(children));
   return node;
@@ -32,7 +32,7 @@ function dressed(node, attributes, children) {
 
 const kept = (children) => children.flat(2).filter((child) => child !== null && child !== undefined && child !== false);
 
-// A group of radio buttons, or nothing where there is no choice.
+// A group of radio buttons, or nothing if there is no choice.
 export function choice(name, label, options, chosen, onchoose) {
   if (options.length < 2) return null;
   if (options.length > 4) {

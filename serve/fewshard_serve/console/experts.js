@@ -1,13 +1,13 @@
-// The heat map of a mixture of experts, layer by expert, and which shard holds what.
+// The heat map of a mixture of experts, by layer and expert, and the placement of experts on shards.
 
 import { ApiError, getJson, modelPath } from "/console/api.js";
 import { $, choice, fill, h } from "/console/dom.js";
 import { count, digits, percent, plural } from "/console/format.js";
 
 const MAX_NUMBERED_EXPERTS = 32;
-// An expert with this many times its even share has the full colour.
+// An expert with this multiple of the mean share gets the full colour.
 const FULL_SHARE = 2;
-// From here on numbers are in the other colour, to be read.
+// From this intensity on, numbers use the other colour to stay readable.
 const HOT = 0.75;
 
 export class Experts {

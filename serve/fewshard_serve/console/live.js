@@ -41,13 +41,13 @@ export class Live {
     this.#show(now);
   }
 
-  // One model's live numbers; nulls before there are two readings.
+  // The live figures of one model; nulls until there are two readings.
   of(model) {
     return this.#readings.length < 2 ? { rate: null, p50: null, p99: null } : this.#summary([model]);
   }
 
-  // Dollars and joules of a million of the model's items, by what the items so far took; null where no price or
-  // power is known. `method`: "measured" or "modelled".
+  // Dollars and joules per million items of a model, averaged over all items so far; null if the price or the
+  // power is unknown. `method`: "measured" or "modelled".
   perMillion(model) {
     const latest = this.#readings.at(-1), items = latest?.items[model];
     const million = (sum) => sum === undefined || !items ? null : 1e6 * sum / items;
@@ -69,7 +69,7 @@ export class Live {
     };
   }
 
-  // What stands now, and under `growth` what came since the reading before.
+  // The current values and, as `growth`, the increase since the last reading.
   #read(text) {
     const found = parse(text, new Set(Object.values(NAMES)));
     const grown = this.#growth.of(found);
@@ -110,7 +110,7 @@ export class Live {
   }
 }
 
-// Bucket counts added up.
+// The sum of bucket counts.
 function together(counts) {
   const sums = new Map();
   for (const [bound, value] of counts.flatMap((each) => [...each])) sums.set(bound, (sums.get(bound) ?? 0) + value);

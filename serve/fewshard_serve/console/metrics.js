@@ -1,10 +1,10 @@
-// Reads Prometheus text and what its counters have grown by between two readings.
+// Parses Prometheus text, and computes the increase of its counters between two readings.
 
 const LINE = /^(fewshard_\w+)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 const ESCAPES = { "\\n": "\n", "\\\\": "\\", '\\"': '"' };
 
-// Name to a list of { key, labels, value }; only `wanted` names are kept.
+// Maps each name in `wanted` to a list of { key, labels, value }.
 export function parse(text, wanted) {
   const found = new Map([...wanted].map((name) => [name, []]));
   for (const line of text.split("\n")) {
@@ -41,13 +41,13 @@ export function buckets(series) {
   return found;
 }
 
-// What each series has grown by since it was last seen. A replica may be missing from a reading and come back;
-// one that started anew counts from zero.
+// The increase of each series since its last reading. A replica may be missing from a reading and reappear; a
+// restarted replica counts from zero.
 export class Growth {
   #last = new Map();
   #isFirst = true;
 
-  // `found` is what `parse` gave; the values of the answer are the growth.
+  // `found`: the result of `parse`. The result has the same form, with increases as values.
   of(found) {
     const grown = new Map([...found].map(([name, series]) => [name, series.map((each) => ({ ...each, value: this.#step(name, each) }))]));
     this.#isFirst = false;
@@ -61,7 +61,7 @@ export class Growth {
   }
 }
 
-// A quantile in seconds, straight between the bounds of its bucket; null where nothing was counted.
+// A quantile in seconds, interpolated linearly within its bucket; null if nothing was counted.
 export function quantile(counts, q) {
   const bounds = [...counts].sort(([a], [b]) => a - b);
   const total = bounds.at(-1)?.[1] ?? 0;

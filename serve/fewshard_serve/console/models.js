@@ -1,4 +1,4 @@
-// What the server serves: the index, each model's configuration, and the table of both.
+// The served models: the index, each model's configuration, and the table of both.
 
 import { getJson, modelPath } from "/console/api.js";
 import { fill, h } from "/console/dom.js";
@@ -7,12 +7,12 @@ import { count, digits, milliseconds, percent } from "/console/format.js";
 const COLUMNS = ["Model", "State", "Accuracy", "Parameters", "Active", "MACs", "Runs on", "Requests/s", "Median", "99 %"];
 const FIRST_NUMBER = 2, TEXT_COLUMN = 6;
 
-// A model of the index with `config`, the body of its `/config`, once it is known.
+// The models of the index, each with `config`, the body of its `/config`, once it is loaded.
 export class Models {
   list = [];
   version = "";
 
-  // Returns whether models came, went or changed their state.
+  // Returns whether models were added or removed, or changed their state.
   async refresh() {
     const index = await getJson("/");
     const known = new Map(this.list.map((model) => [model.name, model]));

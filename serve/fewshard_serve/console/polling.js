@@ -1,10 +1,10 @@
-// Work that repeats while somebody looks, and waits while the server is gone.
+// Repeats work while the page is visible, and pauses while the server does not answer.
 
 import { isAnswer } from "/console/api.js";
 
 const FIRST_WAIT_S = 1, LONGEST_WAIT_S = 10;
 
-// Calls `work` now and then every `seconds`, one call at a time, while the page can be seen.
+// Calls `work` now and then every `seconds`, one call at a time, while the page is visible.
 export function every(seconds, work, connection) {
   let timer = 0;
   const turn = async () => {
@@ -19,7 +19,7 @@ export function every(seconds, work, connection) {
   return turn();
 }
 
-// Whether the server answers. `show(state, wait)`: "live", or "gone" with the seconds to the next try.
+// Watches whether the server answers. `show(state, wait)`: "live", or "gone" and the seconds to the next try.
 export class Connection {
   isUp = true;
   onReturn = [];

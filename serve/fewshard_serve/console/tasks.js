@@ -1,7 +1,11 @@
-// What the console does with each kind of input. Models of any other kind are in its table alone.
+// How the console handles each task. Models of other tasks only appear in the table.
 
-// `none`: no model takes it; `hint`: beside the button; `nothing`: no input was given; `parts`: ids of what is
-// shown for it; `examples`: inputs from those of a model's card; `request`: the arguments of `call`.
+// none: the message if no model takes such inputs.
+// hint: the text beside the button.
+// nothing: the message if there is no input.
+// parts: the ids of the elements that are shown.
+// examples: converts the examples of a model's card to inputs.
+// request: returns the arguments of `call`.
 export const TASKS = {
   text: {
     none: "No model that takes texts is ready.",

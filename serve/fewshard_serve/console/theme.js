@@ -1,4 +1,4 @@
-// The theme that was chosen here before, set before the first paint; a classic script for that reason.
+// Applies the chosen theme before the first paint. A module would run too late, so this is a classic script.
 "use strict";
 try {
   const chosen = localStorage.getItem("fewshard-theme");

@@ -1,4 +1,4 @@
-// The text just sent, layer by layer, each token in the colour of its expert.
+// Shows the last text, layer by layer, with each token in the colour of its expert.
 
 import { $, choice, fill, h } from "/console/dom.js";
 
@@ -45,7 +45,7 @@ function chip(token, experts) {
     text, h("sub", { "aria-label": named }, experts.join("·")));
 }
 
-// Word pieces go on with "##"; byte-level tokenizers begin a word with "Ġ".
+// In WordPiece, "##" continues a word; byte-level tokenizers begin a word with "Ġ".
 function spelled(token) {
   if (token.startsWith("##") && token.length > 2) return { text: token.slice(2), joins: true };
   return { text: token.replaceAll("Ġ", "").replaceAll("▁", "") || "␣", joins: false };

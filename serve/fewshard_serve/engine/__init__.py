@@ -1,4 +1,4 @@
-"""Admission, queue, batches: plain classes that need neither Ray nor HTTP nor torch."""
+"""Admission, queueing and batching of requests, without any need of Ray, HTTP or torch."""
 
 from fewshard_serve.engine.engine import Engine, ModelHandle
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings, EngineSettings

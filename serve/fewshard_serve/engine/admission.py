@@ -1,16 +1,16 @@
-"""How much may be in flight so that nothing waits longer than it should, learned from how long things waited.
+"""Admission control: limits the items and tokens in flight so that no request waits too long.
 
-A gradient limit, as congestion control has it for networks (Jacobson: "Congestion avoidance and control",
-SIGCOMM 1988) and Netflix's `concurrency-limits` for servers. What is in flight over what is served in a
-second is how long it waits (Little's law), so the limit is scaled by the wait that is wanted over the wait
-that was seen.
+The engine calls `Admission.admit` with an estimate of the tokens, before it tokenises.
 
-Room for requests, counted in items and estimated tokens; the engine asks before it tokenises.
+The limit adapts to measured waits. It is a gradient limit, as in network congestion control (Jacobson:
+"Congestion avoidance and control", SIGCOMM 1988) and in Netflix's `concurrency-limits`. By Little's law, the
+wait is the number in flight divided by the rate served, so the limit is scaled by the target wait divided by
+the measured wait.
 
-Room is shared by a dynamic threshold (Choudhury, Hahne: "Dynamic queue length thresholds for shared-memory
-packet switches", IEEE/ACM Transactions on Networking 6(2), 1998): a caller may hold up to `FAIR_ALPHA` times
-what is free. One caller alone gets nearly all, many get equal parts, and there is always some room for a
-caller that comes new.
+Callers share the capacity by a dynamic threshold (Choudhury, Hahne: "Dynamic queue length thresholds for
+shared-memory packet switches", IEEE/ACM Transactions on Networking 6(2), 1998): a caller may hold up to
+`FAIR_ALPHA` times the free capacity. A single caller gets nearly all of it, many callers get equal parts, and
+some capacity always stays free for a new caller.
 """
 
 import time
@@ -25,16 +25,17 @@ from fewshard_serve.errors import Overloaded, TooLarge
 MIN_WINDOW_S = 0.1
 MAX_GROWTH = 2.0
 MAX_CUT = 8.0
-"""By how much one step changes the limit at the most: one odd wait must not close the doors for long."""
+"""The factors by which one step may raise or lower the limit: one outlier must not block for long."""
 
 
 class AdaptiveShare:
     """The share of the configured limits that may be used now, from `floor` to 1.
 
-    It falls as soon as a request has waited too long. It grows when requests were refused and, for as long as
-    the longest wait lasts, none has waited too long; but not beyond `served`, the share that is served in the
-    wanted wait. That counts what no wait does, such as the time until a request is read, and what has been
-    let in by the last step but has not waited yet.
+    It falls as soon as a request has waited longer than `target_s` seconds. It grows after a window in which
+    requests were refused and none waited too long; a window lasts as long as the longest wait in it. It does
+    not grow beyond `served()`, the share that is served within the target wait. Little's law (`served`) also
+    covers load that queue waits do not show yet: requests still being read, and requests admitted since the
+    last adjustment.
     """
 
     def __init__(
@@ -55,11 +56,14 @@ class AdaptiveShare:
         self._changed_at, self._window_from = float("-inf"), clock()
 
     def note_refusal(self) -> None:
-        """The limit kept a request out."""
+        """Record that the limit refused a request."""
         self._has_refused = True
 
     def observe(self, wait_s: float, load: float) -> None:
-        """One request left the queue after `wait_s`. `load`: the share in use once it had been admitted."""
+        """Record that a request left the queue after `wait_s` seconds.
+
+        load: the share of the limits in use just after the request was admitted.
+        """
         self._longest_s = max(self._longest_s, wait_s)
         now = self._clock()
         if wait_s > self.target_s:
@@ -91,11 +95,11 @@ MAX_RETRY_AFTER_S = 30.0
 UNMEASURED_RETRY_AFTER_S = 1.0
 FAIR_ALPHA = 8
 START_ITEMS = 512
-"""The limit until waits are known: a slow device must not fill up with work it cannot do in time."""
+"""The limit until waits are measured: a slow device must not accept more work than it can do in time."""
 
 
 class RecentRate:
-    """Things per second over the last `window_s`, kept in `num_slices` counters however many pass."""
+    """Events per second over the last `window_s` seconds, kept in at most `num_slices` counters."""
 
     def __init__(self, window_s: float = 10.0, num_slices: int = 20) -> None:
         self._slice_s = window_s / num_slices
@@ -110,7 +114,7 @@ class RecentRate:
         self._forget(current)
 
     def per_second(self, now: float) -> float:
-        """0.0 where nothing was counted within the window."""
+        """The rate; 0.0 if nothing was counted within the window."""
         self._forget(int(now / self._slice_s))
         if not self._slices:
             return 0.0
@@ -124,7 +128,7 @@ class RecentRate:
 
 @dataclass(slots=True)
 class _Room:
-    """An amount in both units."""
+    """An amount of work in items and in tokens."""
 
     items: int = 0
     tokens: int = 0
@@ -135,7 +139,7 @@ class _Room:
 
 
 class Ticket:
-    """Room taken by one request. Use it as a context manager; leaving without an error counts as served."""
+    """The capacity that a request holds. A context manager; leaving it without an error counts as served."""
 
     def __init__(
         self, admission: "Admission", caller: Caller, num_items: int, num_tokens: int, admitted_at: float
@@ -149,11 +153,11 @@ class Ticket:
         self._is_released = False
 
     def note_wait(self, wait_s: float) -> None:
-        """The request has left the queue after so long; the limit learns from it."""
+        """Record that the request left the queue after `wait_s` seconds, so that the limit adapts."""
         self._admission._observe(self, wait_s)
 
     def release(self, served: bool = True) -> None:
-        """Give the room back; a second call does nothing."""
+        """Return the capacity. A second call does nothing."""
         if not self._is_released:
             self._is_released = True
             self._admission._release(self, served)
@@ -168,10 +172,11 @@ class Ticket:
 
 
 class Admission:
-    """One model's room. Used from the event loop's thread alone, so it needs no lock.
+    """Admission control of one model. Only the event loop's thread uses it, so it needs no lock.
 
-    `max_items` and `max_tokens` are the most there may ever be; `limit_items` and `limit_tokens` what there
-    may be now, so that nothing waits longer than `target_wait_s`, but never below `min_items`.
+    max_items, max_tokens: the configured limits of what may be in flight.
+    limit_items, limit_tokens: the current limits; they adapt so that requests wait `target_wait_s` at most.
+    min_items: the current limit of items never falls below this.
     """
 
     def __init__(
@@ -213,16 +218,16 @@ class Admission:
 
     @property
     def load(self) -> float:
-        """What is in flight as a share of the most there may be, in the unit that is scarcer."""
+        """The share of the configured limit that is in flight, in items or tokens, whichever is larger."""
         return max(self._used.items / self.max_items, self._used.tokens / self.max_tokens)
 
     def check(self, caller: Caller = ANYBODY) -> None:
-        """Raise `Overloaded` where not even one item has room: the cheapest refusal there is."""
+        """Raise `Overloaded` if not even one item would be admitted. This is the cheapest refusal."""
         if not self._has_room(caller, 1, 0):
             raise self._overloaded()
 
     def admit(self, num_items: int, num_tokens: int, caller: Caller = ANYBODY) -> Ticket:
-        """Take room, or raise `TooLarge` (could never fit) or `Overloaded` (come back later)."""
+        """Reserve capacity. Raises `TooLarge` (could never fit) or `Overloaded` (retry later)."""
         self._check_size("items", num_items, self.max_items)
         self._check_size("tokens", num_tokens, self.max_tokens)
         if not self._has_room(caller, num_items, num_tokens):
@@ -232,7 +237,7 @@ class Admission:
         return Ticket(self, caller, num_items, num_tokens, self._clock())
 
     def note_refusals(self) -> None:
-        """Requests were refused elsewhere, by what is told of this limit; it learns from them, too."""
+        """Record that HAProxy refused requests because of this limit, so that the limit may grow."""
         self._adaptive.note_refusal()
 
     def _release(self, ticket: Ticket, served: bool) -> None:
@@ -251,14 +256,14 @@ class Admission:
         self._adaptive.observe(wait_s, ticket.load)
 
     def _served_share(self) -> float:
-        """What is served in the wanted wait, as a share of the most there may be in flight."""
+        """What is served within the target wait, as a share of the configured limits."""
         now = self._clock()
         items, tokens = self._served.per_second(now), self._served_tokens.per_second(now)
         return self._adaptive.target_s * max(items / self.max_items, tokens / self.max_tokens)
 
     def _has_room(self, caller: Caller, num_items: int, num_tokens: int) -> bool:
         if self._used.items == 0:
-            return True  # else a request above the present limit would wait for ever
+            return True  # otherwise a request above the current limit could never be admitted
         free_items = self.limit_items - self._used.items
         free_tokens = self.limit_tokens - self._used.tokens
         if num_items > free_items or num_tokens > free_tokens:
@@ -285,7 +290,7 @@ class Admission:
         )
 
     def retry_after_s(self) -> float:
-        """The time in which what is in flight will be served at the recent rate, clamped."""
+        """Seconds until the items in flight are served at the recent rate, clamped to sensible bounds."""
         rate = self._served.per_second(self._clock())
         if rate == 0.0:
             return UNMEASURED_RETRY_AFTER_S

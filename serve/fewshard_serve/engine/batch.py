@@ -1,6 +1,6 @@
-"""Runs one batch so that a bad item fails alone; called by the runner.
+"""Runs one batch so that a bad item fails alone, and learns how long a forward pass may take.
 
-How long a forward pass may take before it counts as stuck; kept by the runner for each model.
+The runner calls `execute` for every batch and keeps one `PassTimeout` per model.
 """
 
 import logging
@@ -19,8 +19,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Outcomes in the order of the items; of all passes that succeeded, padding, whether one was degraded,
-    and the time between shards; whether memory ran out in one that failed."""
+    """What `execute` found.
+
+    outcomes: one per item, in item order.
+    num_padding_tokens: the sum over all successful passes.
+    is_degraded: whether any successful pass missed some experts.
+    exchange_s: seconds that shards took beyond their own arithmetic, summed over all successful passes.
+    was_out_of_memory: whether any failed pass ran out of memory.
+    """
 
     outcomes: list[Outcome]
     num_padding_tokens: int = 0
@@ -32,11 +38,11 @@ class BatchResult:
 def execute(
     model: Classifier, items: Sequence[Item], on_pass: Callable[[], None] = lambda: None
 ) -> BatchResult:
-    """Run the items together; where that fails, halve the batch until only the culprits fail.
+    """Run the items together; if that fails, halve the batch until only the bad items fail.
 
-    Halving also saves a batch that was merely too large for the device's memory. A pass in which the model's
-    process ended is repeated once. `on_pass` is called before every forward pass, so that a watcher sees
-    progress.
+    Halving also rescues a batch that was too large for the device's memory. If the model's process ends
+    during a pass, the pass is repeated once. `on_pass` is called before every forward pass, so that a
+    watchdog sees progress.
     """
     on_pass()
     ran = _run(model, items)
@@ -50,14 +56,14 @@ def execute(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the machine, had no memory left; torch says so in several ways."""
+    """Whether the device or the machine ran out of memory; torch reports this in several ways."""
     words = str(error).lower()
     by_words = isinstance(error, RuntimeError) and ("out of memory" in words or "allocate memory" in words)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or by_words
 
 
 class OutOfMemory(InternalError):
-    """What is left of it when an item does not fit alone."""
+    """A single item does not fit the memory."""
 
 
 def _run(model: Classifier, items: Sequence[Item]) -> ModelOutput | ServeError:
@@ -65,7 +71,7 @@ def _run(model: Classifier, items: Sequence[Item]) -> ModelOutput | ServeError:
         return _checked(model.run(items), len(items))
     except ServeError as error:
         return error
-    except Exception as error:  # any model may raise anything; the thread must survive it
+    except Exception as error:  # a model may raise any exception; the thread must survive it
         if len(items) == 1:
             logger.exception("%s: the model failed on one item", model.info.name)
         else:
@@ -97,7 +103,7 @@ def _checked(output: ModelOutput, num_items: int) -> ModelOutput:
 def _finite(
     model: Classifier, items: Sequence[Item], output: ModelOutput, on_pass: Callable[[], None]
 ) -> BatchResult:
-    """Replace rows that are not finite: run again alone, since a neighbour may have spoiled them."""
+    """Rerun each item whose logits are not finite alone, since another item may have caused it."""
     outcomes: list[Outcome] = list(output.logits)
     for index in np.flatnonzero(~np.isfinite(output.logits).all(axis=1)).tolist():
         outcomes[index] = _alone(model, items[index], len(items), on_pass)
@@ -117,9 +123,9 @@ FACTOR = 10.0
 
 
 class PassTimeout:
-    """Learned from the passes that ended: one that takes ten times as long as any, for its size, hangs.
+    """The time a forward pass may take: `FACTOR` times the slowest pass so far, scaled by its tokens.
 
-    `min_s` and `max_s` bound what is allowed; `max_s` holds until a first pass has ended.
+    min_s, max_s: bounds of the result, in seconds. `max_s` applies until the first pass has ended.
     """
 
     def __init__(self, min_s: float = MIN_ALLOWED_S, max_s: float = MAX_ALLOWED_S) -> None:
@@ -128,12 +134,12 @@ class PassTimeout:
         self._most_tokens = 0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """A pass over so many tokens has ended."""
+        """Record a pass of `num_tokens` tokens that took `seconds`."""
         self._slowest_s = max(self._slowest_s, seconds)
         self._most_tokens = max(self._most_tokens, num_tokens, 1)
 
     def allowed_s(self, num_tokens: int) -> float:
-        """How long a pass over so many tokens may take."""
+        """The seconds that a pass of `num_tokens` tokens may take."""
         if self._most_tokens == 0:
             return self._max_s
         expected_s = self._slowest_s * max(1.0, num_tokens / self._most_tokens)

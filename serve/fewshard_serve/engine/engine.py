@@ -1,4 +1,4 @@
-"""Takes requests for the models of one host and answers them in batches; called by the host's service."""
+"""Admits the requests for one replica's models and answers them in batches; the replica calls it."""
 
 import asyncio
 import time
@@ -22,15 +22,15 @@ STUCK = "this replica hangs and is being replaced; come back soon"
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """One model of the engine, with its queue and its room."""
+    """One model of the engine, with its queue and its admission control."""
 
-    lane: ScheduledModel
+    scheduled: ScheduledModel
     admission: Admission
     deadline_s: float
 
     @property
     def num_queued_items(self) -> int:
-        return len(self.lane.queue)
+        return len(self.scheduled.queue)
 
     @property
     def num_inflight_items(self) -> int:
@@ -38,10 +38,13 @@ class ModelHandle:
 
 
 class Engine:
-    """The models of one host, the runner's threads and a small pool that prepares inputs.
+    """The models of one replica, the runner's threads and a small pool that prepares inputs.
 
-    Build and use it on one event loop. `on_batch` is called from the runner's threads, once a batch. `depth`:
-    how many batches the models may be given at a time.
+    Build and use it on one event loop.
+
+    settings: each model's settings, by model name; defaults apply to the others.
+    on_batch: called from a runner thread, once per batch.
+    depth: the number of batches that the models may hold at a time.
     """
 
     def __init__(
@@ -54,16 +57,17 @@ class Engine:
         self.served = {model.info.name: _served(model, settings) for model in models}
         self._loop = asyncio.get_running_loop()
         self._preparer = Preparer()
-        lanes = [served.lane for served in self.served.values()]
-        self._runner = Runner(lanes, self._deliver, on_batch, depth=depth)
+        scheduled = [served.scheduled for served in self.served.values()]
+        self._runner = Runner(scheduled, self._deliver, on_batch, depth=depth)
         self._is_draining = self._is_stuck = False
         self._runner.start()
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
-        """Logits of the request's inputs, in their order; a cancelled caller's items leave the queue.
+        """Return the logits of the request's inputs, in input order.
 
-        Raises `UnknownModel`, `NotReady`, `MalformedRequest` where there are no inputs, `TooLarge`,
-        `Overloaded`, `UnusableItem`, `DeadlineExceeded` or `InternalError`.
+        If the caller is cancelled, its items leave the queue. Raises `UnknownModel`, `NotReady`,
+        `MalformedRequest` (no inputs), `TooLarge`, `Overloaded`, `UnusableItem`, `DeadlineExceeded` or
+        `InternalError`.
         """
         served = self._accepting(model)
         if not request.inputs:
@@ -71,7 +75,7 @@ class Engine:
         timeout_s = request.timeout_s
         allowed_s = served.deadline_s if timeout_s is None else min(timeout_s, served.deadline_s)
         deadline_at = time.monotonic() + allowed_s
-        num_tokens = served.lane.model.estimate_tokens(request.inputs)
+        num_tokens = served.scheduled.model.estimate_tokens(request.inputs)
         with served.admission.admit(len(request.inputs), num_tokens, request.caller) as ticket:
             try:
                 async with _until(deadline_at):
@@ -81,13 +85,13 @@ class Engine:
                 raise
 
     def check_room(self, model: str, caller: Caller) -> None:
-        """Raise `Overloaded` where a request of whatever size would be refused."""
+        """Raise `Overloaded` if a request of any size would be refused now."""
         self._accepting(model).admission.check(caller)
 
     def check(self) -> None:
-        """Raise `InternalError` where the runner has died or its forward pass hangs.
+        """Raise `InternalError` if the runner has died or its forward pass hangs.
 
-        Then whoever waits, or comes until the pass ends after all, is told to go elsewhere: `NotReady`.
+        In that case all waiting requests fail with `NotReady`, and so do new requests until the pass ends.
         """
         self._is_stuck = self._runner.is_stuck
         if not self._runner.is_alive and not self._is_draining:
@@ -101,11 +105,11 @@ class Engine:
 
     @property
     def num_inflight_items(self) -> int:
-        """Items of all models that were admitted and are not answered yet."""
+        """The number of items, over all models, that were admitted but are not answered yet."""
         return sum(served.num_inflight_items for served in self.served.values())
 
     async def drain(self, timeout_s: float | None = None) -> bool:
-        """Refuse new requests, answer those admitted, end the threads; False if time ran out."""
+        """Refuse new requests, answer the admitted ones and end the threads. Return False on a timeout."""
         self._is_draining = True
         give_up_at = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         while self.num_inflight_items and time.monotonic() < give_up_at:
@@ -130,7 +134,7 @@ class Engine:
     ) -> Classified:
         started_at = time.monotonic()
         items = await self._preparer.prepare(
-            served.lane.model, request.inputs, request.truncate, ticket.caller
+            served.scheduled.model, request.inputs, request.truncate, ticket.caller
         )
         prepared_at = time.monotonic()
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
@@ -148,12 +152,12 @@ class Engine:
         deadline_at: float,
         caller: Caller,
     ) -> Answer:
-        pending = RequestFuture(len(items))
+        future = RequestFuture(len(items))
         entries = [
-            Entry(item, pending, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
+            Entry(item, future, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
         ]
-        self._runner.submit(served.lane, entries)
-        return await pending.answer
+        self._runner.submit(served.scheduled, entries)
+        return await future.answer
 
     def _deliver(self, resolutions: list[Resolution]) -> None:
         self._loop.call_soon_threadsafe(_settle, resolutions)
@@ -180,7 +184,7 @@ def _served(model: Classifier, settings: Mapping[str, EngineSettings]) -> ModelH
 
 @asynccontextmanager
 async def _until(deadline_at: float) -> AsyncIterator[None]:
-    """Turn the passing of `deadline_at` (monotonic seconds) into `DeadlineExceeded`."""
+    """Raise `DeadlineExceeded` when the body runs past `deadline_at` (monotonic seconds)."""
     timeout = asyncio.timeout_at(deadline_at - time.monotonic() + asyncio.get_running_loop().time())
     try:
         async with timeout:

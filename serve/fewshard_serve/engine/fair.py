@@ -1,9 +1,11 @@
-"""A queue that is fair between callers: nobody's backlog delays the others. A plain data structure.
+"""A queue that is fair between callers: one caller's backlog does not delay the others.
 
 Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", IEEE/ACM Transactions on Networking
-5(5), 1997): an entry's tag is the virtual time at which its caller's turn begins, and the least tag goes
-first. Between two callers that both wait, the work done differs by no more than one entry of each, however
-much either has sent.
+5(5), 1997): an entry's tag is the virtual time at which its caller's turn begins, and the entry with the
+smallest tag is next. While two callers both have entries waiting, the work done for them differs by at most
+one entry of each, however much either has sent.
+
+The request queue and the preparer use it. It has no lock of its own.
 """
 
 import heapq
@@ -15,7 +17,7 @@ from fewshard_serve.core import Caller
 EntryT = TypeVar("EntryT")
 
 URGENT_WEIGHT = 8
-"""An urgent caller's share against another's. Both get on: strict priority would let one starve the rest."""
+"""The weight of an urgent caller; others have 1. Strict priority would let urgent callers starve the rest."""
 
 
 class _Flow(Generic[EntryT]):
@@ -32,7 +34,7 @@ class _Flow(Generic[EntryT]):
 
 
 class FairQueue(Generic[EntryT]):
-    """Entries by caller. One caller alone is served first in, first out."""
+    """Entries by caller. A single caller is served first in, first out."""
 
     def __init__(self) -> None:
         self._flows: dict[Caller, _Flow[EntryT]] = {}
@@ -46,7 +48,7 @@ class FairQueue(Generic[EntryT]):
         return self._num_entries
 
     def push(self, caller: Caller, entry: EntryT, cost: float) -> None:
-        """Add an entry at the end of its caller's; `cost` is in any unit, as long as it is above 0."""
+        """Add an entry behind the caller's other entries. `cost` may have any unit but must be positive."""
         flow = self._flows.get(caller)
         if flow is None:
             flow = self._flows[caller] = _Flow(caller, self._virtual_time)
@@ -57,11 +59,11 @@ class FairQueue(Generic[EntryT]):
         self._num_entries += 1
 
     def peek(self) -> EntryT:
-        """The entry whose turn it is; the queue must not be empty."""
+        """The next entry. The queue must not be empty."""
         return self._heap[0][3].entries[0][0]
 
     def pop(self, is_served: bool = True) -> EntryT:
-        """Take the entry that `peek` shows. One that is not served, but dropped, costs its caller nothing."""
+        """Take the next entry. A dropped entry (`is_served` false) costs its caller nothing."""
         tag, _, _, flow = heapq.heappop(self._heap)
         entry, cost = flow.entries.popleft()
         self._num_entries -= 1
@@ -78,7 +80,7 @@ class FairQueue(Generic[EntryT]):
         heapq.heappush(self._heap, (flow.tag, flow.rank, self._num_turns, flow))
 
     def _forget(self) -> None:
-        """A caller that was served more than its share is remembered until the others have caught up."""
+        """Forget idle callers, except those that have used more than their share (a tag in the future)."""
         if not self._heap:
             self._flows.clear()
             self._virtual_time = 0.0

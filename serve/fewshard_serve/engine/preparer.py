@@ -1,4 +1,4 @@
-"""Turns inputs into items off the event loop; called by the engine for every admitted request."""
+"""Prepares inputs (tokenises, decodes images) off the event loop; the engine calls it for every request."""
 
 import asyncio
 import logging
@@ -29,9 +29,9 @@ class _Job:
 
 
 class Preparer:
-    """A small thread pool: tokenizers and image decoders release the GIL, so a few threads are enough.
+    """A small thread pool with a queue that is fair between callers, as the model's queue is.
 
-    Its queue is as fair between callers as that of the model is.
+    A few threads are enough, because tokenizers and image decoders release the GIL.
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
@@ -43,7 +43,7 @@ class Preparer:
     async def prepare(
         self, model: Classifier, inputs: Sequence[Input], truncate: bool, caller: Caller = ANYBODY
     ) -> list[Item]:
-        """One item an input, in order. Raises `UnusableItem`, or `InternalError` where the model breaks."""
+        """Return one item per input, in order. Raises `UnusableItem`; `InternalError` if the model fails."""
         job = _Job(model, inputs, truncate, Future())
         with self._lock:
             self._jobs.push(caller, job, len(inputs))
@@ -56,14 +56,14 @@ class Preparer:
             self._jobs.pop().items.cancel()
 
     def _do_next(self) -> None:
-        """There is one call of this for each job, though not each job's own."""
+        """Called once per submitted job, but takes the job that is next in the fair queue."""
         with self._lock:
             job = self._jobs.pop()
         if not job.items.set_running_or_notify_cancel():
-            return  # its caller has gone, or its time is up
+            return  # its caller has gone, or its deadline has passed
         try:
             job.items.set_result(_prepare(job.model, job.inputs, job.truncate))
-        except Exception as error:  # noqa: BLE001  it is raised where the job is awaited
+        except Exception as error:  # noqa: BLE001  raised again where the job is awaited
             job.items.set_exception(error)
 
 

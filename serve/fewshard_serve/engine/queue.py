@@ -1,7 +1,7 @@
-"""The queue of one model, and the requests whose items wait in it.
+"""The queue of one model, and the futures of the requests whose items wait in it.
 
-`Queue` is a plain data structure that the runner locks, and to which time is passed in. The engine makes a
-`RequestFuture` for each request, and settles it item by item on the event loop.
+`Queue` is a plain data structure: the runner holds the lock and passes in the time. The engine creates a
+`RequestFuture` for each request and settles it item by item on the event loop.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import ServeError, UnusableItem
 
 Outcome = NDArray[np.float32] | ServeError
-"""One item's fp32 logits [num_labels], or why there are none."""
+"""One item's fp32 logits [num_labels], or the error that prevented them."""
 
 
 class RequestHandle(Protocol):
@@ -26,17 +26,23 @@ class RequestHandle(Protocol):
 
     @property
     def is_gone(self) -> bool:
-        """True once nobody waits for the answer; read from the runner's thread."""
+        """True once nobody waits for the answer. The runner's thread reads it."""
         ...
 
     def settle(self, resolution: "Resolution") -> None:
-        """Take the outcome of one of its items."""
+        """Record the outcome of one item of the request."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One queued item; times are seconds on the runner's clock."""
+    """One queued item. Times are seconds on the runner's clock.
+
+    item: the prepared input.
+    caller: the request that the item belongs to.
+    index: the item's position in the request.
+    asker: whose turn it uses in the fair queue.
+    """
 
     item: Item
     caller: RequestHandle
@@ -65,7 +71,12 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What one cut took off the queue: the batch to run, and what was dropped on the way to it."""
+    """What one call of `Queue.cut` took off the queue.
+
+    batch: the entries to run.
+    expired: dropped entries whose deadline had passed.
+    abandoned: dropped entries whose caller had gone.
+    """
 
     batch: list[Entry] = field(default_factory=list)
     expired: list[Entry] = field(default_factory=list)
@@ -73,8 +84,9 @@ class Cut:
 
 
 class Queue:
-    """Fair between callers, first in first out for each. The totals include entries whose callers have gone,
-    until a cut meets them.
+    """Fair between callers; first in, first out for each caller.
+
+    The length and `num_tokens` include entries whose callers have gone, until `cut` reaches and drops them.
     """
 
     def __init__(self) -> None:
@@ -86,7 +98,7 @@ class Queue:
 
     @property
     def head_enqueued_at(self) -> float:
-        """When the entry came whose turn it is; the queue must not be empty."""
+        """When the next entry was queued. The queue must not be empty."""
         return self._entries.peek().enqueued_at
 
     def extend(self, entries: Sequence[Entry]) -> None:
@@ -96,7 +108,7 @@ class Queue:
             self.num_tokens += num_tokens
 
     def take_all(self) -> Cut:
-        """Everything, whatever its deadline; nothing is left."""
+        """Take all entries, whatever their deadlines."""
         cut = Cut()
         while self._entries:
             cut.batch.append(self._entries.pop(is_served=False))
@@ -106,7 +118,7 @@ class Queue:
     def cut(self, max_tokens: int, max_items: int, now: float) -> Cut:
         """Take the next batch in order, within both limits.
 
-        An item that alone passes `max_tokens` goes alone. Order is never traded for a fuller batch.
+        An item larger than `max_tokens` forms a batch of its own. The order never changes to fill a batch.
         """
         cut = Cut()
         room = max_tokens
@@ -125,7 +137,7 @@ class Queue:
 
 
 def _dropped(entry: Entry, cut: Cut, now: float) -> list[Entry] | None:
-    """The list of `cut` to which an entry that must not run belongs."""
+    """The list of `cut` that the entry belongs to if it must not run, else None."""
     if entry.caller.is_gone:
         return cut.abandoned
     return cut.expired if entry.deadline_at <= now else None
@@ -133,8 +145,12 @@ def _dropped(entry: Entry, cut: Cut, now: float) -> list[Entry] | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """fp32 logits [num_items, num_labels]; the longest times of the request's items; whether one of them ran
-    without some experts."""
+    """The answer to one request.
+
+    logits: fp32 [num_items, num_labels].
+    queue_s, infer_s, exchange_s: the longest time of any of its items, in seconds.
+    is_degraded: whether any of its items ran without some experts.
+    """
 
     logits: NDArray[np.float32]
     queue_s: float
@@ -157,7 +173,7 @@ class RequestFuture:
 
     @property
     def is_gone(self) -> bool:
-        # A future that is done was cancelled, timed out or failed: its other items need not run.
+        # If the future is done, the request was cancelled, timed out or failed: skip its other items.
         return self.answer.done()
 
     def settle(self, resolution: Resolution) -> None:
@@ -185,5 +201,5 @@ class RequestFuture:
 
 
 def _of_item(index: int, error: ServeError) -> ServeError:
-    """A model numbers the items of its batch; the caller needs the place in the request."""
+    """Replace the item's index in the batch by its index in the request, which the caller knows."""
     return UnusableItem(index, error.reason) if isinstance(error, UnusableItem) else error

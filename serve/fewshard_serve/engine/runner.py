@@ -1,4 +1,4 @@
-"""The threads of a host that run its models; fed and stopped by the engine."""
+"""The threads that run a replica's models, batch by batch; the engine feeds and stops them."""
 
 import logging
 import threading
@@ -19,20 +19,24 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNSPLIT_ITEMS = 16
-"""A batch of so few is taken whole: on a CPU smaller ones cost more an item."""
+"""Batches up to this size are not split: on a CPU, smaller batches cost more per item."""
 
 EXPIRED = "the deadline passed while the item was queued; send fewer items or allow more time"
 
 
 def _pace_of(model: Classifier) -> PassTimeout:
-    # A group that has lost a shard forms anew within a pass, which takes as long as loading.
+    # A group that loses a shard re-forms within the pass, which takes as long as loading the model.
     is_grouped = isinstance(model, Grouped) and model.group() is not None
     return PassTimeout(min_s=MAX_ALLOWED_S if is_grouped else MIN_ALLOWED_S)
 
 
 @dataclass(slots=True)
 class ScheduledModel:
-    """One model with its queue. `max_tokens` and `max_items` of a batch fall where memory runs out."""
+    """One model with its queue.
+
+    max_tokens, max_items: the largest batch now; halved each time the device runs out of memory.
+    pace: learns how long a forward pass of this model may take.
+    """
 
     model: Classifier
     settings: BatchingSettings
@@ -49,7 +53,7 @@ class ScheduledModel:
 
     @property
     def is_full(self) -> bool:
-        """A batch cut now could not be larger."""
+        """True if waiting longer could not make the next batch larger."""
         enough_tokens = self.queue.num_tokens >= self.max_tokens
         return enough_tokens or len(self.queue) >= self.max_items
 
@@ -61,14 +65,14 @@ class ScheduledModel:
 
     @property
     def can_prefetch(self) -> bool:
-        """Enough waits to cut a batch although another one runs: waiting longer would not make it larger."""
+        """True if enough items wait to cut a batch while another one runs."""
         return self.is_full or len(self.queue) >= max(UNSPLIT_ITEMS, self._last_size)
 
     def cut(self, now: float) -> Cut:
-        """What runs next: at most the mean of what waits and what ran last.
+        """Take the next batch: at most the mean of the queue's length and the last batch's size.
 
-        Clients who wait for their answers would otherwise all end in one batch, and then nothing runs while
-        they are answered and nobody is answered while it runs. So they fall into two halves that take turns.
+        Without this limit, closed-loop clients synchronise into a single batch, and computing and replying
+        never overlap. Halving the batch keeps two groups alternating.
         """
         share = max(UNSPLIT_ITEMS, (len(self.queue) + self._last_size + 1) // 2)
         cut = self.queue.cut(self.max_tokens, min(self.max_items, share), now)
@@ -76,7 +80,7 @@ class ScheduledModel:
         return cut
 
     def lower_budget(self, num_tokens: int, num_items: int) -> None:
-        """Batches of this size have no room in memory: from now on they are half as large at the most."""
+        """A batch of this size ran out of memory: limit later batches to half of it."""
         self.max_tokens = max(1, min(self.max_tokens, num_tokens // 2))
         self.max_items = max(1, min(self.max_items, num_items // 2))
         logger.warning(
@@ -89,10 +93,15 @@ class ScheduledModel:
 
 @dataclass(slots=True, eq=False)
 class Scheduled:
-    """A cut of one lane on its way through the model. `began_at`: when it was taken or, where another batch
-    ran then, when that one ended; `pass_began_at`: the same of the latest pass, where it took several."""
+    """One batch that a model runs, or will run next. Times are seconds on the runner's clock.
 
-    lane: ScheduledModel
+    model: the model that the batch was cut for.
+    cut: the batch, and the entries that were dropped with it.
+    began_at: when the batch was cut; if another batch was running then, when that one ended.
+    pass_began_at: when its latest forward pass began.
+    """
+
+    model: ScheduledModel
     cut: Cut
     began_at: float
     pass_began_at: float = 0.0
@@ -112,23 +121,24 @@ class Ran:
 
 
 class Runner:
-    """Serves the lanes one batch at a time, the lane with the oldest head first.
+    """Runs the models one batch at a time, the model whose oldest entry has waited longest first.
 
-    With a `depth` of 2 a second batch is handed to the models while one runs, as soon as it is as large as it
-    would become: for models in a process of their own, which do one after the other. `on_batch` and `deliver`
-    are called from a thread of the runner, one call at a time, `on_batch` first, so that whoever has an
-    answer finds its batch counted.
+    With a `depth` of 2, a second batch is handed over while one runs, as soon as waiting would not make it
+    larger. This suits models in a process of their own, which run batches one after the other.
+
+    `on_batch` and `deliver` are called from a runner thread, one call at a time. `on_batch` comes first, so
+    that a client that has its answer finds the batch in the metrics.
     """
 
     def __init__(
         self,
-        lanes: Sequence[ScheduledModel],
+        models: Sequence[ScheduledModel],
         deliver: Callable[[list[Resolution]], None],
         on_batch: Callable[[BatchStats], None],
         clock: Callable[[], float] = time.monotonic,
         depth: int = 1,
     ) -> None:
-        self._lanes = list(lanes)
+        self._models = list(models)
         self._deliver = deliver
         self._on_batch = on_batch
         self._clock = clock
@@ -146,17 +156,17 @@ class Runner:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, lane: ScheduledModel, entries: Sequence[Entry]) -> None:
-        """Queue the entries; raises `NotReady` once the runner is stopping. Safe from any thread."""
+    def submit(self, model: ScheduledModel, entries: Sequence[Entry]) -> None:
+        """Queue the entries. Raises `NotReady` once the runner is stopping. Any thread may call it."""
         with self._changed:
             if self._is_stopping:
                 raise NotReady("the server is draining; ask another replica or come back")
-            lane.queue.extend(entries)
-            if lane.can_prefetch or not self._running:
+            model.queue.extend(entries)
+            if model.can_prefetch or not self._running:
                 self._changed.notify()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Refuse new entries, finish those queued, end the threads; False if they have not ended in time."""
+        """Refuse new entries, finish the queued ones and end the threads. Return False on a timeout."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
@@ -171,19 +181,19 @@ class Runner:
 
     @property
     def stuck_s(self) -> float:
-        """For how long no forward pass has begun or ended; 0.0 when none runs."""
+        """Seconds since a forward pass last began or ended; 0.0 when none runs."""
         return self._clock() - self._progress_at if self._running else 0.0
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the present forward pass takes so long that it will hardly end."""
-        allowed_s = [one.lane.pace.allowed_s(one.num_tokens) for one in list(self._running)]
+        """True if the current forward pass has exceeded the time allowed for its size."""
+        allowed_s = [one.model.pace.allowed_s(one.num_tokens) for one in list(self._running)]
         return bool(allowed_s) and self.stuck_s > max(allowed_s)
 
     def fail_all(self, error: ServeError) -> None:
-        """Give this answer to all who wait, those of the present pass included. Safe from any thread."""
+        """Fail all queued and running entries with this error. Any thread may call it."""
         with self._changed:
-            waiting = [Scheduled(lane, lane.queue.take_all(), self._clock()) for lane in self._lanes]
+            waiting = [Scheduled(model, model.queue.take_all(), self._clock()) for model in self._models]
             running = list(self._running)
         resolutions = [
             Resolution(entry, error, scheduled.queue_s(entry), 0.0)
@@ -198,54 +208,54 @@ class Runner:
             self._resolve(scheduled, ran)
 
     def _schedule(self) -> Scheduled | None:
-        """Wait for the next cut; None when the runner is stopping and nothing is left."""
+        """Wait for the next batch. Return None when the runner is stopping and nothing is queued."""
         with self._changed:
             while True:
-                waiting = [lane for lane in self._lanes if lane.queue]
+                waiting = [model for model in self._models if model.queue]
                 if self._is_stopping and not waiting:
                     return None
                 now = self._clock()
-                ripe = [lane for lane in waiting if self._is_stopping or lane.ready_at <= now]
-                lane = min(ripe, key=lambda lane: lane.queue.head_enqueued_at, default=None)
-                if lane is not None and (lane.can_prefetch or not self._running):
-                    return self._cut(lane, now)
-                ripens_at = [] if ripe else [lane.ready_at for lane in waiting]
+                ripe = [model for model in waiting if self._is_stopping or model.ready_at <= now]
+                model = min(ripe, key=lambda model: model.queue.head_enqueued_at, default=None)
+                if model is not None and (model.can_prefetch or not self._running):
+                    return self._cut(model, now)
+                ripens_at = [] if ripe else [model.ready_at for model in waiting]
                 self._changed.wait(min(ripens_at) - now if ripens_at else None)
 
-    def _cut(self, lane: ScheduledModel, now: float) -> Scheduled:
-        scheduled = Scheduled(lane, lane.cut(now), now)
+    def _cut(self, model: ScheduledModel, now: float) -> Scheduled:
+        scheduled = Scheduled(model, model.cut(now), now)
         if scheduled.cut.batch:
             if not self._running:
-                self._progress_at = now  # what went before was idleness
+                self._progress_at = now  # the runner was idle before
             self._running.append(scheduled)
         return scheduled
 
     def _run(self, scheduled: Scheduled) -> Ran:
         if not scheduled.cut.batch:
             return Ran(BatchResult([]), 0.0)
-        lane, num_tokens = scheduled.lane, scheduled.num_tokens
+        model, num_tokens = scheduled.model, scheduled.num_tokens
         items = [entry.item for entry in scheduled.cut.batch]
 
         def note_pass() -> None:
             scheduled.pass_began_at = self._progress_at = self._clock()
 
-        executed = execute(lane.model, items, note_pass)
+        executed = execute(model.model, items, note_pass)
         ended_at = self._end(scheduled)
-        # Not all of `infer_s`: passes that failed, and a process started anew, are no measure of a pass.
-        lane.pace.observe(num_tokens, ended_at - scheduled.pass_began_at)
+        # The last pass alone, not `infer_s`: exclude failed passes and process restarts.
+        model.pace.observe(num_tokens, ended_at - scheduled.pass_began_at)
         if executed.was_out_of_memory:
-            lane.lower_budget(num_tokens, len(items))
+            model.lower_budget(num_tokens, len(items))
         return Ran(executed, ended_at - scheduled.began_at)
 
     def _end(self, scheduled: Scheduled) -> float:
-        """When the batch ended; from then on the one behind it runs, and another may be cut."""
+        """Mark the batch as ended and return the time. The batch behind it runs now; another may be cut."""
         with self._changed:
             now = self._progress_at = self._clock()
             place = self._running.index(scheduled)
             for behind in self._running[place + 1 :]:
                 behind.began_at = behind.pass_began_at = now
             del self._running[place]
-            if any(lane.queue for lane in self._lanes):
+            if any(model.queue for model in self._models):
                 self._changed.notify()
         return now
 
@@ -273,7 +283,7 @@ def _resolutions(scheduled: Scheduled, ran: Ran) -> list[Resolution]:
 def _stats(scheduled: Scheduled, ran: Ran) -> BatchStats:
     batch = scheduled.cut.batch
     return BatchStats(
-        model=scheduled.lane.model.info.name,
+        model=scheduled.model.model.info.name,
         num_items=len(batch),
         num_tokens=scheduled.num_tokens,
         num_padding_tokens=ran.executed.num_padding_tokens,

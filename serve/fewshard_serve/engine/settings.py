@@ -1,4 +1,4 @@
-"""The settings that one model is served under; the engine and its queue read them."""
+"""Batching and admission settings of one model; read by the engine."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,7 +23,7 @@ class BatchingSettings:
     max_wait_ms: Annotated[float, STRICT, Ge(0), Le(60_000), WithExponent()] = 0.0
 
     def max_tokens_on(self, device: str) -> int:
-        """Tokens of one batch on that device."""
+        """The largest number of tokens in one batch on this device."""
         return self.max_tokens or max_batch_tokens(device)
 
     @property
@@ -38,10 +38,11 @@ class AdmissionSettings:
     __pydantic_config__ = NO_OTHER_KEYS
 
     min_items: PositiveInt = 32
+    """The adaptive limit of items in flight never falls below this."""
     max_items: PositiveInt = 2048
     max_tokens: PositiveInt = 262_144
     queue_ms: Positive = 2500.0
-    """How long an item should wait at the most while more is asked for than can be done."""
+    """The longest time that an item should wait under overload, in milliseconds."""
     deadline_ms: Positive = 10_000.0
 
     @property
@@ -50,13 +51,13 @@ class AdmissionSettings:
 
     @property
     def target_wait_s(self) -> float:
-        """Well below the deadline, however that is set."""
+        """The wait that admission aims at, in seconds: at most half the deadline."""
         return min(self.queue_ms, self.deadline_ms / 2) / 1000
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Both of one model."""
+    """The batching and admission settings of one model."""
 
     batching: BatchingSettings = BatchingSettings()
     admission: AdmissionSettings = AdmissionSettings()

@@ -1,6 +1,6 @@
-"""The part both ASGI applications share: the protocol's messages, routing, errors, compression, counting.
+"""The base of both ASGI applications: ASGI 3.0 messages, routing, errors, compression and request counts.
 
-ASGI 3.0: one callable of scope, receive and send.
+`host` and `gateway` derive the applications from it.
 """
 
 import logging
@@ -28,10 +28,10 @@ ServiceT = TypeVar("ServiceT")
 class App(ABC, Generic[ServiceT]):
     """An ASGI application that answers every request with one complete response.
 
-    service: what stands behind it.
-    doors: who may enter; without them everybody.
-    on_request: called once for each prediction that is asked for.
-    routes: the endpoints of the whole server; the application serves its part of them.
+    service: the service behind it.
+    doors: checks access, logs and traces; by default everybody has access.
+    on_request: called once for each prediction request.
+    routes: the endpoints of the whole server, of which the application serves a part.
     """
 
     def __init__(
@@ -44,30 +44,30 @@ class App(ABC, Generic[ServiceT]):
         routes: Sequence[Route] = ROUTES,
     ) -> None:
         self._service = service
-        self._doors = doors or AccessMiddleware()
+        self._access = doors or AccessMiddleware()
         self._on_request = on_request
         self._router = Router(filter(self.serves, routes), self.missing)
         self._context = self.context(limits, routes)
 
     @abstractmethod
     def context(self, limits: Limits, routes: Sequence[Route]) -> HostContext | GatewayContext:
-        """What the handlers of its routes are given."""
+        """The context that the handlers of its routes receive."""
 
     @abstractmethod
     async def missing(self, _: Any, request: Request) -> Response:
-        """The handler of paths that no route has; raises `NotFound`."""
+        """The handler of unknown paths. Raises `NotFound`."""
 
     def serves(self, route: Route) -> bool:
-        """Whether a route is its own."""
+        """Whether the application serves this route."""
         return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             request = Request(scope, receive)
-            self._doors.name(request)
+            self._access.name(request)
             response = await self._answer(request)
-            await _send_response(request, response, send, self._doors.echoes_id)
-            self._doors.note(request, response)
+            await _send_response(request, response, send, self._access.echoes_id)
+            self._access.note(request, response)
         elif scope["type"] == "lifespan":
             await _live(receive, send)
         else:
@@ -84,11 +84,11 @@ class App(ABC, Generic[ServiceT]):
             return route.encode_error(unforeseen())
 
     async def _counted(self, request: Request, route: Route) -> Response:
-        """Answer, and tell how a prediction went, whatever happens."""
+        """Answer the request, and report the outcome of a prediction in every case."""
         protocol = route.protocol_of(request)
-        outcome = CallerGone.code  # a cancelled handler gets to no other line
+        outcome = CallerGone.code  # stays only if the handler is cancelled
         try:
-            self._doors.enter(request, route.scope_of(request))
+            self._access.enter(request, route.scope_of(request))
             response = await self._handle(request, route)
             outcome = "ok"
             return response
@@ -100,7 +100,7 @@ class App(ABC, Generic[ServiceT]):
             raise
         finally:
             if protocol is not None:
-                self._doors.trace(request, protocol, outcome)
+                self._access.trace(request, protocol, outcome)
                 self._on_request(request.model_name, protocol, outcome, request.elapsed_s, request.trace_id)
 
     async def _handle(self, request: Request, route: Route) -> Response:
@@ -108,7 +108,7 @@ class App(ABC, Generic[ServiceT]):
 
 
 async def _packed(request: Request, response: Response) -> Response:
-    """The response in the coding the client asks for. Errors stay plain: clients read them undecoded."""
+    """The response in the client's preferred coding. Errors stay plain: some clients do not decode them."""
     coding = choose_coding(request.header(b"accept-encoding"), len(response.body))
     if coding is None or response.status != 200:
         return response

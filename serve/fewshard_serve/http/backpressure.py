@@ -1,7 +1,7 @@
-"""What a replica and the HAProxy before it tell each other: how much may be in flight, what was refused.
+"""The two headers by which a replica and HAProxy in front of it exchange the admission limit and refusals.
 
-HAProxy refuses by itself what would find no room (`rayserve/haproxy`), at a fraction of what that costs
-here. It sets the one header on every request and takes the other off every answer: no client sees them.
+HAProxy refuses requests above the limit itself (`rayserve/haproxy`), at a fraction of the cost of a refusal
+here. It sets one header on every request and removes the other from every answer, so clients see neither.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,19 +10,21 @@ from fewshard_serve.http.responses import retry_after
 from fewshard_serve.http.service import Room
 
 ROOM_HEADER = b"x-fewshard-room"
-"""Of an answer: `<requests that may be in flight>/<whole seconds after which to come back>`."""
+"""In an answer: `<limit of requests in flight>/<seconds for Retry-After, a whole number>`."""
 REFUSED_HEADER = b"x-fewshard-refused"
-"""Of a request: how many were refused since the last one, one number for each of the protocols that HAProxy
-may refuse (`routes.sheddable_requests`), with a slash between them."""
+"""In a request: the numbers of requests that HAProxy has refused since the last one it passed on.
+
+There is one number for each protocol in the order of `routes.sheddable_requests`, separated by slashes.
+"""
 
 
 def room_header(room: Room) -> tuple[bytes, bytes]:
-    """What to tell now. A request has at least one item, so there is room for no more requests than items."""
+    """The header with the current limit. Each request has at least one item, so it limits requests too."""
     return ROOM_HEADER, b"%d/%d" % (room.limit_items, retry_after(room.retry_after_s()))
 
 
 def refused_before(value: bytes | None, protocols: Sequence[str]) -> Iterator[str]:
-    """The protocol of each request that HAProxy has refused, from the header's value."""
+    """Yield the protocol of each request that HAProxy has refused, from the header's value."""
     if value is None or not value.strip(b"0/"):
         return
     for protocol, count in zip(protocols, value.split(b"/"), strict=False):

@@ -1,11 +1,14 @@
-"""Content codings: unpacks request bodies within a limit, packs responses as the client asks."""
+"""Content codings: decompresses request bodies within a limit, and compresses responses.
+
+`request` and `asgi` call it.
+"""
 
 import zlib
 
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
 
 MIN_COMPRESSED_BYTES = 1024
-"""A smaller body is packed only for a client that names one coding alone, as tritonclient does."""
+"""A smaller body is compressed only if the client accepts a single coding, as tritonclient does."""
 
 _GZIP, _ZLIB, _RAW_DEFLATE = 31, 15, -15
 _PACKED_BITS = {
@@ -16,10 +19,10 @@ _LEVEL = 4
 
 
 def unpack(body: bytes, coding: str, max_bytes: int) -> bytes:
-    """A request body without its coding. Never builds more than `max_bytes`.
+    """Decompress a request body. The result never exceeds `max_bytes`.
 
-    Raises `UnsupportedMedia` for a coding not spoken here, `TooLarge` for a bomb, `MalformedRequest` where
-    the body is damaged.
+    Raises `UnsupportedMedia` for an unsupported coding, `TooLarge` for a decompression bomb, and
+    `MalformedRequest` if the body is damaged.
     """
     coding = coding.strip().lower()
     if coding in ("", "identity"):
@@ -39,13 +42,13 @@ def unpack(body: bytes, coding: str, max_bytes: int) -> bytes:
 
 
 def pack(body: bytes, coding: str) -> bytes:
-    """The body in a coding that `choose_coding` returned."""
+    """Compress the body with a coding that `choose_coding` returned."""
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _PACKED_BITS[coding])
     return packer.compress(body) + packer.flush()
 
 
 def choose_coding(accepted: str | None, num_bytes: int) -> str | None:
-    """The coding for a response of so many bytes, from the value of Accept-Encoding; None for none."""
+    """The coding for a response of `num_bytes`, from the value of Accept-Encoding; None for no coding."""
     if not accepted or (num_bytes < MIN_COMPRESSED_BYTES and "," in accepted):
         return None
     weights = dict(map(_weight, accepted.lower().split(",")))
@@ -66,6 +69,6 @@ def _weight(entry: str) -> tuple[str, float]:
 
 
 def _deflate_bits(body: bytes) -> int:
-    """Some clients send raw deflate under that name; a zlib header is told by its check bits (RFC 1950)."""
+    """Some clients send raw deflate as "deflate". The check bits identify a zlib header (RFC 1950)."""
     is_zlib = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0
     return _ZLIB if is_zlib else _RAW_DEFLATE

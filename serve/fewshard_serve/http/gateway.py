@@ -1,4 +1,4 @@
-"""The ASGI application at `/`: the server as a whole. The Ray shell mounts one beside the hosts."""
+"""The ASGI application at `/`, for the server as a whole. `rayserve` mounts it beside those of the models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,16 @@ from fewshard_serve.protocol.limits import Limits
 
 
 class GatewayApp(App[GatewayService]):
-    """Answers for all hosts. It knows their routes too, to ask for the same scopes and count the same."""
+    """Serves the gateway's routes. It knows the models' routes too, to check scopes and count errors."""
 
     def context(self, limits: Limits, routes: Sequence[Route]) -> GatewayContext:
         document = to_json(openapi_document(limits, routes))
-        return GatewayContext(self._service, limits, self._doors.tokens, document)
+        return GatewayContext(self._service, limits, self._access.tokens, document)
 
     async def missing(self, _: Any, request: Request) -> Response:
         raise NotFound(f"there is no {request.path}; GET /docs lists what there is")
 
     async def _handle(self, request: Request, route: Route) -> Response:
-        if route.is_of_model:  # it comes here only when no host is mounted for the model
+        if route.is_of_model:  # only if no replica's application is mounted for the model
             raise why_not(model_in(request.path), await self._service.model_index())
         return await super()._handle(request, route)

@@ -1,4 +1,4 @@
-"""The ASGI application of a host: everything under `/v2/models`. The Ray shell mounts one in each replica."""
+"""The ASGI application of a replica: all paths below `/v2/models`. `rayserve` mounts it in each replica."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ class HostApp(App[HostService]):
         )
 
     async def _answer(self, request: Request) -> Response:
-        if not self._doors.is_behind_haproxy:
+        if not self._access.is_behind_haproxy:
             return await super()._answer(request)
         model = self._service.models().get(model_in(request.path))
         if model is None or model.room is None:
@@ -42,7 +42,7 @@ class HostApp(App[HostService]):
         return response
 
     def _count_refused(self, request: Request, model: ServedModel) -> None:
-        """Those that HAProxy has refused for the model, since it last passed one on."""
+        """Count the requests for the model that HAProxy has refused since it last passed one on."""
         refused = list(refused_before(request.headers.get(REFUSED_HEADER), self._sheddable))
         for protocol in refused:
             model.stats.add_failure(0.0)

@@ -1,6 +1,6 @@
-"""What every HTTP request passes first: who asks, may they, and under which name it is traced and logged.
+"""Authentication, request ids, tracing and access logs for every request.
 
-`asgi.App` calls it before and after the handler of a request.
+`asgi.App` calls it before and after a request's handler; `rpc.server` does the same for gRPC calls.
 """
 
 import logging
@@ -40,18 +40,21 @@ class TracingSettings:
     __pydantic_config__ = NO_OTHER_KEYS
 
     endpoint: Annotated[str, Rules(pattern=r"^https?://[^\s]+$")] | None = None
-    """The collector's URL; None where the variables OTEL_EXPORTER_OTLP_* say it."""
+    """The collector's URL; None to take it from the variables OTEL_EXPORTER_OTLP_*."""
     share: Share = 0.01
-    """Of the requests that come without a trace, from 0 to 1."""
+    """The share of requests without a client's trace that are traced, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessSettings:
-    """What a replica needs to know to open its doors. `tokens_file` is empty where no token is asked for.
+    """The settings of access checks, logs and traces in one process.
 
-    `log_path` is a file to append log lines to; where it is empty they go to standard error.
-
-    `is_behind_haproxy`: the last X-Forwarded-For is our own proxy's word, and it has refused odd request ids.
+    tokens_file: the path of the tokens file; empty if no token is required.
+    limits: the limits of one request.
+    logs: the format of logs, and whether requests are logged.
+    log_path: the file to append log lines to; empty for standard error.
+    is_behind_haproxy: our own HAProxy set the last X-Forwarded-For and has refused invalid request ids.
+    tracing: None if requests are not traced.
     """
 
     tokens_file: str = ""
@@ -63,7 +66,10 @@ class AccessSettings:
 
 
 class AccessMiddleware:
-    """The doors of one ASGI application. `echoes_id`: nobody in front of it sends X-Request-Id back."""
+    """Checks access to one application, and identifies, logs and traces its requests.
+
+    echoes_id: whether the application sends X-Request-Id back, because no proxy in front of it does.
+    """
 
     def __init__(self, settings: AccessSettings = AccessSettings(), echoes_id: bool = True) -> None:
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
@@ -73,19 +79,19 @@ class AccessMiddleware:
         self.tracing = None if settings.tracing is None else _open_tracing(settings.tracing)
 
     def name(self, request: Request) -> None:
-        """Give the request its id and trace, for answers and log lines."""
+        """Set the request's id and trace parent, for answers and log lines."""
         request.trace_parent = read_traceparent(request.header(b"traceparent"))
         request.id = self.identify(request.header(REQUEST_ID_HEADER), request.trace_parent)
 
     def identify(self, given: str | None, parent: TraceParent | None) -> str:
-        """The id of a request, the client's own where it is sane; from now on in its log lines."""
+        """Return the request's id: the client's if it is valid, else a new one. Log lines then include it."""
         request_id = given if given and _SANE_ID.fullmatch(given) else os.urandom(16).hex()
         ids = {"request_id": request_id}
         REQUEST.set(ids if parent is None else {**ids, "trace_id": parent.trace_id})
         return request_id
 
     def enter(self, request: Request, scope: Scope) -> None:
-        """Say who asks, except where anybody may. Raises as `admit` does."""
+        """Set the request's caller, unless its route is open. Raises as `admit` does."""
         if scope != "open":
             request.caller = self.admit(
                 request.header(b"authorization"),
@@ -97,9 +103,9 @@ class AccessMiddleware:
     def admit(
         self, authorization: str | None, priority: str | None, address: str, scope: TokenScope | None
     ) -> Caller:
-        """Who asks; `scope`: what their token must be good for, None where any token will do.
+        """Return the caller. `scope`: the scope that the token must have; None if any token is enough.
 
-        Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an odd priority.
+        Raises `Unauthorized`, `Forbidden`, or `MalformedRequest` for an unknown priority.
         """
         is_urgent = _is_urgent(priority)
         if self.tokens is None:
@@ -111,7 +117,7 @@ class AccessMiddleware:
         return Caller(holder.name, is_urgent)
 
     def trace(self, request: Request, protocol: str, outcome: str) -> None:
-        """Give an answered request its spans, where that is configured and it is one of the share."""
+        """Create the spans of an answered request, if tracing is configured and the request is sampled."""
         if self.tracing is None:
             return
         from fewshard_serve.tracing import Traced
@@ -130,7 +136,7 @@ class AccessMiddleware:
         )
 
     def note(self, request: Request, response: Response) -> None:
-        """Write the request down, where that is configured."""
+        """Write the request's access log line, if configured."""
         self.log(
             request.method,
             request.path,
@@ -141,7 +147,7 @@ class AccessMiddleware:
         )
 
     def log(self, method: str, path: str, status: int | str, seconds: float, model: str, caller: str) -> None:
-        """The line of one request."""
+        """Write one access log line, if configured."""
         if self._logs_requests:
             fields = {
                 "method": method,
@@ -154,7 +160,7 @@ class AccessMiddleware:
             ACCESS.info("%s %r %s", method, fields["path"], status, extra={"fields": fields})
 
     def reload_tokens(self) -> bool:
-        """Read the tokens file again; False where there is none that can be read."""
+        """Reload the tokens file. Return False if there is none or it cannot be read."""
         try:
             if self.tokens is not None:
                 self.tokens.reload()
@@ -170,7 +176,7 @@ class AccessMiddleware:
 
 
 def _open_tracing(settings: TracingSettings) -> "Tracing":
-    """Imported only where it is asked for: OpenTelemetry takes a fifth of a second."""
+    """Import OpenTelemetry only if tracing is configured: the import takes a fifth of a second."""
     from fewshard_serve.tracing import OtlpExporter, Tracing
 
     return Tracing(OtlpExporter(settings.endpoint), settings.share)

@@ -1,4 +1,7 @@
-"""What a host answers about its models, beside predictions: metadata, statistics, experts, metrics."""
+"""Handlers of a replica's routes other than predictions: metadata, statistics, experts, metrics.
+
+`routes` lists them.
+"""
 
 import asyncio
 from dataclasses import asdict
@@ -31,7 +34,7 @@ async def config(host: HostContext, request: Request) -> Response:
 
 
 def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
-    """The body of `GET …/config`: what the model is, what it takes, how much of it, and its card."""
+    """The body of `GET …/config`: the model's description and card, its input tensors, and the limits."""
     return {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
 
 

@@ -1,7 +1,7 @@
-"""The way of every prediction over HTTP: read the body once, bind it to a model, classify, encode.
+"""Handlers of predictions over HTTP: read the body once, bind it to a model, classify, encode the answer.
 
-A reader knows one way to ask. `predict_with_model` answers below a model's own path, `predict_by_name` where
-the body names the model; they differ in who finds the model and in nothing else. `routes` lists both.
+There is one reader per protocol. `predict_with_model` makes handlers for paths that name the model, and
+`predict_by_name` for bodies that name it; they differ only in how the model is found. `routes` lists both.
 """
 
 import time
@@ -37,7 +37,7 @@ _JSON_BYTES_PER_NUMBER = 20
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What to ask one model, and how to word its answer."""
+    """A request to one model, and the function that encodes its answer."""
 
     request: PredictionRequest
     encode: Callable[[Classified], Response]
@@ -45,11 +45,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class UnboundPrediction:
-    """A body that was read, before it is known which model answers.
+    """A body that has been read, while the model is not known yet.
 
-    model: the one that the body names; None where it names none.
-    num_bytes: what `bind` has to go through.
-    bind: makes it a prediction of that model; raises as the parsers do.
+    model: the model that the body names; None if it names none.
+    num_bytes: the bytes that `bind` processes.
+    bind: makes a `Prediction` for a model; raises as the parsers do.
     """
 
     model: str | None
@@ -62,7 +62,7 @@ Reader = Callable[[Request, bytes, Limits], Awaitable[UnboundPrediction]]
 
 
 async def read_infer(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """A V2 inference request, JSON or binary."""
+    """Read a V2 inference request, JSON or binary."""
 
     def bind(info: ModelInfo) -> Prediction:
         parsed = oip.parse_infer(body, request.header(JSON_SIZE_HEADER), limits)
@@ -75,7 +75,7 @@ async def read_infer(request: Request, body: bytes, limits: Limits) -> UnboundPr
 
 
 async def read_classify(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """A classify request: JSON, or the bytes of one item, such as an image file."""
+    """Read a classify request: JSON, or the bytes of one item, such as an image file."""
     if sent := task_of_body(request):
         return _file(request, body, sent, None, file_options(request.query), limits)
 
@@ -87,7 +87,7 @@ async def read_classify(request: Request, body: bytes, limits: Limits) -> Unboun
 
 
 async def read_named_classify(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """The same with the model in the JSON, or in the query where the body is a file."""
+    """Read a classify request with the model in the JSON, or in the query if the body is a file."""
     if sent := task_of_body(request):
         query = request.query
         if "model" not in query:
@@ -105,7 +105,7 @@ async def read_named_classify(request: Request, body: bytes, limits: Limits) -> 
 
 
 async def read_explain(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """A request to explain an answer."""
+    """Read a request to explain an answer."""
 
     def bind(info: ModelInfo) -> Prediction:
         query = explain.parse_explain(body, info, limits)
@@ -117,7 +117,7 @@ async def read_explain(request: Request, body: bytes, limits: Limits) -> Unbound
 
 
 async def read_tei(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """`/predict` of text-embeddings-inference."""
+    """Read a `/predict` request of text-embeddings-inference."""
     parsed = await off_loop(len(body), tei.parse, body, limits)
 
     def bind(info: ModelInfo) -> Prediction:
@@ -130,7 +130,7 @@ async def read_tei(request: Request, body: bytes, limits: Limits) -> UnboundPred
 
 
 async def read_vllm(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
-    """`/v1/classify` of vLLM."""
+    """Read a `/v1/classify` request of vLLM."""
     parsed = await off_loop(len(body), vllm.parse, body, limits)
 
     def bind(info: ModelInfo) -> Prediction:
@@ -143,7 +143,7 @@ async def read_vllm(request: Request, body: bytes, limits: Limits) -> UnboundPre
 
 
 def predict_with_model(read: Reader) -> Handler:
-    """The handler of a host's route: the path names the model, which counts how the request ended."""
+    """The handler of a replica's route. The path names the model, whose statistics count the outcome."""
 
     async def handle(host: HostContext, request: Request) -> Response:
         model = find_host_model(host, request)
@@ -166,7 +166,7 @@ def predict_with_model(read: Reader) -> Handler:
 
 
 def predict_by_name(read: Reader) -> Handler:
-    """The handler of a gateway's route: the body names the model, or the server has but one."""
+    """The handler of a gateway's route. The body names the model unless the server has only one."""
 
     async def handle(gateway: GatewayContext, request: Request) -> Response:
         unbound = await read(request, await read_body(request, gateway.limits), gateway.limits)
@@ -179,25 +179,25 @@ def predict_by_name(read: Reader) -> Handler:
 
 
 def infer_inputs(parsed: oip.InferRequest, info: ModelInfo, limits: Limits) -> list[Input]:
-    """The items of a V2 request, over HTTP or gRPC; raises as the parsers do."""
+    """The items of a V2 request, from HTTP or gRPC. Raises as the parsers do."""
     model_tensors.check_outputs(parsed)
     return model_tensors.to_inputs(parsed, info, limits)
 
 
 def check_finite(answer: Classified) -> None:
-    """Raise `InternalError` where a model's answer holds NaN or infinity."""
+    """Raise `InternalError` if a model's answer contains NaN or infinity."""
     if not np.isfinite(answer.logits).all():
         raise InternalError("the model answered with NaN or infinity; its weights or a kernel are broken")
 
 
 def task_of_body(request: Request) -> Task | None:
-    """The task of which the body is one item, an image file for instance; None where it is JSON.
+    """The task whose item is the body, such as an image file; None if the body is JSON.
 
-    Any type but multipart and those of tasks is read as JSON: curl and V2 clients often name none, or a
-    wrong one.
+    Content types other than multipart and those of tasks are read as JSON, because curl and V2 clients often
+    send none or a wrong one.
     """
     media_type = request.media_type
-    if media_type in ("", "application/json"):  # almost all; to ask each task takes longer
+    if media_type in ("", "application/json"):  # the usual case, without a look-up in each task
         return None
     if media_type.startswith("multipart/"):
         files = ", or ".join(task.file_help for task in TASKS if task.media_range)
@@ -225,11 +225,11 @@ async def _encode(prediction: Prediction, answer: Classified) -> Response:
 
 
 def _refuse_early(request: Request, model: ServedModel) -> None:
-    """Raise `Overloaded` before the body is read where there is no room at all."""
+    """Raise `Overloaded` before the body is read if no request would be admitted."""
     try:
         model.check_room(request.caller)
     except Overloaded:
-        # A small body has come with the headers and costs nothing; a large one should not be sent to its end.
+        # A small body has arrived with the headers. For a large one, close the connection: do not receive it.
         length = request.headers.get(b"content-length", b"")
         request.is_body_abandoned = not length.isdigit() or int(length[:18]) > LARGE_BYTES
         raise
@@ -267,15 +267,15 @@ def _infer(parsed: oip.InferRequest, info: ModelInfo, answer: Classified) -> Res
 
 
 def _cost(answer: Classified) -> dict[str, Any]:
-    """What a V2 response tells as parameters and `ClassifyResponse` as `usage` and `timings_ms`."""
+    """The parameters of a V2 response, like `usage` and `timings_ms` in `ClassifyResponse`."""
     stages = {f"{stage}_ms": spent for stage, spent in classify.timings_ms(answer).items()}
     spoke = {"stages": ",".join(answer.stages)} if answer.stages else {}
     return {"tokens": answer.num_tokens, **stages, **spoke, **classify.degraded(answer)}
 
 
 def _tei(request: Request, parsed: tei.PredictRequest, info: ModelInfo, answer: Classified) -> Response:
-    told = tei.headers(answer, tei.num_characters(parsed), request.elapsed_s, info.device)
-    headers = tuple((name.encode(), value.encode()) for name, value in told.items())
+    given = tei.headers(answer, tei.num_characters(parsed), request.elapsed_s, info.device)
+    headers = tuple((name.encode(), value.encode()) for name, value in given.items())
     return Response(tei.encode(parsed, info, answer), headers=headers)
 
 

@@ -1,6 +1,6 @@
-"""One HTTP request as the handlers of both applications see it: a thin view on the ASGI scope.
+"""One HTTP request, as a thin view on the ASGI scope, and functions that handlers of both applications use.
 
-The rest is what handlers do with one: read its body within a limit, and work until its client hangs up.
+They read the body within a limit, move long work off the event loop, and stop work if the client disconnects.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ UNKNOWN_MODEL = "unknown"
 
 
 class Request:
-    """One request on its way.
+    """One request.
 
-    parameters: the parts of the path that stand for `{name}` in its route's template.
+    parameters: the values of the parameters in its route's path.
     model_name: the label of metrics; "unknown" until a handler has found the model.
     id, caller: set by the middleware; the caller is a token's holder or an address.
-    trace_parent: the client's span, set by the middleware; None where it sent none.
-    trace_id: set by the middleware after the answer; empty where the request is not traced.
-    answer_headers: go with the answer, whatever it is.
-    is_body_abandoned: the body was refused unread, so the connection cannot be used again.
+    trace_parent: the client's span, set by the middleware; None if the client sent none.
+    trace_id: set by the middleware after the answer; empty if the request is not traced.
+    answer_headers: sent with every answer, including errors.
+    is_body_abandoned: the body was not read to its end, so the connection cannot be reused.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class Request:
         self.trace_parent: TraceParent | None = None
 
     def note_answer(self, timings: Timings) -> None:
-        """The model has answered now, after these stages; for traces."""
+        """Record, for traces, that the model has answered, and the time of its stages."""
         self.answered_at, self.timings = time.monotonic(), timings
 
     def header(self, name: bytes) -> str | None:
@@ -86,12 +86,12 @@ class Request:
 
     @property
     def media_type(self) -> str:
-        """The content type without its parameters, in lower case; "" where there is none."""
+        """The content type without its parameters, in lower case; "" if there is none."""
         return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
 
     @property
     def wants_open_metrics(self) -> bool:
-        """Whether the client reads OpenMetrics, which alone can carry exemplars."""
+        """Whether the client accepts OpenMetrics, the only format with exemplars."""
         return "application/openmetrics-text" in (self.header(b"accept") or "")
 
     @property
@@ -106,9 +106,9 @@ class Request:
         return time.monotonic() - self.started_at
 
     def seconds_left(self, timeout_s: float | None = None) -> float | None:
-        """What is left of the shorter of `timeout_s` and the header's time-out; None where neither is given.
+        """The seconds left of the shorter of `timeout_s` and the header's timeout; None if neither is given.
 
-        Raises `DeadlineExceeded` where nothing is left.
+        Raises `DeadlineExceeded` if no time is left.
         """
         limits_s = [limit for limit in (timeout_s, self._header_timeout_s()) if limit is not None]
         if not limits_s:
@@ -130,7 +130,7 @@ class Request:
 def full_path(scope: Scope) -> str:
     """The path from the server's root.
 
-    ASGI says that `path` includes `root_path`; some servers and test clients leave it out.
+    In ASGI, `path` includes `root_path`, but some servers and test clients leave it out.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
@@ -138,17 +138,17 @@ def full_path(scope: Scope) -> str:
 
 
 LARGE_BYTES = 64 * 1024
-"""From here on, unpacking or parsing a body could hold up the event loop for a millisecond or more."""
+"""From this size on, unpacking or parsing a body could block the event loop for a millisecond or more."""
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body, without its Content-Encoding.
+    """Read the whole body and undo its Content-Encoding.
 
-    Raises `TooLarge` before reading where Content-Length says so, while reading otherwise; `DeadlineExceeded`
-    for a body that is sent too slowly, `CallerGone`, `UnsupportedMedia` or `MalformedRequest`.
+    Raises `TooLarge` (before reading if Content-Length is too large, else while reading), `DeadlineExceeded`
+    if the body arrives too slowly, `CallerGone`, `UnsupportedMedia` or `MalformedRequest`.
     """
     max_bytes = limits.max_body_bytes
     _check_length(request, max_bytes)
@@ -169,14 +169,14 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 async def off_loop(
     num_bytes: int, work: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
 ) -> ResultT:
-    """Call `work`, on another thread where it has many bytes to go through."""
+    """Call `work`, in another thread if it processes many bytes."""
     if num_bytes < LARGE_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Await `work`; cancel it and raise `CallerGone` when the client hangs up. Read the body first."""
+    """Await `work`. If the client disconnects, cancel it and raise `CallerGone`. Read the body first."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request.receive))
     try:

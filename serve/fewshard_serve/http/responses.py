@@ -1,7 +1,4 @@
-"""What goes back to a client: bodies, headers and errors; built by handlers, sent by `asgi`.
-
-The HTTP status of each error is known here alone.
-"""
+"""Responses: bodies, headers, and the HTTP status of each error. Handlers build them, `asgi` sends them."""
 
 import math
 from dataclasses import dataclass
@@ -36,11 +33,11 @@ HTTP_STATUS: dict[type[ServeError], int] = {
     errors.InternalError: 500,
     errors.NotReady: 503,
 }
-"""Errors of the command line have no status: meeting one in a request is a bug, so 500."""
+"""Errors of the command line are not listed. One of them in a request is a bug, so its status is 500."""
 
 
 def status_of(error: ServeError) -> int:
-    """The status of the nearest class that has one."""
+    """The status of the error's class, or of its nearest base class that has one; else 500."""
     return next((HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS), 500)
 
 
@@ -51,10 +48,10 @@ OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 OPEN_METRICS_END = b"# EOF\n"
 
 MAX_MESSAGE = 1000
-"""Characters of an error: some repeat what the caller sent, which may be anything."""
+"""Characters of an error message. Some messages repeat the caller's data, which may be long."""
 
 NOT_READY_RETRY_AFTER_S = 1
-"""Another replica may be ready at once, a new one takes seconds."""
+"""Another replica may be ready already; a new one takes seconds to start."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -70,42 +67,42 @@ class Response:
 
 
 def json_response(value: Any) -> Response:
-    """A 200 of any JSON value; numbers that JSON lacks become null."""
+    """A 200 response with a JSON value. NaN and infinity become null."""
     return Response(to_json(value, inf_nan_mode="null"))
 
 
 def metrics_response(text: bytes, is_open_metrics: bool) -> Response:
-    """Metrics in the format that was asked for; OpenMetrics says where it ends."""
+    """A response with metrics in the requested format. OpenMetrics needs an end marker."""
     if is_open_metrics:
         return Response(text + OPEN_METRICS_END, OPEN_METRICS)
     return Response(text, PROMETHEUS)
 
 
 def error_response(error: ServeError, **details: Any) -> Response:
-    """`{"error", "code"}` and what else is told, with the status of the error's class."""
+    """A response `{"error", "code"}` plus `details`, with the status of the error's class."""
     body = to_json({"error": message_of(error), "code": error.code, **details})
     return Response(body, JSON, status_of(error), _error_headers(error))
 
 
 def tei_error_response(error: ServeError) -> Response:
-    """The same with the word that clients of text-embeddings-inference look for."""
+    """An error response with the `error_type` that clients of text-embeddings-inference expect."""
     return error_response(error, error_type=tei.error_type(error))
 
 
 def vllm_error_response(error: ServeError) -> Response:
-    """An error in the shape of vLLM's."""
+    """An error response in vLLM's format."""
     status = status_of(error)
     body = vllm.error_body(message_of(error), error.code, status)
     return Response(body, JSON, status, _error_headers(error))
 
 
 def unforeseen() -> InternalError:
-    """The answer to an exception nobody foresaw: the log has the traceback, the client does not."""
+    """The error for an unexpected exception. The traceback is in the log, not in the response."""
     return InternalError("the server failed; its log has the reason")
 
 
 def message_of(error: ServeError) -> str:
-    """What a client is told, shortened."""
+    """The error's message, shortened to `MAX_MESSAGE` characters."""
     message = str(error)
     return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
 

@@ -1,7 +1,7 @@
-"""The list of endpoints: the only place that says what the HTTP API has.
+"""The list of all endpoints of the HTTP API.
 
-Derived from it: the routing of both applications, the scope that a caller needs, metric labels, the OpenAPI
-document, the names that no model may have, and what HAProxy may refuse.
+Routing, required scopes, metric labels, the OpenAPI document, the names that models must not have, and the
+requests that HAProxy may refuse are derived from it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -261,9 +261,9 @@ ROUTES = (
 
 
 def reserved_names(routes: Iterable[Route] = ROUTES) -> frozenset[str]:
-    """Words that follow or could stand for a model's name in a path; no model may be called so.
+    """The words that appear in paths of models. No model may have such a name.
 
-    Nothing is at `/v2/models/index` yet; the word is kept for a list of models.
+    `index` is reserved for a future list of models at `/v2/models/index`.
     """
     below = [route.path.removeprefix(MODELS) for route in routes if route.is_of_model]
     words = {word for path in (*below, VERSION, "/index") for word in path.split("/") if word}
@@ -271,7 +271,12 @@ def reserved_names(routes: Iterable[Route] = ROUTES) -> frozenset[str]:
 
 
 class SheddableRequest(NamedTuple):
-    """What HAProxy may refuse under one metric label: all requests of a route, or those with a header."""
+    """The requests with one metric label that HAProxy may refuse.
+
+    protocol: the metric label.
+    header: its presence selects requests of the route; None selects all.
+    has_header: whether the selected requests have the header, or lack it.
+    """
 
     protocol: str
     route: Route
@@ -280,7 +285,7 @@ class SheddableRequest(NamedTuple):
 
 
 def sheddable_requests(routes: Iterable[Route] = ROUTES) -> Iterator[SheddableRequest]:
-    """HAProxy counts its refusals in this order."""
+    """Yield the requests that HAProxy may refuse, in the order in which it counts its refusals."""
     for route in routes:
         label = route.protocol
         if not route.is_sheddable or label is None:

@@ -1,4 +1,7 @@
-"""What one endpoint of the HTTP API is, and how a request finds its own. `routes` lists them all."""
+"""`Route` describes one endpoint of the HTTP API, and `Router` finds the route of a request.
+
+`routes` lists all endpoints, and `asgi` calls the router.
+"""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,23 +15,27 @@ from fewshard_serve.http.responses import Response, error_response
 from fewshard_serve.protocol.schemas import ErrorBody
 
 MODELS = "/v2/models"
-"""What lies below belongs to the hosts, everything else to the gateway."""
+"""The replicas answer paths below this one, the gateway answers all others."""
 MODEL = f"{MODELS}/{{model}}"
 VERSION = "/versions/{version}"
-"""May follow the model's name in every path of a model."""
+"""An optional part after the model's name in every path of a model."""
 
 Scope = Literal["open", "any", "predict", "admin"]
-"""What a caller needs: nothing; a token, of whatever scope; or a token with this scope."""
+"""What a caller needs: no token ("open"), a token with any scope ("any"), or a token with this scope."""
 
 Handler = Callable[[Any, Request], Awaitable[Response]]
-"""Answers a request, given the `Host` or `Gateway` behind it, or raises a `ServeError`."""
+"""Answers a request, given a `HostContext` or `GatewayContext`, or raises a `ServeError`."""
 
 READING = frozenset({"GET", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderProtocol:
-    """A metric label that depends on whether the request has a header. `header` is in lower case."""
+    """A metric label that depends on whether the request has a header.
+
+    header: its name in lower case.
+    present, absent: the label of requests with and without the header.
+    """
 
     header: str
     present: str
@@ -40,25 +47,25 @@ class HeaderProtocol:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint. A route with a `protocol` asks for a prediction: metrics count each of its requests.
+    """One endpoint. A route with a `protocol` serves predictions, and metrics count its requests.
 
-    method: in capitals; a GET is also a HEAD.
-    path: a template; `{name}` stands for one segment.
-    handler: what answers.
-    scope: what the caller needs; a function where it depends on the request.
-    protocol: the metric label of its requests; None where they are not counted.
-    encode_error: how an error is worded for its clients.
-    is_sheddable: HAProxy may refuse it where the model has no room.
-    answer_within_s: HAProxy waits so long for the answer; None for the server's usual time.
+    method: in capitals; a GET route also answers HEAD.
+    path: a template, in which `{name}` matches one segment.
+    handler: answers the request.
+    scope: the scope that the caller needs, or a function of the request that returns it.
+    protocol: the metric label of its requests; None if they are not counted.
+    encode_error: builds the response of an error.
+    is_sheddable: HAProxy may refuse the request if the model is at its admission limit.
+    answer_within_s: HAProxy's timeout for the answer in seconds; None for the default.
 
-    The rest is for the OpenAPI document:
+    The other fields are for the OpenAPI document:
 
-    summary: one line; an endpoint without one is left out.
-    takes, gives, refuses: the JSON of a request, of an answer, and of an error.
-    takes_image: the body may be an image file instead.
-    example, answer: a request and an answer as they may look.
-    errors: statuses beside 500 and what the scope brings; a prediction has those of predictions.
-    content_type: of the answer.
+    summary: one line; an endpoint without a summary is left out.
+    takes, gives, refuses: the schemas of request, answer and error.
+    takes_image: the body may also be an image file.
+    example, answer: an example request and its answer.
+    errors: statuses in addition to 500 and those of the scope; ignored for predictions.
+    content_type: the content type of the answer.
     """
 
     method: str
@@ -81,7 +88,7 @@ class Route:
 
     @property
     def is_of_model(self) -> bool:
-        """Whether hosts answer it."""
+        """Whether replicas answer it, rather than the gateway."""
         return self.path.startswith(f"{MODELS}/")
 
     def scope_of(self, request: Request) -> Scope:
@@ -94,19 +101,22 @@ class Route:
 
 
 class Match(NamedTuple):
-    """The route of a request, and the parts of its path that stand for `{name}`."""
+    """The route of a request, and the values of the parameters in its path."""
 
     route: Route
     parameters: Mapping[str, str]
 
 
 def model_in(path: str) -> str:
-    """The name of a model in a path below `MODELS`, or what stands in its place."""
+    """The segment of a path below `MODELS` that should be a model's name."""
     return path.removeprefix(f"{MODELS}/").partition("/")[0]
 
 
 class _Path(NamedTuple):
-    """The routes of one path. `refuses_reading` and `refuses_writing` answer the methods it does not have."""
+    """The routes of one path, by method.
+
+    refuses_reading, refuses_writing: answer the methods that the path does not have.
+    """
 
     parameters: tuple[str, ...]
     routes: dict[str, Route]
@@ -122,7 +132,12 @@ class _Path(NamedTuple):
 
 @dataclass(slots=True)
 class _Node:
-    """One segment of the templates: what may follow it, and the path that ends here, if one does."""
+    """One node of the tree of path segments.
+
+    literals: the children for fixed segments.
+    parameter: the child for a `{name}` segment.
+    path: the path that ends here, if any.
+    """
 
     literals: "dict[str, _Node]" = field(default_factory=dict)
     parameter: "_Node | None" = None
@@ -130,10 +145,10 @@ class _Node:
 
 
 class Router:
-    """Finds the route of a request by looking its path up, one segment after another.
+    """Finds the route of a request by its path, segment by segment.
 
-    `missing` answers where there is no such path. What writes needs the scope `admin` unless a route says
-    otherwise. Raises `ValueError` where two routes would fit one request.
+    `missing` answers unknown paths. A writing method that a path does not have needs the scope `admin`,
+    unless the path's own routes need less. Raises `ValueError` if two routes would match the same request.
     """
 
     def __init__(self, routes: Iterable[Route], missing: Handler) -> None:
@@ -149,7 +164,7 @@ class Router:
             self._add(path, _path(path, by_method))
 
     def match(self, method: str, path: str) -> Match:
-        """Always a route, which may be one that refuses. A slash at the end of a path means nothing."""
+        """The route of a request, which may be one that refuses. A trailing slash is ignored."""
         found = self._whole.get(path)
         if found is not None:
             return Match(found.route(method), {})
@@ -196,7 +211,7 @@ def _check(path: str, is_alone: bool) -> None:
 def _path(path: str, by_method: dict[str, Route], missing: Handler | None = None) -> _Path:
     scopes = {method: route.scope for method, route in by_method.items()}
     reading: Scope = "open" if "open" in scopes.values() else "any"
-    # A POST that only reads says so by its scope.
+    # The scope "any" of a POST route shows that it only reads.
     writing: Scope = reading if reading == "open" or scopes.get("POST") == "any" else "admin"
     handler = missing or _refusing(", ".join(sorted({*by_method, *(["HEAD"] if "GET" in by_method else [])})))
     parameters = tuple(part[1:-1] for part in path.split("/") if part.startswith("{"))
@@ -213,7 +228,7 @@ def _refusing(allowed: str) -> Handler:
 
 
 def _paths(route: Route) -> Iterator[str]:
-    """The template, and for one of a model the same with a version."""
+    """The route's path and, for a path of a model, the same path with a version."""
     yield route.path
     if route.path.startswith(MODEL):
         yield f"{MODEL}{VERSION}{route.path.removeprefix(MODEL)}"

@@ -1,4 +1,7 @@
-"""What the gateway answers about the server as a whole: health, the index, metrics, tokens and pages."""
+"""Handlers of the gateway's routes other than predictions: health, index, metrics, tokens and pages.
+
+`routes` lists them.
+"""
 
 from fewshard_serve import __version__
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady
@@ -12,13 +15,13 @@ from fewshard_serve.protocol.limits import Limits
 
 
 def wants_page(request: Request) -> bool:
-    """Whether `/` is asked for by a person, rather than as JSON by a program."""
+    """Whether the client wants `/` as a page rather than as JSON."""
     accept = request.header(b"accept") or ""
     return "application/json" not in accept or "text/html" in accept
 
 
 def home_scope(request: Request) -> Scope:
-    """The page asks for a token itself; the list of models needs one."""
+    """The scope of `/`. The page is open, since it asks for a token itself; the JSON needs a token."""
     return "open" if wants_page(request) else "any"
 
 

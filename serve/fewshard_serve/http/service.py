@@ -1,6 +1,6 @@
-"""What the two ASGI applications ask of whatever stands behind them; the Ray shell and tests implement it.
+"""The interfaces that the two ASGI applications need from the services behind them, and shared look-ups.
 
-A call whose client has gone is cancelled; implementations need no other sign of it.
+`rayserve` and tests implement the interfaces. A call is cancelled when its client disconnects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,17 @@ from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
-"""What server metadata advertises; the V2 protocol's own words."""
+"""The extensions in the server metadata, in the terms of the V2 protocol."""
 
 
 class RequestHook(Protocol):
-    """Called once for each request for a prediction, after its answer is made.
+    """Called once for each prediction request, after its answer is built.
 
-    model: "unknown" where no such model is served, so that a caller cannot invent label values.
-    protocol: the label of its route, or "v2_grpc".
+    model: the model's name; "unknown" if it is not served, so that callers cannot create label values.
+    protocol: the metric label of its route, or "v2_grpc".
     outcome: "ok" or the error's code.
-    trace_id: empty where the request is not traced.
+    seconds: from the request's arrival.
+    trace_id: empty if the request is not traced.
     """
 
     def __call__(
@@ -34,21 +35,21 @@ class RequestHook(Protocol):
 
 
 def ignore_request(model: str, protocol: str, outcome: str, seconds: float, trace_id: str = "", /) -> None:
-    """The hook of those who count nothing."""
+    """The hook that does nothing."""
 
 
 class Room(Protocol):
-    """How much of a model may be in flight. Used on the event loop alone."""
+    """The admission limit of a model. Only the event loop uses it."""
 
     @property
     def limit_items(self) -> int:
-        """The most there may be now."""
+        """The most items that may be in flight now."""
 
     def retry_after_s(self) -> float:
-        """When one who finds no room should come back."""
+        """Seconds after which a refused client should retry."""
 
     def note_refusals(self) -> None:
-        """Requests found no room and were refused elsewhere."""
+        """Record that HAProxy refused requests because of the limit."""
 
 
 class ServedModel(Protocol):
@@ -62,28 +63,28 @@ class ServedModel(Protocol):
 
     @property
     def not_ready_reason(self) -> str:
-        """Why it is not ready; "" when it is."""
+        """Why the model is not ready; "" if it is ready."""
 
     @property
     def stats(self) -> ModelStatistics:
-        """The HTTP layer adds requests; whoever runs the batches adds those."""
+        """The model's counters. The HTTP layer adds requests, the runner adds batches."""
 
     @property
     def room(self) -> Room | None:
-        """None where nothing limits what is in flight."""
+        """The admission limit; None if the model has none."""
 
     def check_room(self, caller: Caller) -> None:
-        """Raise `Overloaded` where any request of the caller's would be refused; asked before it is read."""
+        """Raise `Overloaded` if any request of this caller would be refused, before its body is read."""
 
     async def classify(self, request: PredictionRequest) -> Classified:
-        """Raises Overloaded, DeadlineExceeded, NotReady or UnusableItem; cancelled when the caller goes."""
+        """Classify. Raises `Overloaded`, `DeadlineExceeded`, `NotReady` or `UnusableItem`."""
 
     def experts(self) -> dict[str, Any] | None:
-        """Routing of the last window on this replica; None where there are no experts."""
+        """Routing of the last window on this replica; None for a model without experts."""
 
 
 class HostService(Protocol):
-    """Everything one replica of a host offers. The merged answers speak for all its replicas."""
+    """What one replica offers. The merged answers cover all replicas of its application."""
 
     def models(self) -> Mapping[str, ServedModel]: ...
 
@@ -91,22 +92,26 @@ class HostService(Protocol):
         """This replica's Prometheus text, or OpenMetrics without its last line."""
 
     async def merged_stats(self, model: str) -> dict[str, Any]:
-        """`{"model_stats": [one entry], "replicas": how many spoke}`."""
+        """`{"model_stats": [one entry], "replicas": the number of replicas that answered}`."""
 
     async def merged_experts(self, model: str) -> dict[str, Any] | None:
-        """Routing over all replicas, with `replicas`: how many spoke; None where there are no experts."""
+        """Routing over all replicas, and their number as `replicas`; None for a model without experts."""
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
         """Plan another placement of the experts on every replica, or apply it.
 
-        `wanted` holds the fields of a `PlacementRequest`, the answer those of a `PlacementChange`. Raises
-        `NotFound` where the model is not sharded, `MalformedRequest` for what cannot be placed.
+        `wanted` has the fields of a `PlacementRequest`, the answer those of a `PlacementChange`. Raises
+        `NotFound` if the model is not sharded, `MalformedRequest` if the placement is impossible.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One line of the repository index; `info` is None until some replica has loaded the model."""
+    """One entry of the repository index.
+
+    reason: why the model is not ready; empty if it is.
+    info: the model's description; None until a replica has loaded the model.
+    """
 
     name: str
     state: Literal["READY", "LOADING", "UNAVAILABLE"]
@@ -116,34 +121,36 @@ class ModelEntry:
 
 
 class GatewayService(Protocol):
-    """What the gateway knows of all hosts."""
+    """What the gateway needs to know about all replicas."""
 
     async def model_index(self) -> Sequence[ModelEntry]:
-        """Every model of the configuration. Asked on each request, so answered from memory."""
+        """Every model of the configuration. Called for each request, so it must answer from memory."""
 
     async def ready(self) -> bool:
         """Whether every model can take requests."""
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
-        """Ask a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
+        """Classify with a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
 
     async def reload_tokens(self) -> int:
-        """Have every replica of every host read its tokens again; how many have."""
+        """Make every replica reload its tokens. Return the number of replicas that did."""
 
     async def metrics(self, is_open_metrics: bool) -> bytes:
         """The union of every replica's Prometheus text, or OpenMetrics without its last line."""
 
     async def own_metrics(self, is_open_metrics: bool) -> bytes:
-        """The gateway's own part of it."""
+        """The metrics of the gateway alone."""
 
     async def metrics_targets(self) -> list[dict[str, Any]]:
-        """Each replica's own metrics, as Prometheus' HTTP discovery lists them. Raises `NotFound` where they
-        cannot be reached one by one."""
+        """The replicas' own metrics endpoints, in the form of Prometheus' HTTP service discovery.
+
+        Raises `NotFound` if the replicas cannot be reached individually.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class HostContext:
-    """What the handlers of a host's routes work with."""
+    """The context that the handlers of a replica's routes receive."""
 
     service: HostService
     limits: Limits
@@ -151,10 +158,10 @@ class HostContext:
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """What the handlers of the gateway's routes work with.
+    """The context that the handlers of the gateway's routes receive.
 
-    tokens: those of this process; None where the server asks for none.
-    openapi: the document, as JSON.
+    tokens: the tokens of this process; None if the server requires none.
+    openapi: the OpenAPI document as JSON.
     """
 
     service: GatewayService
@@ -164,7 +171,7 @@ class GatewayContext:
 
 
 def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
-    """Raises `UnknownModel` naming those there are."""
+    """The model of this name. Raises `UnknownModel`, which lists the known names."""
     found = models.get(name)
     if found is None:
         raise UnknownModel(name, sorted(models))
@@ -172,7 +179,7 @@ def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
 
 
 def find_host_model(host: HostContext, request: Request) -> ServedModel:
-    """The model that the path names. Raises `UnknownModel`, or `NotFound` for another version."""
+    """The model in the request's path. Raises `UnknownModel`, or `NotFound` for another version."""
     parameters = request.parameters
     model = find_model(host.service.models(), parameters["model"])
     request.model_name = model.info.name
@@ -184,9 +191,9 @@ def find_host_model(host: HostContext, request: Request) -> ServedModel:
 
 
 async def find_gateway_model(gateway: GatewayContext, request: Request, model: str | None) -> ModelInfo:
-    """A model that takes requests; the only one of a server that has but one where `model` is None.
+    """The model of this name, which must be ready. If `model` is None, the server's only model.
 
-    Raises `MalformedRequest` where there are several, `NotReady` or `UnknownModel`.
+    Raises `MalformedRequest` if no model is named and there are several, `NotReady` or `UnknownModel`.
     """
     index = await gateway.service.model_index()
     if model is None:
@@ -197,17 +204,17 @@ async def find_gateway_model(gateway: GatewayContext, request: Request, model: s
 
 
 def not_ready(model: ServedModel) -> NotReady:
-    """The error for a model that takes no requests now."""
+    """The error for a model that accepts no requests now."""
     return NotReady(f"{model.info.name} is not ready: {model.not_ready_reason or 'try again soon'}")
 
 
 def stats_answer(info: ModelInfo, parts: Sequence[ModelStatistics]) -> dict[str, Any]:
-    """The body of `GET …/stats` from the statistics of every replica that spoke."""
+    """The body of `GET …/stats`, from the statistics of all replicas that answered."""
     return {"model_stats": [merge(parts).as_dict(info.name, info.version)], "replicas": len(parts)}
 
 
 def find_ready(index: Sequence[ModelEntry], name: str) -> ModelInfo:
-    """A model that takes requests. Raises `NotReady` or `UnknownModel`."""
+    """The model of this name, which must be ready. Raises `NotReady` or `UnknownModel`."""
     for entry in index:
         if entry.name == name and entry.state == "READY" and entry.info is not None:
             return entry.info
@@ -215,7 +222,7 @@ def find_ready(index: Sequence[ModelEntry], name: str) -> ModelInfo:
 
 
 def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
-    """Why a model takes no requests."""
+    """The error that says why a model accepts no requests."""
     for entry in index:
         if entry.name == model:
             reason = (

@@ -1,6 +1,6 @@
-"""Files that the gateway serves: the console at `/` and below `/console/`, Swagger UI at `/docs`.
+"""Static files of the gateway: the console at `/` and below `/console/`, and Swagger UI at `/docs`.
 
-Swagger UI is vendored as it is on npm: swagger-ui-dist 5.35.0, with its licences.
+Swagger UI is an unchanged copy of swagger-ui-dist 5.35.0 from npm, with its licences.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ _TYPES = {
 }
 _COMMON: Headers = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
-# Nothing comes from elsewhere, nothing inline runs, and no string can become HTML: what a text or a label
-# smuggles in is shown. An image that was dropped is a blob.
+# No other origins, no inline scripts, and no string becomes HTML: markup in a text or a label is shown as
+# text. Images that the user drops are blobs.
 _CONSOLE_POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     b"require-trusted-types-for 'script'; trusted-types 'none'"
 )
-# Swagger UI writes style attributes and draws icons from data: addresses. It shows images that were answered.
+# Swagger UI writes style attributes and draws icons from data: URLs. It shows image responses from blobs.
 _DOCS_POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
     b"img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _ASK_AGAIN: Headers = ((b"cache-control", b"no-cache"),)
 _KEEP: Headers = ((b"cache-control", b"public, max-age=31536000, immutable"),)
-"""For what the page asks for by its version."""
+"""For vendored files, which the page requests with their version."""
 
 
 def console_file(name: str) -> Response:
@@ -58,7 +58,7 @@ def console_files() -> dict[str, Response]:
 
 
 async def docs_file(name: str) -> Response:
-    """One file of the pages at `/docs`, read when it is asked for: they are large. Raises `NotFound`."""
+    """One file of the pages at `/docs`. The files are large and read on request. Raises `NotFound`."""
     file = files("fewshard_serve.http") / "docs" / name
     if name not in _docs_names():
         raise NotFound(f"there is no /docs/{name}; the page is at /docs")

@@ -1,4 +1,4 @@
-"""Every metric of the server, and the only package that knows Prometheus; used by hosts and gateway."""
+"""All metrics of the server, in Prometheus' format; the replicas and the gateway use this package."""
 
 from fewshard_serve.metrics.definitions import BY_NAME, CONFIDENCES, FAMILIES, SECONDS, Family, Kind
 from fewshard_serve.metrics.exposition import cluster_text, merge_expositions

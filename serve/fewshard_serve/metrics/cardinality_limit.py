@@ -1,7 +1,7 @@
-"""How many series a replica may have, and what is summed up where there would be more; pure.
+"""Limits the number of series of a replica to `max_series`, by summing up labels and leaving out experts.
 
-docs/metrics.md has the formula. What every model has is bounded by itself; labels, experts and shards grow
-with the model, and share what is left of `max_series`.
+Pure functions; the recorder calls them at every scrape. docs/metrics.md has the formula. Most series of a
+model are fixed in number. Those by label, expert and shard grow with the model and share the rest.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from fewshard_serve.metrics.settings import MetricsSettings
 
 OTHER = "(other)"
-"""The labels that are not told apart."""
+"""The label of the series that sums up the labels without a series of their own."""
 MODEL_SERIES = 225
-"""The most that one model has without labels, experts and shards; a test counts them."""
+"""The most series of one model without those by label, expert and shard; a test counts them."""
 REPLICA_SERIES = 60
-"""Build, process, and requests for models that there are not."""
+"""Series of the build, of the process, and of requests for unknown models."""
 GAUGES_A_LAYER = 5
 """Imbalance, entropy, dead experts, use, activation sparsity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a model grows: labels, and layers with their experts and shards."""
+    """The sizes of a model that its number of series depends on."""
 
     num_labels: int
     num_layers: int = 0
@@ -31,34 +31,41 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class SeriesLimit:
-    """What of a model is told apart: its first labels, and the experts of some layers."""
+    """The series that one model may have.
+
+    num_labels: how many labels, from the first on, get a series of their own.
+    expert_layers: the layers whose experts get series of their own.
+    """
 
     num_labels: int
     expert_layers: tuple[int, ...]
 
 
 def limit_series(shapes: Sequence[Shape], settings: MetricsSettings) -> list[SeriesLimit]:
-    """Labels first, an equal part each of half of the room; then experts, a model at a time, all of its
-    chosen layers or none. The same shapes always give the same, so that no counter changes its meaning."""
+    """Divide the series that are left between the models, in their order.
+
+    Labels come first: they share at most half of the series equally. Experts follow, one model at a time:
+    either all of its chosen layers or none. Equal shapes give equal results, so a counter keeps its meaning.
+    """
     fixed = sum(MODEL_SERIES + (GAUGES_A_LAYER + shape.num_shards) * shape.num_layers for shape in shapes)
-    room = max(settings.max_series - REPLICA_SERIES - fixed, 0)
-    labels = _share_labels([shape.num_labels for shape in shapes], room)
-    room -= sum(labels)
+    remaining = max(settings.max_series - REPLICA_SERIES - fixed, 0)
+    labels = _share_labels([shape.num_labels for shape in shapes], remaining)
+    remaining -= sum(labels)
     details = []
     for shape, num_labels in zip(shapes, labels, strict=True):
         layers = _wanted_layers(shape, settings)
-        if len(layers) * shape.num_experts > room:
+        if len(layers) * shape.num_experts > remaining:
             layers = ()
-        room -= len(layers) * shape.num_experts
-        # The place of the last label is taken by the sum of those left out.
+        remaining -= len(layers) * shape.num_experts
+        # Reserve the last series for `OTHER`, the sum of the labels that did not fit.
         details.append(SeriesLimit(num_labels - (num_labels < shape.num_labels), layers))
     return details
 
 
-def _share_labels(wanted: Sequence[int], room: int) -> list[int]:
-    """As many as wanted where all fit into half of the room, else the most that is equal for all."""
+def _share_labels(wanted: Sequence[int], remaining: int) -> list[int]:
+    """The number of labels of each model: all, if they fit half of `remaining`, else an equal maximum."""
     most = max(wanted, default=0)
-    while most > 1 and sum(min(each, most) for each in wanted) > room // 2:
+    while most > 1 and sum(min(each, most) for each in wanted) > remaining // 2:
         most -= max(1, most // 64)
     return [min(each, most) for each in wanted]
 

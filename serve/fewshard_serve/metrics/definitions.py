@@ -1,9 +1,8 @@
-"""The name, kind, help, labels and buckets of every metric; nothing else in the project writes them down.
+"""Defines every metric (name, kind, help, labels, buckets) in one place, and the counters that hold values.
 
-Counters and histograms that cost a request well under a microsecond each; filled by `recorder`.
-
-A request meets a dozen of them. `prometheus_client`'s take two microseconds each, a noticeable part of what a
-small model costs (docs/log.md).
+`recorder` fills the counters and histograms. An update takes well under a microsecond, and a request makes
+about a dozen. Those of `prometheus_client` take two microseconds each, a noticeable part of the cost of a
+small model (docs/log.md).
 """
 
 import time
@@ -22,7 +21,7 @@ CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric as it is scraped; base units, counters end in `_total`."""
+    """One metric. Values are in base units, and the names of counters end in `_total`."""
 
     name: str
     kind: Kind
@@ -34,7 +33,7 @@ class Family:
 REQUEST, STAGE, TOKENS = ("model", "protocol", "outcome"), ("model", "stage"), ("model", "state")
 LAYER, EXPERT, SHARD = ("model", "layer"), ("model", "layer", "expert"), ("model", "layer", "shard")
 WHAT = ("model", "version", "task", "kind", "architecture", "dtype", "device")
-CASCADE_MACS = ("model", "of")  # spent, or what the last stage alone would have taken
+CASCADE_MACS = ("model", "of")  # `of`: spent, or last_stage_alone (what that stage would have taken)
 APPLICATION, REPLICA = ("application",), ("application", "replica")
 
 FAMILIES = (
@@ -120,7 +119,7 @@ Labels = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """One observation with the trace it belongs to; `at`: seconds since the epoch."""
+    """One observation and its trace. `at`: seconds since the epoch."""
 
     trace_id: str
     value: float
@@ -159,7 +158,7 @@ class Histogram:
             self.exemplars[labels, bucket] = Exemplar(trace_id, value, time.time())
 
     def copied(self) -> Iterator[tuple[Labels, list[int], float, Mapping[int, Exemplar]]]:
-        """Labels, counts of each bucket (not cumulative), sum and exemplars by bucket."""
+        """Yield, for each label set: labels, counts by bucket (not cumulative), sum, exemplars by bucket."""
         for labels, counts in self.counts.items():
             shown = {at: one for (whose, at), one in self.exemplars.items() if whose == labels}
             yield labels, list(counts), self.sums[labels], shown

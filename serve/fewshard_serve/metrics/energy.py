@@ -1,6 +1,6 @@
-"""The energy counter of an NVIDIA GPU, read with nvidia-ml-py; `rayserve.hosting` gives it to metrics.
+"""Measures the energy of each model's forward passes with the energy counter of an NVIDIA GPU.
 
-Joules of each model's forward passes, from a device that counts its own energy; read at every scrape.
+The counter is read with nvidia-ml-py at every scrape. `rayserve.replica` creates the reader for the recorder.
 """
 
 import logging
@@ -12,11 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def energy_reader(uuid: str) -> Callable[[], float] | None:
-    """A function that returns the joules this GPU has used since its driver was loaded.
+    """Return a function that reads the joules this GPU has used since its driver was loaded.
 
-    `uuid`: as `torch.cuda.get_device_properties` has it, with or without the prefix "GPU-" or "MIG-".
-    Returns None where there is no driver, no such GPU, or no counter (before Volta); the log says why.
-    The returned function raises `pynvml.NVMLError` where the driver fails later.
+    uuid: from `torch.cuda.get_device_properties`, with or without the prefix "GPU-" or "MIG-".
+
+    Returns None and logs why if there is no driver, no such GPU, or no counter (before Volta). The returned
+    function raises `pynvml.NVMLError` if the driver fails later.
     """
     try:
         import pynvml  # imported late: only a GPU needs it
@@ -41,10 +42,10 @@ def energy_reader(uuid: str) -> Callable[[], float] | None:
 
 
 class MeasuredEnergy:
-    """Splits what the device used between two reads by the time that each model ran on it.
+    """Divides the energy that the device used between two reads among the models, by their running time.
 
-    The part of the time in which nothing ran is nobody's. `read_joules` is the device's own cumulative
-    counter; work of other processes on the same device is in it.
+    Energy of idle time is assigned to no model. `read_joules` reads the device's cumulative counter, which
+    also includes the work of other processes on the device.
     """
 
     def __init__(self, read_joules: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,11 +57,14 @@ class MeasuredEnergy:
         self._of: dict[str, float] = {}
 
     def update(self, busy_s: Mapping[str, float]) -> dict[str, float]:
-        """Joules of each model since the start; `busy_s`: seconds in its forward passes since the start."""
+        """Return the joules of each model since the start.
+
+        busy_s: seconds in each model's forward passes since the start.
+        """
         with self._lock:
             joules, now = self._read_joules(), self._clock()
             ran = {model: seconds - self._busy_s.get(model, 0.0) for model, seconds in busy_s.items()}
-            # A pass that began before the last read is counted now, so more may have run than time went by.
+            # A pass that began before the last read counts now: the sum may exceed the time between reads.
             whole = max(now - self._at, sum(ran.values()))
             for model, seconds in ran.items():
                 share = seconds / whole if whole else 0.0

@@ -1,8 +1,8 @@
-"""Prometheus' text format: written by a replica, several texts made one by the gateway.
+"""Writes Prometheus' text format (replicas), and merges the texts of several replicas (the gateway).
 
-https://prometheus.io/docs/instrumenting/exposition_formats (0.0.4), and OpenMetrics 1.0, which alone carries
-exemplars. Both are written here because a scrape must not hold the interpreter for long: `prometheus_client`
-took 50 ms to read 2,000 series, where joining texts that are ours takes one (docs/log.md).
+https://prometheus.io/docs/instrumenting/exposition_formats (0.0.4), and OpenMetrics 1.0, the only one with
+exemplars. We do not use `prometheus_client`, because a scrape must not hold the interpreter for long: it took
+50 ms to parse 2,000 series, while merging our own texts takes 1 ms (docs/log.md).
 """
 
 import logging
@@ -19,7 +19,7 @@ _ESCAPED = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 
 
 class TextWriter:
-    """Collects samples by family. `extra` labels go on every sample that has none of that name."""
+    """Collects samples by family. Labels in `extra` are added to samples that lack a label of that name."""
 
     def __init__(self, extra: Mapping[str, str] | None = None, is_open_metrics: bool = False) -> None:
         self.is_open_metrics = is_open_metrics
@@ -38,7 +38,7 @@ class TextWriter:
         total: float,
         exemplars: Mapping[int, Exemplar] | None = None,
     ) -> None:
-        """All samples of one histogram; `counts` of each bucket, those above the last one included."""
+        """All samples of one histogram. `counts`: one per bucket (not cumulative), with +Inf at the end."""
         family, lines = BY_NAME[name], self._of(name)
         text = self._labels(family, labels)
         start = f"{name}_bucket{{{text},le=" if text else f"{name}_bucket{{le="
@@ -49,7 +49,7 @@ class TextWriter:
         lines.append(f"{name}_count{{{text}}} {sum(counts)}\n")
 
     def text(self) -> bytes:
-        """What was added, one HELP and TYPE a family; OpenMetrics' last line is the sender's."""
+        """The text, with one HELP and TYPE per family. The sender adds the last line of OpenMetrics."""
         parts = [self._head(BY_NAME[name]) + "".join(lines) for name, lines in self._lines.items()]
         return "".join(parts).encode()
 
@@ -73,8 +73,11 @@ class TextWriter:
 def cluster_text(
     is_up: Mapping[tuple[str, str], bool], wanted: Mapping[str, int], is_open_metrics: bool = False
 ) -> bytes:
-    """What the gateway alone knows: which replicas, by application and name, answered; how many there
-    should be at least."""
+    """The metrics that only the gateway knows.
+
+    is_up: whether each replica, by application and name, answered this scrape.
+    wanted: the minimum number of replicas of each application.
+    """
     out = TextWriter(is_open_metrics=is_open_metrics)
     for replica, answered in is_up.items():
         out.add("fewshard_replica_up", replica, int(answered))
@@ -84,9 +87,9 @@ def cluster_text(
 
 
 def merge_expositions(parts: Iterable[bytes]) -> bytes:
-    """One text of several replicas', whose samples carry their own labels; one HELP and TYPE a family.
+    """Merge the texts of several replicas, with one HELP and TYPE per family. Labels tell them apart.
 
-    A part that is none of ours is left out and logged: one bad replica must not hide the others.
+    A text that is not in our form is left out and logged, so that one bad replica does not hide the others.
     """
     merged: dict[str, list[str]] = {}
     for number, part in enumerate(parts):
@@ -101,7 +104,7 @@ def merge_expositions(parts: Iterable[bytes]) -> bytes:
 
 
 def _families(part: bytes) -> list[tuple[str, str]]:
-    """Each family's HELP and TYPE lines, and its samples. Raises ValueError."""
+    """The HELP and TYPE lines of each family, with its samples. Raises ValueError."""
     text = part.decode()
     if text and not (text.startswith("# HELP ") and text.endswith("\n")):
         raise ValueError("no Prometheus text of ours")

@@ -1,4 +1,7 @@
-"""What a model said lately and since its start: labels and confidence, and how far they are from its card."""
+"""Counts a model's predicted labels and confidences, and measures their drift from the model's card.
+
+The recorder keeps one `PredictionStats` per model.
+"""
 
 import threading
 from collections.abc import Mapping
@@ -12,10 +15,10 @@ from fewshard_core.values import ModelInfo
 from fewshard_serve.metrics.definitions import CONFIDENCES
 
 MAX_WAITING = 512
-"""Answered requests that are counted together: array by array it would cost more than all other metrics."""
+"""Answered requests that are counted together: counting each alone would cost more than all other metrics."""
 WINDOW_ITEMS = 1000
 MIN_DRIFT_ITEMS = 200
-"""With fewer items the distance from the card is mostly chance."""
+"""With fewer items, the distance from the card is mostly noise."""
 SERVED = "served"
 """The card's `extra` key: `{"labels": {label: share}, "confidence": {bound: share at or below}}`."""
 
@@ -23,7 +26,7 @@ _BOUNDS = np.array(CONFIDENCES, np.float32)
 
 
 class PredictionStats:
-    """Predictions of one model; may be called from any thread."""
+    """The predictions of one model. Any thread may call it."""
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
@@ -33,7 +36,10 @@ class PredictionStats:
         self._earlier, self._recent = _Sums(len(info.labels)), _Sums(len(info.labels))
 
     def add(self, logits: NDArray[np.float32]) -> None:
-        """Logits [num_items, num_labels] of a request; of several labels, those from 0.5 up count."""
+        """Add one request's logits [num_items, num_labels].
+
+        With multiple labels per item, every label with a score of at least 0.5 counts.
+        """
         if self.info.problem_type == "regression":
             return
         with self._lock:
@@ -42,7 +48,7 @@ class PredictionStats:
                 self._count()
 
     def read(self) -> "tuple[_Sums, _Sums]":
-        """Copies: of all items, and of the last one or two thousand."""
+        """Return copies of the sums over all items, and over the last 1,000 to 2,000."""
         with self._lock:
             self._count()
             return self._total.plus(_Sums(len(self.info.labels))), self._earlier.plus(self._recent)
@@ -60,7 +66,12 @@ class PredictionStats:
 
 
 class _Sums:
-    """`by_label` int64 [num_labels]; `by_confidence` int64 [num_bounds + 1], not cumulative."""
+    """Sums over items.
+
+    by_label: int64 [num_labels], items by predicted label.
+    by_confidence: int64 [num_bounds + 1], items by bucket of confidence, not cumulative.
+    confidence: the sum of the items' best scores.
+    """
 
     def __init__(self, num_labels: int) -> None:
         self.by_label = np.zeros(num_labels, np.int64)
@@ -86,15 +97,17 @@ def _sums(scores: NDArray[np.float32], info: ModelInfo) -> _Sums:
         sums.by_label = (scores >= 0.5).sum(axis=0)
     else:
         sums.by_label = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
-    upper = np.searchsorted(_BOUNDS, best)  # a value on a bound belongs below it
+    upper = np.searchsorted(_BOUNDS, best)  # a value equal to a bound falls into the bucket below it
     sums.by_confidence = np.bincount(upper, minlength=len(CONFIDENCES) + 1)
     sums.confidence = float(best.sum(dtype=np.float64))
     return sums
 
 
 def label_drift(recent: _Sums, info: ModelInfo) -> float | None:
-    """Total variation between the shares of labels said lately and those of the card, from 0 to 1; None where
-    the card has none or too little was said."""
+    """Total variation distance, from 0 to 1, between recent label shares and those of the card.
+
+    None if the card has no shares or there are too few recent items.
+    """
     shares = _served(info).get("labels")
     if not isinstance(shares, Mapping) or recent.num_items < MIN_DRIFT_ITEMS or not recent.by_label.sum():
         return None
@@ -103,8 +116,10 @@ def label_drift(recent: _Sums, info: ModelInfo) -> float | None:
 
 
 def confidence_drift(recent: _Sums, info: ModelInfo) -> float | None:
-    """The largest gap between the two distribution functions at the bounds that the card names; None as for
-    labels."""
+    """The largest gap between the recent and the card's distribution function, at the bounds in the card.
+
+    None if the card has no distribution or there are too few recent items.
+    """
     usual = _served(info).get("confidence")
     if not isinstance(usual, Mapping) or recent.num_items < MIN_DRIFT_ITEMS:
         return None

@@ -1,4 +1,4 @@
-"""One process's metrics: told of requests and batches, written out when somebody scrapes."""
+"""The metrics of one process: the server reports requests and batches, and a scrape renders the text."""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,8 +21,12 @@ STAGES = ("preprocess", "queue", "infer")
 
 
 class Metrics:
-    """Every method may be called from any thread. `read_joules`: the device's energy counter, if any;
-    `children`: ids of the processes that work for this one."""
+    """All metrics of this process. Any thread may call any method.
+
+    settings: what is reported.
+    read_joules: reads the device's energy counter; None if it has none.
+    children: returns the process ids of this process's workers.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,7 @@ class Metrics:
         self._energy = None if read_joules is None else MeasuredEnergy(read_joules)
         self._lock = threading.Lock()
         self._sources: dict[str, ModelSource] = {}
-        self._tallies: dict[str, PredictionStats] = {}
+        self._predictions: dict[str, PredictionStats] = {}
         self._requests = Counter(BY_NAME["fewshard_requests_total"])
         self._items = Counter(BY_NAME["fewshard_items_total"])
         self._tokens = Counter(BY_NAME["fewshard_tokens_total"])
@@ -49,21 +53,21 @@ class Metrics:
         self._batch_tokens = Histogram(BY_NAME["fewshard_batch_tokens"])
 
     def add_model(self, source: ModelSource) -> None:
-        """Begin to report a model; its gauges are read when somebody scrapes."""
-        self._tallies[source.info.name] = PredictionStats(source.info)
+        """Start to report a model. Its gauges are read at every scrape."""
+        self._predictions[source.info.name] = PredictionStats(source.info)
         self._sources[source.info.name] = source
 
     def observe_request(
         self, model: str, protocol: str, outcome: str, seconds: float, trace_id: str = ""
     ) -> None:
-        """One answered or refused request; `trace_id` becomes the exemplar of its bucket."""
+        """Record an answered or refused request. `trace_id` becomes the exemplar of its bucket."""
         if self._settings.enabled:
             with self._lock:
                 self._requests.add((model, protocol, outcome))
                 self._request_seconds.add((model,), seconds, trace_id)
 
     def observe_timings(self, model: str, timings: Timings) -> None:
-        """The stages of one request that was answered."""
+        """Record the time that an answered request spent in each stage."""
         if self._settings.enabled:
             seconds = (timings.preprocess_s, timings.queue_s, timings.infer_s)
             with self._lock:
@@ -71,7 +75,7 @@ class Metrics:
                     self._stage_seconds.add((model, stage), spent)
 
     def observe_batch(self, stats: BatchStats) -> None:
-        """One forward pass."""
+        """Record one forward pass."""
         if self._settings.enabled:
             model = (stats.model,)
             with self._lock:
@@ -83,17 +87,21 @@ class Metrics:
                 self._batch_tokens.add(model, stats.num_tokens)
 
     def observe_predictions(self, model: str, logits: NDArray[np.float32]) -> None:
-        """The logits [num_items, num_labels] of one answered request; they are read later, so must stay."""
+        """Record one request's logits [num_items, num_labels]. They are read later: do not change them."""
         if self._settings.enabled:
-            self._tallies[model].add(logits)
+            self._predictions[model].add(logits)
 
     def observe_shadow(self, model: str, shadow: str, outcome: str, num_items: int) -> None:
-        """Items whose answer was compared with the shadow's, or was not."""
+        """Record items and the outcome of comparing their answers with the shadow's."""
         with self._lock:
             self._shadow_items.add((model, shadow, outcome), num_items)
 
     def observe_cascade(self, model: str, items: Mapping[str, int], macs: float, macs_of_last: float) -> None:
-        """One answered request of a cascade: items by the stage that spoke, and MACs where they are known."""
+        """Record an answered request of a cascade.
+
+        items: the number of items that each stage answered.
+        macs, macs_of_last: MACs spent, and MACs that the last stage alone would take; 0 if unknown.
+        """
         with self._lock:
             for stage, num_items in items.items():
                 self._cascade_items.add((model, stage), num_items)
@@ -102,9 +110,10 @@ class Metrics:
                 self._cascade_macs.add((model, "last_stage_alone"), macs_of_last)
 
     def render(self, extra_labels: Mapping[str, str] | None = None, is_open_metrics: bool = False) -> bytes:
-        """The text, with `extra_labels` on every sample. It may wait for a device: call it off the loop.
+        """Render the text, with `extra_labels` on every sample.
 
-        Prometheus' own format (0.0.4), or OpenMetrics without its last line, where exemplars are asked for.
+        It may wait for a device, so do not call it on the event loop. The format is Prometheus' own (0.0.4),
+        or OpenMetrics without its last line, which can carry exemplars.
         """
         out = TextWriter(extra_labels, is_open_metrics)
         sources.write_process(out, self._children())
@@ -138,7 +147,7 @@ class Metrics:
         ):
             name = source.info.name
             sources.write_model(out, source)
-            sources.write_tally(out, self._tallies[name], detail)
+            sources.write_tally(out, self._predictions[name], detail)
             if routing is not None:
                 sources.write_routing(out, source, routing, detail)
             sources.write_group(out, source)
@@ -157,7 +166,7 @@ class Metrics:
 
 
 def _routed_shape(routing: Routing | None) -> tuple[int, ...]:
-    """Layers, experts and shards."""
+    """The numbers of layers, experts and shards; empty for a model without experts."""
     if routing is None:
         return ()
     return (*routing.total.tokens.shape, routing.total.by_shard.shape[1])

@@ -1,4 +1,4 @@
-"""What a configuration says of metrics and of costs; travels to replicas."""
+"""The settings of metrics and costs; the configuration is sent to the replicas with them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,14 +14,15 @@ class MetricsSettings:
 
     enabled: Flag = True
     max_series: PositiveInt = 2000
-    """Bounds what labels and experts may add."""
+    """The most series of one replica; limits those by label and expert."""
     experts: Literal["each", "shard"] = "each"
+    """Whether to report every expert, or only the sums by shard."""
     expert_layers: tuple[Index, ...] | None = None
-    """The layers whose experts are told apart; None for all."""
+    """The layers whose experts get series of their own; None for all."""
 
     @property
     def counts_experts(self) -> bool:
-        """Whether experts are told apart; else there are only the sums by shard."""
+        """Whether each expert gets a series of its own."""
         return self.experts == "each"
 
 
@@ -32,5 +33,6 @@ class CostSettings:
     __pydantic_config__ = NO_OTHER_KEYS
 
     usd_per_hour: NonNegative | None = None
-    """US dollars an hour; None where it is unknown."""
+    """US dollars per hour; None if unknown."""
     watts: NonNegative | None = None
+    """The power that it draws, in watts; None if unknown. A measured energy takes precedence."""

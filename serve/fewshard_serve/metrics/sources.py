@@ -1,4 +1,7 @@
-"""What a scrape reads of each model: gauges, predictions, experts, cost. `recorder` calls it."""
+"""Writes the samples that a scrape reads from each model: gauges, predictions, experts, energy and cost.
+
+The recorder calls it at every scrape.
+"""
 
 import logging
 import os
@@ -30,10 +33,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a scrape reads what is not counted request by request; called from the scraping thread.
+    """Where a scrape reads what is not counted per request. The scraping thread calls the functions.
 
-    `has_queue` is false of a model that only asks others, as a cascade does: it admits and queues nothing.
-    `sparsity`: by layer, of the last sampled items.
+    queue_items, inflight_items, admission_limit_items: the gauges of the model's queue.
+    has_queue: false for a cascade, which calls other models and admits and queues nothing itself.
+    routing: the expert counts; None for a model without experts.
+    group: the state of the shards; None for a model that is not sharded.
+    sparsity: activation sparsity by layer, over the last sampled items.
+    cost: what the replica costs while it computes.
     """
 
     info: ModelInfo
@@ -48,7 +55,7 @@ class ModelSource:
 
 
 def write_model(out: TextWriter, source: ModelSource) -> None:
-    """What it is, by its card too, and how much waits for it."""
+    """The gauges of its queue, and what the model and its card say about it."""
     info, name = source.info, source.info.name
     if source.has_queue:
         out.add("fewshard_queue_items", [name], source.queue_items())
@@ -68,7 +75,7 @@ def write_model(out: TextWriter, source: ModelSource) -> None:
 
 
 def write_tally(out: TextWriter, tally: PredictionStats, detail: SeriesLimit) -> None:
-    """Labels beyond `detail.num_labels` are summed up as one."""
+    """Predictions by label, confidence and drift. Labels beyond `detail.num_labels` are summed up as one."""
     info, (total, recent) = tally.info, tally.read()
     for label, count in zip(info.labels[: detail.num_labels], total.by_label.tolist(), strict=False):
         out.add("fewshard_predictions_total", [info.name, label], count)
@@ -85,7 +92,7 @@ def write_tally(out: TextWriter, tally: PredictionStats, detail: SeriesLimit) ->
 
 
 def write_routing(out: TextWriter, source: ModelSource, routing: Routing, detail: SeriesLimit) -> None:
-    """Counters by expert, of the layers in `detail`, and by shard; ratios of the last minute by layer."""
+    """Counters by expert (in the layers of `detail`) and by shard, and the last minute's ratios by layer."""
     name = source.info.name
     for layer in detail.expert_layers:
         for expert, count in enumerate(routing.total.tokens[layer].tolist()):
@@ -103,16 +110,16 @@ def write_routing(out: TextWriter, source: ModelSource, routing: Routing, detail
 
 
 def routing_of(source: ModelSource) -> Routing | None:
-    """Its routing; None where it has none or its device fails."""
+    """The model's expert counts; None if it has no experts or its device fails."""
     try:
         return source.routing()
-    except Exception:  # a failing device must not hide what is counted on the host
+    except Exception:  # a failing device must not hide the counts that are kept in this process
         logger.exception("%s: its routing counts cannot be read", source.info.name)
         return None
 
 
 def write_group(out: TextWriter, source: ModelSource) -> None:
-    """The shards at work and what has changed; nothing of a model that is whole."""
+    """The state of the shards; nothing for a model that is not sharded."""
     group, name = source.group(), source.info.name
     if group is None:
         return
@@ -124,13 +131,13 @@ def write_group(out: TextWriter, source: ModelSource) -> None:
 
 
 def write_sparsity(out: TextWriter, source: ModelSource) -> None:
-    """Of the layers that were looked at."""
+    """The activation sparsity of the sampled layers."""
     for layer, share in source.sparsity().items():
         out.add("fewshard_activation_sparsity_ratio", [source.info.name, layer], share)
 
 
 def write_cost(out: TextWriter, source: ModelSource, busy_s: float, measured_joules: float | None) -> None:
-    """Energy and money of `busy_s`, the time in forward passes; nothing where neither is known."""
+    """Energy and price of `busy_s`, the seconds in forward passes; nothing if neither is known."""
     name, cost = source.info.name, source.cost
     if measured_joules is not None:
         out.add("fewshard_energy_joules_total", [name, "measured"], measured_joules)
@@ -141,7 +148,10 @@ def write_cost(out: TextWriter, source: ModelSource, busy_s: float, measured_jou
 
 
 def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
-    """What runs, and what this process and its children use; the CPU time of those that have ended stays."""
+    """The version, and the CPU time and memory of this process and its children.
+
+    The CPU time includes children that have ended.
+    """
     out.add("fewshard_build_info", [__version__, platform.python_version()], 1)
     ended = os.times()
     cpu_s = time.process_time() + ended.children_user + ended.children_system
@@ -154,7 +164,7 @@ def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
 
 
 def _use_of(pid: int) -> tuple[float, int]:
-    """CPU seconds and resident bytes of a process; zeros where it has ended."""
+    """CPU seconds and resident bytes of a process; zeros if it has ended."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():

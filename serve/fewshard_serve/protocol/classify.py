@@ -1,6 +1,6 @@
-"""The friendly protocol: `{"inputs": "a text"}` in, labels sorted by score out; called by both ASGI apps.
+"""The classify protocol: a request such as `{"inputs": "a text"}` is answered by labels sorted by score.
 
-The pydantic models here are also the source of the OpenAPI document.
+Both ASGI applications use it. The pydantic models are also the source of the OpenAPI document.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tasks import TASKS, Task
 
 MAX_ROUTED_ITEMS = 8
-"""Routing is many numbers a token, for people to look at."""
+"""Routing is many numbers per token, and meant for people to look at."""
 
 
 class _Body(BaseModel):
@@ -31,7 +31,7 @@ class _Body(BaseModel):
 
 
 class _AnyTask:
-    """The type of `inputs`: an item of any task, or a list of such items. It grows with `TASKS`."""
+    """The type of `inputs`: an item of any task in `TASKS`, or a list of such items."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -69,7 +69,7 @@ class GatewayClassifyRequest(ClassifyRequest):
 
 
 def _rebuild() -> None:
-    """Has the bodies take the items of the tasks there are now."""
+    """Rebuild the request bodies after a task was registered or unregistered."""
     for body in (ClassifyRequest, GatewayClassifyRequest):
         body.model_rebuild(force=True)
 
@@ -125,17 +125,17 @@ RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
 def parse_classify(body: bytes, limits: Limits) -> ClassifyRequest:
-    """Raises `MalformedRequest`, which names the nearest key where one is unknown, or `TooLarge`."""
+    """Parse a body. Raises `MalformedRequest`, which suggests a name for an unknown key, or `TooLarge`."""
     return parse_body(ClassifyRequest, body, limits)
 
 
 def parse_gateway_classify(body: bytes, limits: Limits) -> GatewayClassifyRequest:
-    """The same with the model's name in the body."""
+    """Parse a body that also names the model. Raises as `parse_classify` does."""
     return parse_body(GatewayClassifyRequest, body, limits)
 
 
 def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list[Input]:
-    """The items of a request. Raises `UnusableItem` for one bad item, `TooLarge` above a limit."""
+    """The items of a request. Raises `UnusableItem` for a bad item, `TooLarge` above a limit."""
     task = TASKS.of(info)
     items = task.json_items(request.inputs)
     check_num_items(len(items), limits)
@@ -146,7 +146,7 @@ def to_inputs(request: ClassifyRequest, info: ModelInfo, limits: Limits) -> list
 
 
 def file_inputs(body: bytes, sent: Task, info: ModelInfo, limits: Limits) -> list[Input]:
-    """The one item of a request whose body is a file of the task `sent`, by its media type."""
+    """The item of a request whose body is a file. `sent`: the task of the body's media type."""
     task = TASKS.of(info)
     if task is not sent:
         raise UnsupportedMedia(f"{info.name} {task.body_refusal}")
@@ -156,7 +156,7 @@ def file_inputs(body: bytes, sent: Task, info: ModelInfo, limits: Limits) -> lis
 def ranked_scores(
     logits: NDArray[np.float32], info: ModelInfo, raw_scores: bool, top_k: int | None = None
 ) -> list[list[dict[str, Any]]]:
-    """Labels with their scores for each item, the best first."""
+    """The labels of each item with their scores, the best first."""
     scores = logits if raw_scores else activate(logits, info.problem_type)
     return _ranked(scores, info.labels, top_k)
 
@@ -177,12 +177,12 @@ def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classifie
 
 
 def degraded(answer: Classified) -> dict[str, bool]:
-    """The key that only answers without some experts have."""
+    """The key `degraded`, which only answers computed without some experts have."""
     return {"degraded": True} if answer.is_degraded else {}
 
 
 def timings_ms(answer: Classified) -> dict[str, float]:
-    """Milliseconds to the microsecond, in the order of `TimingsMs`."""
+    """Milliseconds, rounded to microseconds, in the order of `TimingsMs`."""
     timings = answer.timings
     stages = {"queue": timings.queue_s, "preprocess": timings.preprocess_s, "infer": timings.infer_s}
     return {stage: round(seconds * 1000, 3) for stage, seconds in stages.items()}
@@ -206,7 +206,7 @@ def _json_item(task: Task, index: int, item: Any, limits: Limits) -> Input:
 
 
 def parse_body(kind: type[RequestT], body: bytes, limits: Limits) -> RequestT:
-    """A JSON body as a `kind`. Raises `MalformedRequest`, or `TooLarge` before a hostile body is parsed."""
+    """Parse a JSON body as a `kind`. Raises `MalformedRequest`; `TooLarge` for a hostile body."""
     max_values = limits.max_items * max(task.values_per_item for task in TASKS)
     check_structure(body, limits.max_json_depth, max_values)
     try:
@@ -216,7 +216,7 @@ def parse_body(kind: type[RequestT], body: bytes, limits: Limits) -> RequestT:
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """What is wrong with a body or query that should have been a `kind`, and what to do."""
+    """A message that says what is wrong with a body or query of class `kind`, and what to do."""
     mistakes = error.errors(include_url=False, include_input=False)
     unknown = next((each for each in mistakes if each["type"] == "extra_forbidden"), None)
     if unknown is not None:
@@ -240,7 +240,7 @@ def _explain_unknown_key(where: tuple[int | str, ...], kind: type[BaseModel]) ->
 
 
 def _explain_inputs(mistakes: Sequence[ErrorDetails]) -> str:
-    """A union fails once for each member; the failure inside the list knows the item."""
+    """A union fails once for each of its members. The failure of the list has the item's index."""
     indexes = [part for each in mistakes for part in each["loc"] if isinstance(part, int)]
     where = f"item {indexes[0]} cannot be read: " if indexes else ""
     return f"{where}{_inputs_help()}"

@@ -1,4 +1,7 @@
-"""The body of `GET …/experts`: where the tokens of an MoE model went lately."""
+"""The body of `GET …/experts`: how an MoE model has routed tokens to experts recently.
+
+The replicas' HTTP service calls it.
+"""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -13,7 +16,7 @@ from fewshard_serve.expert_statistics import Routing, entropy_ratio, expert_use_
 
 
 def describe_routing(routing: Routing, group: GroupState | None = None) -> dict[str, Any]:
-    """The body of `GET …/experts`: experts and shards are listed by number."""
+    """The body of `GET …/experts`. Lists by expert or shard are in the order of their numbers."""
     counts = routing.window
     num_layers, num_experts = counts.tokens.shape
     imbalances, entropies = imbalance_ratio(counts), entropy_ratio(counts)
@@ -44,7 +47,7 @@ def describe_routing(routing: Routing, group: GroupState | None = None) -> dict[
 
 
 def describe_diagnoses(parts: Sequence[Diagnosis], labels: Sequence[str]) -> dict[str, Any]:
-    """What `GET …/experts` adds where items were looked at: tokens by predicted class, layer and expert."""
+    """The keys for sampled items in `GET …/experts`: tokens by predicted class, layer and expert."""
     if not parts:
         return {}
     tokens = reduce(add, (part.class_experts for part in parts))
@@ -55,7 +58,7 @@ def describe_diagnoses(parts: Sequence[Diagnosis], labels: Sequence[str]) -> dic
 
 
 def _placement(group: GroupState | None, layer: int, num_experts: int) -> list[list[int]]:
-    """The experts of each shard; one shard has them all."""
+    """The experts of each shard; a model without shards has one list of all experts."""
     if group is None:
         return [list(range(num_experts))]
     return [list(experts) for experts in group.placement[layer]]
@@ -75,7 +78,7 @@ def _describe_group(group: GroupState | None) -> dict[str, Any] | None:
 
 
 def _dead(counts: ExpertCounts, layer: int) -> list[int]:
-    """Experts that received nothing while others did."""
+    """The experts that received no tokens while others did."""
     return np.flatnonzero(counts.tokens[layer] == 0).tolist() if counts.rows[layer] else []
 
 

@@ -1,7 +1,8 @@
-"""Which words carried an answer: the text is asked again without each of them; called by the host's app.
+"""Explains an answer by occlusion: the text is classified again without each of its words.
 
-Zeiler, Fergus: "Visualizing and Understanding Convolutional Networks", ECCV 2014 (occlusion); for words Li,
-Monroe, Jurafsky: "Understanding Neural Networks through Representation Erasure", 2016.
+Zeiler, Fergus: "Visualizing and Understanding Convolutional Networks", ECCV 2014 (occlusion); for words: Li,
+Monroe, Jurafsky: "Understanding Neural Networks through Representation Erasure", 2016. The HTTP handlers of
+the replicas call it.
 """
 
 import re
@@ -58,7 +59,11 @@ class ExplainResponse(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ExplainQuery:
-    """The text, where its words are, and the column of the label that was asked for, if one was."""
+    """A request to explain an answer.
+
+    spans: start and end of each word in the text.
+    label: the index of the requested label; None for the best one.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
@@ -72,7 +77,7 @@ class ExplainQuery:
 
 
 def parse_explain(body: bytes, info: ModelInfo, limits: Limits) -> ExplainQuery:
-    """Raises `MalformedRequest`, `TooLarge`, or `UnsupportedMedia` for a model of anything but texts."""
+    """Parse a body. Raises `MalformedRequest`, `TooLarge`; `UnsupportedMedia` if it is no text model."""
     TASKS.check_takes_texts(info, "only words of a text can be explained")
     request = parse_body(ExplainRequest, body, limits)
     text_input(0, request.inputs, None, limits)
@@ -113,7 +118,7 @@ def _words(question: ExplainQuery, margins: NDArray[np.float32]) -> Sequence[dic
 
 
 def _margins(logits: NDArray[np.float32], label: int, info: ModelInfo) -> NDArray[np.float32]:
-    """[num_items]; of labels that are chosen one by one, the logit itself."""
+    """Margins [num_items]. With independent labels, the margin is the logit itself."""
     own: NDArray[np.float32] = logits[:, label]
     if info.problem_type != "single_label_classification" or logits.shape[1] == 1:
         return own
@@ -122,7 +127,7 @@ def _margins(logits: NDArray[np.float32], label: int, info: ModelInfo) -> NDArra
 
 
 def _without(text: str, start: int, end: int) -> str:
-    """The space after the word goes with it."""
+    """The text without one word and the space after it."""
     return (text[:start] + text[end:].lstrip()).rstrip()
 
 

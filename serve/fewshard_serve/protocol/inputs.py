@@ -1,4 +1,4 @@
-"""Checks that the V2 and the classify parsers of every task share."""
+"""Checks of the number of items and of BYTES tensors, shared by the protocols and tasks."""
 
 from fewshard_serve.errors import MalformedRequest, TooLarge
 from fewshard_serve.protocol.limits import Limits
@@ -6,7 +6,7 @@ from fewshard_serve.protocol.tensors import Tensor
 
 
 def check_num_items(num_items: int, limits: Limits) -> None:
-    """Raises `TooLarge` above `max_items`, `MalformedRequest` for none."""
+    """Raise `TooLarge` above `max_items`, `MalformedRequest` for no items."""
     if num_items > limits.max_items:
         raise TooLarge(
             f"the request has {num_items} items, at most {limits.max_items} are taken (max_items); split it"

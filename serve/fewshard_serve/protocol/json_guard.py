@@ -1,4 +1,4 @@
-"""Reads JSON that strangers wrote and says what is wrong with it; called by `oip` and `classify`."""
+"""Guards against hostile JSON, and words error messages about requests; all protocols use it."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from pydantic_core import from_json
 from fewshard_serve.errors import MalformedRequest, TooLarge
 
 MAX_CONTAINERS = 1_000_000
-"""Lists and objects in one body: an empty list is two bytes of JSON and fifty-six of memory."""
+"""The most lists and objects in one body. An empty list takes 2 bytes of JSON but 56 bytes of memory."""
 
 MAX_VALUES = 4_000_000
-"""Values in the JSON of one V2 request: more of them belong into a binary tensor."""
+"""The most values in the JSON of one V2 request. More values should be sent as a binary tensor."""
 
 _ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b'[]{},"'))
 _STEP = np.zeros(256, dtype=np.int8)
@@ -23,7 +23,7 @@ _STEP[list(b"]}")] = -1
 
 
 def read_json(body: bytes, max_depth: int) -> Any:
-    """The value of a JSON body. Raises `MalformedRequest`, or `TooLarge` as `check_structure` does."""
+    """Parse a JSON body. Raises `MalformedRequest`, or `TooLarge` as `check_structure` does."""
     check_structure(body, max_depth, MAX_VALUES)
     try:
         return from_json(body, allow_inf_nan=False)
@@ -32,7 +32,7 @@ def read_json(body: bytes, max_depth: int) -> Any:
 
 
 def check_structure(body: bytes, max_depth: int, max_values: int) -> None:
-    """Raise `TooLarge` before a parser builds a hostile body. A usual body costs three counts."""
+    """Raise `TooLarge` for a hostile body before it is parsed. A usual body costs three byte counts."""
     num_openings = body.count(b"[") + body.count(b"{")
     if num_openings <= max_depth and body.count(b",") < max_values:
         return
@@ -47,7 +47,7 @@ def check_structure(body: bytes, max_depth: int, max_values: int) -> None:
 
 
 def _outside_strings(body: bytes) -> NDArray[np.uint8]:
-    """The brackets and commas of a JSON text that are not part of a string, as byte values."""
+    """The brackets, braces and commas of a JSON text outside its strings, as byte values."""
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     structure = np.frombuffer(unescaped.translate(None, _ALL_BUT_STRUCTURE), dtype=np.uint8)
     is_inside = np.bitwise_xor.accumulate(structure == ord('"'))
@@ -55,13 +55,13 @@ def _outside_strings(body: bytes) -> NDArray[np.uint8]:
 
 
 def quoted(name: object) -> str:
-    """A caller's own word for an error message, shortened: it may be megabytes."""
+    """A caller's value for an error message, shortened because it may be megabytes long."""
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'?", or the list of known words where none is near."""
+    """ "did you mean 'x'?", or the list of known words if none is similar."""
     known = sorted(known)
     near = difflib.get_close_matches(word[:80], known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"

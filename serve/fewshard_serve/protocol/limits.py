@@ -1,6 +1,6 @@
-"""How much one request may ask for; every parser of this package and the HTTP layer reads it.
+"""The limits of one request. All parsers of this package and the HTTP layer check them.
 
-What passes one of them is refused, mostly with `TooLarge`; the message names the field.
+A request above a limit is refused, mostly with `TooLarge`; the message names the field.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ class Limits:
     __pydantic_config__ = NO_OTHER_KEYS
 
     max_body_bytes: PositiveInt = 32 * 2**20
+    """The size of the body, also after decompression."""
     max_items: PositiveInt = 4096
     max_text_bytes: PositiveInt = 1_000_000
     max_json_depth: Annotated[int, STRICT, Ge(4), Le(200)] = 32
     max_image_pixels: PositiveInt = 25_000_000
     max_body_s: Positive = 30.0
-    """How long a body may take to arrive, from its first header on."""
+    """How long a body may take to arrive after the headers, in seconds."""

@@ -1,7 +1,7 @@
-"""Which V2 tensors a classifier takes and gives, and what they mean; called by `http.host`.
+"""The V2 input and output tensors of a classifier; the HTTP handlers and `rpc.convert` use it.
 
-Inputs are those of the model's task. Outputs: `scores` FP32 [N,C] (activated), `logits` FP32 [N,C], `label`
-BYTES [N], the best label of each item.
+The inputs are those of the model's task. The outputs are `scores` FP32 [N,C] (activated), `logits` FP32 [N,C]
+and `label` BYTES [N], the best label of each item.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ OUTPUT_NAMES = ("scores", "logits", "label")
 def to_inputs(request: InferRequest, info: ModelInfo, limits: Limits) -> list[Input]:
     """The items of a request, for a model of any task.
 
-    A raw request is one item: a text in UTF-8, or an image file. Raises `MalformedRequest` for tensors the
-    model does not take, `TooLarge` above a limit, `UnusableItem` for one bad item.
+    A raw request is one item, such as a UTF-8 text or an image file. Raises `MalformedRequest` for tensors
+    that the model does not accept, `TooLarge` above a limit, `UnusableItem` for one bad item.
     """
     task = TASKS.of(info)
     if request.raw is not None:
@@ -41,7 +41,7 @@ def to_inputs(request: InferRequest, info: ModelInfo, limits: Limits) -> list[In
 def to_outputs(
     request: InferRequest, info: ModelInfo, logits: NDArray[np.float32]
 ) -> list[tuple[Tensor, bool]]:
-    """The tensors a request asked for, or all three, each with whether it goes as binary."""
+    """The requested output tensors (by default all three), each with whether it is sent as binary."""
     wanted = request.outputs or tuple(
         RequestedOutput(name, request.is_binary_default) for name in OUTPUT_NAMES
     )
@@ -49,7 +49,7 @@ def to_outputs(
 
 
 def check_outputs(request: InferRequest) -> None:
-    """Raises `MalformedRequest` for an output that no model has; called before any work is done."""
+    """Raise `MalformedRequest` for an unknown output. Called before the model runs."""
     for output in request.outputs:
         if output.name not in OUTPUT_NAMES:
             hint = nearest(output.name, OUTPUT_NAMES)
@@ -59,7 +59,7 @@ def check_outputs(request: InferRequest) -> None:
 
 
 def metadata(info: ModelInfo) -> dict[str, Any]:
-    """The V2 model metadata. It names the one input that every request may use; `input_tensors` has all."""
+    """The V2 model metadata. It only has the input that every request may use; `input_tensors` has all."""
     return {
         "name": info.name,
         "versions": [info.version],
@@ -76,7 +76,7 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
 
 
 def input_tensors(info: ModelInfo) -> list[dict[str, Any]]:
-    """Every input tensor of a model, with what it is for; part of `GET …/config`."""
+    """All input tensors of a model with their use; part of `GET …/config`."""
     return TASKS.of(info).described_tensors()
 
 

@@ -1,7 +1,7 @@
-"""Reads and writes inference requests of the Open Inference Protocol V2 with Triton's binary extension.
+"""Reads and writes inference requests of the Open Inference Protocol V2, with Triton's binary extension.
 
-Transport-free: `http.host` hands in the body and one header's value, and gets bytes back.
-Specification: kserve/open-inference-protocol `inference_rest.md`; Triton `extension_binary_data.md`.
+It does not depend on a transport: the HTTP handlers pass the body and one header's value and get bytes back.
+Specifications: kserve/open-inference-protocol `inference_rest.md`; Triton `extension_binary_data.md`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,10 @@ MAX_RANK = 8
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """`num_classes` above 0 asks for the classification extension's best so many."""
+    """An output tensor that a request asks for.
+
+    num_classes: if above 0, return this many best classes (Triton's classification extension).
+    """
 
     name: str
     is_binary: bool
@@ -36,9 +39,14 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request as it was sent. `outputs` is empty where the caller leaves the choice to the model.
+    """A parsed inference request.
 
-    `raw` is the whole body of a request without JSON (header value 0): one item of the model's first input.
+    inputs: the tensors by name.
+    outputs: the requested outputs; empty for all.
+    timeout_s: in seconds; None for no timeout.
+    is_binary_default: whether outputs are sent as binary unless requested otherwise.
+    raw: the whole body of a request without JSON (header value 0), which is one item of the model's first
+        input; None for other requests.
     """
 
     inputs: Mapping[str, Tensor]
@@ -52,7 +60,10 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A response body; `json_size` is the value of Inference-Header-Content-Length, None without binary."""
+    """A response body.
+
+    json_size: the value of Inference-Header-Content-Length; None if there are no binary tensors.
+    """
 
     body: bytes
     json_size: int | None
@@ -60,7 +71,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class InferResponse:
-    """What a response says beside its tensors."""
+    """The fields of a response other than its tensors."""
 
     model: str
     version: str
@@ -69,9 +80,11 @@ class InferResponse:
 
 
 def parse_infer(body: bytes, json_size: str | None, limits: Limits) -> InferRequest:
-    """A request from its raw body and the value of Inference-Header-Content-Length, None without one.
+    """Parse a request.
 
-    Raises `MalformedRequest`, or `TooLarge` where the JSON nests too deep.
+    json_size: the value of the header Inference-Header-Content-Length; None if it is missing.
+
+    Raises `MalformedRequest`, or `TooLarge` if the JSON is nested too deeply.
     """
     size = _header_size(json_size, len(body))
     if size == 0:
@@ -93,7 +106,7 @@ def parse_infer(body: bytes, json_size: str | None, limits: Limits) -> InferRequ
 
 
 def encode_response(response: InferResponse, outputs: Sequence[tuple[Tensor, bool]]) -> Encoded:
-    """The body of a response; each tensor comes with whether it is sent as binary."""
+    """Build the body of a response. `outputs`: tensors, each with whether it is sent as binary."""
     head: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
     if response.id:
         head["id"] = response.id
@@ -169,7 +182,7 @@ def _cut(name: str, size: object, tail: memoryview | None) -> tuple[memoryview, 
 
 
 def checked_shape(name: str, shape: object) -> tuple[int, ...]:
-    """Raises `MalformedRequest` for what is no shape of a tensor."""
+    """Return a shape as a tuple. Raises `MalformedRequest` if it is not a valid shape."""
     if not isinstance(shape, list) or not all(type(dim) is int and 0 <= dim < 2**63 for dim in shape):
         raise MalformedRequest(f"input {quoted(name)}: shape must be a list of whole numbers, none negative")
     if len(shape) > MAX_RANK:
@@ -194,7 +207,7 @@ def _output(entry: dict[str, Any], is_binary_default: bool) -> RequestedOutput:
 
 
 def requested_output(name: str, parameters: dict[str, Any], is_binary_default: bool) -> RequestedOutput:
-    """An output with its parameters. Raises `MalformedRequest`."""
+    """Parse the parameters of an output. Raises `MalformedRequest`."""
     num_classes = parameters.get("classification", 0)
     if type(num_classes) is not int or num_classes < 0:
         raise MalformedRequest(f"output {quoted(name)}: classification must be a whole number of classes")
@@ -216,7 +229,7 @@ def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
-    """A parameter that is true or false. Raises `MalformedRequest`."""
+    """The value of a boolean parameter. Raises `MalformedRequest`."""
     value = parameters.get(key, default)
     if not isinstance(value, bool):
         raise MalformedRequest(f"parameter {key} must be true or false")
@@ -230,7 +243,7 @@ def _text(value: object, what: str) -> str:
 
 
 def timeout_s(parameters: dict[str, Any]) -> float | None:
-    """Microseconds on the wire, where 0 means no time-out as in Triton. Raises `MalformedRequest`."""
+    """The timeout in seconds, from microseconds. As in Triton, 0 means none. Raises `MalformedRequest`."""
     value = parameters.get("timeout", 0)
     if type(value) is not int or not 0 <= value < 2**63:
         raise MalformedRequest("parameter timeout must be a whole number of microseconds")

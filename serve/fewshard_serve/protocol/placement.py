@@ -1,4 +1,4 @@
-"""The body and the answer of `POST …/placement`; called by `http.host`."""
+"""The request and the answer of `POST …/placement`; the HTTP handlers of the replicas use it."""
 
 from typing import Annotated
 
@@ -35,7 +35,7 @@ class PlacementChange(BaseModel):
 
 
 def parse_placement(body: bytes, limits: Limits) -> PlacementRequest:
-    """Raises `MalformedRequest`, which names the nearest key where one is unknown, or `TooLarge`."""
+    """Parse a body. Raises `MalformedRequest`, which suggests a name for an unknown key, or `TooLarge`."""
     check_structure(body, limits.max_json_depth, MAX_VALUES)
     try:
         return PlacementRequest.model_validate_json(body)

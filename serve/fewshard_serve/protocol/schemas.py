@@ -1,6 +1,6 @@
-"""The V2 bodies as pydantic models, for the OpenAPI document alone: `oip` parses by hand, which is faster.
+"""The V2 bodies as pydantic models, only for the OpenAPI document: `oip` parses by hand, which is faster.
 
-Tests hold real answers against these models, so they cannot drift apart.
+Tests validate real answers with these models, so that the two do not diverge.
 """
 
 from typing import Any, Literal

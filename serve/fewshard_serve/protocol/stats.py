@@ -1,6 +1,6 @@
-"""What a model has done since it was loaded, in the shape of Triton's statistics extension.
+"""The statistics of a model since it was loaded, in the form of Triton's statistics extension.
 
-The HTTP layer counts requests, the runner counts batches, `GET …/stats` adds the replicas up.
+The HTTP layer counts requests, the runner counts batches, and `GET …/stats` adds up the replicas.
 """
 
 import time
@@ -17,7 +17,7 @@ def _ns(seconds: float) -> int:
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened, and how long it took altogether in nanoseconds."""
+    """How often something happened, and its total time in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -40,10 +40,14 @@ def _durations() -> dict[str, Duration]:
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """The counters of one model on one replica; plain data, so that it travels between processes.
+    """The counters of one model on one replica; plain data that can be sent between processes.
 
-    `add_request` and `add_failure` belong to the event loop, `add_batch` to the runner's thread. They write
+    The event loop calls `add_request` and `add_failure`, the runner's thread calls `add_batch`. They write
     different fields, so no lock is needed.
+
+    requests: by stage, as Triton names them.
+    batches: by the number of items in the batch.
+    last_inference_ms: when the last batch ended, in milliseconds since 1970.
     """
 
     requests: dict[str, Duration] = field(default_factory=_durations)
@@ -51,7 +55,7 @@ class ModelStatistics:
     last_inference_ms: int = 0
 
     def add_request(self, total_s: float, timings: Timings, output_s: float) -> None:
-        """One answered request: its whole time, its stages, and the time spent building the answer."""
+        """Count an answered request: its total time, its stages, and the time to build the answer."""
         self.requests["success"].add(total_s)
         self.requests["queue"].add(timings.queue_s)
         self.requests["compute_input"].add(timings.preprocess_s)
@@ -59,17 +63,17 @@ class ModelStatistics:
         self.requests["compute_output"].add(output_s)
 
     def add_failure(self, total_s: float) -> None:
-        """One request that got an error, whatever the reason."""
+        """Count a request that was answered with an error."""
         self.requests["fail"].add(total_s)
 
     def add_batch(self, batch: BatchStats) -> None:
-        """One forward pass."""
+        """Count one forward pass."""
         self.batches.setdefault(batch.num_items, Duration()).add(batch.infer_s)
         self.last_inference_ms = time.time_ns() // 1_000_000
 
     def as_dict(self, name: str, version: str) -> dict[str, Any]:
-        """One entry of `model_stats`. Its counts are items and forward passes, as Triton means them."""
-        # The runner's thread may add a batch size meanwhile; copying a dict is one step, iterating is not.
+        """One entry of `model_stats`. As in Triton, its two counts are items and forward passes."""
+        # The runner's thread may add a batch size meanwhile. Copying a dict is atomic, iterating is not.
         batches = sorted(self.batches.copy().items())
         return {
             "name": name,
@@ -85,7 +89,7 @@ class ModelStatistics:
 
 
 def _batch_entry(size: int, seen: Duration) -> dict[str, Any]:
-    none = Duration(seen.count).as_dict()  # preparing and answering belong to requests here, not to batches
+    none = Duration(seen.count).as_dict()  # we measure input and output times by request, not by batch
     return {
         "batch_size": size,
         "compute_input": none,
@@ -95,7 +99,7 @@ def _batch_entry(size: int, seen: Duration) -> dict[str, Any]:
 
 
 def merge(parts: Iterable[ModelStatistics]) -> ModelStatistics:
-    """The statistics of several replicas of one model, added up into a new object."""
+    """The sum of the statistics of several replicas of one model, as a new object."""
     total = ModelStatistics()
     for part in parts:
         for stage, seen in part.requests.items():

@@ -1,6 +1,6 @@
-"""`/predict` as text-embeddings-inference has it, so that its clients can switch; called by both ASGI apps.
+"""The `/predict` protocol of text-embeddings-inference, for its clients; both ASGI applications use it.
 
-`["a", "b"]` is one pair there, not two texts; `[["a"], ["b", "c"]]` is a text and a pair.
+In this protocol, `["a", "b"]` is one pair, not two texts; `[["a"], ["b", "c"]]` is a text and a pair.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class PredictErrorBody(BaseModel):
 
 
 def parse(body: bytes, limits: Limits) -> PredictRequest:
-    """Raises `MalformedRequest` or `TooLarge`."""
+    """Parse a body. Raises `MalformedRequest` or `TooLarge`."""
     return parse_body(PredictRequest, body, limits)
 
 
@@ -73,7 +73,7 @@ def encode(request: PredictRequest, info: ModelInfo, answer: Classified) -> byte
 
 
 def headers(answer: Classified, num_characters: int, total_s: float, device: str) -> dict[str, str]:
-    """What is told beside the body; times in milliseconds."""
+    """The response headers that this protocol adds. Their times are in milliseconds."""
     times = answer.timings
     compute_s = times.preprocess_s + times.queue_s + times.infer_s
     seconds = {
@@ -92,12 +92,12 @@ def headers(answer: Classified, num_characters: int, total_s: float, device: str
 
 
 def num_characters(request: PredictRequest) -> int:
-    """Characters of all texts."""
+    """The number of characters in all texts."""
     return sum(len(text) for item in _items(request) for text in item)
 
 
 def error_type(error: ServeError) -> str:
-    """The word its clients look for beside the message."""
+    """The `error_type` of this protocol for an error."""
     kinds = {Overloaded: "Overloaded", NotReady: "Unhealthy"}
     by_kind = next((word for kind, word in kinds.items() if isinstance(error, kind)), None)
     return by_kind or (

@@ -1,6 +1,6 @@
 """Tensors of the Open Inference Protocol V2: their data types, and their JSON and binary forms.
 
-`oip` reads and writes whole requests with it. Inside, BF16 is held as float32, which NumPy lacks it for.
+`oip` and `rpc.convert` use it for whole requests. NumPy has no bfloat16, so BF16 tensors are held as float32.
 """
 
 import struct
@@ -32,7 +32,7 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<f4"),
     "BYTES": np.dtype(object),
 }
-"""What a tensor of each V2 data type is held as."""
+"""The NumPy type that holds a tensor of each V2 data type."""
 
 _LENGTH = struct.Struct("<I")
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
@@ -47,7 +47,11 @@ _JSON_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`data` has the tensor's shape. Elements of BYTES are `bytes` from binary data, `str` from JSON."""
+    """A tensor of a V2 message.
+
+    datatype: the V2 name of its type.
+    data: has the tensor's shape. Elements of BYTES are `bytes` if read from binary data, `str` from JSON.
+    """
 
     name: str
     datatype: str
@@ -59,14 +63,14 @@ class Tensor:
 
 
 def bytes_tensor(name: str, elements: Sequence[str | bytes], shape: Sequence[int]) -> Tensor:
-    """A BYTES tensor of the elements, which are in row-major order."""
+    """A BYTES tensor of these elements, which must be in row-major order."""
     flat = np.empty(len(elements), dtype=object)
     flat[:] = elements
     return Tensor(name, "BYTES", flat.reshape(shape))
 
 
 def check_datatype(name: str, datatype: object) -> str:
-    """Raises `MalformedRequest` where `datatype` is none of V2's."""
+    """Return `datatype`. Raises `MalformedRequest` if it is not a V2 data type."""
     if not isinstance(datatype, str) or datatype not in NUMPY_DTYPES:
         hint = nearest(str(datatype), NUMPY_DTYPES)
         raise MalformedRequest(f"tensor {quoted(name)}: unknown datatype {quoted(datatype)}; {hint}")
@@ -74,9 +78,9 @@ def check_datatype(name: str, datatype: object) -> str:
 
 
 def decode_binary(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> Tensor:
-    """A tensor from its little-endian, row-major bytes, copied only for BOOL, BF16 and BYTES.
+    """Read a tensor from its little-endian, row-major bytes; only BOOL, BF16 and BYTES are copied.
 
-    Raises `MalformedRequest` where the bytes do not fill the shape exactly.
+    Raises `MalformedRequest` if the number of bytes does not match the shape.
     """
     if datatype == "BYTES":
         return bytes_tensor(name, _split_elements(name, prod(shape), raw), shape)
@@ -90,7 +94,7 @@ def decode_binary(name: str, datatype: str, shape: tuple[int, ...], raw: memoryv
 
 
 def encode_binary(tensor: Tensor) -> bytes:
-    """The bytes that `decode_binary` reads."""
+    """Write a tensor as the bytes that `decode_binary` reads."""
     if tensor.datatype == "BYTES":
         return b"".join(_length_prefixed(element) for element in tensor.data.ravel())
     if tensor.datatype == "BF16":
@@ -99,9 +103,9 @@ def encode_binary(tensor: Tensor) -> bytes:
 
 
 def decode_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Tensor:
-    """A tensor from JSON data, nested as its shape says or flat in row-major order.
+    """Read a tensor from JSON data, which is nested like its shape or flat in row-major order.
 
-    Raises `MalformedRequest` for a wrong type, a number out of range, or data that does not fill the shape.
+    Raises `MalformedRequest` for a wrong type, a number out of range, or data that does not match the shape.
     """
     if not isinstance(data, list):
         raise MalformedRequest(f"tensor {quoted(name)}: data must be a list")
@@ -112,14 +116,14 @@ def decode_json(name: str, datatype: str, shape: tuple[int, ...], data: object) 
     if datatype == "BYTES":
         return bytes_tensor(name, values, shape)
     try:
-        with np.errstate(over="ignore"):  # becomes inf, which whoever uses the tensor reports with its item
+        with np.errstate(over="ignore"):  # becomes inf; the task reports it with the item's index
             return Tensor(name, datatype, np.array(values, dtype=dtype).reshape(shape))
     except OverflowError as error:
         raise MalformedRequest(f"tensor {quoted(name)}: a value does not fit {datatype}: {error}") from None
 
 
 def json_values(tensor: Tensor) -> list[Any]:
-    """The data of a tensor for JSON: flat, row-major."""
+    """The data of a tensor for JSON: a flat list in row-major order."""
     flat: list[Any] = tensor.data.ravel().tolist()
     if tensor.datatype == "BYTES":
         return [each.decode() if isinstance(each, bytes) else each for each in flat]
@@ -139,7 +143,7 @@ def _from_wire(datatype: str, wire: NDArray[Any]) -> NDArray[Any]:
 
 
 def _round_to_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
-    """The upper halves of float32, rounded to the nearest even; NaN stays NaN."""
+    """The upper halves of float32 values, rounded to nearest even. NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
     quiet_nan = (bits >> 16) | np.uint32(0x40)
@@ -153,13 +157,13 @@ def _length_prefixed(element: str | bytes) -> bytes:
 
 def _split_elements(name: str, num_elements: int, raw: memoryview) -> list[bytes]:
     elements, offset = [], 0
-    for _ in range(num_elements):  # a count that lies ends with the bytes
+    for _ in range(num_elements):  # a count that is too large fails at the end of the bytes
         if offset + _LENGTH.size > len(raw):
             raise _bytes_do_not_fill(name, num_elements)
         start = offset + _LENGTH.size
         offset = start + _LENGTH.unpack_from(raw, offset)[0]
         elements.append(bytes(raw[start:offset]))
-    if offset != len(raw):  # also catches an element that claims more bytes than there are
+    if offset != len(raw):  # also catches an element whose length exceeds the data
         raise _bytes_do_not_fill(name, num_elements)
     return elements
 

@@ -1,4 +1,4 @@
-"""`/v1/classify` as vLLM has it, so that its clients can switch; called by the gateway."""
+"""The `/v1/classify` protocol of vLLM, for its clients; the gateway uses it."""
 
 from typing import Annotated, Literal
 
@@ -79,7 +79,7 @@ class VllmErrorBody(BaseModel):
 
 
 def parse(body: bytes, limits: Limits) -> VllmClassifyRequest:
-    """Raises `MalformedRequest` or `TooLarge`."""
+    """Parse a body. Raises `MalformedRequest` or `TooLarge`."""
     return parse_body(VllmClassifyRequest, body, limits)
 
 

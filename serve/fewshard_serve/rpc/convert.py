@@ -1,4 +1,7 @@
-"""From gRPC's messages to the requests that the HTTP protocol has too, and back; called by `server`."""
+"""Converts gRPC messages to the V2 requests that HTTP also uses, and answers back to messages.
+
+`rpc.server` calls it.
+"""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -34,11 +37,11 @@ CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Where a tensor's elements are if they are not raw; FP16 and BF16 are raw alone."""
+"""The message field that holds a tensor's elements unless they are raw. FP16 and BF16 are always raw."""
 
 
 def to_request(message: Any) -> oip.InferRequest:
-    """A `ModelInferRequest`. Raises `MalformedRequest`."""
+    """Convert a `ModelInferRequest`. Raises `MalformedRequest`."""
     parameters = _values(message.parameters)
     is_raw = len(message.raw_input_contents) > 0
     return oip.InferRequest(
@@ -52,7 +55,7 @@ def to_request(message: Any) -> oip.InferRequest:
 
 
 def to_response(request: oip.InferRequest, info: ModelInfo, answer: Classified) -> Any:
-    """A `ModelInferResponse`: raw where the request's tensors were, else typed."""
+    """Build a `ModelInferResponse`. Its tensors are raw if those of the request were, else typed."""
     outputs = [tensor for tensor, _ in model_tensors.to_outputs(request, info, answer.logits)]
     response = CLASSES["ModelInferResponse"](
         model_name=info.name, model_version=info.version, id=request.id, outputs=map(_head, outputs)
@@ -73,7 +76,7 @@ def to_response(request: oip.InferRequest, info: ModelInfo, answer: Classified) 
 
 
 def to_metadata(info: ModelInfo) -> Any:
-    """A `ModelMetadataResponse`."""
+    """Build a `ModelMetadataResponse`."""
     return CLASSES["ModelMetadataResponse"](**model_tensors.metadata(info))
 
 

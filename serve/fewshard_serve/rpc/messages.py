@@ -1,7 +1,7 @@
 """The messages of the Open Inference Protocol's gRPC service, as `open_inference.proto` defines them.
 
-They live in a pool of their own, so that a client library with the same messages can be loaded beside them. A
-test compares every field with tritonclient's.
+They are in a descriptor pool of their own, so that a client library with the same messages can be loaded in
+the same process. A test compares every field with tritonclient's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ def _pool() -> Any:
 
 
 def _messages(descriptors: Iterable[Any]) -> Iterator[Any]:
-    """These messages and the ones nested in them, without the hidden entries of maps."""
+    """These messages and their nested messages, without the generated entry messages of maps."""
     for descriptor in descriptors:
         if not descriptor.GetOptions().map_entry:
             yield descriptor

@@ -1,8 +1,7 @@
-"""Which gRPC status each error has: the only place that knows it. Called by `server`.
+"""The Open Inference Protocol's gRPC service, and the gRPC status of each error.
 
-The Open Inference Protocol's gRPC service over whatever the gateway's HTTP side stands before.
-
-`rayserve.gateway` starts it beside HTTP, with the same doors, limits and counts.
+`rayserve.gateway` starts it beside the HTTP application, with the same service, access checks, limits and
+metrics.
 """
 
 import logging
@@ -41,7 +40,7 @@ GRPC_STATUS: dict[type[ServeError], StatusCode] = {
     errors.NotFound: StatusCode.NOT_FOUND,
     errors.MethodNotAllowed: StatusCode.UNIMPLEMENTED,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
-    # Not RESOURCE_EXHAUSTED, which clients take for a reason to try again.
+    # Not RESOURCE_EXHAUSTED, which clients may retry.
     errors.TooLarge: StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedMedia: StatusCode.INVALID_ARGUMENT,
     errors.UnusableItem: StatusCode.INVALID_ARGUMENT,
@@ -53,7 +52,7 @@ GRPC_STATUS: dict[type[ServeError], StatusCode] = {
 
 
 def status_of(error: ServeError) -> StatusCode:
-    """The status of the nearest class that has one."""
+    """The status of the error's class, or of its nearest base class that has one."""
     kinds = (GRPC_STATUS[kind] for kind in type(error).__mro__ if kind in GRPC_STATUS)
     return next(kinds, StatusCode.INTERNAL)
 
@@ -64,7 +63,7 @@ _logger = logging.getLogger("fewshard.rpc")
 
 
 class Call:
-    """One call: who asks, how long it has taken, and for which model."""
+    """One call: its message, its caller, its model and its start time."""
 
     def __init__(self, method: str, message: Any, context: Any) -> None:
         self.method = method
@@ -81,32 +80,32 @@ class Call:
 
     @property
     def address(self) -> str:
-        """The client's address without its port: of `ipv4:127.0.0.1:5000` the middle."""
+        """The client's address without scheme and port: `127.0.0.1` for `ipv4:127.0.0.1:5000`."""
         return str(self.context.peer()).partition(":")[2].rpartition(":")[0]
 
     def timeout_s(self, asked_s: float | None) -> float | None:
-        """The shorter of the client's own deadline and the request's; None where there is neither."""
+        """The shorter of the call's deadline and the request's, in seconds; None if there is neither."""
         limits_s = [limit for limit in (self.context.time_remaining(), asked_s) if limit is not None]
         return min(limits_s) if limits_s else None
 
 
 class InferenceService:
-    """Answers calls. An error is told by status, message and, in the trailing metadata, `code`."""
+    """Answers calls. An error is sent as status and message, with its `code` in the trailing metadata."""
 
     def __init__(
         self,
         service: GatewayService,
         limits: Limits,
-        doors: AccessMiddleware,
+        access: AccessMiddleware,
         on_request: RequestHook = ignore_request,
     ) -> None:
         self._service = service
         self._limits = limits
-        self._doors = doors
+        self._access = access
         self._on_request = on_request
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a gRPC server is given."""
+        """The handler to add to a gRPC server."""
         handlers = {
             method: grpc.unary_unary_rpc_method_handler(
                 self._answering(method, answer),
@@ -118,7 +117,7 @@ class InferenceService:
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _answers(self) -> tuple[Callable[[Call], Awaitable[Any]], ...]:
-        """In the order of `METHODS`."""
+        """The handlers, in the order of `METHODS`."""
         return (
             self._live,
             self._ready,
@@ -134,7 +133,7 @@ class InferenceService:
         async def handle(message: Any, context: Any) -> Any:
             call = Call(method, message, context)
             parent = read_traceparent(call.metadata.get("traceparent"))
-            request_id = self._doors.identify(call.metadata.get("x-request-id"), parent)
+            request_id = self._access.identify(call.metadata.get("x-request-id"), parent)
             await context.send_initial_metadata((("x-request-id", request_id),))
             return await self._counted(call, answer)
 
@@ -155,7 +154,7 @@ class InferenceService:
     async def _entered(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
         try:
             if call.method not in OPEN_METHODS:
-                call.caller = self._doors.admit(
+                call.caller = self._access.admit(
                     call.metadata.get("authorization"),
                     call.metadata.get("x-request-priority"),
                     call.address,
@@ -172,7 +171,7 @@ class InferenceService:
         if call.method == "ModelInfer":
             self._on_request(call.model_name, "v2_grpc", outcome, call.elapsed_s)
         path = f"/{SERVICE}/{call.method}"
-        self._doors.log("GRPC", path, status.name, call.elapsed_s, call.model_name, call.caller.name)
+        self._access.log("GRPC", path, status.name, call.elapsed_s, call.model_name, call.caller.name)
 
     async def _live(self, _: Call) -> Any:
         return CLASSES["ServerLiveResponse"](live=True)
@@ -212,7 +211,7 @@ class InferenceService:
 
 
 async def start(service: InferenceService, host: str, port: int, max_message_bytes: int) -> grpc.aio.Server:
-    """A gRPC server that listens there, on the running event loop. Raises `StartError`."""
+    """Start a gRPC server on the running event loop. Raises `StartError` if it cannot listen there."""
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),

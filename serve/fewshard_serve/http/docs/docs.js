@@ -1,4 +1,4 @@
-// Shows the server's own OpenAPI document. Examples name a model that this server has, so that they can be sent.
+// Shows the server's OpenAPI document. The examples name a model of this server, so that they can be sent.
 
 async function nameOfSomeModel() {
   try {

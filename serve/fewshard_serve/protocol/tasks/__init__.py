@@ -1,6 +1,6 @@
-"""The kinds of input that models classify; every protocol asks `TASKS` what it has to know of one.
+"""The tasks (kinds of input) that models classify. All protocols look them up in `TASKS`.
 
-To add a task, write one module with a subclass of `Task` and list it here.
+To add a task, write a module with a subclass of `Task` and list it here.
 """
 
 from fewshard_serve.protocol.tasks.base import InputTensor, Task
@@ -11,4 +11,4 @@ from fewshard_serve.protocol.tasks.text import TextTask
 __all__ = ["TASKS", "ImageTask", "InputTensor", "Task", "TaskRegistry", "TextTask"]
 
 TASKS = TaskRegistry(TextTask(), ImageTask())
-"""In the order in which help texts, the OpenAPI document and the greeting mention them."""
+"""The order is that of help texts, the OpenAPI document and the messages at the start."""

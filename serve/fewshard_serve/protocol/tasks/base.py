@@ -1,4 +1,7 @@
-"""What the protocols have to know of one kind of input; `text` and `image` are such kinds."""
+"""The interface of a task, which tells the protocols how to read one kind of input.
+
+`text` and `image` implement it.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,7 +17,11 @@ from fewshard_serve.protocol.tensors import Tensor
 
 @dataclass(frozen=True, slots=True)
 class InputTensor:
-    """A V2 tensor that a task takes. A size of -1 may be any; `use` says what the tensor is for."""
+    """A V2 input tensor of a task.
+
+    shape: -1 stands for any size.
+    use: what the tensor is for.
+    """
 
     name: str
     datatype: str
@@ -23,69 +30,69 @@ class InputTensor:
 
 
 class Task(ABC):
-    """One kind of input: its words, and how each protocol makes `Input`s of what a client sent.
+    """One kind of input: its terms, and how each protocol turns a client's data into `Input`s.
 
-    The methods raise `MalformedRequest` for what the task does not take, `TooLarge` above a limit, and
+    The methods raise `MalformedRequest` for data that the task does not accept, `TooLarge` above a limit, and
     `UnusableItem` for one bad item.
     """
 
     name: ClassVar[str]
-    """As `ModelInfo.task` and the checkpoint's card have it."""
+    """The name in `ModelInfo.task` and in the checkpoint's card."""
     plural: ClassVar[str]
-    """What its models classify, within a sentence: "images"."""
+    """What its models classify, for use in a sentence: "images"."""
     architecture: ClassVar[str]
-    """The part of a transformers class's name that tells its models: "ForImageClassification"."""
+    """The part of a transformers class name that identifies its models: "ForImageClassification"."""
 
     json_types: ClassVar[tuple[Any, ...]]
-    """The types that an item in the JSON of `/classify` may have; pydantic checks them."""
+    """The types of an item in the JSON of `/classify`. Pydantic validates them."""
     json_help: ClassVar[str]
-    """How items are sent as JSON: a part of the sentence that every unreadable `inputs` is answered with."""
+    """How items are sent as JSON; part of the error message for an invalid `inputs`."""
     json_refusal: ClassVar[str]
-    """The answer to an item that is JSON of another task."""
+    """The error message for a JSON item of another task."""
     values_per_item: ClassVar[int] = 8
-    """Values that the JSON of one item may have: a body of far more is refused before it is parsed."""
+    """JSON values per item. A body with far more is refused before it is parsed."""
 
     media_range: ClassVar[str] = ""
-    """The Content-Types of a body that is one item: "image/*", "text/csv". Empty: bodies are JSON alone."""
+    """The Content-Types of a body that is one item: "image/*", "text/csv". Empty if bodies must be JSON."""
     item_noun: ClassVar[str] = "an item"
-    """One item that is sent as the body: "an image"."""
+    """What an item that is sent as the body is called: "an image"."""
     file_help: ClassVar[str] = ""
-    """How such a body is sent, within a sentence."""
+    """How such a body is sent, for use in a sentence."""
     body_refusal: ClassVar[str]
-    """The answer to a body of another task's media type, after the model's name."""
+    """The error message for a body of another task's media type; follows the model's name."""
 
     tensors: ClassVar[tuple[InputTensor, ...]]
-    """The V2 inputs. The first is the one that every request may use, and that the metadata names."""
+    """The V2 input tensors. The metadata names the first, which every request may use."""
 
     takes_texts: ClassVar[bool] = False
-    """Whether clients that know texts alone can ask, and words can be left out to explain an answer."""
+    """Whether items are texts, so that text-only protocols and explanations by words are possible."""
 
     @abstractmethod
     def from_json(self, index: int, item: Any, limits: Limits) -> Input:
-        """Item `index` of a classify request; `item` has one of `json_types`."""
+        """Convert item `index` of a classify request, which has one of `json_types`."""
 
     @abstractmethod
     def from_tensors(self, inputs: Mapping[str, Tensor], limits: Limits) -> list[Input]:
-        """The items of a V2 request. `inputs` is not empty and has names of `tensors` alone."""
+        """Convert the items of a V2 request. `inputs` is not empty and only has names from `tensors`."""
 
     @abstractmethod
     def from_bytes(self, raw: bytes, limits: Limits) -> Input:
-        """One item that is a whole body: of the task's media range, or a V2 request without JSON."""
+        """Convert a body that is one item: of the task's media range, or a V2 request without JSON."""
 
     @abstractmethod
     def sample_call(self, url: str) -> str:
-        """A shell command that classifies something at this `…/classify`."""
+        """An example shell command that sends an item to this URL of a `…/classify` endpoint."""
 
     def json_items(self, inputs: Any) -> list[Any]:
-        """The items of the key `inputs`, which holds one item or a list of them."""
+        """The items in the value of `inputs`, which is one item or a list of items."""
         return inputs if isinstance(inputs, list) else [inputs]
 
     def with_routing(self, inputs: Sequence[Input]) -> list[Input]:
-        """The inputs with the wish to be told their routing, where the task's models can tell it."""
+        """The inputs with a request to return their routing, if the task's models support it."""
         return list(inputs)
 
     def from_table(self, cell: str, folder: Path) -> Any:
-        """What the Python client sends for a cell of a table of items in `folder`."""
+        """The Python client's input for a cell of a table. Paths in cells are relative to `folder`."""
         return cell
 
     @cached_property
@@ -94,11 +101,11 @@ class Task(ABC):
         return tuple(dict.fromkeys(tensor.name for tensor in self.tensors))
 
     def described_tensors(self) -> list[dict[str, Any]]:
-        """`tensors` as JSON has them."""
+        """`tensors` as JSON values."""
         return [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors]
 
     def takes_json(self, item: Any) -> bool:
-        """Whether an item that pydantic has checked may be one of this task's."""
+        """Whether an item that pydantic has validated may belong to this task."""
         return isinstance(item, self._python_types)
 
     @cached_property
@@ -107,7 +114,7 @@ class Task(ABC):
 
 
 def _python_type(kind: Any) -> type:
-    """What `isinstance` understands: `list` of `Annotated[list[float], …]`."""
+    """The type for `isinstance`: `list` for `Annotated[list[float], …]`."""
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     python_type: type = get_origin(bare) or bare
     return python_type

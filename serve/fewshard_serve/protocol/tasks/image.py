@@ -1,8 +1,8 @@
-"""Images: files, pixels, and pixels that are normalised already.
+"""The image task: image files, RGB pixels, or normalised pixels.
 
-V2, one of
+V2 requests have one of these tensors:
 - `image` UINT8 [N,H,W,3], or [H,W,3] for one item: RGB pixels;
-- `image` BYTES [N] or [N,1]: image files, as base64 or a data URL where the tensor is JSON;
+- `image` BYTES [N] or [N,1]: image files; in JSON as base64 or a data URL;
 - `pixel_values` FP32, FP16 or BF16 [N,3,H,W] or [3,H,W]: normalised as the model expects.
 """
 
@@ -68,7 +68,7 @@ class ImageTask(Task):
 
 
 def image_from_base64(index: int, text: str, limits: Limits) -> EncodedImage:
-    """Item `index` from base64 or a `data:` URL. Raises `UnusableItem` where it is neither."""
+    """Read item `index` from base64 or a `data:` URL. Raises `UnusableItem` if it is neither."""
     payload = text
     if text.startswith("data:"):
         head, _, payload = text.partition(",")
@@ -99,7 +99,7 @@ _IMAGE_READERS: dict[str, Callable[[Tensor, Limits], list[Input]]] = {
     "UINT8": _rgb_images,
     "BYTES": _encoded_images,
 }
-"""Of the tensor `image`, by its datatype."""
+"""The readers of the tensor `image`, by its datatype."""
 
 
 def _normalised_images(tensor: Tensor, limits: Limits) -> list[Input]:
@@ -113,7 +113,7 @@ def _normalised_images(tensor: Tensor, limits: Limits) -> list[Input]:
 
 
 def _pixel_arrays(tensor: Tensor, layout: str, limits: Limits) -> list[PixelArray]:
-    """Each image of a tensor whose last three dimensions are laid out so; a view, not a copy."""
+    """The images of a tensor, as views. `layout`: its last three dimensions, "HW3" or "3HW"."""
     channels = layout.index("3") - 3
     if tensor.data.ndim not in (3, 4) or tensor.shape[channels] != 3:
         shape = ",".join(layout)

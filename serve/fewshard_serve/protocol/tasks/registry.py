@@ -1,4 +1,4 @@
-"""Finds tasks by what a request or a model says of them; `TASKS` is the one registry."""
+"""Finds tasks by name, model or media type; `TASKS` is the only instance."""
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
@@ -9,33 +9,33 @@ from fewshard_serve.protocol.tasks.base import Task
 
 
 class TaskRegistry:
-    """Tasks by name, in the order in which they came."""
+    """Tasks by name, in the order of registration."""
 
     def __init__(self, *tasks: Task) -> None:
         self._tasks = {task.name: task for task in tasks}
-        self._followers: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self._tasks.values())
 
     def register(self, task: Task) -> None:
-        """Raises ValueError where another task has the name."""
+        """Add a task. Raises ValueError if the name is taken."""
         if task.name in self._tasks:
             raise ValueError(f"there is a task {task.name!r} already")
         self._tasks[task.name] = task
-        self._tell()
+        self._notify()
 
     def unregister(self, name: str) -> None:
-        """The opposite of `register`."""
+        """Remove a task."""
         del self._tasks[name]
-        self._tell()
+        self._notify()
 
     def follow(self, changed: Callable[[], None]) -> None:
-        """Calls `changed` whenever a task comes or goes."""
-        self._followers.append(changed)
+        """Call `changed` whenever a task is registered or unregistered."""
+        self._listeners.append(changed)
 
     def get(self, name: str) -> Task:
-        """Raises `ConfigError`, which lists the tasks there are."""
+        """The task of this name. Raises `ConfigError`, which lists the known tasks."""
         found = self._tasks.get(name)
         if found is None:
             raise ConfigError(f"there is no task {name!r}; there are: {', '.join(self._tasks)}")
@@ -46,16 +46,16 @@ class TaskRegistry:
         return self.get(info.task)
 
     def of_media_type(self, media_type: str) -> Task | None:
-        """The task of which a body of this media type is one item; None of any other type."""
+        """The task whose items are bodies of this media type; None if there is none."""
         found = (task for task in self if task.media_range and fnmatchcase(media_type, task.media_range))
         return next(found, None)
 
     def check_takes_texts(self, info: ModelInfo, advice: str) -> None:
-        """Raises `UnsupportedMedia`, with this advice, where the model classifies something but texts."""
+        """Raise `UnsupportedMedia`, with this advice, if the model does not classify texts."""
         task = self.of(info)
         if not task.takes_texts:
             raise UnsupportedMedia(f"{info.name} classifies {task.plural}; {advice}")
 
-    def _tell(self) -> None:
-        for changed in self._followers:
+    def _notify(self) -> None:
+        for changed in self._listeners:
             changed()

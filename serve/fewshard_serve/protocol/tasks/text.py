@@ -1,6 +1,6 @@
-"""Texts and pairs of texts.
+"""The text task: texts and pairs of texts.
 
-V2: `text` BYTES [N] or [N,1], and `text_pair` of the same shape for pairs.
+V2 requests have the tensor `text`, BYTES [N] or [N,1], and for pairs `text_pair` with as many items.
 """
 
 import json
@@ -73,13 +73,13 @@ class TextTask(Task):
 
 
 def text_input(index: int, text: str | bytes, pair: str | bytes | None, limits: Limits) -> TextInput:
-    """Item `index` as one text or a pair. Raises `TooLarge`, or `UnusableItem` where bytes are not UTF-8."""
+    """Item `index` as one text or a pair. Raises `TooLarge`, or `UnusableItem` if bytes are not UTF-8."""
     second = None if pair is None else _checked_text(index, pair, limits)
     return TextInput(_checked_text(index, text, limits), second)
 
 
 def _checked_text(index: int, text: str | bytes, limits: Limits) -> str:
-    # A character is at most four bytes: only texts near the limit need to be encoded to be measured.
+    # A character has at most four bytes, so only texts near the limit need to be encoded to measure them.
     if len(text) > limits.max_text_bytes // 4:
         num_bytes = len(text.encode()) if isinstance(text, str) else len(text)
         if num_bytes > limits.max_text_bytes:
