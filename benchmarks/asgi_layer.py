@@ -42,7 +42,7 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Counter:
-    """Counts requests as the metrics of a replica do, but in one number."""
+    """Counts requests where a replica's metrics would, but in a single number."""
 
     def __init__(self) -> None:
         self.num_ok = 0
@@ -73,7 +73,7 @@ ROUTE = OurRoute("POST", f"{MODEL}/classify", _classify, scope="predict", protoc
 
 
 def starlette_route(count: Counter) -> Route:
-    """The same with Starlette's route, request and response; our checks are called in its handler."""
+    """Return the same with Starlette's route, request and response. The handler calls our checks."""
     doors, limits = AccessMiddleware(), Limits()
 
     async def classify(request: StarletteRequest) -> StarletteResponse:
@@ -94,7 +94,7 @@ def starlette_route(count: Counter) -> Route:
 
 
 def scope() -> dict[str, Any]:
-    """As uvicorn makes it of a request of a load generator."""
+    """Return the scope that uvicorn makes of a load generator's request."""
     headers = {
         "host": "127.0.0.1:8000",
         "content-type": "application/json",
@@ -120,7 +120,7 @@ def scope() -> dict[str, Any]:
 
 
 async def round_us(app: Asgi, num_requests: int) -> float:
-    """CPU microseconds a request."""
+    """Return the CPU microseconds of a request."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -142,7 +142,7 @@ async def round_us(app: Asgi, num_requests: int) -> float:
 
 
 async def measure(num_rounds: int, num_requests: int) -> dict[str, list[float]]:
-    """By application, in turns; the first round of each warms up."""
+    """Return times by application, alternating between them. The first round of each is a warm-up."""
     count = Counter()
     apps: dict[str, Asgi] = {
         "ours": Ours(None, on_request=count, routes=[ROUTE]),
@@ -160,7 +160,7 @@ async def measure(num_rounds: int, num_requests: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print medians, their ratio, and what the difference is of an echo request."""
+    """Print medians, their ratio, and the difference as a share of an echo request."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--requests", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""What a server benchmark found, as JSON and as Markdown; `server.py` fills it."""
+"""The report of the server benchmark, as JSON and Markdown; `server.py` fills it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,20 +12,24 @@ from fewshard_loadtest.resource_usage import Memory
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`runs` maps a server's name to its results, `memory` to its processes after them."""
+    """Results of a benchmark.
+
+    runs: results by server.
+    memory: memory of a server's processes after its runs.
+    """
 
     command: str
     runs: dict[str, list[Result]]
     memory: dict[str, list[Memory]]
 
     def write(self, folder: Path) -> None:
-        """`server.json` and `server.md` in `folder`."""
+        """Write `server.json` and `server.md` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "server.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
         (folder / "server.md").write_text(self.as_markdown(), encoding="utf-8")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return JSON values."""
         return {
             "command": self.command,
             "machine": machine(),
@@ -34,7 +38,7 @@ class Report:
         }
 
     def as_markdown(self) -> str:
-        """One table of runs, one of memory, and how to repeat them."""
+        """Return a table of runs, a table of memory, and the command to repeat them."""
         about = ", ".join(f"{key} {value}" for key, value in machine().items())
         parts = ["# Server benchmark", f"{about}.", f"Command: `{self.command}`", _runs_table(self.runs)]
         parts += [NOTES, "## Memory", _memory_table(self.memory)]

@@ -38,12 +38,17 @@ MODEL = "chaos"
 POLL_S = 0.005
 SPEED_WINDOW_S = 1.0
 FULL_SPEED = 2.0
-"""Recovered: the answers to one second's requests take at the median no more than so many quiet medians."""
+"""Recovered: the median latency of one second's requests is at most this multiple of the quiet median."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request: when it was sent, how long it took, and what came of it ("ok", "wrong" or an error)."""
+    """One request.
+
+    sent_at: monotonic seconds.
+    seconds: time until the answer.
+    outcome: "ok", "wrong" or an error code.
+    """
 
     sent_at: float
     seconds: float
@@ -52,10 +57,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One thing that was done to the group, and what the callers saw. Seconds, from the deed on; None: never.
+    """One disturbance of the group, and what the clients observed. Seconds count from it; None: never.
 
-    `worst_s`: the slowest answer; `speed_s`: until the answers came at full speed again; `full_s`: until the
-    group was whole again.
+    worst_s: the slowest answer.
+    speed_s: time until answers came at full speed again.
+    full_s: time until the group was complete again.
     """
 
     name: str
@@ -70,7 +76,7 @@ class Phase:
 
 
 class Chaos:
-    """A model under a load of `rate` requests a second, one sentence each. Lives on one event loop."""
+    """A model under `rate` requests a second, one sentence each. Lives on one event loop."""
 
     def __init__(self, model: ShardedTextModel, launcher: ProcessLauncher, expected: "Expected", rate: float):
         self.model, self.launcher, self.expected, self.rate = model, launcher, expected, rate
@@ -82,7 +88,8 @@ class Chaos:
     async def phase(
         self, name: str, deed: Callable[[], object], seconds: float, limit_s: float = 90.0
     ) -> Phase:
-        """Load for a second, do it, go on until the group is whole and `seconds` have passed."""
+        """Send load, call `deed` after a second, and go on until the group is complete and `seconds` are
+        over."""
         before, sending = self.model.group(), asyncio.create_task(self._send_until(stop := asyncio.Event()))
         await asyncio.sleep(1.0)
         done_at = time.monotonic()
@@ -93,7 +100,7 @@ class Chaos:
         return self._summary(name, await sending, done_at, full_s)
 
     async def quiet(self, seconds: float) -> Phase:
-        """The load alone."""
+        """Send the load without a disturbance."""
         phase = await self.phase("quiet", lambda: None, seconds, limit_s=0.0)
         self._quiet_p50 = phase.p50_ms / 1000
         return phase
@@ -103,7 +110,7 @@ class Chaos:
         self.model.close()
 
     async def _whole_again(self, before: GroupState, done_at: float, limit_s: float) -> float | None:
-        """Wait for the deed to be noticed, and the group to be as large as before."""
+        """Wait until the group has reacted and has as many shards as before."""
         while time.monotonic() < done_at + limit_s:
             now = self.model.group()
             if now.generation != before.generation and now.size == before.size:
@@ -112,7 +119,7 @@ class Chaos:
         return None
 
     async def _send_until(self, stop: asyncio.Event) -> list[Answer]:
-        """Open loop: a request that waits does not keep the next from being sent."""
+        """Send at a fixed rate, whether or not earlier requests are answered (open loop)."""
         tasks, due_at = [], time.monotonic()
         while not stop.is_set():
             tasks.append(asyncio.create_task(self._one(len(tasks))))
@@ -158,7 +165,7 @@ class Chaos:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the whole model answers."""
+    """The whole model's answers."""
 
     texts: list[str]
     logits: NDArray[np.float32]
@@ -180,7 +187,7 @@ def kill(launcher: ProcessLauncher, shard: int, number: int) -> None:
 
 
 async def storm(chaos: Chaos, seconds: float) -> list[Phase]:
-    """Everything there is, one after the other."""
+    """Run every disturbance, one after the other."""
     group = chaos.model.group()
     shape = len(group.placement), sum(map(len, group.placement[0])), group.num_shards
     slots = max(len(experts) for layer in group.placement for experts in layer)
@@ -197,7 +204,7 @@ async def storm(chaos: Chaos, seconds: float) -> list[Phase]:
 
 
 def rotated(placement: Placement) -> Placement:
-    """Every expert on the next shard."""
+    """Move every expert to the next shard."""
     return Placement(np.roll(placement.slots, 1, axis=1), placement.num_experts)
 
 
@@ -212,7 +219,7 @@ def as_markdown(phases: Sequence[Phase]) -> str:
 
 
 def sentences(number: int) -> list[str]:
-    """The load test's own, as often as it takes."""
+    """Return the load test's sentences, repeated as needed."""
     own = files("fewshard_loadtest").joinpath("sentences.txt").read_text(encoding="utf-8").split("\n")
     own = [line for line in own if line.strip()]
     return [own[index % len(own)] for index in range(number)]

@@ -1,4 +1,4 @@
-"""A server, the load on it, and what came of every request; for `server_chaos`."""
+"""Starts a server, sends load, and counts outcomes; for `server_chaos` and `overload`."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ REFUSALS = frozenset({429, 503})
 
 @dataclass
 class Tally:
-    """Requests by what came of them. Lost: no answer, or another one than there should be."""
+    """Requests by outcome. `lost`: no answer, or an unexpected one."""
 
     sent: int = 0
     answered: int = 0
@@ -45,7 +45,7 @@ class Tally:
 
 
 class Server:
-    """`fewshard serve` in a session of its own, with a file that can be changed."""
+    """`fewshard serve` in its own session, with a configuration file that can be changed."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.config, self._file, self._log = config, folder / "fewshard.yaml", folder / "server.log"
@@ -70,11 +70,11 @@ class Server:
             time.sleep(0.2)
 
     def replicas(self, model: str) -> list[psutil.Process]:
-        """The processes of a model that has its own, loading ones too."""
+        """Return the processes of a model that has its own host, including loading ones."""
         return [one for one in self.processes() if f"ServeReplica:model-{model}:" in _title(one)]
 
     def num_ready(self, model: str) -> int:
-        """Replicas that answer."""
+        """Return the number of replicas that answer."""
         answer = httpx.get(f"{self.url}/v2/models/{model}/stats", timeout=CALL_TIMEOUT_S)
         return int(answer.json()["replicas"]) if answer.status_code == httpx.codes.OK else 0
 
@@ -82,7 +82,7 @@ class Server:
         return [one for one in psutil.process_iter() if _session(one) == self.process.pid]
 
     def memory_mb(self) -> float:
-        """What its processes alone hold, shared pages not counted."""
+        """Return the private memory of the server's processes, without shared pages."""
         return sum(_private_mb(one) for one in self.processes())
 
     def close(self) -> None:
@@ -107,9 +107,9 @@ def running(folder: Path, config: dict[str, Any]) -> Iterator[Server]:
 
 
 class Load:
-    """Requests for one model: a sentence, `num_items` times, in a body of `num_bytes`, filled up with spaces.
+    """Requests for one model: a sentence, `num_items` times, in a body padded with spaces to `num_bytes`.
 
-    `address` is the caller's, by which the server tells callers apart.
+    address: the client address, by which the server distinguishes callers.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Load:
         self._best: str | None = None
 
     async def closed(self, num_users: int, seconds: float) -> float:
-        """Every user sends again when answered; good answers a second."""
+        """Closed loop: every user sends again once answered. Return good answers a second."""
         stop_at, before = time.monotonic() + seconds, self.tally.answered
         async with client(self._address) as session:
 
@@ -135,7 +135,7 @@ class Load:
         return (self.tally.answered - before) / seconds
 
     async def steady(self, rate: float, stop: asyncio.Event) -> None:
-        """Open loop: `rate` a second until `stop`, whatever the answers do."""
+        """Open loop: send `rate` requests a second until `stop`, independent of the answers."""
         tasks, due_at = [], time.monotonic()
         async with client(self._address) as session:
             while not stop.is_set():
@@ -161,7 +161,7 @@ class Load:
 
 
 def client(address: str = "127.0.0.1") -> httpx.AsyncClient:
-    """Never sends anything twice."""
+    """Return a client that never retries."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     transport = httpx.AsyncHTTPTransport(limits=limits, local_address=address)
     return httpx.AsyncClient(transport=transport, timeout=CALL_TIMEOUT_S)

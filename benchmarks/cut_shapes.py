@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def draw(config: FewshardImageConfig, rng: random.Random) -> tuple[dict[str, int], float]:
-    """Widths within `MACS` of the dense network's, and their share."""
+    """Draw widths whose share of the dense network's MACs is within `MACS`. Return both."""
     full = widths_of(config)
     while True:
         widths = {name: rng.randrange(least(name), width + 1, STEP) for name, width in full.items()}
@@ -65,12 +65,12 @@ def draw(config: FewshardImageConfig, rng: random.Random) -> tuple[dict[str, int
 
 
 def least(group: str) -> int:
-    """The fewest channels of a group of layers; the stem's do not change."""
+    """Return the fewest channels of a group of layers; the stem does not change."""
     return LEAST.get(group.removesuffix(".block"), 0)
 
 
 def network(config: FewshardImageConfig, dtype: str) -> FewshardImageForImageClassification:
-    """Prepared as a server has it."""
+    """Return a network prepared as in a server."""
     torch.manual_seed(0)
     made = cast(FewshardImageForImageClassification(config).eval(), dtype)
     assert isinstance(made, FewshardImageForImageClassification)

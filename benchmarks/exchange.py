@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def run(rank: int, port: int, size: int, hidden: int, rows: Sequence[int], results: Any) -> None:
-    """One shard; the first tells what it saw."""
+    """Run one shard. Rank 0 reports its measurements."""
     torch.set_num_threads(1)
     exchange = GlooExchange(join_store("127.0.0.1", port, 60), Rendezvous("bench", rank, size, timeout_s=60))
     found = []

@@ -34,28 +34,28 @@ T_95 = {20: 2.093, 30: 2.045, 40: 2.023, 60: 2.001, 100: 1.984}
 
 
 @dataclass
-class Replica:
-    hosting: Replica
+class ServedReplica:
+    replica: Replica
     app: HostApp
 
 
-async def open_replica(model: str) -> Replica:
+async def open_replica(model: str) -> ServedReplica:
     spec = HostSpec(
         "models",
         "/v2/models",
         (ModelSpec(model, f"zoo:{model}", "cpu", "auto", EngineSettings()),),
     )
-    hosting = await Replica.open(spec)
+    replica = await Replica.open(spec)
 
     async def alone(method: str, *args: Any) -> list[Any]:
         return []
 
-    service = MergedService(hosting, {"replica": "r"}, alone)
-    return Replica(hosting, HostApp(service, on_request=hosting.metrics.observe_request))
+    service = MergedService(replica, {"replica": "r"}, alone)
+    return ServedReplica(replica, HostApp(service, on_request=replica.metrics.observe_request))
 
 
 async def request(app: HostApp, method: str, path: str, body: bytes = b"") -> int:
-    """One request over ASGI; its status."""
+    """Send one request over ASGI. Return its status."""
     scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     statuses: list[int] = []
@@ -74,32 +74,32 @@ async def request(app: HostApp, method: str, path: str, body: bytes = b"") -> in
     return statuses[0]
 
 
-def cpu_of_model(replica: Replica) -> float:
-    """CPU seconds of the process that holds the models, up to now."""
-    process = replica.hosting._process
+def cpu_of_model(served: ServedReplica) -> float:
+    """Return the CPU seconds of the model process up to now."""
+    process = served.replica._process
     assert process is not None
-    return time.clock_gettime((~process.pid << 3) | 2)  # MAKE_PROCESS_CPUCLOCK of Linux
+    return time.clock_gettime((~process.pid << 3) | 2)  # Linux's MAKE_PROCESS_CPUCLOCK
 
 
-async def cpu_of_round(replica: Replica, model: str, body: bytes, options: argparse.Namespace) -> float:
-    """CPU seconds of one request: all threads of this process."""
+async def cpu_of_round(served: ServedReplica, model: str, body: bytes, options: argparse.Namespace) -> float:
+    """Return the CPU seconds of one request, over all threads of this process."""
     started = time.process_time()
     for _ in range(options.requests):
-        status = await request(replica.app, "POST", f"/v2/models/{model}/classify", body)
+        status = await request(served.app, "POST", f"/v2/models/{model}/classify", body)
         assert status == 200, status
     return (time.process_time() - started) / options.requests
 
 
-async def cpu_of_scrape(replica: Replica, model: str) -> float:
+async def cpu_of_scrape(served: ServedReplica, model: str) -> float:
     started = time.process_time()
     for _ in range(20):
-        assert await request(replica.app, "GET", f"/v2/models/{model}/metrics") == 200
+        assert await request(served.app, "GET", f"/v2/models/{model}/metrics") == 200
     return (time.process_time() - started) / 20
 
 
-def cpu_of_counting(replica: Replica, model: str) -> float:
-    """CPU seconds of all that one request counts, by itself."""
-    metrics, logits = replica.hosting.metrics, np.zeros((1, 2), np.float32)
+def cpu_of_counting(served: ServedReplica, model: str) -> float:
+    """Return the CPU seconds of everything that one request counts, in isolation."""
+    metrics, logits = served.replica.metrics, np.zeros((1, 2), np.float32)
     stats = BatchStats(model, 1, 20, 0, 0.001, (0.001,))
     started = time.process_time()
     for _ in range(10_000):
@@ -112,27 +112,31 @@ def cpu_of_counting(replica: Replica, model: str) -> float:
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     body = json.dumps({"inputs": options.text}).encode()
-    replica = await open_replica(options.model)
-    await cpu_of_round(replica, options.model, body, options)
+    served = await open_replica(options.model)
+    await cpu_of_round(served, options.model, body, options)
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    model_began_s = cpu_of_model(replica)
+    model_began_s = cpu_of_model(served)
     for _ in range(options.rounds):
         for is_on in random.sample((True, False), 2):
-            # One model for both: two copies differ by where their weights lie in memory.
-            replica.hosting.metrics._settings = MetricsSettings(enabled=is_on)
-            seconds[is_on].append(await cpu_of_round(replica, options.model, body, options))
+            # One model for both: copies would differ by the memory location of their weights.
+            served.replica.metrics._settings = MetricsSettings(enabled=is_on)
+            seconds[is_on].append(await cpu_of_round(served, options.model, body, options))
     num_requests = 2 * options.rounds * options.requests
-    model_s = (cpu_of_model(replica) - model_began_s) / num_requests
-    replica.hosting.metrics._settings = MetricsSettings()
-    scrape_s = await cpu_of_scrape(replica, options.model)
-    counting_s = cpu_of_counting(replica, options.model)
-    await replica.hosting.finish_drain(5.0)
+    model_s = (cpu_of_model(served) - model_began_s) / num_requests
+    served.replica.metrics._settings = MetricsSettings()
+    scrape_s = await cpu_of_scrape(served, options.model)
+    counting_s = cpu_of_counting(served, options.model)
+    await served.replica.finish_drain(5.0)
     found = summary(seconds[True], seconds[False], scrape_s / (SCRAPE_S * options.rate), model_s)
     return {**found, "counting_alone_us": 1e6 * counting_s}
 
 
 def summary(on: list[float], off: list[float], scrapes_s: float, model_s: float) -> dict[str, Any]:
-    """Microseconds of a request; `scrapes_s`: the part of scrapes in each; `model_s`: the model's process."""
+    """Return microseconds of a request.
+
+    scrapes_s: the share of scrapes in one request.
+    model_s: time of the model process.
+    """
     differences = [first - second + scrapes_s for first, second in zip(on, off, strict=True)]
     mean, base = statistics.mean(differences), statistics.mean(off) + model_s
     half = t_95(len(on)) * statistics.stdev(differences) / math.sqrt(len(on))
@@ -151,7 +155,7 @@ def summary(on: list[float], off: list[float], scrapes_s: float, model_s: float)
 
 
 def t_95(num_pairs: int) -> float:
-    """The value for as many pairs, or for the next fewer in the table, which is wider."""
+    """Return the value for this many pairs, or for the next fewer in the table, which is wider."""
     return T_95[max(each for each in T_95 if each <= num_pairs)]
 
 

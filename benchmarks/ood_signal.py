@@ -26,7 +26,7 @@ BATCH = 64
 
 
 def numbers_of(path: str, texts: list[str]) -> dict[str, Values]:
-    """Each sign of every text, larger where the text should be from outside."""
+    """Return each signal of every text. Larger values should mean outside texts."""
     checkpoint = load_checkpoint(resolve(path))
     checkpoint.model.eval()
     config = checkpoint.model.config
@@ -56,7 +56,7 @@ def compare(inside: dict[str, Values], outside: dict[str, Values], rows: Any) ->
 
 
 def same_lengths(inside: Values, outside: Values, seed: int = 0) -> tuple[Any, Any]:
-    """As many texts of each length from both."""
+    """Return equally many texts of each length from both sets."""
     rng = np.random.default_rng(seed)
     chosen: tuple[list[int], list[int]] = ([], [])
     for length in np.intersect1d(inside, outside):

@@ -39,7 +39,7 @@ OBSERVER_PAUSE_S = 0.1
 
 
 def make_bert_base(tokenizer: Path, folder: Path) -> Path:
-    """A classifier of BERT-base's size with random weights and the tokenizer of another checkpoint."""
+    """Make a classifier of BERT-base's size: random weights, another checkpoint's tokenizer."""
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
@@ -48,7 +48,7 @@ def make_bert_base(tokenizer: Path, folder: Path) -> Path:
 
 
 def measure(server: Server, payload: str, seconds: float, folder: Path) -> dict[str, Any]:
-    """One round: the peak, then the overload. CPU times are of all the server's processes."""
+    """Run one round: the peak, then the overload. CPU times cover all the server's processes."""
     common: dict[str, Any] = {"model": "m", "payload": payload, "server_pid": server.process.pid}
     plan = Plan(host=server.url, num_users=USERS, warmup_s=2, duration_s=seconds, **common)
     peak, _ = _run(plan, folder)
@@ -91,7 +91,7 @@ def measure(server: Server, payload: str, seconds: float, folder: Path) -> dict[
 
 
 def observe(seconds: float) -> list[tuple[int, float]]:
-    """Status and milliseconds of requests that a process of its own sends while the load is on."""
+    """Send requests from a separate process during the load. Return statuses and milliseconds."""
     time.sleep(WARMUP_S + 1)
     stop_at, seen = time.monotonic() + seconds, []
     body = json.dumps({"inputs": ["a gripping and often funny film"]})
@@ -150,7 +150,7 @@ def main() -> int:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    """Beside the other models of that file, in place of an earlier run with this one."""
+    """Write the model's figures into the file. Other models' figures stay, an earlier run is replaced."""
     known = json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else []
     models = [each for each in known if each["model"] != found["model"]] + [found]
     path.write_text(json.dumps({"models": models}, indent=1) + "\n", encoding="utf-8")

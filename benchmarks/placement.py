@@ -43,7 +43,10 @@ def main() -> int:
 
 
 def problems(count: int, seed: int) -> Iterator[tuple[Any, int, int]]:
-    """Loads of one layer, shards, slots: 24-128 experts, 4-32 shards, 0-32 spare slots that divide evenly."""
+    """Yield loads of one layer, shards and slots.
+
+    24-128 experts, 4-32 shards, and 0-32 spare slots that divide evenly.
+    """
     random = np.random.default_rng(seed)
     while count:
         num_experts, num_shards = int(random.integers(24, 129)), int(random.integers(4, 33))
@@ -57,7 +60,10 @@ def problems(count: int, seed: int) -> Iterator[tuple[Any, int, int]]:
 
 
 def from_scratch(count: int) -> dict[str, Any]:
-    """Gaps to the bound, and how often the rule is better: as it must be here, and with doubled copies."""
+    """Return gaps to the bound, and how often the rule is better.
+
+    The rule is compared as it must be here, and with two copies of an expert allowed on one shard.
+    """
     gaps, rule_gaps, worse, doubled = [], [], 0, []
     for loads, *sizes in problems(count, seed=1):
         reached = float(heaviest_loads(loads[None], balanced(loads[None], *sizes).slots)[0])
@@ -81,13 +87,16 @@ def from_scratch(count: int) -> dict[str, Any]:
 
 
 def _quantiles(gaps: list[float]) -> dict[str, float]:
-    """The rule may fail to pack at all, which is an infinite gap."""
+    """Return quantiles of the gaps. A gap is infinite where the rule fails to pack."""
     names = {"median": 0.5, "p90": 0.9, "max": 1.0}
     return {name: float(np.quantile(gaps, at, method="lower")) for name, at in names.items()}
 
 
 def drift(sigma: float, count: int, tolerance: float) -> dict[str, Any]:
-    """Moves of both over steps in which logarithms walk by `sigma`; a tolerance of 1: the rule's balance."""
+    """Return the moves of planner and rule while logarithms walk by `sigma` a step.
+
+    A tolerance of 1 requires only the rule's balance.
+    """
     random = np.random.default_rng(2)
     moves, rule_moves, bound, worse, balance, plans = 0, 0, 0, 0, [], 0
     for loads, *sizes in problems(count, seed=3):
@@ -118,7 +127,7 @@ def drift(sigma: float, count: int, tolerance: float) -> dict[str, Any]:
 
 
 def scale(num_layers: int) -> dict[str, Any]:
-    """256 experts, 1,024 shards of 2 slots on 128 nodes: from scratch, and after a drift of 0.2."""
+    """Plan 256 experts on 1,024 shards of 2 slots on 128 nodes: from scratch, and after a drift of 0.2."""
     random = np.random.default_rng(0)
     loads = np.concatenate(
         [zipf(1, 256, each, seed) for seed, each in enumerate(random.uniform(0.8, 2, num_layers))]
@@ -144,7 +153,7 @@ def scale(num_layers: int) -> dict[str, Any]:
 
 
 def clocks(began: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
-    """Wall and processor seconds since `began`; on a busy machine the first says little."""
+    """Return wall and CPU seconds since `began`. Wall time means little on a busy machine."""
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 

@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def texts(dtype: str) -> dict[str, list[Network]]:
-    """Each shape without and with packed linear layers; experts are packed in both."""
+    """Return each shape with plain and with packed linear layers. Experts are packed in both."""
     made: dict[str, list[Network]] = {}
     for name, shape in TEXTS.items():
         made[name] = []
@@ -78,7 +78,7 @@ def texts(dtype: str) -> dict[str, list[Network]]:
 
 
 def images(dtype: str) -> dict[str, list[Network]]:
-    """The dense CNN and narrower ones of a share of its MACs."""
+    """Return the dense CNN, and narrower ones with a share of its MACs."""
     config = dense_config(SMALL)
     full = widths_of(config)
     made: dict[str, list[Network]] = {}
@@ -98,7 +98,7 @@ def images(dtype: str) -> dict[str, list[Network]]:
 
 
 def cast(network: Network, dtype: str) -> Network:
-    """As a checkpoint is loaded: heads and routers stay in fp32."""
+    """Cast as on loading a checkpoint: heads and routers stay fp32."""
     kept = set(network._keep_in_fp32_modules_strict or ())
     for name, parameter in [*network.named_parameters(), *network.named_buffers()]:
         if not kept & set(name.split(".")) and parameter.is_floating_point():
@@ -107,7 +107,7 @@ def cast(network: Network, dtype: str) -> Network:
 
 
 def text_calls(networks: Mapping[str, Network], batch: int, dtype: str) -> dict[str, Call]:
-    """A round's batch is the same for all."""
+    """Return the calls. All networks get the same batch in a round."""
     ids = tokenize(AutoTokenizer.from_pretrained(ZOO / "sst2-dense"), sentences())
 
     def call(network: Network) -> Call:
@@ -124,7 +124,7 @@ def text_calls(networks: Mapping[str, Network], batch: int, dtype: str) -> dict[
 
 
 def image_calls(networks: Mapping[str, Network], batch: int, dtype: str) -> dict[str, Call]:
-    """Exactly `batch` images each time."""
+    """Return the calls, each on exactly `batch` images."""
     pixels = torch.randn(batch, 3, 32, 32, dtype=storage_dtype(dtype)).to(memory_format=torch.channels_last)
 
     def call(network: Network) -> Call:
@@ -138,7 +138,7 @@ def image_calls(networks: Mapping[str, Network], batch: int, dtype: str) -> dict
 
 
 def sentences() -> list[str]:
-    """SST-2's dev set, or the load test's own sentences."""
+    """Return SST-2's dev set, or the load test's sentences."""
     if "FEWSHARD_DATA" in os.environ:
         return list(load_sst2("dev")[0])
     own = Path(__file__).parents[1] / "loadtest" / "fewshard_loadtest" / "sentences.txt"
@@ -151,7 +151,7 @@ def table(
     rounds: int,
     dtype: str,
 ) -> str:
-    """A row for each shape: plain / prepared at each batch size."""
+    """Return a row for each shape: plain / prepared at each batch size."""
     every = {f"{name}|{form}": one for name, forms in networks.items() for form, one in enumerate(forms)}
     cells: dict[str, list[str]] = {name: [] for name in networks}
     for batch in BATCHES:

@@ -20,7 +20,7 @@ from fewshard_loadtest.resource_usage import Memory, memory_of
 
 
 def main() -> int:
-    """Run it all; 1 where a request failed."""
+    """Run everything. Return 1 if a request failed."""
     options = _parse()
     options.out.mkdir(parents=True, exist_ok=True)
     fewshard = [str(Path(sys.executable).parent / "fewshard"), "serve", "--port", str(options.port)]
@@ -41,7 +41,7 @@ def main() -> int:
 def measure(
     command: Sequence[str], options: argparse.Namespace, name: str
 ) -> tuple[list[Result], list[Memory]]:
-    """All runs against one server, and its memory after them."""
+    """Run all plans against one server. Return the results and its memory afterwards."""
     url = f"http://127.0.0.1:{options.port}"
     with serving(command, f"{url}/v2/health/ready", options.out / f"{name}.log") as server:
         models = {ECHO: "text"} if name == ECHO else served_models(url, options.models)
@@ -62,7 +62,7 @@ def measure(
 
 
 def served_models(url: str, wanted: list[str] | None) -> dict[str, str]:
-    """Names and tasks of the ready models, or of those wanted."""
+    """Return names and tasks of the ready models, or of those in `wanted`."""
     index = (
         httpx.post(f"{url}/v2/repository/index", json={"ready": True}, timeout=30).raise_for_status().json()
     )

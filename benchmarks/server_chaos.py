@@ -22,20 +22,23 @@ import httpx
 from chaos_load import Load, Server, Tally, client, running
 
 SHARE = 0.6
-"""Of what one replica alone sustains."""
+"""The load, as a share of what one replica sustains."""
 SIZES = (200, 8_000, 200_000)
 NUM_SLOW = 30
 NUM_FLOODING = 200
 NUM_PUSHING, NUM_ITEMS = 8, 64
 NUM_FLOOD_ITEMS = 16
 ROOM = {"min_items": 16, "max_items": 64}
-"""Of the model that is flooded."""
+"""Admission limits of the model that is flooded."""
 WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that was done. `memory`: growth of the server's private memory, a share of what it was."""
+    """The outcome of one disturbance.
+
+    memory: growth of the server's private memory, as a share.
+    """
 
     what: str
     sent: int
@@ -56,7 +59,7 @@ class Row:
 
 @dataclass
 class Chaos:
-    """The server and how hard it is driven: `rate` requests a second are 60 % of one replica's best."""
+    """The server and its load. `rate` requests a second are 60 % of one replica's maximum by default."""
 
     server: Server
     rate: float
@@ -64,7 +67,7 @@ class Chaos:
 
     @asynccontextmanager
     async def load(self, model: str, rate: float, num_bytes: int = 200) -> AsyncIterator[Tally]:
-        """A steady load while the body runs."""
+        """Send a steady load while the body runs."""
         load, stop = Load(self.server, model, num_bytes), asyncio.Event()
         sending = asyncio.create_task(load.steady(rate, stop))
         try:
@@ -74,7 +77,7 @@ class Chaos:
             await sending
 
     async def until(self, condition: Callable[[], bool]) -> float:
-        """Seconds until it holds."""
+        """Return the seconds until the condition holds."""
         began_at = time.monotonic()
         while not await asyncio.to_thread(condition):
             if time.monotonic() - began_at > WAIT_S:
@@ -84,7 +87,7 @@ class Chaos:
 
 
 async def kill(chaos: Chaos) -> list[Row]:
-    """kill -9 of one of two replicas, with bodies of three sizes."""
+    """Send SIGKILL to one of two replicas, with bodies of three sizes."""
     rows = []
     for num_bytes in SIZES:
         async with chaos.load("twice", chaos.rate, num_bytes) as tally:
@@ -98,7 +101,7 @@ async def kill(chaos: Chaos) -> list[Row]:
 
 
 async def update(chaos: Chaos) -> list[Row]:
-    """A changed file and SIGHUP: both replicas are replaced."""
+    """Change the file and send SIGHUP. Both replicas are replaced."""
     model = next(one for one in chaos.server.config["models"] if one["name"] == "twice")
     before = {one.pid for one in chaos.server.replicas("twice")}
     async with chaos.load("twice", chaos.rate) as tally:
@@ -113,7 +116,7 @@ async def update(chaos: Chaos) -> list[Row]:
 
 
 async def scale(chaos: Chaos) -> list[Row]:
-    """From one replica to two and back."""
+    """Scale from one replica to two and back."""
     load, counts = Load(chaos.server, "elastic", num_items=NUM_ITEMS), []
     counts.append(chaos.server.num_ready("elastic"))
     pushing = asyncio.create_task(_push(load, stop := asyncio.Event()))
@@ -138,7 +141,7 @@ async def _push(load: Load, stop: asyncio.Event) -> None:
 
 
 async def flood(chaos: Chaos) -> list[Row]:
-    """Very many at once from one address, beside a caller of another who sends little."""
+    """Send very many requests from one address, beside a caller at another that sends few."""
     flooding, stop = (
         Load(chaos.server, "alone", address="127.0.0.2", num_items=NUM_FLOOD_ITEMS),
         asyncio.Event(),
@@ -152,7 +155,7 @@ async def flood(chaos: Chaos) -> list[Row]:
 
 
 async def slow(chaos: Chaos) -> list[Row]:
-    """Clients that send a byte now and then, in the headers or in the body."""
+    """Send single bytes slowly, in the headers or in the body."""
     cut = 0
 
     async def drip(head: bytes) -> None:
@@ -190,7 +193,7 @@ BAD: tuple[tuple[str, bytes, int], ...] = (
 
 
 async def soak(chaos: Chaos) -> list[Row]:
-    """Good and bad requests together; memory at the end beside that after the first third."""
+    """Send good and bad requests together. Compare memory at the end with that after the first third."""
     bad, stop = Tally(), asyncio.Event()
     async with chaos.load("twice", chaos.rate) as good:
         sending = asyncio.create_task(_send_bad(chaos, bad, stop))
@@ -219,7 +222,7 @@ async def _send_bad(chaos: Chaos, tally: Tally, stop: asyncio.Event) -> None:
 
 
 async def drain(chaos: Chaos) -> list[Row]:
-    """SIGTERM under load: what was sent before is answered; later a refusal or a closed port is right."""
+    """Send SIGTERM under load. Earlier requests must be answered; later ones may be refused."""
     load, stop = Load(chaos.server, "twice"), asyncio.Event()
     sending = asyncio.create_task(load.steady(chaos.rate, stop))
     await asyncio.sleep(chaos.seconds / 3)

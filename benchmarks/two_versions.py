@@ -29,7 +29,13 @@ WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One start of one server: seconds to the first answer, PSS in MiB, requests/s and p50 in ms by users."""
+    """One start of one server.
+
+    first_answer_s: seconds until the first answer.
+    memory_mib: PSS in MiB.
+    rps: requests a second by number of users.
+    p50_ms: median latency in ms by number of users.
+    """
 
     version: str
     model: str
@@ -55,7 +61,7 @@ def main() -> int:
 
 
 def measure(version: str, checkout: Path, model: str, options: argparse.Namespace) -> Measured:
-    """One server from its start to its end."""
+    """Start one server, measure it and stop it."""
     url = f"http://127.0.0.1:{options.port}"
     command = _echo(checkout, options) if model == ECHO else _fewshard(checkout, model, options)
     log = options.out / f"{version}-{model}.log"
@@ -88,7 +94,7 @@ def _echo(checkout: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _answer(url: str, model: str) -> None:
-    """Ask until an answer comes."""
+    """Retry until a request succeeds."""
     while True:
         body = {"inputs": "a gripping and often funny film"}
         try:
@@ -107,7 +113,7 @@ def _write(runs: Sequence[Measured], options: argparse.Namespace) -> None:
 
 
 def _markdown(runs: Sequence[Measured]) -> str:
-    """Medians of both versions and of the ratios, round by round."""
+    """Return medians of both versions and of the ratios, and the ratio of each round."""
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
         of_model = [run for run in runs if run.model == model]

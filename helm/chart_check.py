@@ -1,4 +1,4 @@
-"""Lints, renders and validates the chart with every file of ci/, and prints what was found: `make chart`."""
+"""Lints, renders and validates the chart with every file of ci/, and prints the findings: `make chart`."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from chart_render import Renderer, examples
 
 
 def main() -> int:
-    """Print a line for each file; returns 1 where something is wrong."""
+    """Print a line for each file. Return 1 if there are findings."""
     renderer, kinds, num_wrong = Renderer(), Counter[str](), 0
     for name, given in examples().items():
         manifests = renderer.render(given)
@@ -20,8 +20,8 @@ def main() -> int:
         num_wrong += len(found)
         pods = len(chart_validate.pod_templates(manifests))
         apps = len(chart_validate.serve_config_of(manifests)["applications"])
-        said = "\n  ".join(["no complaint" if not found else "", *found]).strip()
-        print(f"{name:28} {num_objects:3} objects {pods:2} pods {apps:2} applications  {said}")
+        findings = "\n  ".join(["no complaint" if not found else "", *found]).strip()
+        print(f"{name:28} {num_objects:3} objects {pods:2} pods {apps:2} applications  {findings}")
     print(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     checks = f"Helm lint strict, Kubernetes {chart_validate.KUBERNETES} schemas, Serve's schema, security"
     crd = os.environ.get(chart_validate.CRD_VARIABLE)

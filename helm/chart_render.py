@@ -1,4 +1,4 @@
-"""Renders the chart by Helm's own engine, offline; the tests and chart_check use it."""
+"""Renders the chart with Helm's own engine, offline; for the tests and `chart_check`."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,29 +12,29 @@ Manifest = dict[str, Any]
 
 
 def examples() -> dict[str, dict[str, Any]]:
-    """The values of every file in ci/, by name."""
+    """Return the values of every file in ci/, by name."""
     paths = sorted((CHART / "ci").glob("*-values.yaml"))
     return {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in paths}
 
 
 class Renderer:
-    """A chart that was loaded once."""
+    """A chart, loaded once."""
 
     def __init__(self, path: Path = CHART) -> None:
         self._path = path
         self._chart = Chart.load(path)
 
     def render(self, values: Mapping[str, Any], name: str = "demo", namespace: str = "ns") -> list[Manifest]:
-        """Every object, and under the kind "Notes" what Helm would print. Raises helm_python's errors."""
+        """Return every object, and Helm's notes as kind "Notes". Raises helm_python's errors."""
         rendered = self._chart.render(values=dict(values), name=name, namespace=namespace)
         return [manifest for path in sorted(rendered) for manifest in _parsed(path, rendered[path])]
 
     def all_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """These values over the chart's own, as Helm lays them."""
+        """Merge these values over the chart's defaults, as Helm does."""
         return self._chart.merge_values(dict(values))
 
     def lint(self, values: Mapping[str, Any]) -> list[str]:
-        """What a strict lint complains about."""
+        """Return the findings of a strict lint."""
         found = lint(self._path, values=dict(values), strict=True)
         return [str(one) for one in (*found["errors"], *found["messages"])]
 
@@ -51,7 +51,7 @@ def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
 
 
 def the_service(manifests: list[Manifest]) -> Manifest:
-    """The one RayService."""
+    """Return the only RayService."""
     (service,) = of_kind(manifests, "RayService")
     return service
 
@@ -63,7 +63,7 @@ def serve_config_of(manifests: list[Manifest]) -> dict[str, Any]:
 
 
 def pod_templates(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """Every pod there would be, but for those that KubeRay adds: metadata and spec, by a name."""
+    """Return metadata and spec of every pod by name, except pods that KubeRay adds."""
     cluster = the_service(manifests)["spec"]["rayClusterConfig"]
     pods = {"head": cluster["headGroupSpec"]["template"]}
     pods |= {f"workers {group['groupName']}": group["template"] for group in cluster["workerGroupSpecs"]}

@@ -1,8 +1,8 @@
-"""Brings into the chart what is defined elsewhere; `make chart` runs it, and a test sees what was forgotten.
+"""Copies definitions from elsewhere into the chart. `make chart` runs it; a test detects stale copies.
 
 - values.schema.json: values.schema.yaml with the server's own definitions of models, cascades and limits
 - files/environment.yaml: the environment of every Ray process, from rayserve/environment.py
-- files/rules.yml, files/dashboards/*.json: those of deploy/
+- files/rules.yml, files/dashboards/*.json: from deploy/
 """
 
 import json
@@ -19,11 +19,11 @@ from fewshard_serve.rayserve.environment import ALWAYS, ENABLE_HAPROXY, FOR_WORK
 HERE = Path(__file__).parent
 DEPLOY = HERE.parent / "deploy"
 THREADS = "RAY_SERVE_HAPROXY_NBTHREAD"
-"""Depends on the machine; the chart has a value for it."""
+"""Omitted, because it depends on the machine. The chart has a value for it."""
 
 
 def chart_files() -> dict[str, str]:
-    """The text of every file that is made, by its path in the chart."""
+    """Return the text of every generated file, by its path in the chart."""
     dashboards = DEPLOY.glob("grafana/dashboards/*.json")
     copies = {f"files/dashboards/{path.name}": path for path in dashboards}
     copies["files/rules.yml"] = DEPLOY / "prometheus/rules.yml"
@@ -35,13 +35,13 @@ def chart_files() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """What KubeRay's pods need before Ray starts in them."""
+    """Return the variables that KubeRay's pods need before Ray starts."""
     values = {**ALWAYS, **FOR_WORKERS, ENABLE_HAPROXY: "1"}
     return {key: value for key, value in sorted(values.items()) if key != THREADS}
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of the chart's values."""
+    """Return the JSON schema of the chart's values."""
     whole: dict[str, Any] = yaml.safe_load((HERE / "values.schema.yaml").read_text(encoding="utf-8"))
     whole["$defs"] |= FewshardConfig.model_json_schema()["$defs"]
     name = {"type": "string", "pattern": f"^{NAME_PATTERN}$", "not": {"enum": sorted(reserved_names())}}
@@ -53,7 +53,7 @@ def schema() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write them all, and remove copies of what is gone."""
+    """Write all files, and delete copies whose source no longer exists."""
     files = chart_files()
     for path in (HERE / "fewshard/files").rglob("*"):
         if path.is_file() and path.relative_to(HERE / "fewshard").as_posix() not in files:

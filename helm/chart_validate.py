@@ -1,6 +1,6 @@
-"""What every rendering of the chart must satisfy: schemas of Kubernetes, KubeRay and Ray Serve, and safety.
+"""Validates rendered charts: schemas of Kubernetes, KubeRay and Ray Serve, and security.
 
-Each function gives complaints as text, none where all is well. The tests and chart_check use them.
+Each function yields complaints as text. The tests and `chart_check` use them.
 """
 
 import os
@@ -22,12 +22,12 @@ from fewshard_serve.rayserve.serve_config import AppArguments, check_serve_confi
 KUBERNETES = "1.34"
 CORE = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1")
 CRD_VARIABLE = "FEWSHARD_KUBERAY_CRD"
-"""Names KubeRay's RayService CRD, a YAML file; without it that check is left out."""
+"""The variable with the path of KubeRay's RayService CRD (YAML). Without it, that check is skipped."""
 MAX_NAME = 47
 
 
 def complaints(manifests: list[Manifest], values: Mapping[str, Any]) -> list[str]:
-    """All of the below; `values` are all of the chart's."""
+    """Return the complaints of all checks. `values` are the chart's complete values."""
     found = [*of_core_kinds(manifests), *of_serve_config(manifests, values), *of_kuberay(manifests)]
     found += of_security(manifests)
     crd = crd_schema()
@@ -35,7 +35,7 @@ def complaints(manifests: list[Manifest], values: Mapping[str, Any]) -> list[str
 
 
 def of_core_kinds(manifests: list[Manifest]) -> Iterator[str]:
-    """Kubernetes' own schemas, unknown fields refused; the Ray pods are read as pods."""
+    """Check against Kubernetes' schemas, without unknown fields. Ray pods are checked as pods."""
     objects = [manifest for manifest in manifests if manifest.get("apiVersion") in CORE]
     for name, template in pod_templates(manifests).items():
         metadata = {"name": name.replace(" ", "-"), **template["metadata"]}
@@ -48,7 +48,7 @@ def of_core_kinds(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def crd_schema() -> dict[str, Any] | None:
-    """The schema of RayService v1 with unknown fields refused; None where the CRD is not at hand."""
+    """Return the schema of RayService v1 without unknown fields; None if the CRD is not available."""
     path = os.environ.get(CRD_VARIABLE)
     if not path:
         return None
@@ -58,7 +58,7 @@ def crd_schema() -> dict[str, Any] | None:
 
 
 def _closed(schema: Any) -> Any:
-    """Kubernetes' structural schemas as JSON Schema: closed objects, and integers that may be strings."""
+    """Convert a structural schema to JSON Schema: closed objects, and integers that may be strings."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict):
@@ -73,7 +73,7 @@ def _closed(schema: Any) -> Any:
 
 
 def of_crd(manifests: list[Manifest], schema: dict[str, Any]) -> Iterator[str]:
-    """KubeRay's CRD and the CEL rules in it."""
+    """Check against KubeRay's CRD, including its CEL rules."""
     service = the_service(manifests)
     for error in jsonschema.Draft202012Validator(schema).iter_errors(service):
         yield f"RayService {'.'.join(map(str, error.absolute_path))}: {error.message}"
@@ -81,7 +81,7 @@ def of_crd(manifests: list[Manifest], schema: dict[str, Any]) -> Iterator[str]:
 
 
 def broken_rules(schema: Mapping[str, Any], value: Any, at: str = "") -> Iterator[str]:
-    """Every `x-kubernetes-validations` rule that does not hold for `value`, as when nothing has changed."""
+    """Yield each `x-kubernetes-validations` rule that `value` breaks, with an unchanged old value."""
     for rule in schema.get("x-kubernetes-validations", ()):
         if cel.evaluate(rule["rule"], {"self": value, "oldSelf": value}) is not True:
             yield f"{at}: {rule['message']}"
@@ -96,7 +96,7 @@ def broken_rules(schema: Mapping[str, Any], value: Any, at: str = "") -> Iterato
 
 
 def of_kuberay(manifests: list[Manifest]) -> Iterator[str]:
-    """What KubeRay's operator refuses though its schema does not."""
+    """Check what KubeRay's operator refuses although its schema permits it."""
     service = the_service(manifests)
     cluster, name = service["spec"]["rayClusterConfig"], service["metadata"]["name"]
     if len(name) > MAX_NAME:
@@ -117,7 +117,7 @@ def of_kuberay(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def of_serve_config(manifests: list[Manifest], values: Mapping[str, Any]) -> Iterator[str]:
-    """Ray's schema and ours, unknown keys refused; and the same applications as `fewshard render` makes."""
+    """Check against Ray's schema and ours, and that the applications equal those of `fewshard render`."""
     config = serve_config_of(manifests)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(config, file)
@@ -133,7 +133,7 @@ def of_serve_config(manifests: list[Manifest], values: Mapping[str, Any]) -> Ite
 
 
 def server_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fewshard.yaml that says what the chart's values say."""
+    """Return the fewshard.yaml that corresponds to the chart's values."""
     sections = ("models", "cascades", "limits", "logging", "metrics")
     config: dict[str, Any] = {key: values[key] for key in sections}
     if values["tracing"]:
@@ -144,7 +144,7 @@ def server_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Applications by name with their arguments read in full, so that what is left out equals its default."""
+    """Return applications by name with parsed arguments, so that omitted ones equal defaults."""
     apps = {
         app["name"]: (app["route_prefix"], app["import_path"], AppArguments.model_validate(app["args"]))
         for app in config["applications"]
@@ -154,7 +154,7 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_security(manifests: list[Manifest]) -> Iterator[str]:
-    """The restricted Pod Security Standard, and what is ours to keep, for every pod and container."""
+    """Check every pod and container: the restricted Pod Security Standard, and our own rules."""
     for name, pod in pod_templates(manifests).items():
         spec = pod["spec"]
         for text, holds in _of_pod(name, spec).items():

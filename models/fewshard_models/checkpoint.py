@@ -1,7 +1,7 @@
-"""Reads and writes classifiers as Hugging Face directories; `classifier.load` chooses how one is read.
+"""Reads and writes classifiers as Hugging Face directories. `classifier.load` chooses the loading function.
 
-Only safetensors weights and transformers' own or our own architectures are loaded: pickle files and code
-from a checkpoint are never run.
+It loads only safetensors weights, of architectures of transformers or our own. Pickle files and code from a
+checkpoint are never run.
 """
 
 import json
@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def resolve(path: str) -> Path:
-    """The directory that `zoo:<name>`, `hf:<owner>/<name>` or a path stands for. Raises CheckpointError."""
+    """Return the directory of `zoo:<name>`, `hf:<owner>/<name>` or a path. Raises CheckpointError."""
     if path.startswith("zoo:"):
         return _zoo_directory(path.removeprefix("zoo:"))
     if path.startswith("hf:"):
@@ -50,7 +50,7 @@ def resolve(path: str) -> Path:
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
-    """The directory's config.json. Raises CheckpointError where it is missing or damaged."""
+    """Read the directory's config.json. Raises CheckpointError if it is missing or damaged."""
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} has no config.json; it is not a Hugging Face checkpoint")
     try:
@@ -60,14 +60,14 @@ def load_config(directory: Path) -> PreTrainedConfig:
 
 
 def save_checkpoint(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write weights and configuration, stored as `dtype` to save space; they are loaded in any."""
+    """Write weights and configuration. Weights are stored as `dtype` to save space, and load in any."""
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: _stored(tensor.detach(), dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(directory, state_dict=state)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `dtype`, unless a value would overflow: a batch norm's variance may, and infinity would be saved."""
+    """Convert to `dtype`, unless a finite value would overflow, as a batch norm's variance may."""
     if not tensor.is_floating_point():
         return tensor
     smaller = tensor.to(dtype)
@@ -92,7 +92,7 @@ def _hub_directory(name: str) -> Path:
 
 
 def require_safetensors(directory: Path) -> list[Path]:
-    """The weight files. Raises CheckpointError where there are none that may be loaded."""
+    """Return the weight files. Raises CheckpointError if no permitted file exists."""
     if files := weight_files(directory):
         return files
     if any(any(directory.glob(pattern)) for pattern in _PICKLES):
@@ -104,7 +104,7 @@ def require_safetensors(directory: Path) -> list[Path]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files, all shards present. Raises CheckpointError where one is missing."""
+    """Return the safetensors files. Raises CheckpointError if a shard is missing."""
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         single = directory / "model.safetensors"
@@ -116,7 +116,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The weights of a BERT or one of its kin in our own encoder. Raises CheckpointError."""
+    """Load the weights of a BERT or a relative into our own encoder. Raises CheckpointError."""
     weights: dict[str, Tensor] = {}
     for file in require_safetensors(directory):
         weights.update(_read(file))
@@ -136,7 +136,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 def load_with_transformers(
     auto: Any, directory: Path, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The directory's network by one of transformers' Auto classes. Raises CheckpointError."""
+    """Load the network with an Auto class of transformers. Raises CheckpointError."""
     require_safetensors(directory)
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     try:
@@ -145,7 +145,7 @@ def load_with_transformers(
         )
     except Exception as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
-    # transformers fills what is missing with random weights; a server must not.
+    # transformers fills missing weights with random values, which a server must not use.
     require_complete(directory, sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])))
     return model
 
@@ -159,7 +159,7 @@ def require_complete(directory: Path, missing: list[str]) -> None:
 
 
 def _cast(model: FewshardTextForSequenceClassification, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast all but the head and the router, which stay fp32."""
+    """Cast everything except the head and the router, which stay fp32."""
     kept = tuple(model._keep_in_fp32_modules_strict)
     for name, parameter in model.named_parameters():
         if not any(part in name.split(".") for part in kept):

@@ -1,4 +1,4 @@
-"""Which device and number format "auto" means on this machine; used by recipes, the server and `doctor`."""
+"""Chooses device and number format for "auto" on this machine; used by recipes, the server and `doctor`."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from fewshard_core.formats import AUTO, FORMATS
 
 
 def storage_dtype(name: str) -> torch.dtype:
-    """The dtype of the weights in a number format. Raises ValueError for a name that is none."""
+    """Return the dtype of the weights in a number format. Raises ValueError for an unknown name."""
     found = getattr(torch, FORMATS[name].storage)
     assert isinstance(found, torch.dtype)
     return found
@@ -26,7 +26,7 @@ class Choice:
 
 
 def choose_device(wished: str = "auto") -> Choice:
-    """ "cpu" or "cuda". Raises ValueError where CUDA is asked for and there is none."""
+    """Choose "cpu" or "cuda". Raises ValueError if CUDA is requested and not available."""
     if wished == "auto":
         found = torch.cuda.is_available()
         return Choice("cuda", "a CUDA device is there") if found else Choice("cpu", "no CUDA device is there")
@@ -36,11 +36,10 @@ def choose_device(wished: str = "auto") -> Choice:
 
 
 def choose_dtype(wished: str = "auto", device: str = "cpu") -> Choice:
-    """The name of a number format: bf16 where the device has matrix units for it, else fp32.
+    """Choose a number format: bf16 if the device has matrix units for it, else fp32.
 
-    Raises ValueError for a name that is none.
-
-    AVX512-BF16 without AMX is not enough: there bf16 products measured 0.4x to 0.7x the speed of fp32.
+    AVX512-BF16 without AMX does not suffice: bf16 products measured 0.4x to 0.7x the speed of fp32 there.
+    Raises ValueError for an unknown name.
     """
     if wished != AUTO:
         return Choice(FORMATS[wished].name, "asked for")
@@ -64,10 +63,10 @@ _flushing = threading.local()
 
 @contextmanager
 def subnormals_flushed() -> Iterator[None]:
-    """The CPU takes numbers nearer zero than 1.2e-38 for zero, in this thread and those it starts meanwhile.
+    """Make the CPU treat numbers below 1.2e-38 as zero, in this thread and threads started in the block.
 
-    For such numbers it leaves its fast path: GELU of large negative values, common after pooling, took
-    six times as long (docs/log.md). Blocks may be nested: the outermost ends it.
+    Subnormals take the CPU's slow path: GELU of large negative values, common after pooling, took six times
+    as long (docs/log.md). Blocks may be nested; the outermost one restores the setting.
     """
     depth = getattr(_flushing, "depth", 0)
     _flushing.depth = depth + 1
@@ -81,12 +80,12 @@ def subnormals_flushed() -> Iterator[None]:
 
 
 def training_device() -> torch.device:
-    """Where recipes train: the GPU where there is one."""
+    """Return the device for recipes: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def gpu_use() -> dict[str, float]:
-    """`gpu_share` (0 to 1, of the last moments) and `gpu_watts`; empty without a GPU or its counters."""
+    """Return `gpu_share` (0 to 1, recent) and `gpu_watts`; empty without a GPU or its counters."""
     if not torch.cuda.is_available():
         return {}
     try:

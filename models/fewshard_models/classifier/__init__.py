@@ -1,6 +1,6 @@
-"""Classifiers: what they can do, and the classes that run checkpoints by architecture.
+"""Classifiers: the interface, and the classes that run checkpoints, chosen by architecture.
 
-`load` in this package loads one. Importing the package itself loads neither torch nor transformers.
+`load` in this package loads one. Importing the package loads neither torch nor transformers.
 """
 
 from fewshard_models.classifier.base import Classifier, Predictions, Preprocessor, Value

@@ -1,6 +1,6 @@
-"""What a classifier can do; the server, the evaluation and the Python API ask for nothing else.
+"""The interface of a classifier, on which the server, the evaluation and the Python API depend.
 
-This file imports neither torch nor transformers, so that processes that run no network stay small.
+This file imports neither torch nor transformers, so processes that run no network stay small.
 """
 
 from abc import ABC, abstractmethod
@@ -38,66 +38,67 @@ class Predictions:
 
 
 class Preprocessor(Protocol):
-    """Turns inputs into items. It can be pickled: a server prepares in another process than it runs."""
+    """Turns inputs into items. It can be pickled: a server prepares items and runs them in different
+    processes."""
 
     def estimate(self, inputs: Sequence[Input]) -> int:
-        """An upper estimate of the inputs' tokens, without tokenising them."""
+        """Return an upper estimate of the inputs' tokens, without tokenising them."""
         ...
 
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
-        """One item an input, in order. Raises UnusableInput naming the first that cannot be used."""
+        """Return one item an input, in order. Raises UnusableInput with the first unusable one."""
         ...
 
     def to_input(self, value: Value) -> Input:
-        """What a user's value means to this model. Raises TypeError where it means nothing."""
+        """Convert a user's value to an input of this model. Raises TypeError if it is not one."""
         ...
 
     def from_card(self, stored: str) -> Input:
-        """A golden input as a card stores it."""
+        """Convert a golden input from the form in which a card stores it."""
         ...
 
 
 class Classifier(ABC):
     """One loaded model. `prepare` and `run` may be called from different threads.
 
-    info: what the model is.
-    preprocessor: what makes its items.
+    info: description of the model.
+    preprocessor: makes its items.
     """
 
     info: ModelInfo
     preprocessor: Preprocessor
 
     def estimate_tokens(self, inputs: Sequence[Input]) -> int:
-        """An upper estimate of the tokens that these inputs cost; cheap."""
+        """Return an upper estimate of the tokens of these inputs; cheap."""
         return self.preprocessor.estimate(inputs)
 
     def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
-        """Tokenise or decode the inputs; one item each, in order.
+        """Tokenise or decode the inputs. Returns one item each, in order.
 
-        `truncate`: cut texts at the model's `max_tokens`; else one that is longer cannot be used.
-        Raises UnusableInput naming the first input that cannot be used.
+        `truncate`: cut texts to the model's `max_tokens`; otherwise longer ones are unusable. Raises
+            UnusableInput with the index of the first unusable input.
         """
         return self.preprocessor.items(inputs, truncate)
 
     @abstractmethod
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        """One batch. The logits are in the order of the items."""
+        """Run one batch. The logits are in the order of the items."""
 
-    def close(self) -> None:  # noqa: B027  most classifiers have nothing to give back
-        """Give back what outlives the object: processes, connections."""
+    def close(self) -> None:  # noqa: B027  most classifiers have nothing to release
+        """Release what outlives the object: processes and connections."""
 
     def __call__(self, inputs: Sequence[Value] | NDArray[np.uint8], truncate: bool = True) -> Predictions:
-        """Classify any number of inputs, batched as the server batches them.
+        """Classify any number of inputs, in the same batches as the server.
 
-        A text model takes texts and (text, pair) tuples; an image model takes paths, the bytes of image
-        files, and uint8 arrays [height, width, 3] RGB. Both take the values of `fewshard_core.values`.
-        Raises UnusableInput naming the first input that cannot be used, TypeError for another type.
+        A text model takes texts and (text, pair) tuples. An image model takes paths, the bytes of image
+        files, and uint8 arrays [height, width, 3] RGB. Both take the values of `fewshard_core.values`. Raises
+        UnusableInput with the first unusable input, and TypeError for another type.
         """
         given = [self.preprocessor.to_input(each) for each in inputs]
         return predictions(self.info, self.run_all(self.prepare(given, truncate) if given else []))
 
     def run_all(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """fp32 logits [len(items), C] of any number of items, in batches, the shortest items first."""
+        """Return fp32 logits [len(items), C]. Items run in batches, the shortest first."""
         logits = np.empty((len(items), len(self.info.labels)), dtype=np.float32)
         for rows in batches(items, max_batch_tokens(self.info.device), MAX_BATCH_ITEMS):
             logits[rows] = self.run([items[row] for row in rows]).logits
@@ -105,7 +106,7 @@ class Classifier(ABC):
 
 
 def predictions(info: ModelInfo, logits: NDArray[np.float32]) -> Predictions:
-    """The answers that fp32 logits [N, C] of this model stand for."""
+    """Convert fp32 logits [N, C] of this model to predictions."""
     labels = [info.labels[best] for best in logits.argmax(axis=1)]
     return Predictions(labels, activate(logits, info.problem_type), logits)
 
@@ -115,41 +116,41 @@ class CountsExperts(Protocol):
     """A model that may have experts."""
 
     def expert_counts(self) -> ExpertCounts | None:
-        """Routing counts since the model was loaded; None where it has no experts."""
+        """Return routing counts since the model was loaded; None if it has no experts."""
         ...
 
 
 @runtime_checkable
 class Probeable(Protocol):
-    """A model that can be looked into while it runs."""
+    """A model whose activations can be sampled while it runs."""
 
     def diagnose(self, share: float) -> None:
-        """Look more closely at this share of the items, 0 to 1, from now on."""
+        """From now on, diagnose this share (0 to 1) of the items."""
         ...
 
 
 @runtime_checkable
 class Probed(Protocol):
-    """A model that says what a closer look has found."""
+    """A model that reports diagnoses."""
 
     def diagnosis(self) -> Diagnosis | None:
-        """What was found; None where nothing was looked at."""
+        """Return the diagnosis; None if no item was diagnosed."""
         ...
 
 
 @runtime_checkable
 class ChecksItself(Protocol):
-    """A model that knows some right answers."""
+    """A model with known answers to check itself with."""
 
     def self_check(self) -> None:
-        """Compare its answers with the right ones. Raises an error that names the worst difference."""
+        """Compare its answers with the known ones. Raises an error with the worst difference."""
         ...
 
 
 @runtime_checkable
 class ReportsProblems(Protocol):
-    """A model that may be unable to answer for a while."""
+    """A model that may be temporarily unable to answer."""
 
     def problem(self) -> str:
-        """Why it cannot answer at present; "" where it can. Asked often, from any thread."""
+        """Return why it cannot answer now; "" if it can. Called often, from any thread."""
         ...

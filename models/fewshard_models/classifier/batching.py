@@ -1,4 +1,4 @@
-"""How large a batch may be, for the server and for offline use alike."""
+"""Limits of batch sizes, and division of items into batches; used by the server and offline."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,15 +11,15 @@ MAX_BATCH_ITEMS = 512
 
 
 def max_batch_tokens(device: str) -> int:
-    """The most tokens of one batch on a device, named as `ModelInfo.device` names it."""
+    """Return the most tokens of one batch on a device, given as in `ModelInfo.device`."""
     return CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
 
 
 def batches(items: Sequence[Item], max_tokens: int, max_items: int) -> Iterator[list[int]]:
-    """Row numbers of all items in batches within both bounds, the shortest items first.
+    """Yield batches of row numbers within both limits, the shortest items first.
 
-    Texts of like length together cost fewer attention calls when packed and less padding when not. An item
-    that alone passes `max_tokens` goes alone.
+    Texts of similar length need fewer attention calls when packed, and less padding otherwise. An item that
+    exceeds `max_tokens` gets its own batch.
     """
     rows: list[int] = []
     num_tokens = 0

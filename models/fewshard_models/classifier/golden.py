@@ -24,7 +24,7 @@ def check_golden(model: Classifier, card: Card | None) -> None:
 
 
 def golden_problem(info: ModelInfo, card: Card | None, preprocessor: Preprocessor, classify: Classify) -> str:
-    """What is wrong with the answers of `classify` to the card's inputs; "" where nothing is."""
+    """Return what is wrong with the answers of `classify` to the card's inputs; "" if nothing."""
     if card is None or not card.golden:
         return ""
     inputs = [preprocessor.from_card(golden.input) for golden in card.golden]

@@ -1,4 +1,4 @@
-"""Runs image classifiers: any that transformers loads, and our CNN."""
+"""Runs image classifiers: any that transformers loads, and our own CNN."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -33,7 +33,7 @@ class ImageClassifier(NetworkClassifier):
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
-        # Channels last is how oneDNN and cuDNN run convolutions fastest.
+        # oneDNN and cuDNN run convolutions fastest with channels last.
         self.network = checkpoint.model.to(memory_format=torch.channels_last)
         self.preprocessor = ImagePreprocessor(self.preprocessing(checkpoint.directory))
 
@@ -43,7 +43,7 @@ class ImageClassifier(NetworkClassifier):
         return load_with_transformers(AutoModelForImageClassification, directory, config, dtype)
 
     def preprocessing(self, directory: Path) -> Preprocess:
-        """The function from one uint8 image [height, width, 3] to fp32 [3, H, W]. Raises CheckpointError."""
+        """Return a function from uint8 [height, width, 3] to fp32 [3, H, W]. Raises CheckpointError."""
         return _processor(directory)
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
@@ -57,7 +57,7 @@ class ImageClassifier(NetworkClassifier):
 
 @register("FewshardImageForImageClassification")
 class FusedImageClassifier(ImageClassifier):
-    """Our CNN, its convolutions fused with what follows them."""
+    """Our CNN. Convolutions are fused with the layers after them."""
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
@@ -65,17 +65,18 @@ class FusedImageClassifier(ImageClassifier):
         self.network.prepare_for_inference()
 
     def preprocessing(self, directory: Path) -> Preprocess:
-        """Our own, which needs no transformers."""
+        """Return our own preprocessing, which needs no transformers."""
         return load_preprocessing(directory)
 
 
 def _processor(directory: Path) -> Preprocess:
-    """The checkpoint's own image processor as a function of one image."""
+    """Return the checkpoint's image processor as a function of one image."""
     try:
         processor = AutoImageProcessor.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # transformers raises many kinds; each means these files are at fault
+    # transformers raises many kinds of errors; each means that these files are at fault
+    except Exception as error:
         raise CheckpointError(f"{directory} has no usable preprocessor_config.json: {error}") from error
     return partial(_processed, processor)
 

@@ -1,6 +1,6 @@
-"""Decodes image files that strangers sent, and turns them into what an image network takes.
+"""Decodes untrusted image files, and converts them to the input of an image network.
 
-This file imports no torch: a server decodes in a process that runs no network.
+This file does not import torch: a server decodes in a process that runs no network.
 """
 
 import base64
@@ -33,15 +33,15 @@ _UPRIGHT = {
 
 
 class ImageError(FewshardError):
-    """The bytes are not an image that can be used; the message says why."""
+    """The bytes are not a usable image. The message says why."""
 
 
 def decode_image(data: bytes, max_pixels: int = 25_000_000) -> NDArray[np.uint8]:
-    """The pixels of an image file: uint8 [height, width, 3] RGB, upright as its EXIF orientation says.
+    """Return the pixels of an image file: uint8 [height, width, 3] RGB, rotated as its EXIF orientation says.
 
-    Of an animation the first frame. Alpha is dropped and palettes and CMYK are converted as Pillow's
-    `convert("RGB")` does, which is what checkpoints were trained on; 16-bit grey is scaled to 8 bits.
-    Raises `ImageError`; the size is checked before anything is decoded.
+    Animations give their first frame. Alpha is dropped, and palettes and CMYK are converted, as by Pillow's
+    `convert("RGB")`, on whose output checkpoints were trained. 16-bit grey is scaled to 8 bits. Raises
+    `ImageError`. The size is checked before decoding.
     """
     image = _open(data)
     width, height = image.size
@@ -50,7 +50,7 @@ def decode_image(data: bytes, max_pixels: int = 25_000_000) -> NDArray[np.uint8]
     try:
         image.load()
         return np.array(_to_rgb(_upright(image)))
-    except Exception as error:  # Pillow's decoders raise many types over damaged data
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged data
         raise ImageError(f"the image is damaged or cut short: {error}") from error
 
 
@@ -83,7 +83,7 @@ Preprocess = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class ImagePreprocessor:
-    """The features of an item are fp32 pixels [3, H, W], ready for the network."""
+    """Makes items whose features are fp32 pixels [3, H, W]."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         self._preprocess = preprocess
@@ -93,7 +93,8 @@ class ImagePreprocessor:
         return 0
 
     def to_input(self, value: Value) -> Input:
-        """A path, the bytes of a file, or uint8 [height, width, 3]. Raises TypeError, OSError for a path."""
+        """Accept a path, the bytes of a file, or uint8 [height, width, 3]. Raises TypeError, and OSError for
+        a path."""
         match value:
             case str() | Path():
                 return EncodedImage(Path(value).read_bytes())
@@ -109,7 +110,7 @@ class ImagePreprocessor:
         )
 
     def from_card(self, stored: str) -> Input:
-        """A card stores image files in base64."""
+        """Decode base64, the form in which a card stores image files."""
         return EncodedImage(base64.b64decode(stored))
 
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:

@@ -1,4 +1,4 @@
-"""Loads a checkpoint as a classifier; importing this file registers the classes that are bundled."""
+"""Loads a checkpoint as a classifier. Importing this file registers the bundled classes."""
 
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from fewshard_models.devices import choose_device, choose_dtype, storage_dtype
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "") -> NetworkClassifier:
-    """Load a checkpoint for inference; the server loads its models so too.
+    """Load a checkpoint for inference, as the server does.
 
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
-    device: "cpu", "cuda", or "auto" for CUDA where there is a device.
-    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for what is fast on the device.
-    name: what the model is called in answers; without it, the last part of the path.
-    Raises CheckpointError for a checkpoint that is missing, damaged or not supported, and ValueError where
-    there is no such device or format.
+    device: "cpu", "cuda", or "auto" for CUDA if there is a device.
+    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for a fast one on the device.
+    name: the model's name in answers; by default the last part of the path.
+
+    Raises CheckpointError for a checkpoint that is missing, damaged or unsupported, and ValueError for an
+    unknown device or format.
     """
     directory = resolve(str(path))
     chosen = choose_device(device).name
@@ -36,7 +37,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str 
 def load_checkpoint(
     directory: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Checkpoint:
-    """The network as it is, to be changed or measured. Raises CheckpointError as `load` does."""
+    """Load the unprepared network, to change or measure it. Raises CheckpointError as `load` does."""
     config = load_config(directory)
     kind = CLASSIFIERS.find(config.architectures or [], config, directory)
     network = kind.load_network(directory, config, dtype)
@@ -44,8 +45,8 @@ def load_checkpoint(
 
 
 def from_checkpoint(checkpoint: Checkpoint, name: str, device: str, dtype: str) -> NetworkClassifier:
-    """A classifier over a network that is on `device` in `dtype` already; it is prepared in place."""
-    # The network's own: the checkpoint may have been converted.
+    """Make a classifier of a network already on `device` in `dtype`. Prepares the network in place."""
+    # The network's own configuration: the checkpoint may have been converted.
     config, architecture = checkpoint.model.config, type(checkpoint.model).__name__
     kind = CLASSIFIERS.find([architecture], config, checkpoint.directory)
     info = describe(name, kind, config, checkpoint.card, architecture, device, dtype)
@@ -53,6 +54,6 @@ def from_checkpoint(checkpoint: Checkpoint, name: str, device: str, dtype: str) 
 
 
 def task_of(directory: Path) -> str:
-    """What a checkpoint classifies, as `ModelInfo.task` names it. Raises CheckpointError."""
+    """Return the task of a checkpoint, as in `ModelInfo.task`. Raises CheckpointError."""
     config = load_config(directory)
     return CLASSIFIERS.find(config.architectures or [], config, directory).task

@@ -1,4 +1,4 @@
-"""A classifier whose network is in this process; the base of every class that runs a checkpoint."""
+"""A classifier whose network runs in this process: the base class of every class that runs a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,16 +19,16 @@ from fewshard_models.devices import subnormals_flushed
 
 MAX_EXAMPLES = 4
 MAX_EXAMPLE_LENGTH = 8000
-"""The card travels with every look at a model's state."""
+"""The card is sent with every read of a model's state, so examples must be small."""
 
 
 class NetworkClassifier(Classifier):
-    """Subclasses say how their network is loaded and run, and set `preprocessor`.
+    """Subclasses load and run the network, and set `preprocessor`.
 
-    task: what they classify.
-    checkpoint: where the network was read.
+    task: the task they classify.
+    checkpoint: the source of the network.
     network: the network, in evaluation mode.
-    device, dtype: those of its first parameter.
+    device, dtype: of the network's first parameter.
     """
 
     task: ClassVar[Task]
@@ -42,26 +42,26 @@ class NetworkClassifier(Classifier):
 
     @classmethod
     def accepts(cls, config: PreTrainedConfig) -> bool:
-        """Whether this class runs a configuration of an architecture that it is registered for."""
+        """Return whether this class supports a configuration of an architecture it is registered for."""
         return True
 
     @classmethod
     def load_network(cls, directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-        """Read the weights of a directory on the CPU. Raises CheckpointError where one is missing."""
+        """Load a directory's weights on the CPU. Raises CheckpointError if one is missing."""
         raise NotImplementedError(f"{cls.__name__} does not say how its network is loaded. This is a bug.")
 
     @classmethod
     def max_tokens(cls, config: PreTrainedConfig) -> int:
-        """The most tokens of one input; 0 where the configuration does not say, or inputs are no texts."""
+        """Return the most tokens of one input; 0 if unknown, or if inputs are not texts."""
         return 0
 
     def run_all(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """See `Classifier.run_all`; the CPU flushes subnormals meanwhile, as in the server."""
+        """See `Classifier.run_all`. The CPU flushes subnormals meanwhile, as in the server."""
         with subnormals_flushed():
             return super().run_all(items)
 
     def self_check(self) -> None:
-        """Compare the answers with the card's golden ones. Raises CheckpointError naming the worst."""
+        """Compare with the card's golden answers. Raises CheckpointError with the worst difference."""
         check_golden(self, self.checkpoint.card)
 
 
@@ -77,7 +77,7 @@ class TextClassifier(NetworkClassifier):
 
     @classmethod
     def max_tokens(cls, config: PreTrainedConfig) -> int:
-        """As many as there are positions."""
+        """Return the number of positions."""
         return int(getattr(config, "max_position_embeddings", 0))
 
 
@@ -90,9 +90,10 @@ def describe(
     device: str,
     dtype: str,
 ) -> ModelInfo:
-    """What a model is, from its checkpoint and what was chosen for it here.
+    """Return the description of a model, from its checkpoint and the choices made here.
 
-    device: "cpu" or "cuda". dtype: its name in `core.formats`.
+    device: "cpu" or "cuda".
+    dtype: its name in `core.formats`.
     """
     fields = {} if card is None else asdict(card)
     return ModelInfo(
@@ -105,16 +106,16 @@ def describe(
         dtype=dtype,
         device=torch.cuda.get_device_name() if device == "cuda" else device,
         max_tokens=kind.max_tokens(config),
-        card=_told_of(fields),
+        card=_public_card(fields),
     )
 
 
-def _told_of(fields: dict[str, Any]) -> dict[str, Any]:
-    """A card without its golden logits; of their inputs a few that are small, for whoever wants to try."""
-    told = {key: value for key, value in fields.items() if key != "golden"}
+def _public_card(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a card for the API: without golden logits, with a few small golden inputs as examples."""
+    public = {key: value for key, value in fields.items() if key != "golden"}
     inputs = [golden["input"] for golden in fields.get("golden", ())]
     small = [given for given in inputs if isinstance(given, str) and len(given) <= MAX_EXAMPLE_LENGTH]
-    return {**told, "examples": small[:MAX_EXAMPLES]} if small else told
+    return {**public, "examples": small[:MAX_EXAMPLES]} if small else public
 
 
 def _problem_type(config: PreTrainedConfig) -> ProblemType:

@@ -1,6 +1,6 @@
-"""Runs our own text encoder: packed batches without padding, and exact routing counts where it is MoE.
+"""Runs our own text encoder: packed batches without padding, and exact routing counts for MoE.
 
-Looks more closely at a sample of the items: quiet units, and experts by predicted class.
+`ActivationProbe` diagnoses a sample of the items: near-zero units, and experts by predicted class.
 """
 
 import logging
@@ -38,7 +38,7 @@ WINDOW_ITEMS = 200
 
 
 class ActivationProbe:
-    """`share` of the items, each with a pass of its own; `look` is called on the runner's thread."""
+    """Diagnoses a `share` of the items, each in its own pass. `look` runs on the runner's thread."""
 
     def __init__(self, network: FewshardTextForSequenceClassification, info: ModelInfo, share: float) -> None:
         self._network = network
@@ -51,12 +51,12 @@ class ActivationProbe:
         self._num_items = 0
 
     def look(self, token_ids: Sequence[Sequence[int]]) -> None:
-        """At one of these texts, by the chance that makes it the share of all; at most one a batch."""
+        """Diagnose at most one of these texts, with a probability that makes it `share` of all."""
         if not token_ids or self._random.random() >= self._share * len(token_ids):
             return
         try:
             self._keep(signs_of(self._network, [self._random.choice(token_ids)]))
-        except Exception:  # the batch is answered already, and a closer look must not cost it
+        except Exception:  # the batch is answered already; a failed diagnosis must not affect it
             logger.exception("a text could not be looked at; no more is tried")
             self._share = 0.0
 
@@ -70,7 +70,7 @@ class ActivationProbe:
             self._experts[label] += signs.experts[0]
 
     def read(self) -> Diagnosis | None:
-        """None before the first item."""
+        """Return the diagnosis; None before the first item."""
         with self._lock:
             if self._experts is None:
                 return None
@@ -80,9 +80,9 @@ class ActivationProbe:
 
 @register("FewshardTextForSequenceClassification", *ARCHITECTURES)
 class PackedText(TextClassifier):
-    """`run` sorts the items by length, so that equally long ones share an attention call.
+    """Our text encoder. It also runs BERT and its relatives, whose weights are converted.
 
-    It also runs BERT and its kin, whose weights are converted.
+    `run` sorts the items by length, so that equally long ones share an attention call.
     """
 
     network: FewshardTextForSequenceClassification
@@ -98,7 +98,7 @@ class PackedText(TextClassifier):
 
     @classmethod
     def accepts(cls, config: PreTrainedConfig) -> bool:
-        """Our own configuration, and those that our encoder computes too."""
+        """Return whether it is our own configuration, or one that our encoder can compute."""
         return isinstance(config, FewshardTextConfig) or can_convert(config)
 
     @classmethod
@@ -109,7 +109,7 @@ class PackedText(TextClassifier):
         return super().load_network(directory, config, dtype)
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        """One forward pass; fills in `routing` of the items that ask for it."""
+        """Run one forward pass. Fills in `routing` of the items that request it."""
         order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
         features = [items[index].features for index in order]
         types = None if features[0].types is None else [item.types for item in features]
@@ -117,7 +117,7 @@ class PackedText(TextClassifier):
         wanted = [items[index].routing for index in order]
         with torch.inference_mode(), self._watched(any(wanted)) as chosen:
             out = self.network.forward_packed(packed)
-        _tell(wanted, packed, chosen)
+        _fill_routing(wanted, packed, chosen)
         if self._routing is not None:
             self._routing.add(out.moe_stats)
         logits = np.empty(out.logits.shape, dtype=np.float32)
@@ -127,19 +127,19 @@ class PackedText(TextClassifier):
         return ModelOutput(logits)
 
     def diagnose(self, share: float) -> None:
-        """Look more closely at this share of the items from now on, each in a pass of its own."""
+        """From now on, diagnose this share of the items, each in its own pass."""
         self._probe = ActivationProbe(self.network, self.info, share) if share else None
 
     def diagnosis(self) -> Diagnosis | None:
-        """What was found; None where nothing was looked at."""
+        """Return the diagnosis; None if no item was diagnosed."""
         return None if self._probe is None else self._probe.read()
 
     def expert_counts(self) -> ExpertCounts | None:
-        """Since the model was loaded, without its golden inputs; None for a dense model."""
+        """Return counts since loading, without the golden inputs; None for a dense model."""
         return None if self._routing is None else self._routing.copy()
 
     def self_check(self) -> None:
-        """Compare with the golden answers, and forget where their tokens went. Raises CheckpointError."""
+        """Compare with the golden answers and reset the routing counts. Raises CheckpointError."""
         super().self_check()
         if self._routing is not None:
             self._routing.clear()
@@ -148,8 +148,10 @@ class PackedText(TextClassifier):
         return watched_experts(self.network) if is_wanted else nullcontext([])
 
 
-def _tell(wanted: Sequence[TokenRouting | None], packed: PackedTokens, chosen: Sequence[Tensor]) -> None:
-    """Give each item that wants it the part of `chosen`, [num_tokens, top_k] a layer, that is its own."""
+def _fill_routing(
+    wanted: Sequence[TokenRouting | None], packed: PackedTokens, chosen: Sequence[Tensor]
+) -> None:
+    """Give each item that requested it its part of `chosen`, [num_tokens, top_k] for each layer."""
     if not chosen:
         return
     by_item = zip(*(layer.split(packed.lengths) for layer in chosen), strict=True)
@@ -159,7 +161,7 @@ def _tell(wanted: Sequence[TokenRouting | None], packed: PackedTokens, chosen: S
 
 
 class _RoutingTotals:
-    """Sums of `MoeStats` over batches, kept on the device; copied only when somebody asks."""
+    """Sums of `MoeStats` over batches. They stay on the device until they are read."""
 
     def __init__(self, network: FewshardTextForSequenceClassification) -> None:
         config, device = network.config, next(network.parameters()).device

@@ -1,4 +1,4 @@
-"""Runs any text classifier that transformers loads: passes sorted by length, padded under a token budget."""
+"""Runs any text classifier of transformers: items sorted by length, padded under a token budget."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,17 +18,17 @@ MAX_PADDED_TOKENS = 16384
 
 @register("*ForSequenceClassification")
 class PaddedText(TextClassifier):
-    """Cuts a batch into passes. A model whose config names no padding token runs equal lengths together."""
+    """Splits a batch into passes. Without a padding token in the config, only equal lengths share a pass."""
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
         self.preprocessor = TextPreprocessor(checkpoint.directory, info.max_tokens)
         self._pad_token_id = self.preprocessor.pad_token_id
-        # A decoder without a padding token in its config cannot tell where a padded text ends.
+        # A decoder whose config has no padding token cannot find the end of a padded text.
         self._can_pad = getattr(checkpoint.model.config, "pad_token_id", None) is not None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        """As few passes as the padding allows."""
+        """Run as few passes as the padding budget allows."""
         order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
         passes = [
             self._pass([item.features for item in part]) for part in self._parts([items[i] for i in order])
@@ -39,7 +39,7 @@ class PaddedText(TextClassifier):
         return ModelOutput(logits, num_padded - sum(item.num_tokens for item in items))
 
     def _parts(self, items: list[Item]) -> Iterator[list[Item]]:
-        """Cut length-sorted items where padding would pass the budget, or is not allowed at all."""
+        """Split length-sorted items where padding would exceed the budget, or is not possible."""
         part: list[Item] = []
         for item in items:
             fits = (len(part) + 1) * item.num_tokens <= MAX_PADDED_TOKENS
@@ -50,7 +50,7 @@ class PaddedText(TextClassifier):
         yield part
 
     def _pass(self, features: list[TokenIds]) -> tuple[np.ndarray, int]:
-        """fp32 logits [len(features), num_labels] and the number of tokens, padding included."""
+        """Return fp32 logits [len(features), num_labels] and the number of tokens, padding included."""
         length = max(len(item.ids) for item in features)
         inputs = {
             "input_ids": self._stack([item.ids for item in features], length, self._pad_token_id),

@@ -1,4 +1,4 @@
-"""Which class runs a checkpoint, by the architecture that its config.json names.
+"""Maps the architecture in a config.json to the class that runs it.
 
 A new architecture is one file with a class under `@register`, and its import in `classifier.load`.
 """
@@ -17,13 +17,13 @@ ClassT = TypeVar("ClassT", bound=type[NetworkClassifier])
 
 
 class Registry:
-    """Classes by architecture name. A name with `*` stands for all that match and no other class takes."""
+    """Classes by architecture name. A name with `*` is a pattern, tried after all full names."""
 
     def __init__(self) -> None:
         self._classes: dict[str, type[NetworkClassifier]] = {}
 
     def register(self, *names: str) -> Callable[[ClassT], ClassT]:
-        """A decorator for the class that runs these architectures. Raises ValueError for a name twice."""
+        """Return a decorator for the class of these architectures. Raises ValueError for a duplicate."""
 
         def keep(kind: ClassT) -> ClassT:
             for name in names:
@@ -37,11 +37,11 @@ class Registry:
     def find(
         self, names: Sequence[str], config: PreTrainedConfig, directory: Path
     ) -> type[NetworkClassifier]:
-        """The class for a configuration whose architecture has these names.
+        """Return the class for a configuration whose architecture has these names.
 
-        Raises CheckpointError with the names there are.
+        Raises CheckpointError with the registered names.
         """
-        # The whole name before patterns, and the longer pattern before the shorter one.
+        # Full names before patterns, and longer patterns before shorter ones.
         for known in sorted(self._classes, key=lambda known: ("*" in known, -len(known))):
             kind = self._classes[known]
             if any(fnmatchcase(name, known) for name in names) and kind.accepts(config):
@@ -53,7 +53,7 @@ class Registry:
 
     @property
     def names(self) -> list[str]:
-        """What is registered, as it was written."""
+        """The registered names and patterns."""
         return list(self._classes)
 
 

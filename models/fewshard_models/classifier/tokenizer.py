@@ -1,6 +1,6 @@
-"""Tokenises for every text model: batches of texts or pairs to token ids.
+"""Tokenises texts and text pairs for every text model.
 
-This file imports no torch of its own: a server tokenises in a process that runs no network.
+This file does not import torch itself: a server tokenises in a process that runs no network.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 class TextPreprocessor:
-    """The checkpoint's own tokenizer, truncating at `max_tokens` where the caller allows it.
+    """The checkpoint's own tokenizer. It truncates at `max_tokens` if the caller allows it.
 
-    `has_experts`: the model can tell where tokens go, so items whose caller asks get room for it.
+    has_experts: the model can report expert routing, so items that request it get a place for it.
     """
 
     def __init__(self, directory: Path, max_tokens: int, has_experts: bool = False) -> None:
         self._has_experts = has_experts
-        # Without any of these files transformers makes up an empty tokenizer and says nothing.
+        # Without any of these files transformers silently creates an empty tokenizer.
         if not any(any(directory.glob(name)) for name in _TOKENIZER_FILES):
             raise CheckpointError(
                 f"{directory} has no usable tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there"
@@ -33,9 +33,10 @@ class TextPreprocessor:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 directory, trust_remote_code=False, local_files_only=True
             )
-        except Exception as error:  # transformers raises many kinds; each means these files are at fault
+        # transformers raises many kinds of errors; each means that these files are at fault
+        except Exception as error:
             raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from error
-        # Tokenizers of older checkpoints state an absurd limit (1e30) for "none".
+        # Tokenizers of older checkpoints state 1e30 for "no limit".
         self.max_tokens = min(max_tokens or 512, self._tokenizer.model_max_length)
         self._has_types = "token_type_ids" in self._tokenizer.model_input_names
 
@@ -44,7 +45,7 @@ class TextPreprocessor:
         return self._tokenizer.pad_token_id or 0
 
     def estimate(self, inputs: Sequence[Input]) -> int:
-        """An estimate of the tokens, from the number of characters."""
+        """Estimate the tokens from the number of characters."""
         return sum(
             min(self.max_tokens, len(item.text + (item.text_pair or "")) // _CHARACTERS_PER_TOKEN + 3)
             for item in inputs
@@ -52,7 +53,7 @@ class TextPreprocessor:
         )
 
     def to_input(self, value: Value) -> Input:
-        """A text, or a (text, pair) tuple. Raises TypeError."""
+        """Accept a text or a (text, pair) tuple. Raises TypeError."""
         match value:
             case str():
                 return TextInput(value)
@@ -65,11 +66,11 @@ class TextPreprocessor:
         )
 
     def from_card(self, stored: str) -> Input:
-        """A card stores texts as they are."""
+        """Return the text: a card stores texts unchanged."""
         return TextInput(stored)
 
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
-        """Token ids of each input. Raises UnusableInput for what is no text, or too long, or empty."""
+        """Return token ids. Raises UnusableInput for an input that is empty, too long or not a text."""
         texts = [_text(index, item) for index, item in enumerate(inputs)]
         return [
             self._item(index, text, encoded)
@@ -101,10 +102,10 @@ class TextPreprocessor:
                 index,
                 f"{len(encoded.ids)} tokens, over the model's {self.max_tokens}; shorten it or set truncate",
             )
-        return Item(encoded, len(encoded.ids), self._room(encoded) if text.wants_routing else None)
+        return Item(encoded, len(encoded.ids), self._routing_of(encoded) if text.wants_routing else None)
 
-    def _room(self, encoded: TokenIds) -> TokenRouting | None:
-        """Where it will be told which experts the tokens went to."""
+    def _routing_of(self, encoded: TokenIds) -> TokenRouting | None:
+        """Return the place for the experts of the tokens; None if the model has none."""
         if not self._has_experts:
             return None
         return TokenRouting(self._tokenizer.convert_ids_to_tokens(encoded.ids))

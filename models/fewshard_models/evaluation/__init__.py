@@ -1,1 +1,1 @@
-"""Judges classifiers: accuracy and who pays for sparsity, robustness, time, and the paper's Table II."""
+"""Evaluates classifiers: accuracy, effects of sparsity, robustness, time, and the paper's Table II."""

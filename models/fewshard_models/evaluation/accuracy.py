@@ -1,4 +1,4 @@
-"""Accuracy of a saved checkpoint on its task's held-out set, and the card that says so."""
+"""Accuracy of a saved checkpoint on its task's held-out set, and the card that records it."""
 
 import base64
 import io
@@ -56,7 +56,11 @@ NUM_GOLDEN = 8
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`predictions` and `labels` int64 [N]; `f1` is the mean over the classes."""
+    """Predictions on a held-out set.
+
+    predictions, labels: int64 [N].
+    f1: mean over the classes.
+    """
 
     dataset: str
     predictions: NDArray[np.int64]
@@ -90,7 +94,7 @@ def write_card(
 ) -> Card:
     """Evaluate the saved checkpoint, count it, record its golden answers, and write `card.json`.
 
-    `unmeasured`: why accuracy would mean nothing, so that it is not measured.
+    unmeasured: the reason why accuracy would be meaningless; then it is not measured.
     """
     evaluation = evaluate(directory, limit) if unmeasured is None else None
     model = load(directory, "cpu", "fp32")
@@ -123,14 +127,14 @@ def write_card(
 
 
 def kind_of(config: PreTrainedConfig) -> str:
-    """ "moe", "static", "dynamic" or "dense"."""
+    """Return "moe", "static", "dynamic" or "dense"."""
     if getattr(config, "num_experts", 0):
         return "moe"
     return getattr(config, "sparsity_kind", None) or "dense"
 
 
 def _sparsified(directory: Path) -> dict[str, Any]:
-    """How the checkpoint stands to what it was made from, where a sparsifier wrote a report."""
+    """Return the checkpoint's size relative to its source, if a sparsifier wrote a report."""
     report = load_report(directory)
     if report is None:
         return {}
@@ -151,8 +155,11 @@ def _extra(checkpoint: Checkpoint, limit: int | None, unmeasured: str | None) ->
 def routing_shares(
     model: FewshardTextForSequenceClassification, token_ids: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    """Over these texts, for each layer: the share of the rows each expert gets, and the mean entropy of the
-    router as a share of the largest possible; and how many experts get none."""
+    """Return routing statistics over these texts.
+
+    For each layer: the share of the rows that each expert gets, and the router's mean entropy as a share of
+    the largest possible. In total: the number of experts that get none.
+    """
     batches: list[Tensor] = []
 
     def note(_: PackedTokens, out: PackedOutput) -> Tensor:
@@ -182,7 +189,7 @@ def _golden(model: NetworkClassifier) -> list[Golden]:
 
 
 def _steady_texts(model: NetworkClassifier) -> list[str]:
-    """Those whose routing is least likely to tip over under another dtype's rounding."""
+    """Return the texts whose routing is least likely to change under another dtype's rounding."""
     if not getattr(model.network.config, "num_experts", 0):
         return list(GOLDEN_TEXTS[:NUM_GOLDEN])
     ids = {
@@ -196,8 +203,10 @@ def _items(model: NetworkClassifier, texts: Sequence[str]) -> list[Item]:
 
 
 def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequence[int]) -> float:
-    """The smallest gap between the two best router probabilities over all layers and what is routed in them:
-    the item's tokens, or the item."""
+    """Return the smallest gap between the two best router probabilities, over all layers.
+
+    Each layer routes the item's tokens, or the whole item.
+    """
     gaps = []
     inputs_of_layers = ffn_inputs(model, [token_ids])
     for index in model.config.expert_layers:
@@ -212,7 +221,7 @@ def routing_margin(model: FewshardTextForSequenceClassification, token_ids: Sequ
 
 
 def drawn_images(count: int, size: int = 32) -> list[NDArray[np.uint8]]:
-    """Deterministic pictures of our own: a coloured ellipse on a gradient, different in each."""
+    """Return deterministic images, free of rights: a coloured ellipse on a gradient, each different."""
     y, x = np.mgrid[0:size, 0:size] / size
     images = []
     for index in range(count):
@@ -226,7 +235,7 @@ def drawn_images(count: int, size: int = 32) -> list[NDArray[np.uint8]]:
 
 
 def _drawn_files(_: NetworkClassifier) -> list[str]:
-    """PNG files in base64."""
+    """Return PNG files in base64."""
     return [_png(image) for image in drawn_images(NUM_GOLDEN)]
 
 
@@ -237,4 +246,4 @@ def _png(image: NDArray[np.uint8]) -> str:
 
 
 _GOLDEN_INPUTS = {"text": _steady_texts, "image": _drawn_files}
-"""By task, the golden inputs as a card stores them."""
+"""For each task, the function that makes golden inputs in the form in which a card stores them."""

@@ -1,6 +1,6 @@
-"""Judges one loaded model: held-out set, slices, other domain, corruptions, routing, cost.
+"""Evaluates one loaded model: held-out set, slices, other domain, corruptions, routing, cost.
 
-Called by `fewshard evaluate --full` and `fewshard table2`, which add the times.
+`fewshard evaluate --full` and `fewshard table2` call it, and add the times.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ from fewshard_models.evaluation.tasks import (
 from fewshard_models.evaluation.timing import prepared
 
 MAX_CORRUPTED = 2000
-"""Corruptions are measured on the first so many items; twelve kinds of ten thousand images take too long."""
+"""Items on which corruptions are measured. Twelve corruptions of ten thousand images would take too long."""
 PEAK_BATCH = 64
 ACCURACY_MISSING = "accuracy_missing"
-"""Key of a card's `extra`: why the weights are good for times alone, for instance because they are random."""
+"""Key of a card's `extra`: why only times are meaningful, for example because the weights are random."""
 
 Say = Callable[[str], None]
 Predict = Callable[[Inputs], NDArray[np.int64]]
@@ -50,7 +50,11 @@ def evaluate_model(
     limit: int | None = None,
     say: Say = lambda _text: None,
 ) -> Result:
-    """All but the times; `limit`: the first rows of each data set only. `say` is told before each part."""
+    """Measure everything but the times.
+
+    limit: use only the first rows of each data set.
+    say: called with a message before each part.
+    """
     directory = loaded.checkpoint.directory
     card = load_card(directory)
     about = {} if card is None else {k: v for k, v in asdict(card).items() if k != "golden"}
@@ -74,7 +78,7 @@ def evaluate_model(
 
 
 def weights_digest(directory: Path) -> str:
-    """SHA-256 over the safetensors files, in the order of their names."""
+    """Return the SHA-256 over the safetensors files, in the order of their names."""
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as stream:
@@ -121,7 +125,7 @@ def _share(predictions: NDArray[np.int64], labels: NDArray[np.int64], rows: Rows
 
 
 def _other_domain(predict: Predict, task: EvaluatedTask, limit: int | None) -> dict[str, Share]:
-    """Accuracy by domain and on all items of other domains; nothing where there are none."""
+    """Return accuracy by domain and over all other domains; empty if there is no such data."""
     found = task.other_domain()
     if found is None:
         return {}
@@ -135,7 +139,7 @@ def _other_domain(predict: Predict, task: EvaluatedTask, limit: int | None) -> d
 
 
 def _corrupted(predict: Predict, task: EvaluatedTask, test: HeldOut) -> dict[str, Share]:
-    """Accuracy by kind and severity, and on the same items as they are ("clean")."""
+    """Return accuracy by kind and severity, and on the same items uncorrupted ("clean")."""
     inputs, labels = test.inputs[:MAX_CORRUPTED], test.labels[:MAX_CORRUPTED]
     found = {"clean": _share(predict(inputs), labels)}
     for kind in task.corruptions:

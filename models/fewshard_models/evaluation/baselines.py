@@ -1,6 +1,6 @@
-"""The systems of the table: the paper's five with its figures, a masked twin, and the narrow dense rivals.
+"""The systems of the table: the paper's five with its figures, a masked twin, and narrow dense rivals.
 
-Data only; `table` and `verdicts` read it.
+Data only; `table` and `store` read it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,11 @@ Kind = Literal["dense", "moe", "dynamic", "static", "narrow"]
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """`dense` and `narrow`: the models that it is compared with, None for those themselves."""
+    """One system of the table.
+
+    dense, narrow: the models it is compared with; None for those models themselves.
+    paper: the paper's figures; None if it has none.
+    """
 
     name: str
     title: str
@@ -25,8 +29,13 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Promised of a system of the small tier. `accuracy` in percent, or `below_dense` in points;
-    `macs_share`: of the dense model's; `realised`: R at a batch of 64."""
+    """The promises made for a system of the small tier.
+
+    accuracy: in percent.
+    below_dense: points that it may be below the dense model.
+    macs_share: share of the dense model's MACs.
+    realised: R at a batch of 64.
+    """
 
     system: str
     accuracy: float | None = None

@@ -1,4 +1,4 @@
-"""Judges any checkpoints side by side, whatever their names; called by `fewshard evaluate --full`."""
+"""Evaluates checkpoints of any names side by side; called by `fewshard evaluate --full`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,8 +24,11 @@ def judge_together(
     say: Callable[[str], None] = lambda _text: None,
     budget: Budget = BUDGET,
 ) -> list[Result]:
-    """One result for each checkpoint by its given name. Those of one task are timed in turns, in one run;
-    the first dense one among them is what their speed-ups are against."""
+    """Return one result for each checkpoint, by its given name.
+
+    Checkpoints of one task are timed alternately in one run. Speed-ups are against the first dense one among
+    them.
+    """
     loaded = {name: load(directory) for name, directory in directories.items()}
     results = {name: _judged(each, name, limit, say) for name, each in loaded.items()}
     for task in dict.fromkeys(each.info.task for each in loaded.values()):
@@ -38,7 +41,7 @@ def judge_together(
 def timed(
     results: Mapping[str, Result], models: Mapping[str, NetworkClassifier], dense: str | None, budget: Budget
 ) -> dict[str, Result]:
-    """The results with times of one run of all `models`, which are of one task."""
+    """Return the results with times from one run of all `models`, which share one task."""
     first = next(iter(models.values()))
     inputs = held_out(first.info.task, NUM_TIMED_INPUTS).inputs
     times = time_side_by_side(models, inputs, dense, budget=budget)

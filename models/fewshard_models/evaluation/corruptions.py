@@ -1,8 +1,8 @@
-"""Corrupted images, four kinds in three severities; computed here, and not the CIFAR-10-C benchmark.
+"""Corrupted images and texts, in three severities. Called through `tasks`.
 
-The kinds follow Hendrycks and Dietterich (2019, arXiv:1903.12261); strengths are ours. Called by `judge`.
-
-Corrupted texts: typos, letter case, dropped words, in three severities; called by `judge`.
+Images: noise, blur, contrast and JPEG, after Hendrycks and Dietterich (2019, arXiv:1903.12261). They are
+    computed here with our own strengths, and are not the CIFAR-10-C benchmark. Texts: typos, letter case,
+    dropped words.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 Images = NDArray[np.uint8]
 
 SEVERITIES = (1, 2, 3)
-# Of 255 levels. Weak on purpose: a network behind a whitening stem guesses from 8 on.
+# In levels of 255. Weak on purpose: with a whitening stem, a network only guesses from 8 on.
 NOISE_DEVIATIONS = (2.0, 4.0, 8.0)
 BLUR_DEVIATIONS = (0.6, 0.9, 1.4)
 CONTRASTS = (0.6, 0.4, 0.2)
@@ -24,9 +24,10 @@ JPEG_QUALITIES = (60, 30, 12)
 
 
 def corrupt_images(images: Images, kind: str, severity: int, seed: int = 0) -> Images:
-    """uint8 [N, H, W, 3] to the same shape; the same for the same arguments, whatever was called before.
+    """Return corrupted images: uint8 [N, H, W, 3] to the same shape.
 
-    `kind`: one of KINDS; `severity`: 1 to 3. Raises ValueError for another.
+    `kind`: a key of IMAGE_KINDS. `severity`: 1 to 3. Raises ValueError for another. Equal arguments give
+        equal results, independent of earlier calls.
     """
     if kind not in IMAGE_KINDS or severity not in SEVERITIES:
         raise ValueError(
@@ -37,13 +38,13 @@ def corrupt_images(images: Images, kind: str, severity: int, seed: int = 0) -> I
 
 
 def _noise(images: Images, level: int, rng: np.random.Generator) -> Images:
-    """Gaussian noise of equal strength on every value."""
+    """Add Gaussian noise of equal strength to every value."""
     noise = rng.normal(0, NOISE_DEVIATIONS[level], images.shape)
     return _rounded(images + noise)
 
 
 def _blur(images: Images, level: int, _: np.random.Generator) -> Images:
-    """Gaussian blur, the border repeated."""
+    """Blur with a Gaussian. The border is repeated."""
     weights = _gaussian(BLUR_DEVIATIONS[level])
     blurred = images.astype(np.float32)
     for axis in (1, 2):
@@ -52,13 +53,13 @@ def _blur(images: Images, level: int, _: np.random.Generator) -> Images:
 
 
 def _contrast(images: Images, level: int, _: np.random.Generator) -> Images:
-    """Pulled towards each image's mean colour."""
+    """Move values towards each image's mean colour."""
     means = images.mean(axis=(1, 2), keepdims=True)
     return _rounded(means + CONTRASTS[level] * (images - means))
 
 
 def _jpeg(images: Images, level: int, _: np.random.Generator) -> Images:
-    """Through a JPEG file and back."""
+    """Encode as JPEG and decode again."""
     return np.stack([_through_jpeg(image, JPEG_QUALITIES[level]) for image in images])
 
 
@@ -83,7 +84,7 @@ def _gaussian(deviation: float) -> NDArray[np.float32]:
 
 
 def _along(values: NDArray[np.float32], weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The weighted sum of neighbours along one axis."""
+    """Return the weighted sum of neighbours along one axis."""
     radius, size = len(weights) // 2, values.shape[axis]
     widths = [(radius, radius) if each == axis else (0, 0) for each in range(values.ndim)]
     padded = np.pad(values, widths, mode="edge")
@@ -105,10 +106,10 @@ DROP_SHARES = (0.1, 0.2, 0.4)
 
 
 def corrupt_texts(texts: Sequence[str], kind: str, severity: int, seed: int = 0) -> list[str]:
-    """As many texts; the same for the same arguments. `kind`: one of KINDS, `severity`: 1 to 3.
+    """Return corrupted texts, as many as given.
 
-    Each text has its own random numbers, so that a text's corruption does not depend on its neighbours.
-    Raises ValueError for another kind or severity.
+    `kind`: a key of TEXT_KINDS. `severity`: 1 to 3. Raises ValueError for another. Equal arguments give equal
+        results. Each text has its own random numbers, so its corruption does not depend on the other texts.
     """
     if kind not in TEXT_KINDS or severity not in SEVERITIES:
         raise ValueError(
@@ -122,7 +123,7 @@ def _generator(text: str, kind: str, severity: int, seed: int) -> np.random.Gene
 
 
 def _typos(text: str, level: int, rng: np.random.Generator) -> str:
-    """In a share of the words of four letters and more, one slip of the fingers each."""
+    """Misspell a share of the words of at least four letters."""
     words = text.split(" ")
     long = [index for index, word in enumerate(words) if len(word) >= 4]
     if not long:
@@ -134,7 +135,7 @@ def _typos(text: str, level: int, rng: np.random.Generator) -> str:
 
 
 def _misspelt(word: str, rng: np.random.Generator) -> str:
-    """Two neighbouring letters swapped, or one left out, or one doubled; the first letter stays."""
+    """Swap two neighbouring letters, omit one, or double one. The first letter stays."""
     at = int(rng.integers(1, len(word) - 1))
     swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     left_out = word[:at] + word[at + 1 :]
@@ -144,7 +145,7 @@ def _misspelt(word: str, rng: np.random.Generator) -> str:
 
 
 def _case(text: str, level: int, rng: np.random.Generator) -> str:
-    """Severity 1: first letters capital; 2: all capitals; 3: each letter either way."""
+    """Severity 1: capitalise words; 2: all capitals; 3: each letter in random case."""
     if level == 0:
         return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
     if level == 1:
@@ -154,7 +155,7 @@ def _case(text: str, level: int, rng: np.random.Generator) -> str:
 
 
 def _dropped(text: str, level: int, rng: np.random.Generator) -> str:
-    """A share of the words is left out, at least one where there are two or more."""
+    """Drop a share of the words, at least one if there are two or more."""
     words = text.split()
     if len(words) < 2:
         return text

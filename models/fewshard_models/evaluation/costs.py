@@ -1,4 +1,5 @@
-"""What one item costs: parameters and MACs of a loaded model, zero weights seen; called by `judge`."""
+"""The cost of one item: parameters and MACs of a loaded model, with zero weights counted; called by
+`assessment`."""
 
 from dataclasses import dataclass
 from functools import singledispatch
@@ -15,8 +16,11 @@ _MASKED = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """`macs` of one item at `macs_input`, as the shapes have it; `macs_nonzero`: without those by a weight
-    that is zero. None where the architecture is not ours; FLOPs are twice the MACs."""
+    """The cost of one item. MACs are None if the architecture is not ours; FLOPs are twice the MACs.
+
+    macs: MACs at `macs_input`, from the shapes.
+    macs_nonzero: the same without products by zero weights.
+    """
 
     parameters_total: int
     parameters_active: int
@@ -27,12 +31,12 @@ class Cost:
 
     @property
     def is_masked(self) -> bool:
-        """Whether over a hundredth of the products are by a zero weight: a mask, not a smaller tensor."""
+        """Whether over 1 % of the products have a zero weight: a mask rather than a smaller tensor."""
         return None not in (self.macs, self.macs_nonzero) and self.macs_nonzero < _MASKED * self.macs  # type: ignore[operator]
 
     @property
     def macs_counted(self) -> int | None:
-        """What the paper counts: the products by zero weights left out where there is a mask."""
+        """MACs as the paper counts them: with a mask, products by zero weights are left out."""
         return self.macs_nonzero if self.is_masked else self.macs
 
 
@@ -49,13 +53,13 @@ def cost_of(model: PreTrainedModel) -> Cost:
 
 @singledispatch
 def nonzero_macs(model: PreTrainedModel) -> int | None:
-    """MACs of one item by weights that are not zero; None for an architecture that nobody counts."""
+    """Return the MACs of one item with nonzero weights; None for an architecture without a counter."""
     return None
 
 
 @nonzero_macs.register
 def _(model: FewshardImageForImageClassification) -> int:
-    """Of one image: every place of a convolution's output multiplies each of its weights once."""
+    """Count one image: each output position of a convolution multiplies each of its weights once."""
     counts: list[int] = []
 
     def count(module: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
@@ -77,5 +81,5 @@ def _run_one_image(model: PreTrainedModel) -> None:
     parameter = next(model.parameters())
     size = model.config.image_size
     image = torch.zeros(1, model.config.num_channels, size, size, dtype=parameter.dtype)
-    with torch.enable_grad():  # else a prepared model would not pass through its convolutions
+    with torch.enable_grad():  # otherwise a prepared model would bypass its convolutions
         model(image.to(parameter.device))

@@ -1,4 +1,4 @@
-"""The table as Markdown; called by `judge.report`."""
+"""The table as Markdown; called by `report`."""
 
 from collections.abc import Sequence
 
@@ -127,7 +127,7 @@ def _targets_table(checks: Sequence[Check]) -> str:
 
 
 def _robustness_tables(rows: Sequence[Row]) -> list[str]:
-    """One table a task: their kinds of corruption differ."""
+    """Return one table for each task, because kinds of corruption differ."""
     tables = []
     for prefix in ("sst2", "cifar10"):
         own = [row for row in rows if row.system.name.startswith(prefix) and row.robustness]
@@ -142,7 +142,7 @@ def _robustness_tables(rows: Sequence[Row]) -> list[str]:
 
 
 def _slice_tables(rows: Sequence[Row]) -> list[str]:
-    """Percent right by slice, mean over seeds; one table a task, a line for each slice."""
+    """Return one table for each task: percent right by slice, mean over seeds."""
     tables = []
     for prefix in ("sst2", "cifar10"):
         own = [row for row in rows if row.system.name.startswith(prefix) and row.accuracy]
@@ -164,13 +164,13 @@ def _slice_cells(name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _routing(rows: Sequence[Row]) -> list[str]:
-    """Of the lowest seed of each mixture; the others are in their result files."""
+    """Return the routing of each MoE's lowest seed. The result files have the others."""
     results = [row.first for row in rows if row.first is not None and row.first.routing]
     return [] if not results else ["## Routing", *(_routing_table(result) for result in results)]
 
 
 def _routing_table(result: Result) -> str:
-    """A line for each layer of each slice."""
+    """Return one line for each layer of each slice."""
     num_experts = len(result.routing["all"][0])
     header = ["slice", "expert layer", *(f"expert {number}" for number in range(num_experts))]
     cells = [
@@ -207,7 +207,7 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def percent(figure: Figure | None, digits: int = 2) -> str:
-    """91.20 ± 0.31; one seed's error is that of its items."""
+    """Format as 91.20 ± 0.31. With one seed, the error is that of drawing the items."""
     if figure is None:
         return _NONE
     error = "" if figure.error is None else f" ± {100 * figure.error:.{digits}f}"
@@ -215,7 +215,7 @@ def percent(figure: Figure | None, digits: int = 2) -> str:
 
 
 def short(value: float | None) -> str:
-    """4583682 as 4.58 M."""
+    """Format 4583682 as 4.58 M."""
     if value is None:
         return _NONE
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):

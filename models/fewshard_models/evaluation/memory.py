@@ -1,6 +1,6 @@
-"""Peak memory of one model at one batch, in a process of its own; `judge.measure` starts it.
+"""Peak memory of one model at one batch, measured in a separate process; `assessment` starts it.
 
-In a process that has run other models, freed memory would hide what a model asks for.
+In a process that has run other models, freed memory would hide what a model needs.
 """
 
 import json
@@ -14,8 +14,10 @@ _RESET_PEAK = "5"
 
 
 def peak_bytes(directory: Path, dtype: str, batch: int) -> int | None:
-    """Bytes above a process that has only loaded the libraries and the batch: weights, the copies made for
-    inference, and what the forward pass holds. None where the system does not say (/proc)."""
+    """Return the peak above a process that has only loaded the libraries and the batch; None without /proc.
+
+    It includes weights, the copies made for inference, and the memory of the forward pass.
+    """
     if not _STATUS.is_file():
         return None
     command = [sys.executable, "-m", "fewshard_models.evaluation.memory", str(directory), dtype, str(batch)]
@@ -40,7 +42,7 @@ def main(directory: str, dtype: str, batch: str) -> None:
     before = _resident("VmRSS")
     loaded = load(directory, "cpu", dtype)
     items = loaded.prepare([loaded.preprocessor.to_input(each) for each in inputs])
-    # Loading holds the file and the cast copy for a moment; the peak that matters is that of serving.
+    # Loading briefly holds both the file and the cast copy. Reset the peak to measure serving.
     _CLEAR_REFS.write_text(_RESET_PEAK)
     for _ in range(2):
         loaded.run(items)

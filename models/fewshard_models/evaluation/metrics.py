@@ -1,6 +1,6 @@
-"""What predictions are worth, and how two models' predictions differ; numpy alone, called by `judge`.
+"""Metrics of predictions, comparisons of two models, and the AUROC of out-of-domain signals. NumPy only.
 
-How well a number tells texts of another domain from those of the training domain: AUROC, ranks alone.
+`accuracy`, `assessment`, `significance` and `table` call it; `benchmarks/ood_signal.py` uses the AUROC.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 Classes = NDArray[np.int64]
 PAYS_TOO_MUCH = 2.0
-"""A class that loses more than this many times the average loss is warned about."""
+"""A warning is given for a class that loses more than this multiple of the average loss."""
 
 
 def accuracy(predictions: Classes, labels: Classes) -> float:
-    """The share of `predictions` [N] that equal `labels` [N]. Raises ValueError for none or unequal many."""
+    """Return the share of `predictions` [N] equal to `labels` [N]. Raises ValueError if empty or unequal."""
     _require_pairs(predictions, labels)
     return float((predictions == labels).mean())
 
 
 def macro_f1(predictions: Classes, labels: Classes) -> float:
-    """The mean of each class's F1, over the classes that occur among the labels."""
+    """Return the mean F1 over the classes that occur in the labels."""
     _require_pairs(predictions, labels)
     scores = []
     for label in np.unique(labels):
@@ -31,19 +31,19 @@ def macro_f1(predictions: Classes, labels: Classes) -> float:
 
 
 def confusion(predictions: Classes, labels: Classes, num_classes: int) -> Classes:
-    """Counts [num_classes, num_classes]: row the true class, column the predicted one."""
+    """Return counts [num_classes, num_classes]: true class by row, predicted class by column."""
     _require_pairs(predictions, labels)
     counts = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
 
 def standard_error(share: float, num_items: int) -> float:
-    """Of a share measured on `num_items` independent items (binomial)."""
+    """Return the binomial standard error of a share over `num_items` independent items."""
     return float(np.sqrt(share * (1 - share) / num_items))
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float | None]:
-    """The mean and its standard error; None for the error of a single value."""
+    """Return the mean and its standard error; the error of a single value is None."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None
@@ -52,7 +52,12 @@ def mean_and_error(values: list[float]) -> tuple[float, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """`gained`: items that only the second model has right; `lost`: only the first; `p`: two-sided."""
+    """McNemar's exact test of two models.
+
+    gained: items that only the second model has right.
+    lost: items that only the first model has right.
+    p: two-sided.
+    """
 
     gained: int
     lost: int
@@ -60,7 +65,7 @@ class McNemar:
 
 
 def mcnemar(before: Classes, after: Classes, labels: Classes) -> McNemar:
-    """McNemar's exact test (1947) whether two models' paired predictions are equally often right."""
+    """Test whether two models' paired predictions are equally often right (McNemar 1947, exact)."""
     _require_pairs(before, labels)
     _require_pairs(after, labels)
     gained = int(((after == labels) & (before != labels)).sum())
@@ -76,14 +81,17 @@ def sign_test(gained: int, lost: int) -> float:
     """
     total, fewer = gained + lost, min(gained, lost)
     tail = sum(comb(total, count) for count in range(fewer + 1))
-    # An exact ratio of integers: no float holds 2**-1100, which ten thousand images may ask for.
+    # A ratio of exact integers: a float cannot hold 2**-1100, which ten thousand images may need.
     return float(min(1.0, 2 * tail / 2**total))
 
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """Items whose predicted class differs between two models (Hooker et al. 2019): `share` of all, and
-    their `rows`."""
+    """Items whose predicted class differs between two models (Hooker et al. 2019).
+
+    share: of all items.
+    rows: their indices.
+    """
 
     share: float
     rows: Classes
@@ -97,7 +105,11 @@ def flips(before: Classes, after: Classes) -> Flips:
 
 @dataclass(frozen=True, slots=True)
 class ClassChange:
-    """`change` of a class's accuracy, in shares; `pays_too_much`: it loses over twice the average loss."""
+    """Accuracy of one class in two models.
+
+    change: difference of the shares.
+    pays_too_much: the class loses more than twice the average loss.
+    """
 
     label: int
     before: float
@@ -110,10 +122,10 @@ class ClassChange:
 
 
 def class_changes(before: Classes, after: Classes, labels: Classes) -> list[ClassChange]:
-    """Who pays for the sparsity: accuracy by class before and after (Hooker et al. 2020, arXiv:2010.03058).
+    """Return accuracy by class before and after (Hooker et al. 2020, arXiv:2010.03058).
 
-    The average loss is that over all items. Where nothing is lost on average, a class that loses is warned
-    about if it loses more than one standard error of its own accuracy.
+    The average loss is over all items. If nothing is lost on average, a class is marked if it loses more than
+    one standard error of its own accuracy.
     """
     average_loss = accuracy(before, labels) - accuracy(after, labels)
     changes = []
@@ -135,9 +147,9 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Auroc:
-    """The chance that a text from outside has the larger value than one from inside; 0.5 is no signal.
+    """The probability that an outside text has the larger value than an inside one; 0.5 is no signal.
 
-    `low`, `high`: the 95 % interval by the bootstrap over texts.
+    low, high: 95 % interval by bootstrap over texts.
     """
 
     value: float
@@ -146,7 +158,7 @@ class Auroc:
 
 
 def auroc(inside: Values, outside: Values) -> float:
-    """Area under the ROC curve by ranks (Mann, Whitney 1947); ties count half."""
+    """Return the area under the ROC curve by ranks (Mann, Whitney 1947). Ties count half."""
     values = np.concatenate([inside, outside])
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
@@ -156,7 +168,7 @@ def auroc(inside: Values, outside: Values) -> float:
 
 
 def auroc_with_interval(inside: Values, outside: Values, seed: int = 0, num_draws: int = 500) -> Auroc:
-    """The same with its interval; `seed` makes it repeatable."""
+    """Return the AUROC with its interval. `seed` makes it repeatable."""
     rng = np.random.default_rng(seed)
     draws = [
         auroc(rng.choice(inside, len(inside)), rng.choice(outside, len(outside))) for _ in range(num_draws)

@@ -17,7 +17,7 @@ TIER_WITH_TARGETS = "small"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All that the files say. `checks` is empty for a tier that nothing was promised of."""
+    """The contents of the files. `checks` is empty for tiers without targets."""
 
     tier: str
     command: str
@@ -27,7 +27,7 @@ class Table:
     checks: tuple[Check, ...]
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """`table2.json` and `table2.md` for the small tier, `table2-<tier>` for others; returns the paths."""
+        """Write `table2.json` and `table2.md` (`table2-<tier>` for other tiers). Return the paths."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = "table2" if self.tier == TIER_WITH_TARGETS else f"table2-{self.tier}"
         as_json, markdown = folder / f"{stem}.json", folder / f"{stem}.md"
@@ -36,7 +36,7 @@ class Table:
         return as_json, markdown
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: shares, milliseconds, bytes; predictions stay in the result files."""
+        """Return JSON values: shares, milliseconds, bytes. Predictions stay in the result files."""
         return {
             "command": self.command,
             "tier": self.tier,
@@ -52,7 +52,7 @@ class Table:
 
 
 def make_table(tier: str, command: str, results: Sequence[Result]) -> Table:
-    """Rows, verdicts and targets from the results of a tier."""
+    """Build rows, verdicts and targets from the results of a tier."""
     rows = build_rows(results)
     promised = checks(rows) if tier == TIER_WITH_TARGETS else []
     return Table(tier, command, tuple(rows), tuple(rivals(rows)), tuple(payers(rows)), tuple(promised))

@@ -1,6 +1,6 @@
-"""What was found of one model and seed, and its file: predictions and timings, kilobytes, no weights.
+"""The result of one model and seed, and its file: predictions and timings, kilobytes, no weights.
 
-`judge.assess` and `judge.store` make results, `judge.table` reads them.
+`assessment` and `store` make results, `table` reads them.
 """
 
 import base64
@@ -32,7 +32,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """`predictions` and `labels` int64 [N], indices into `names`, over a data set."""
+    """Predictions on a data set.
+
+    predictions, labels: int64 [N], indices into `names`.
+    """
 
     dataset: str
     names: tuple[str, ...]
@@ -50,8 +53,13 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Times by batch size, in order; `beside`: the models timed in the same rounds; `dense`: the weights
-    that the speed-ups are against, None where there were none; `machine`: where, when and with what."""
+    """Times of one run.
+
+    batches: times by batch size, in order.
+    beside: the models timed in the same rounds.
+    dense: digest of the weights that speed-ups are against; None if there were none.
+    machine: where, when and with what versions.
+    """
 
     batches: tuple[BatchTime, ...]
     beside: tuple[str, ...]
@@ -61,11 +69,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`weights`: SHA-256 of the safetensors files, so that accuracy, cost and times are of one artefact.
+    """The result of one model and seed.
 
-    `held_out` is None where accuracy means nothing, and `missing` says why. `limit`: the rows of each data
-    set that were used, None for all. `routing`: share of tokens
-    [layer][expert] by slice. `peak_bytes` of a batch of 64.
+    weights: SHA-256 of the safetensors files, which ties accuracy, cost and times to one artefact.
+    held_out: None if accuracy is meaningless.
+    missing: the reason for that.
+    limit: rows used of each data set; None for all.
+    routing: by slice, share of tokens [layer][expert].
+    peak_bytes: peak memory at a batch of 64.
     """
 
     model: str
@@ -91,13 +102,13 @@ class Result:
         return self.model.partition("-")[0]
 
     def batch_time(self, batch: int) -> BatchTime | None:
-        """The time at a batch size, None where it was not measured."""
+        """Return the time at a batch size; None if it was not measured."""
         found = [] if self.timings is None else [t for t in self.timings.batches if t.batch == batch]
         return found[0] if found else None
 
 
 def to_dict(result: Result) -> dict[str, Any]:
-    """For JSON; predictions packed, and what follows from them beside for human readers."""
+    """Return JSON values: packed predictions, and metrics of them for human readers."""
     fields = asdict(result)
     fields["held_out"] = None if result.held_out is None else _packed(result.held_out)
     return {"format": FORMAT, **fields}
@@ -112,7 +123,7 @@ def save(result: Result, file: Path) -> None:
 
 
 def load(file: Path) -> Result:
-    """Read what `save` wrote. Raises DataError naming the file and, where there is one, the line."""
+    """Read a file of `save`. Raises DataError with the file and, if known, the line."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -180,7 +191,7 @@ def _unpacked(fields: dict[str, Any]) -> Predicted:
 
 
 def _encode(classes: Classes) -> str:
-    """Class indices below 256 as base64 of their deflated bytes."""
+    """Encode class indices below 256 as base64 of deflated bytes."""
     return base64.b64encode(zlib.compress(classes.astype(np.uint8).tobytes(), 9)).decode()
 
 

@@ -1,4 +1,4 @@
-"""What a model says on its held-out set, kept in its card for the server to compare its traffic with."""
+"""Records label shares and confidence on the held-out set in the card; the server compares its traffic."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +15,9 @@ from fewshard_models.evaluation.tasks import held_out
 
 
 def write_served(directory: Path, bounds: Sequence[float], limit: int | None = None) -> dict[str, Any]:
-    """Run the checkpoint over its held-out set and keep what it said in its card's `extra["served"]`.
+    """Run the checkpoint over its held-out set, and write the shares to its card's `extra["served"]`.
 
-    Raises CheckpointError where there is no card, or the model does not choose one of several labels.
+    Raises CheckpointError without a card, or if the model does not choose one of several labels.
     """
     card = load_card(directory)
     if card is None:
@@ -35,8 +35,10 @@ def write_served(directory: Path, bounds: Sequence[float], limit: int | None = N
 def served_of(
     logits: NDArray[np.float32], names: Sequence[str], bounds: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """Of logits [N, C]: shares by label, and the share of items whose best probability is at or below each
-    bound."""
+    """Return shares by label for logits [N, C].
+
+    Also the share of items whose best probability is at or below each bound.
+    """
     best = 1 / np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True)).sum(axis=1)
     shares = np.bincount(logits.argmax(axis=1), minlength=len(names)) / len(logits)
     return {

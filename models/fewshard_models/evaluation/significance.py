@@ -1,4 +1,4 @@
-"""A model beside another, seed by seed: flips, McNemar's test, change by class; called by `judge.table`."""
+"""Compares two models seed by seed: flips, McNemar's test, change by class; called by `table`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from fewshard_models.evaluation.result import Predicted, Result
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One seed of a model against the other model: `seed` and `other_seed`, which differ only where the other
-    was not made with that seed."""
+    """One seed of a model against the other model.
+
+    other_seed: differs from `seed` only if the other model has no such seed.
+    """
 
     seed: int
     other_seed: int
@@ -23,8 +25,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """All seeds of a model against another. `classes`: change by class over all seeds together;
-    `change`: that of the accuracy over all items."""
+    """All seeds of a model against another.
+
+    classes: change by class over all seeds together.
+    change: change of the accuracy over all items.
+    """
 
     other: str
     pairs: tuple[Pair, ...]
@@ -38,7 +43,7 @@ class Pairs:
 
     @property
     def warnings(self) -> list[str]:
-        """Classes that lose over twice the average, in words."""
+        """Classes that lose more than twice the average, as text."""
         return [
             f"{self.names[each.label]} {100 * each.change:+.1f}"
             for each in self.classes
@@ -47,9 +52,9 @@ class Pairs:
 
 
 def pair_up(own: Sequence[Result], others: Sequence[Result]) -> Pairs | None:
-    """Each seed of `own` with that seed of `others`, or their lowest where they lack it.
+    """Pair each seed of `own` with the same seed of `others`, or with their lowest if they lack it.
 
-    None where either side has no predictions or they are of other data.
+    None if a side has no predictions or the data differ.
     """
     pairs, before, after, labels = [], [], [], []
     names: tuple[str, ...] = ()

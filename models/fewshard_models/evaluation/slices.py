@@ -1,6 +1,6 @@
-"""Parts of a test set that are looked at by themselves: by class, length and negation; called by `judge`.
+"""Slices of a test set by class, length and negation, and the expert routing of each slice.
 
-Which experts a mixture's tokens go to, by slice of the data; called by `judge`.
+`tasks` and `assessment` call it; `markdown` uses `most_unlike`.
 """
 
 import re
@@ -21,12 +21,12 @@ _NEGATION = re.compile(
 
 
 def class_slices(labels: NDArray[np.int64], names: Sequence[str]) -> dict[str, Rows]:
-    """The rows of each class, by `class <name>`."""
+    """Return the rows of each class, named `class <name>`."""
     return {f"class {name}": np.flatnonzero(labels == index) for index, name in enumerate(names)}
 
 
 def text_slices(texts: Sequence[str]) -> dict[str, Rows]:
-    """The rows of each length and with and without a word of negation; empty ones are left out."""
+    """Return the rows of each length, and with and without negation; empty slices are left out."""
     lengths = np.array([len(text.split()) for text in texts])
     found = {
         f"length {name}": np.flatnonzero((lengths >= low) & (lengths <= high))
@@ -38,7 +38,7 @@ def text_slices(texts: Sequence[str]) -> dict[str, Rows]:
 
 
 def has_negation(text: str) -> bool:
-    """Whether an English word of negation occurs; "n't" counts, joined or apart as SST-2 writes it."""
+    """Return whether an English negation occurs. "n't" counts, also when separate as in SST-2."""
     return _NEGATION.search(text) is not None
 
 
@@ -51,13 +51,16 @@ def routing_shares(
     token_ids: Sequence[Sequence[int]],
     slices: Mapping[str, Rows],
 ) -> dict[str, Shares]:
-    """Share of the tokens of each slice that each expert gets [num_layers, num_experts]; rows sum to one."""
+    """Return each slice's share of tokens by expert, [num_layers, num_experts]; rows sum to one."""
     return {name: _shares(model, [token_ids[row] for row in rows]) for name, rows in slices.items()}
 
 
 def most_unlike(shares: Mapping[str, Shares], whole: Shares) -> tuple[str, float]:
-    """The slice whose routing differs most from the whole's, and by how much: the share of its tokens that
-    would have to change experts in the layer where that is largest (total variation)."""
+    """Return the slice whose routing differs most from the whole's, and the difference.
+
+    The difference is the share of its tokens that would have to change experts, in the layer where that is
+    largest (total variation).
+    """
     distances = {name: float(0.5 * np.abs(each - whole).sum(axis=1).max()) for name, each in shares.items()}
     name = max(distances, key=distances.__getitem__)
     return name, distances[name]

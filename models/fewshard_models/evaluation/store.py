@@ -1,4 +1,4 @@
-"""Finds the checkpoints of a folder, measures those not measured yet, keeps one file for each result.
+"""Finds the checkpoints of a folder, measures the new ones, and keeps one file for each result.
 
 Called by `fewshard table2`.
 """
@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint whose card names one of the table's systems."""
+    """A checkpoint whose card names a system of the table."""
 
     model: str
     seed: int
@@ -36,7 +36,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to measure: `again` measures what has a result already; `times` False leaves the times out."""
+    """What to measure.
+
+    results: folder of the result files.
+    again: also measure what has a result.
+    times: measure times.
+    limit: rows of each data set; None for all.
+    budget: time for measuring times.
+    """
 
     tier: str
     results: Path
@@ -50,9 +57,9 @@ class Asked:
 
 
 def find_checkpoints(folder: Path) -> list[Found]:
-    """Checkpoints under `folder`, at most four levels down, whose cards name a system of the table.
+    """Return the checkpoints at most four levels below `folder` whose cards name a system of the table.
 
-    Raises CheckpointError where there is no such folder, or two checkpoints claim one system and seed.
+    Raises CheckpointError if the folder does not exist, or two checkpoints have the same system and seed.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}; give the one that holds the checkpoints with --models")
@@ -80,7 +87,7 @@ def _with_cards(folder: Path) -> list[Path]:
 
 @subnormals_flushed()
 def measure(checkpoints: Iterable[Found], asked: Asked, say: Say = lambda _text: None) -> None:
-    """Measure what has no result of these weights yet. Models of a task and seed are timed in one run."""
+    """Measure checkpoints without a result of these weights. Models of a task and seed are timed together."""
     everything = list(checkpoints)
     for found in everything:
         _assess(found, asked, say)
@@ -100,12 +107,12 @@ def _assess(found: Found, asked: Asked, say: Say) -> None:
 
 
 def _is_current(result: Result, found: Found, asked: Asked) -> bool:
-    """Whether it is of these very weights and as many rows."""
+    """Return whether the result is of the same weights and rows."""
     return result.limit == asked.limit and result.weights == weights_digest(found.directory)
 
 
 def _group(of_task: list[Found], seed: int) -> list[Found]:
-    """The models of a seed, and the dense model of the lowest seed where that seed has none of its own."""
+    """Return the models of a seed, with the dense model of the lowest seed if this seed has none."""
     group = [found for found in of_task if found.seed == seed]
     dense = [found for found in of_task if SYSTEMS[found.model].kind == "dense"]
     if dense and not any(found in dense for found in group):
@@ -114,7 +121,7 @@ def _group(of_task: list[Found], seed: int) -> list[Found]:
 
 
 def _time(group: list[Found], asked: Asked, say: Say) -> None:
-    """Time all of a group in one run where one of them has no times beside these very weights."""
+    """Time a whole group in one run, if one of its models lacks times beside these dense weights."""
     results = {found: load(asked.file(found)) for found in group}
     dense = next((found for found in group if SYSTEMS[found.model].kind == "dense"), None)
     digest = None if dense is None else results[dense].weights
@@ -125,7 +132,7 @@ def _time(group: list[Found], asked: Asked, say: Say) -> None:
     by_name = {found.model: results[found] for found in group}
     with_times = timed(by_name, models, None if dense is None else dense.model, asked.budget)
     for found in group:
-        # A dense model of another seed was only there to be compared with.
+        # A dense model of another seed was run only for comparison.
         if found.seed == group[-1].seed:
             save(with_times[found.model], asked.file(found))
 
@@ -135,7 +142,7 @@ def _is_timed(result: Result, dense: str | None) -> bool:
 
 
 def load_results(folder: Path, tier: str) -> list[Result]:
-    """Every result of a folder, in the table's order. Raises DataError where a file is damaged or astray."""
+    """Read all results of a folder, in the table's order. Raises DataError for a damaged or wrong file."""
     results = []
     for file in sorted(folder.glob("*.json")):
         result = load(file)

@@ -1,7 +1,7 @@
-"""The paper's Table II from result files: one row a system, over its seeds; called by `fewshard table2`.
+"""The paper's Table II from result files, and its verdicts in words; called by `report`.
 
-What the table means, in plain words: each system against its narrow rival, targets met and missed, and
-who pays for the sparsity; called by `judge.report`.
+`build_rows` makes one row a system, over its seeds. `rivals` compares each sparse system with its narrow
+rival, `checks` lists targets met and missed, and `payers` lists classes that lose too much accuracy.
 """
 
 from collections import defaultdict
@@ -21,8 +21,10 @@ NOT_MADE = "not measured: no result file"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A mean over `n` seeds with its standard error; of one seed, the error of drawing the test items
-    (`of_items`)."""
+    """A mean over `n` seeds with its standard error.
+
+    of_items: there is one seed, and the error is that of drawing the test items.
+    """
 
     mean: float
     error: float | None
@@ -32,8 +34,12 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Medians over seeds, milliseconds a batch. `speedup` and `realised` (R = speed-up / MAC reduction) are
-    against the dense model of the same run; None for the dense model and where it was not beside."""
+    """Medians over seeds at one batch size.
+
+    ms: milliseconds a batch.
+    speedup: against the dense model of the same run; None for the dense model, or if none was in the run.
+    realised: R = speed-up / MAC reduction; None likewise.
+    """
 
     batch: int
     ms: float
@@ -44,8 +50,12 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A system's seeds together. `macs_share`: of the dense model's MACs. `robustness`: mean accuracy by
-    data set ("ood", "corrupted" and each kind). `missing` says why there is no accuracy."""
+    """One system over its seeds.
+
+    missing: why there is no accuracy; None if there is.
+    macs_share: share of the dense model's MACs.
+    robustness: mean accuracy by data set: "ood", "clean", "corrupted" and each kind.
+    """
 
     system: System
     results: tuple[Result, ...]
@@ -60,7 +70,7 @@ class Row:
 
     @property
     def first(self) -> Result | None:
-        """The lowest seed, whose cost stands for all: seeds differ in weights, not in shape."""
+        """The lowest seed. Its cost stands for all: seeds differ in weights, not in shape."""
         return self.results[0] if self.results else None
 
     def speed(self, batch: int) -> Speed | None:
@@ -68,7 +78,7 @@ class Row:
 
 
 def build_rows(results: Sequence[Result]) -> list[Row]:
-    """A row for every system, those without results too, in the table's order."""
+    """Return a row for every system in the table's order, with or without results."""
     by_model: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_model[result.model].append(result)
@@ -137,7 +147,7 @@ def _speed(
 
 
 def _robustness(judged: Sequence[Result]) -> dict[str, Figure]:
-    """By "ood", "clean" (of the items that are corrupted), "corrupted" (all kinds) and each kind."""
+    """Return accuracy for "ood", "clean" (the items that are corrupted), "corrupted" and each kind."""
     values: dict[str, list[float]] = defaultdict(list)
     for result in judged:
         if "all" in result.ood:
@@ -160,7 +170,7 @@ CHANCE = 0.05
 
 
 def rivals(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each sparse system: whether it beats the narrow dense one, and how sure that is."""
+    """Return a sentence for each sparse system: whether it beats its narrow rival, and how surely."""
     by_name = {row.system.name: row for row in rows}
     return [_rival(row, by_name[row.system.narrow]) for row in rows if row.system.narrow and row.results]
 
@@ -200,7 +210,7 @@ def _macs(row: Row, narrow: Row) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise. `met` is None where it could not be measured."""
+    """One promise. `met` is None if it could not be measured."""
 
     system: str
     promise: str
@@ -209,7 +219,7 @@ class Check:
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """Every target of the small tier against what was found."""
+    """Compare every target of the small tier with the results."""
     by_name = {row.system.name: row for row in rows}
     found = []
     for target in TARGETS:
@@ -250,7 +260,7 @@ def _check(
 
 
 def payers(rows: Sequence[Row]) -> list[str]:
-    """A warning for each system of which a class loses over twice the average loss against dense."""
+    """Return a warning for each system with a class that loses over twice the average loss."""
     return [
         f"{row.system.name}: {', '.join(pairs.warnings)} points, against "
         f"{100 * pairs.change:+.2f} on average over all items."

@@ -1,6 +1,6 @@
-"""What classifiers of each task are judged on: held-out sets, slices, another domain, corruptions.
+"""Evaluation data of each task: held-out sets, slices, another domain, corruptions.
 
-Called by `accuracy`, `assessment` and `comparison`. A task is one line of `TASKS`.
+`accuracy`, `assessment` and `comparison` call it. A task is one line of `TASKS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,11 @@ Inputs = Sequence[Any] | NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """`inputs`: N texts, or images uint8 [N, 32, 32, 3]; `labels` int64 [N], indices into `names`."""
+    """A held-out set.
+
+    inputs: N texts, or images uint8 [N, 32, 32, 3].
+    labels: int64 [N], indices into `names`.
+    """
 
     dataset: str
     inputs: Inputs
@@ -34,10 +38,12 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedTask:
-    """`held_out`: the whole held-out set. `slices`: rows of inputs by what is special about them.
+    """The data of one task.
 
-    `other_domain`: labelled items from elsewhere, None where there are none. `corrupt`: inputs of one kind
-    of `corruptions` at a severity.
+    held_out: returns the whole held-out set.
+    corrupt: corrupts inputs by one kind of `corruptions` at a severity.
+    slices: returns rows of inputs by property.
+    other_domain: returns labelled items of another domain; None if there are none.
     """
 
     held_out: Callable[[], HeldOut]
@@ -58,7 +64,7 @@ def _cifar10() -> HeldOut:
 
 
 def _reviews() -> ReviewSentences | None:
-    """Nothing where the data folder has none."""
+    """Return the review sentences; None if the data folder has none."""
     return load_review_sentences() if review_sentences_file().is_file() else None
 
 
@@ -69,7 +75,7 @@ TASKS: dict[str, EvaluatedTask] = {
 
 
 def evaluated_task(name: str) -> EvaluatedTask:
-    """Raises DataError, which lists the tasks there are."""
+    """Return a task. Raises DataError with the known tasks."""
     found = TASKS.get(name)
     if found is None:
         raise DataError(f"there is nothing to judge a model of task {name!r} on, only of {', '.join(TASKS)}")
@@ -77,16 +83,16 @@ def evaluated_task(name: str) -> EvaluatedTask:
 
 
 def held_out(task: str, limit: int | None = None) -> HeldOut:
-    """SST-2's dev set for "text", CIFAR-10's test set for "image"; the first `limit` rows."""
+    """Return the first `limit` rows of SST-2's dev set for "text", CIFAR-10's test set for "image"."""
     whole = evaluated_task(task).held_out()
     return HeldOut(whole.dataset, whole.inputs[:limit], whole.labels[:limit], whole.names)
 
 
 def label_order(checkpoint: Checkpoint, names: Sequence[str]) -> list[int]:
-    """For each of the task's classes, the checkpoint's output that stands for it.
+    """Return, for each class of the task, the index of the checkpoint's output for it.
 
-    By name where the checkpoint's labels have these names (case aside), else in their own order.
-    Raises CheckpointError where it has another number of labels.
+    Matched by name (ignoring case) if the checkpoint's labels have these names, else by position. Raises
+    CheckpointError if the numbers of labels differ.
     """
     own = [str(name).lower() for _, name in sorted(checkpoint.model.config.id2label.items())]
     if len(own) != len(names):

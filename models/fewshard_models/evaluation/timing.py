@@ -1,4 +1,4 @@
-"""Times models of one task side by side, in one run, round after round."""
+"""Times models of one task side by side, alternating round by round; called by `comparison`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fewshard_models.evaluation.tasks import Inputs
 
 
 def dtype_name(device: str = "auto") -> str:
-    """What `load` takes on that device for "auto"."""
+    """Return the number format that `load` selects for "auto" on that device."""
     return choose_dtype(device=choose_device(device).name).name
 
 
@@ -24,8 +24,9 @@ BUDGET = Budget(seconds=10.0, min_rounds=15, max_rounds=300, warmups=3)
 class BatchTime:
     """One forward pass of `batch` items, from prepared items to logits; medians over `rounds`.
 
-    `dense_ms`: the dense model's median in the same rounds; `low` and `high`: quartiles of the speed-up over
-    rounds. All three are None for a model timed without a dense one.
+    dense_ms: the dense model's median in the same rounds.
+    low, high: quartiles of the speed-up over rounds.
+    All three are None for a model timed without a dense one.
     """
 
     batch: int
@@ -53,9 +54,9 @@ def time_side_by_side(
     batches: Sequence[int] = BATCHES,
     budget: Budget = BUDGET,
 ) -> dict[str, list[BatchTime]]:
-    """Times of each model at each batch size; `dense`: the name of the one that the others are compared with.
+    """Return times of each model at each batch size. `dense` is the name of the reference.
 
-    Every round gives each model the same inputs, taken in turn, so that texts have the lengths of the data.
+    Every round gives each model the same inputs, taken in turn, so that text lengths follow the data.
     """
     items = {name: prepared(model, inputs) for name, model in models.items()}
     found: dict[str, list[BatchTime]] = {name: [] for name in models}
@@ -69,12 +70,12 @@ def time_side_by_side(
 
 
 def prepared(model: NetworkClassifier, inputs: Inputs) -> list[Item]:
-    """One item for each text or image."""
+    """Return one item for each text or image."""
     return model.prepare([model.preprocessor.to_input(each) for each in inputs])
 
 
 def _call(model: NetworkClassifier, items: Sequence[Item], batch: int, num_models: int) -> Call:
-    """Runs the round's batch; calls are numbered through all models of a round."""
+    """Return a function that runs the round's batch. Calls are numbered over all models of a round."""
 
     def call(number: int) -> None:
         start = number // num_models * batch

@@ -1,7 +1,6 @@
-"""Holds a host's models in a process of their own and does what `process` in the replica asks of it.
+"""The process that holds a host's models. It executes the calls of `process.ModelProcess` in the replica.
 
-`process.ModelProcess` starts it and calls `main` with one end of a socket pair; it ends when the other end is
-closed.
+`ModelProcess` starts it and calls `main` with one end of a socket pair. It ends when the other end is closed.
 """
 
 import logging
@@ -37,7 +36,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What a loader is called with, and `Probeable.diagnose`. `loader`: `module:function`."""
+    """How to load a model.
+
+    loader: `module:function`, called with name, path, device and dtype.
+    diagnostics_share: the share of items to diagnose, for `Probeable.diagnose`.
+    """
 
     loader: str
     name: str
@@ -49,7 +52,7 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of a model up to now."""
+    """Counters and diagnoses of a model up to now."""
 
     expert_counts: ExpertCounts | None
     diagnosis: Diagnosis | None
@@ -58,7 +61,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the replica needs of a model that is elsewhere."""
+    """What the replica needs to know of a model in this process."""
 
     info: ModelInfo
     preprocessor: Preprocessor
@@ -68,7 +71,11 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A forward pass, what was seen after it, and where each item's tokens went, if that was asked."""
+    """The result of a forward pass.
+
+    seen: counters after the pass.
+    routing: for each item, the experts of its tokens; None unless requested.
+    """
 
     output: ModelOutput
     seen: Seen
@@ -81,16 +88,15 @@ class Failed:
 
 
 def find_loader(path: str) -> Callable[..., Classifier]:
-    """The function at `module:function`."""
+    """Return the function named `module:function`."""
     module, _, name = path.partition(":")
     return cast(Callable[..., Classifier], getattr(import_module(module), name))
 
 
 class Child:
-    """The models by name. Each public method is one thing that can be asked.
+    """The models by name. Each public method is a call that the replica may make.
 
-    What concerns torch alone is done once a loader has imported it: one that does without shall not wait
-    seconds for it.
+    Settings of torch are applied only once a loader has imported it, because importing torch takes seconds.
     """
 
     def __init__(self) -> None:
@@ -100,7 +106,7 @@ class Child:
     def load(self, loading: Loading) -> Loaded:
         """Load a model and check its golden inputs."""
         load = find_loader(loading.loader)
-        self._flush_subnormals()  # before torch starts threads, which take the setting over
+        self._flush_subnormals()  # before torch starts threads, which inherit the setting
         model = load(loading.name, loading.path, loading.device, loading.dtype)
         self._flush_subnormals()
         _check(model)
@@ -122,7 +128,7 @@ class Child:
         if "torch" in sys.modules and self._torch_settings is None:
             from fewshard_models.devices import subnormals_flushed
 
-            self._torch_settings = ExitStack()  # as long as the process lives
+            self._torch_settings = ExitStack()  # for the life of the process
             self._torch_settings.enter_context(subnormals_flushed())
 
 
@@ -144,7 +150,7 @@ def _seen(model: Classifier) -> Seen:
 
 
 def _gpu_uuid(info: ModelInfo) -> str:
-    """Of the GPU the model is on; "" where it is on none."""
+    """Return the UUID of the model's GPU; "" if it uses none."""
     if info.device == "cpu":
         return ""
     import torch
@@ -153,12 +159,12 @@ def _gpu_uuid(info: ModelInfo) -> str:
 
 
 def answer(child: Child, asked: tuple[str, tuple[Any, ...]]) -> Any:
-    """What the method returns, or `Failed`; never raises."""
+    """Return the method's result, or `Failed`. Never raises."""
     name, arguments = asked
     try:
         return getattr(child, name)(*arguments)
-    except Exception as error:  # noqa: BLE001  any model may raise anything; the process must survive it
-        # Tracebacks do not travel, notes do; whoever logs the error prints them.
+    except Exception as error:  # noqa: BLE001  a model may raise anything, and the process must survive it
+        # Tracebacks are not pickled, but notes are, and logging prints them with the error.
         error.add_note(f"In the process of the models:\n{traceback.format_exc()}")
         return Failed(_picklable(error))
 
@@ -166,19 +172,19 @@ def answer(child: Child, asked: tuple[str, tuple[Any, ...]]) -> Any:
 def _picklable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001  nor does every error come back from pickling
+    except Exception:  # noqa: BLE001  not every error survives pickling
         return InternalError(f"{type(error).__name__}: {error}")
     return error
 
 
 def _end_with_the_replica() -> None:
-    """Even where a pass never ends."""
+    """Exit when the replica closes stdin, even if a pass never ends."""
     sys.stdin.buffer.read()
     os._exit(1)
 
 
 def main() -> None:
-    # Ctrl-C reaches every process of a terminal; this one ends with the replica that asks it.
+    # A terminal sends Ctrl-C to every process. This one must end with the replica, not before.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_replica, daemon=True).start()
     _answer_all(Connection(int(sys.argv[1])), Child())

@@ -1,4 +1,4 @@
-"""Loads a checkpoint for a server; called in the process of the models, and by tests."""
+"""Loads a checkpoint for a server. Called in the model process, and by tests."""
 
 from fewshard_models.classifier.load import load
 from fewshard_models.classifier.network import NetworkClassifier
@@ -9,7 +9,7 @@ from fewshard_serve.errors import NotReady
 def load_model(name: str, path: str, device: str = "auto", dtype: str = "auto") -> NetworkClassifier:
     """Load the checkpoint at `path` (zoo:<name>, hf:<owner>/<name> or a directory) as model `name`.
 
-    Raises NotReady saying what is wrong with the checkpoint or the device and what to do.
+    Raises NotReady with the fault of the checkpoint or device, and the remedy.
     """
     try:
         return load(path, device, dtype, name)

@@ -1,8 +1,8 @@
-"""The replica's end of the process that holds its models.
+"""The replica's side of the model process.
 
-A forward pass is a thousand short calls between which the interpreter lock is given up, and an event loop
-that is busy with requests takes it each time: in one process a batch of 32 texts took twice as long under
-load as alone (docs/log.md).
+A forward pass consists of a thousand short calls, between which Python releases the interpreter lock. A busy
+event loop takes the lock each time: in one process, a batch of 32 texts took twice as long under load as
+alone (docs/log.md).
 """
 
 import logging
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 120.0
-"""A process that has not loaded its models again after so long hangs."""
+"""A process that has not reloaded its models after this time is treated as hung."""
 
 
 class ProcessEnded(InternalError):
-    """The process ended while something was asked of it."""
+    """The process ended during a call."""
 
 
 class ModelProcess:
-    """Started at once; asked from any thread. What is asked while a pass runs is done right after it, so that
-    the process need not wait for this one between two passes.
+    """A process that holds models. It starts at once and may be called from any thread.
 
-    Where the process ends unasked, as by a crash of a kernel or for want of memory, another one is started,
-    which loads the same models.
+    Calls made during a pass are sent at once and run right after it, so the process does not wait for the
+    replica between two passes. If the process ends unexpectedly, for example when a kernel crashes or memory
+    runs out, a new one is started and loads the same models.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -50,7 +50,7 @@ class ModelProcess:
         self._is_closed = False
         self._restart_began_at: float | None = None
         self.problem = ""
-        """Why there will be no more answers; "" while there may be."""
+        """Why no call can succeed any more; "" otherwise."""
         self._line = _Line(num_threads)
 
     @property
@@ -59,13 +59,15 @@ class ModelProcess:
 
     @property
     def is_restarting(self) -> bool:
-        """Whether a pass takes long because another process loads the models meanwhile."""
+        """Whether a pass takes long because a new process is loading the models."""
         began_at = self._restart_began_at
         return began_at is not None and time.monotonic() - began_at < START_TIMEOUT_S
 
     def load(self, loading: Loading) -> "RemoteModel":
-        """Raises as the loader does, and where the golden inputs are answered wrongly. A checkpoint that ends
-        the process leaves another one with the models before it."""
+        """Load a model. Raises as the loader does, and if the golden inputs are answered wrongly.
+
+        A checkpoint that ends the process leaves a new process with the models loaded before.
+        """
         with self._lock:
             try:
                 loaded = self._line.ask("load", loading)
@@ -76,8 +78,11 @@ class ModelProcess:
         return RemoteModel(self, loaded)
 
     def ask(self, method: str, *arguments: Any, in_turn: Callable[[Any], None] | None = None) -> Any:
-        """Call a method of `Child`. Raises what it raises; `ModelRestarted` where the process ended and
-        another one is there to be asked. `in_turn` gets the answers in the order of the questions."""
+        """Call a method of `Child`. Raises its errors; `ModelRestarted` if the process ended and was
+        replaced.
+
+        `in_turn` is called with the answers in the order of the calls.
+        """
         line = self._line
         try:
             return line.ask(method, *arguments, in_turn=in_turn)
@@ -109,7 +114,7 @@ class ModelProcess:
 
 
 class _Line:
-    """One process and the connection to it, which holds what is asked until its turn comes."""
+    """One process and the connection to it, with the calls in flight."""
 
     def __init__(self, num_threads: int) -> None:
         self.process, self._connection = _start(num_threads)
@@ -117,7 +122,7 @@ class _Line:
         self._turn = threading.Condition()
         self._num_asked = self._num_answered = 0
         self._is_ended = False
-        """Then nobody touches the connection: its number may be that of the next one by now."""
+        """Then the connection must not be used: its file descriptor may belong to the next one."""
 
     def ask(self, method: str, *arguments: Any, in_turn: Callable[[Any], None] | None = None) -> Any:
         try:
@@ -155,7 +160,7 @@ class _Line:
             raise EOFError
 
     def end(self) -> None:
-        self.process.kill()  # first, so that nobody is left sending to it
+        self.process.kill()  # first, so that no thread is left sending to it
         with self._sending:
             self._is_ended = True
             self._connection.close()
@@ -169,7 +174,7 @@ class _Line:
 
 
 class RemoteModel(Classifier):
-    """A model of a `ModelProcess`; its items are prepared here."""
+    """A model of a `ModelProcess`. Its items are prepared in this process."""
 
     def __init__(self, process: ModelProcess, loaded: Loaded) -> None:
         self.info, self.preprocessor = loaded.info, loaded.preprocessor
@@ -190,7 +195,7 @@ class RemoteModel(Classifier):
         self._seen = passed.seen
 
     def expert_counts(self) -> ExpertCounts | None:
-        """As they were after the last pass, as all that is seen: asking would wait for the one that runs."""
+        """Return the counts after the last pass. A call would wait for the running pass."""
         dead, alive = self._counts_of_the_dead, self._seen.expert_counts
         return dead + alive if dead and alive else dead or alive
 
@@ -207,12 +212,12 @@ def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {child_process.__name__} import main; main()", str(other.fileno())],
             pass_fds=[other.fileno()],
-            stdin=subprocess.PIPE,  # whose end tells that this process has ended
+            stdin=subprocess.PIPE,  # it closes when this process ends
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": str(num_threads),
                 "PYTHONPATH": os.pathsep.join(sys.path),
-                "TQDM_DISABLE": "1",  # transformers' bars would go to the user's terminal
+                "TQDM_DISABLE": "1",  # transformers would draw progress bars on the user's terminal
             },
         )
         return process, Connection(own.detach())

@@ -1,4 +1,4 @@
-"""Serves our own MoE text encoder from several shards; the engine and the API see a model like any other."""
+"""Serves our MoE text encoder from several shards, as a `Classifier` like any other."""
 
 import threading
 from collections.abc import Sequence
@@ -32,8 +32,10 @@ APPLY_TIMEOUT_S = 60.0
 
 
 class ShardedTextModel(Classifier):
-    """Made by `load_sharded_model`, which opens the group. `last_overhead_s`: what the last batch took beyond
-    the slowest shard's pass."""
+    """A model over a group. `load_sharded_model` creates it and opens the group.
+
+    last_overhead_s: duration of the last batch beyond the slowest shard's pass.
+    """
 
     def __init__(self, info: ModelInfo, tokenizing: TextPreprocessor, group: Group, top_k: int) -> None:
         self.info = info
@@ -69,7 +71,7 @@ class ShardedTextModel(Classifier):
         )
 
     def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """`apply` true in the body has it done; else it is a plan."""
+        """Return the cost of a placement. If `apply` is true in the body, also apply it."""
         current = self._group.status.placement
         placement = wanted_placement(wanted, current, self._group.max_slots, self.info.name)
         change = describe_change(current, placement, self._group.num_bytes_an_expert)
@@ -77,7 +79,7 @@ class ShardedTextModel(Classifier):
         return {**change, "applied": is_applied}
 
     def apply(self, placement: Placement) -> bool:
-        """Have the experts placed so; False if that is not in force within a minute."""
+        """Apply a placement. Return False if it is not in force within a minute."""
         return self._group.place(placement, APPLY_TIMEOUT_S)
 
     def close(self) -> None:
@@ -85,7 +87,7 @@ class ShardedTextModel(Classifier):
 
 
 class _Totals:
-    """Sums over batches; read from other threads."""
+    """Sums over batches. Other threads read them."""
 
     def __init__(self, top_k: int) -> None:
         self._top_k = top_k
@@ -125,9 +127,10 @@ def load_sharded_model(
     launcher: Launcher,
     address: str = "127.0.0.1",
 ) -> ShardedTextModel:
-    """Open a group for the checkpoint at `path`, whose leader listens on `address`; returns when it stands.
+    """Open a group for the checkpoint at `path`. Returns once the group is complete.
 
-    Raises NotReady saying what is wrong with the checkpoint, its placement or a worker, and what to do.
+    The leader listens on `address`. Raises NotReady with the fault of the checkpoint, its placement or a
+    worker, and the remedy.
     """
     try:
         return _load(name, path, device, dtype, experts, launcher, address)
@@ -166,11 +169,12 @@ def _load(
 def _settings(
     path: str, dtype: str, device: str, experts: ExpertsSettings, num_experts: int, address: str
 ) -> GroupSettings:
-    """What the configuration leaves open is settled here."""
+    """Resolve the settings that the configuration leaves open."""
     is_name = path.startswith(("zoo:", "hf:"))
     follows_loads = experts.placement == "balanced" and experts.shards > 1
     return GroupSettings(
-        # Workers elsewhere look names up for themselves; a directory must be at the same place there.
+        # Workers on other machines resolve names themselves; a directory must exist under the same path
+        # there.
         path=path if is_name else str(resolve(path).absolute()),
         dtype=dtype,
         device=device,

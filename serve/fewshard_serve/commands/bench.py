@@ -1,4 +1,4 @@
-"""`fewshard bench`: measured tables against named peers, in one run, as JSON and Markdown."""
+"""`fewshard bench`: measures kernels or servers beside named alternatives, as JSON and Markdown."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
 
 
 def _add_server(subjects: Any) -> None:
-    """The load generator, which this room does not import, reads the options: they are handed on."""
+    """Pass all options on to the load generator, a package that this one must not import."""
     server = subjects.add_parser(
         "server", help="one checkpoint here and on other servers", add_help=False, prefix_chars="\0"
     )
@@ -41,7 +41,7 @@ def _add_server(subjects: Any) -> None:
 
 
 def run_server(args: argparse.Namespace) -> int:
-    """Become the load generator's process; it does not return."""
+    """Replace this process by the load generator's. Does not return."""
     os.execv(sys.executable, [sys.executable, "-m", "fewshard_loadtest.peers", *args.options])
 
 

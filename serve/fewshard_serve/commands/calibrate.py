@@ -1,4 +1,4 @@
-"""`fewshard calibrate`: the thresholds of a cascade, from a held-out file and a running server."""
+"""`fewshard calibrate`: thresholds of a cascade, from a labelled file and a running server."""
 
 import argparse
 import json
@@ -51,7 +51,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, choose and print; returns 0, or 1 where no thresholds reach the accuracy that is wished."""
+    """Classify, choose and print. Returns 0, or 1 if no thresholds reach the requested accuracy."""
     from fewshard_serve.calibration import choose, curve
 
     if not 2 <= len(args.stages) <= MAX_STAGES or len(set(args.stages)) < len(args.stages):
@@ -87,9 +87,9 @@ def _outcomes(client: Client, args: argparse.Namespace) -> "Outcomes":
     rows = read_rows(args.data, labels)
     task = TASKS.get(configs[-1]["task"])
     inputs: list[Input] = [task.from_table(row.given, args.data.parent) for row in rows]
-    said = [list(client.classify_all(stage, inputs, BATCH_SIZE)) for stage in args.stages]
-    confidence = np.array([[_confidence(each) for each in answers] for answers in said])
-    pairs = [zip(answers, rows, strict=True) for answers in said]
+    answers_by_stage = [list(client.classify_all(stage, inputs, BATCH_SIZE)) for stage in args.stages]
+    confidence = np.array([[_confidence(each) for each in answers] for answers in answers_by_stage])
+    pairs = [zip(answers, rows, strict=True) for answers in answers_by_stage]
     is_right = np.array([[each.label == row.label for each, row in stage] for stage in pairs])
     return Outcomes(confidence, is_right, np.array(_costs(args, configs)))
 
@@ -122,7 +122,7 @@ def _costs(args: argparse.Namespace, configs: Sequence[dict[str, Any]]) -> list[
 
 
 def read_rows(path: Path, labels: Sequence[str]) -> list[_Row]:
-    """The items of a file; a label may be a name or its number. Raises `ConfigError` with the line."""
+    """Read the items of a file; a label is a name or its number. Raises `ConfigError` with the line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -191,7 +191,7 @@ def _share(outcomes: "Outcomes", cost: float) -> str:
 
 
 def _thinned(points: Sequence["Point"], choice: "Choice | None") -> list["Point"]:
-    """About a dozen points of the curve, with its ends and the one that was chosen."""
+    """Return about a dozen points of the curve, with its ends and the chosen one."""
     step = max(1, (len(points) - 1) // NUM_ROWS)
     kept = {*range(0, len(points), step), len(points) - 1}
     if choice is not None:

@@ -1,6 +1,6 @@
-"""`fewshard doctor`: what this machine can do, which path each op will take, and why.
+"""`fewshard doctor`: reports what this machine can do, which path each op will take, and why.
 
-The one command that imports torch here: its findings are the answers of the code that will run.
+The only command here that imports torch: its findings are answers of the code that will run.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; returns 0, since a finding is not a failure."""
+    """Print the findings. Returns 0, because a finding is not a failure."""
     findings = list(examine())
     if args.measure:
         findings.append(experts_finding())
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, in the order a reader wants them."""
+    """Yield every finding, the most useful first."""
     yield Finding("CPU features", ", ".join(cpu_features()) or "none of note", "from /proc/cpuinfo")
     yield from _torch_findings()
     yield triton_finding()
@@ -68,7 +68,7 @@ def examine() -> Iterator[Finding]:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Those of `CPU_FEATURES` that the first processor lists; none where the file is missing."""
+    """Return the `CPU_FEATURES` that the first processor has; none if the file is missing."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -81,7 +81,7 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def triton_finding() -> Finding:
-    """Whether the fused GPU kernels can be compiled here."""
+    """Return whether the fused GPU kernels can be compiled here."""
     if importlib.util.find_spec("triton") is None:
         return Finding("triton", "not installed", "GPU kernels need it: pip install 'fewshard[gpu]'")
     import triton
@@ -90,7 +90,7 @@ def triton_finding() -> Finding:
 
 
 def haproxy_finding() -> Finding:
-    """Whether HAProxy stands in front of the replicas."""
+    """Return whether HAProxy will run in front of the replicas."""
     if not has_haproxy():
         return Finding(
             "HAProxy", "missing", "ray[serve] brings it on Linux; Serve's own proxy, which is slower, runs"
@@ -101,7 +101,7 @@ def haproxy_finding() -> Finding:
 
 
 def port_finding(server: ServerConfig) -> Finding:
-    """Whether the server could listen there now."""
+    """Return whether the server could listen on its port now."""
     try:
         check_port(server)
     except StartError as error:
@@ -110,7 +110,7 @@ def port_finding(server: ServerConfig) -> Finding:
 
 
 def experts_finding() -> Finding:
-    """How eight experts of the usual size are multiplied on the CPU, by the timings of `pack_experts`."""
+    """Return how the CPU multiplies eight experts of the usual size, from timings of `pack_experts`."""
     import torch
 
     from fewshard_kernels import pack_experts
@@ -142,7 +142,7 @@ def _torch_findings() -> Iterator[Finding]:
 
 
 def _path_findings() -> Iterator[Finding]:
-    """What the code that will run says of each device: the number format of `auto`, the path of each op."""
+    """Yield, for each device, the number format that `auto` selects and the path of each op."""
     import torch
 
     from fewshard_kernels import explain

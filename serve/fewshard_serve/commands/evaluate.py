@@ -84,7 +84,7 @@ def _full(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _described(result: "Result") -> str:
-    """All that was found of one checkpoint, in lines."""
+    """Format all results of one checkpoint as lines."""
     cost = result.cost
     lines = [
         ("checkpoint", result.model),

@@ -1,4 +1,4 @@
-"""`fewshard figures`: the figures beside the table; each subject measures or reads, then draws."""
+"""`fewshard figures`: the figures that go with the table. Each subject measures or reads, then draws."""
 
 import argparse
 import shlex
@@ -50,7 +50,7 @@ def _about() -> dict[str, Any]:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    """Train the ten networks that are not trained yet, write the points, draw them; returns 0."""
+    """Train those of the ten networks that are missing, write the points and draw them; returns 0."""
     from fewshard_models.figures.sweep import Sweep, run
     from fewshard_models.figures.tradeoff import draw_tradeoff, write_points
 

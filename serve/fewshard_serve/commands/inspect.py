@@ -1,4 +1,4 @@
-"""`fewshard inspect`: a checkpoint's card, read from its JSON files alone; nothing is loaded."""
+"""`fewshard inspect`: shows a checkpoint's card, from its JSON files. Loads no weights."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the card; returns 0, or raises `ConfigError` where there is no checkpoint."""
+    """Print the card. Returns 0, or raises `ConfigError` if there is no checkpoint."""
     directory = checkpoint_dir(args.path)
     config = _read(directory / "config.json")
     card = _read(directory / "card.json") if (directory / "card.json").is_file() else {}
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def checkpoint_dir(path: str) -> Path:
-    """The directory of `zoo:<name>` or of a path; raises `ConfigError` where it holds no config.json."""
+    """Return the directory of `zoo:<name>` or a path. Raises `ConfigError` if it has no config.json."""
     scheme, colon, name = path.partition(":")
     if colon and scheme == "zoo":
         if name not in zoo_names():
@@ -47,7 +47,7 @@ def checkpoint_dir(path: str) -> Path:
 
 
 def describe(directory: Path, config: dict[str, Any], card: dict[str, Any]) -> str:
-    """The card as aligned lines; a missing card is said, and what config.json knows is shown."""
+    """Format the card as aligned lines. Without a card, show what config.json contains."""
     rows = [
         ("checkpoint", str(directory)),
         (
@@ -61,7 +61,7 @@ def describe(directory: Path, config: dict[str, Any], card: dict[str, Any]) -> s
 
 
 def _card_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows whose first value the card holds."""
+    """Return the rows whose first value is in the card."""
     examples = f"(n = {formatting.text(card.get('num_examples'))}, seed {formatting.text(card.get('seed'))})"
     rows = [
         ("name", formatting.text(card.get("name")), ""),

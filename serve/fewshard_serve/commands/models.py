@@ -1,4 +1,4 @@
-"""`fewshard models`: what a running server serves."""
+"""`fewshard models`: lists the models of a running server."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask for the index, then each ready model's configuration; returns 0."""
+    """Get the index, then each ready model's configuration; returns 0."""
     with Client(args.url, retry=Retry(on_connect=False)) as client:
         entries = [_with_config(client, entry) for entry in client.index()]
     if args.json:

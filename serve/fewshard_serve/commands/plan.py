@@ -1,6 +1,6 @@
-"""`fewshard plan --apply`: a running server takes the placement over, after it has said what that costs.
+"""`fewshard plan`: places experts on shards, judges whether sharding pays, and compares policies over time.
 
-`fewshard plan`: where experts should sit, whether to shard at all, and how policies fare over time.
+With --apply a running server adopts the placement, after its cost was printed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TIMEOUT_S = 120.0
 
 
 def apply(args: argparse.Namespace, placement: "Placement") -> None:
-    """Ask first, print what it costs, then have it done. Raises ClientError where the server refuses."""
+    """Print what the placement costs, then apply it. Raises ClientError if the server refuses."""
     client = Client(args.url, TIMEOUT_S)
     body = {"model": args.model, **placement.to_json()}
     planned = client.place(args.model, body)
@@ -90,7 +90,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _loads(args: argparse.Namespace) -> "NDArray[float64]":
-    """With equal loads in layers that have none, as the planner takes them."""
+    """Return the loads. Layers without load get equal loads, as in the planner."""
     from fewshard_serve.placement.loads import read_loads
     from fewshard_serve.placement.planner import usable_loads
 
@@ -122,7 +122,7 @@ def _placed(
 
 
 def _draw(args: argparse.Namespace, loads: "NDArray[float64]", placement: "Placement", slots: int) -> None:
-    """The chosen placement, with contiguous experts beside it where they fit."""
+    """Draw the chosen placement, beside contiguous experts if they fit."""
     from fewshard_models.figures.placement import draw_shards
 
     others = {}
@@ -158,7 +158,7 @@ def _print(
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    """Every policy that fits, over the same loads and failures."""
+    """Simulate every policy that fits, with the same loads and failures."""
     from fewshard_models.errors import PlacementError
     from fewshard_serve.placement.loads import drifting, read_trace
     from fewshard_serve.placement.simulate import POLICIES, simulate

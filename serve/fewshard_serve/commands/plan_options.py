@@ -1,4 +1,4 @@
-"""The options of `fewshard plan`, and the values they become."""
+"""The options of `fewshard plan`, and their conversion to values."""
 
 import argparse
 from dataclasses import fields
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _options_of(kind: type) -> list[tuple[str, Any, Any, str]]:
-    """The fields of a dataclass as options: name, type, default and help."""
+    """Return the fields of a dataclass as options: name, type, default and help."""
     return [
         (each.name.replace("_", "-"), each.type, each.default, each.metadata["help"]) for each in fields(kind)
     ]
@@ -25,7 +25,7 @@ def _options_of(kind: type) -> list[tuple[str, Any, Any, str]]:
 
 EXPERT = _options_of(ExpertShape)
 MACHINE = _options_of(Machine)
-# In other units than `Deployment` has, and with 0 where that has None.
+# Some units differ from those of `Deployment`, and 0 stands for its None.
 DEPLOYMENT = (
     ("duration-s", float, 3600.0, "simulated time, where loads are made up"),
     ("step-s", float, 10.0, "time between two loads"),
@@ -40,7 +40,7 @@ DEPLOYMENT = (
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add them all; none of this imports numpy."""
+    """Add all options. Does not import numpy."""
     parser.add_argument("loads", metavar="LOADS", help="a JSON or CSV file, uniform, zipf or zipf:EXPONENT")
     parser.add_argument("--shards", type=int, required=True, help="shards of the group (GPUs)")
     room = parser.add_mutually_exclusive_group()
@@ -73,7 +73,7 @@ def _group(parser: argparse.ArgumentParser, title: str, options: Any) -> Any:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises ConfigError for numbers out of range and options that need another."""
+    """Raise ConfigError for numbers out of range, and for options that require another one."""
     positive = ["shards", "nodes", "layers", "experts", *map(_attribute, [*EXPERT, *MACHINE])]
     positive += ["duration_s", "step_s"]
     for name in [*positive, *(["slots"] if args.slots is not None else [])]:
@@ -93,12 +93,12 @@ def _attribute(option: Any) -> str:
 
 
 def is_made_up(loads: str) -> bool:
-    """Whether LOADS names a distribution and no file."""
+    """Return whether LOADS names a distribution rather than a file."""
     return loads == "uniform" or loads.split(":", 1)[0] == "zipf"
 
 
 def made_up_loads(args: argparse.Namespace) -> "NDArray[float64]":
-    """Loads of --layers x --experts; raises ConfigError for an exponent that is none."""
+    """Return loads of --layers x --experts. Raises ConfigError for an invalid exponent."""
     from fewshard_serve.placement.loads import uniform, zipf
 
     if args.loads == "uniform":
@@ -114,7 +114,7 @@ def made_up_loads(args: argparse.Namespace) -> "NDArray[float64]":
 
 
 def slots_per_shard(args: argparse.Namespace, num_experts: int) -> int:
-    """--slots, or as many as hold every expert once and --spare copies."""
+    """Return --slots, or enough for every expert once and --spare copies."""
     return int(args.slots or -(-(num_experts + args.spare) // args.shards))
 
 
@@ -127,7 +127,7 @@ def machine_of(args: argparse.Namespace) -> Machine:
 
 
 def deployment_of(args: argparse.Namespace, num_layers: int, slots: int) -> "Deployment":
-    """The simulated group; what rows, moves and collectives take follows from the machine."""
+    """Return the simulated group. Times of rows, moves and collectives follow from the machine."""
     from fewshard_serve.placement.cost_model import collective_s
     from fewshard_serve.placement.policy import RebalanceSettings
     from fewshard_serve.placement.simulate import Deployment

@@ -1,4 +1,4 @@
-"""What `fewshard plan` says: a summary, bars of the shards, the verdict and the simulation's table."""
+"""The output of `fewshard plan`: a summary, bars of the shards, the verdict and the simulation's table."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,8 +22,16 @@ OUTCOME_HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One placement. `heaviest` and `bound` are means over layers, in units of a layer's mean shard load;
-    `worst_gap` is the largest share by which a layer's heaviest shard is above its bound."""
+    """Figures of one placement. Loads are in units of a layer's mean shard load.
+
+    heaviest: the heaviest shard's load, averaged over layers.
+    worst_layer: the same for the worst layer.
+    bound: the lower bound of `heaviest`, averaged over layers.
+    worst_gap: how far a layer's heaviest shard is above its bound at most, as a share.
+    near_share: the share of load that has a copy on its own node.
+    num_moves: experts to load; None without a current placement.
+    moves_bound: a lower bound of `num_moves`.
+    """
 
     num_layers: int
     num_experts: int
@@ -43,7 +51,7 @@ class Summary:
 def summarise(
     loads: "NDArray[float64]", placement: "Placement", nodes: int, current: "Placement | None"
 ) -> Summary:
-    """All figures of a checked placement."""
+    """Compute all figures of a checked placement."""
     from fewshard_serve.placement.packing import near_share
 
     heaviest = relative_loads(loads, placement).max(axis=1)
@@ -72,7 +80,7 @@ def _moves(current: "Placement", placement: "Placement") -> int:
 
 
 def _least_moves(loads: "NDArray[float64]", placement: "Placement", current: "Placement") -> int:
-    """What every placement must load that is as balanced as this one."""
+    """Return the loads of experts that every equally balanced placement needs."""
     from fewshard_serve.placement.cost_model import moves_bound
     from fewshard_serve.placement.planner import heaviest_loads
 
@@ -81,7 +89,7 @@ def _least_moves(loads: "NDArray[float64]", placement: "Placement", current: "Pl
 
 
 def relative_loads(loads: "NDArray[float64]", placement: "Placement") -> "NDArray[float64]":
-    """[num_layers, num_shards], 1 being the layer's mean shard."""
+    """Return [num_layers, num_shards], in units of the layer's mean shard."""
     from fewshard_serve.placement.planner import shard_loads
 
     by_shard = shard_loads(loads, placement.slots)
@@ -90,7 +98,7 @@ def relative_loads(loads: "NDArray[float64]", placement: "Placement") -> "NDArra
 
 
 def relative_bounds(loads: "NDArray[float64]", placement: "Placement") -> "NDArray[float64]":
-    """[num_layers]: what some shard reaches in every placement of this size."""
+    """Return [num_layers]: a load that some shard reaches in every placement of this size."""
     import numpy as np
 
     from fewshard_serve.placement.cost_model import heaviest_bound
@@ -111,7 +119,7 @@ def title(loads: "NDArray[float64]", placement: "Placement", nodes: int) -> str:
 
 
 def rows(summary: Summary, policy: str) -> list[tuple[str, str]]:
-    """The summary, a line for each thing to know."""
+    """Return the summary, one line a fact."""
     lines = [
         ("policy", policy),
         ("heaviest shard", f"{summary.heaviest:.3f} x the mean (worst layer {summary.worst_layer:.3f})"),
@@ -134,7 +142,7 @@ def _spare(summary: Summary) -> int:
 
 
 def bars(relative: "NDArray[float64]") -> str:
-    """A bar for each shard, its mean over layers, with its heaviest layer; many shards are shown in runs."""
+    """Return a bar of each shard's mean over layers, and its heaviest layer. Many shards are grouped."""
     num_shards = relative.shape[1]
     run = -(-num_shards // MAX_BARS)
     most = float(relative.mean(axis=0).max())
@@ -152,7 +160,7 @@ def bars(relative: "NDArray[float64]") -> str:
 
 
 def verdict_rows(verdict: "Verdict") -> list[tuple[str, str]]:
-    """Both times and what follows."""
+    """Return both times and the verdict."""
     shard = f"{1e3 * verdict.shard_s:.3g} ms, of it collectives {1e3 * verdict.collectives_s:.3g} ms"
     return [
         ("expert layers, sharded", f"{shard}; {verdict.shard_bytes / 1e9:.3g} GB of experts a GPU"),
@@ -162,7 +170,7 @@ def verdict_rows(verdict: "Verdict") -> list[tuple[str, str]]:
 
 
 def outcome_row(outcome: "Outcome") -> tuple[str, ...]:
-    """One policy's way, in the order of OUTCOME_HEADER."""
+    """Return one policy's outcome, in the order of OUTCOME_HEADER."""
     return (
         outcome.policy,
         formatting.count(outcome.tokens_per_s),

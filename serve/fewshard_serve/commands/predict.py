@@ -1,6 +1,6 @@
 """`fewshard predict`: classifies with a running server, or with a checkpoint and no server.
 
-What is printed has the same form either way: a table, or the JSON of the server's answer.
+The output has the same form either way: a table, or the JSON of the server's answer.
 """
 
 import argparse
@@ -54,24 +54,24 @@ def run(args: argparse.Namespace) -> int:
     """Classify all inputs and print the answer; returns 0."""
     shown = _given_inputs(args.inputs)
     given = [_as_input(value) for value in shown]
-    answer = _offline(args, given) if is_checkpoint(args.model) else _asked(args, given)
+    answer = _offline(args, given) if is_checkpoint(args.model) else _online(args, given)
     print(json.dumps(answer, indent=2, ensure_ascii=False) if args.json else as_table(shown, answer))
     return 0
 
 
 def is_checkpoint(model: str) -> bool:
-    """Whether the argument names a checkpoint; a bare name is that of a served model, whatever lies here."""
+    """Return whether the argument names a checkpoint. A bare name always means a served model."""
     return model.startswith(("zoo:", "hf:")) or "/" in model or model in (".", "..")
 
 
-def _asked(args: argparse.Namespace, given: Sequence[str | Path]) -> dict[str, Any]:
+def _online(args: argparse.Namespace, given: Sequence[str | Path]) -> dict[str, Any]:
     with Client(args.url, retry=Retry(on_connect=False)) as client:
         return client.classify(args.model, list(given), top_k=args.top_k).raw
 
 
 def _offline(args: argparse.Namespace, given: Sequence[str | Path]) -> dict[str, Any]:
-    """What a server would answer; nothing waits in a queue here. Raises CheckpointError or UnusableInput."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers would draw bars while it loads
+    """Return what a server would answer, without a queue. Raises CheckpointError or UnusableInput."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers would draw progress bars while it loads
     from fewshard_core.values import EncodedImage, TextInput
     from fewshard_models.classifier.load import load
     from fewshard_serve.core import Classified, Timings
@@ -92,7 +92,7 @@ def _offline(args: argparse.Namespace, given: Sequence[str | Path]) -> dict[str,
 
 
 def as_table(shown: list[str], answer: dict[str, Any]) -> str:
-    """One line an input and label; the request's usage and times below."""
+    """Return one line for each input and label, then usage and times of the request."""
     rows = [
         (formatting.shortened(value, INPUT_WIDTH) if rank == 0 else "", best["label"], f"{best['score']:.4f}")
         for value, labels in zip(shown, answer["predictions"], strict=True)
@@ -109,7 +109,7 @@ def _footer(answer: dict[str, Any]) -> str:
 
 
 def _given_inputs(arguments: list[str]) -> list[str]:
-    """The arguments, with `-` replaced by the lines of stdin."""
+    """Return the arguments, with `-` replaced by the lines of stdin."""
     given: list[str] = []
     for argument in arguments:
         given += [line.rstrip("\n") for line in sys.stdin] if argument == STDIN else [argument]
@@ -119,7 +119,7 @@ def _given_inputs(arguments: list[str]) -> list[str]:
 
 
 def _as_input(value: str) -> str | Path:
-    """An image file, or else the text it is ("I love my cat.png" is a text)."""
+    """Return an image's path, else the text ("I love my cat.png" is a text)."""
     path = Path(value)
     has_suffix = path.suffix.lower() in IMAGE_SUFFIXES
     if not has_suffix or (" " in value and not path.is_file()):

@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def workspace(args: argparse.Namespace) -> "Workspace":
-    """What the options ask for; prepares the process for training."""
+    """Return the workspace that the options describe. Prepares the process for training."""
     from fewshard_models.allocator import keep_freed_memory
     from fewshard_models.recipes.workspace import Workspace
 

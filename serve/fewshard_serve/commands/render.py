@@ -1,4 +1,5 @@
-"""`fewshard render`: a `fewshard.yaml` as a Ray Serve configuration, and what a cluster needs beside it."""
+"""`fewshard render`: converts a `fewshard.yaml` to a Ray Serve configuration, and prints what a cluster
+needs."""
 
 import argparse
 import shlex
@@ -34,11 +35,11 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print or check; returns 0."""
-    print(_said(args), end="")
+    print(_output(args), end="")
     return 0
 
 
-def _said(args: argparse.Namespace) -> str:
+def _output(args: argparse.Namespace) -> str:
     if args.check:
         from fewshard_serve.rayserve.serve_config import check_serve_config
 

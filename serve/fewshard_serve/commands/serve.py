@@ -1,4 +1,4 @@
-"""`fewshard serve`: start Ray Serve here or join a cluster, serve the models, drain on Ctrl-C or SIGTERM."""
+"""`fewshard serve`: starts Ray Serve here or joins a cluster, serves models, drains on Ctrl-C or SIGTERM."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal comes; returns 0 after a clean stop, 130 where a second signal cut it short."""
+    """Serve until a signal. Returns 0 after a clean stop, 130 if a second signal ended it."""
     config = configured(args)
     from fewshard_serve.rayserve.launch import serve_until_signalled
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def configured(args: argparse.Namespace) -> FewshardConfig:
-    """The configuration of the file, or of the zoo, with the command line's changes."""
+    """Return the configuration of the file or the zoo, with the command line's changes."""
     config = load_config(args.config) if args.config else bundled_config()
     if args.models is not None:
         config = only(config, [name.strip() for name in args.models.split(",") if name.strip()])
@@ -57,7 +57,7 @@ def configured(args: argparse.Namespace) -> FewshardConfig:
 
 
 def greeting(config: FewshardConfig) -> str:
-    """What is served where, and a call to paste."""
+    """Return the URLs of the models, and a sample request."""
     base, count = base_url(config), len(config.models)
     lines = [f"\nFewshard serves {count} model{'' if count == 1 else 's'} at {base}", ""]
     names = [*(model.name for model in config.models), *(cascade.name for cascade in config.cascades)]
@@ -69,13 +69,13 @@ def greeting(config: FewshardConfig) -> str:
 
 
 def base_url(config: FewshardConfig) -> str:
-    """The URL to paste on this machine, also where the server listens on every address."""
+    """Return a URL for this machine, also if the server listens on every address."""
     host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host
     return f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
 
 
 def sample_curl(base: str, models: tuple[ModelConfig, ...]) -> str:
-    """A call of the first text model, or of the first model where all want something else."""
+    """Return a request for the first text model, or for the first model if there is none."""
     from fewshard_serve.protocol.tasks import TASKS
 
     places = {task.name: place for place, task in enumerate(TASKS)}
@@ -84,7 +84,7 @@ def sample_curl(base: str, models: tuple[ModelConfig, ...]) -> str:
 
 
 def _task(model: ModelConfig) -> "Task":
-    """The task by the checkpoint's card, else by its architecture; the first one where neither tells."""
+    """Return the task from the checkpoint's card, else from its architecture, else the first task."""
     from fewshard_serve.protocol.tasks import TASKS
 
     first = next(iter(TASKS))
@@ -100,7 +100,7 @@ def _task(model: ModelConfig) -> "Task":
 
 
 def _json_file(path: Path) -> dict[str, Any]:
-    """Empty where there is no such object; a damaged checkpoint is for the server to explain."""
+    """Return the JSON object, or {} on failure: the server reports damaged checkpoints."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`fewshard sparsify`: prune a checkpoint, and report what was kept where."""
+"""`fewshard sparsify`: prunes a checkpoint, and reports what was kept."""
 
 import argparse
 from pathlib import Path
@@ -34,7 +34,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the checkpoint and its report, print the report; returns 0. Raises before anything is written."""
+    """Write the checkpoint and its report, and print it; returns 0. Checks the options first."""
     _check(args)
     from fewshard_models.checkpoint import resolve
     from fewshard_models.errors import DataError
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises ConfigError for options that do not go together, or a directory that is there already."""
+    """Raise ConfigError for incompatible options, or a directory that exists."""
     if (args.density is None) == (args.method == "magnitude"):
         wanted = "--density" if args.method == "magnitude" else "--macs-share or --time-share"
         raise ConfigError(f"--method {args.method} takes {wanted}")

@@ -1,4 +1,4 @@
-"""`fewshard table2`: measures what has no result yet, then writes the paper's Table II of all seeds."""
+"""`fewshard table2`: measures what has no result yet, then writes the paper's Table II over all seeds."""
 
 import argparse
 import shlex
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _figures(found: Sequence["Found"], out: Path) -> list[Path]:
-    """Those whose data is there; none, said aloud, without matplotlib."""
+    """Draw the figures whose data exists. Without matplotlib, print a message and draw none."""
     from fewshard_models.figures.all_of import draw_all
     from fewshard_models.figures.style import can_draw
 
@@ -69,7 +69,7 @@ def _figures(found: Sequence["Found"], out: Path) -> list[Path]:
 
 
 def in_terminal(table: "Table") -> str:
-    """The columns that fit a terminal, and the verdicts."""
+    """Return the columns that fit a terminal, and the verdicts."""
     from fewshard_models.evaluation.markdown import percent, short
 
     header = ["system", "n", "accuracy", "MACs", "of dense", "ms at 1", "R at 1", "R at 8", "R at 64"]

@@ -1,4 +1,4 @@
-"""`fewshard token`: a new bearer token, with the line that lets it in."""
+"""`fewshard token`: creates a bearer token, and the entry for the tokens file."""
 
 import argparse
 import re
@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The entry goes to stdout, to be appended to the file; the token to stderr. Returns 0."""
+    """Print the entry to stdout, to be appended to the file, and the token to stderr. Returns 0."""
     scopes = [scope.strip() for scope in args.scopes.split(",") if scope.strip()]
     unknown = [scope for scope in scopes if scope not in get_args(Scope)]
     if unknown:

@@ -1,4 +1,4 @@
-"""`fewshard train`: run one recipe; resumable, with a progress bar."""
+"""`fewshard train`: runs one recipe, resumable, with a progress bar."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`fewshard zoo build`: train every model of a tier, in order; resumable."""
+"""`fewshard zoo build`: trains every model of a tier, in order; resumable."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is not there yet, then print the cards' figures; returns 0."""
+    """Train the missing models, then print the cards' figures; returns 0."""
     from fewshard_models.card import load_card
     from fewshard_models.recipes.registry import of_tier, train
 

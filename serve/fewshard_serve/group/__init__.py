@@ -1,5 +1,5 @@
-"""One model over several shards: a leader, its workers, and what happens when one of them dies.
+"""One model split over several shards: a leader, its workers, and recovery when one of them dies.
 
-Knows neither Ray nor HTTP; `backends.sharded_text` makes a `Classifier` of it, `rayserve.shards` starts
-workers in Ray.
+The package depends on neither Ray nor HTTP. `backends.sharded_text` wraps a group as a `Classifier`;
+`rayserve.shard_actors` starts workers in Ray.
 """

@@ -1,4 +1,4 @@
-"""Who serves what in one generation of a group; made by `assembly`, carried out by every `seat`."""
+"""Which shards serve which experts in one generation. `state_machine` decides, `shard_runtime` executes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,13 @@ from fewshard_models.sharding.shard import Experts
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """`live`: the shards that take part, in the order of their ranks; `placement`: over all shards of the
-    group, where those that are not live hold nothing. No two have the same `generation`."""
+    """One generation of a group.
+
+    generation: unique number.
+    live: the shards that take part, in the order of their ranks.
+    placement: the experts of all shards of the group; shards that are not live have none.
+    backend: the communication backend, gloo or nccl.
+    """
 
     generation: int
     live: tuple[int, ...]
@@ -24,11 +29,11 @@ class Epoch:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every expert is on some shard."""
+        """Whether every expert is on at least one shard."""
         return bool((self.placement.copies() > 0).all())
 
     def experts(self) -> list[Experts]:
-        """For each rank its experts, layer by layer, in the order of their slots."""
+        """Return the experts of each rank, layer by layer, in the order of their slots."""
         return [
             tuple(tuple(row[row != EMPTY].tolist()) for row in self.placement.slots[:, shard])
             for shard in self.live
@@ -40,13 +45,13 @@ class Epoch:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Epoch":
-        # Not `from_json`: after a loss experts may be missing.
+        # Not `from_json`, which rejects missing experts: after a loss some may be missing.
         placement = Placement(np.array(fields["slots"], dtype=np.int32), fields["num_experts"])
         return cls(fields["generation"], tuple(fields["live"]), placement, fields["backend"])
 
 
 def has_same_experts(one: Placement, other: Placement) -> bool:
-    """Whether each shard holds the same experts, in whatever slots."""
+    """Return whether each shard has the same experts in both, in any slots."""
     return np.array_equal(_holdings(one), _holdings(other))
 
 
@@ -57,11 +62,11 @@ def cover(
     max_slots: Sequence[int],
     loads: NDArray[np.int64] | None = None,
 ) -> Placement:
-    """`target` without the shards that are not live; each expert this leaves nowhere goes to one that is.
+    """Return `target` restricted to the live shards, with each expert that this loses moved to a live one.
 
-    To a shard that holds it now, if there is one, else to the one with the least load that has a slot left
-    of its `max_slots`; the heaviest expert first. Where no slot is left an expert stays nowhere.
-    `loads` [num_layers, num_experts], by default all equal.
+    A lost expert goes to a shard that holds it now, if there is one; otherwise to the least loaded shard with
+    fewer experts than its `max_slots`. The heaviest experts are placed first. An expert stays missing if no
+    slot is free. `loads` [num_layers, num_experts] are equal by default.
     """
     has, had = _holdings(target), _holdings(current)
     gone = [shard for shard in range(target.num_shards) if shard not in live]
@@ -94,12 +99,12 @@ def _place(
 def _holdings(placement: Placement) -> NDArray[np.bool_]:
     """bool [num_layers, num_shards, num_experts]"""
     found = np.zeros((*placement.slots.shape[:2], placement.num_experts + 1), dtype=bool)
-    np.put_along_axis(found, placement.slots.astype(np.int64), True, axis=2)  # -1 is the last
+    np.put_along_axis(found, placement.slots.astype(np.int64), True, axis=2)  # EMPTY is -1, the last index
     return found[:, :, :-1]
 
 
 def _placement(has: NDArray[np.bool_], target: Placement, live: Sequence[int]) -> Placement:
-    """The slots of `target` where they stand, and what came to them behind."""
+    """Keep the slots of `target` in place, and add the other experts in free slots."""
     width = max(target.slots_per_shard, int(has.sum(axis=2).max()))
     slots = np.full((*has.shape[:2], width), EMPTY, dtype=np.int32)
     for layer, shard in np.ndindex(has.shape[0], has.shape[1]):

@@ -1,6 +1,7 @@
-"""Which placement a group begins with, and what people may ask of it; called by `backends.sharded_text`.
+"""The first placement of a group, placements that users request, and periodic rebalancing.
 
-Looks at the loads of a group now and then, and has its experts moved where that is worth it.
+`backends.sharded_text` calls the placement functions. `leader` runs `Rebalancing`, which checks the loads
+periodically and moves experts if the gain exceeds the cost.
 """
 
 import logging
@@ -27,7 +28,7 @@ from fewshard_serve.placement.policy import Rebalancer
 
 
 def _even(num_layers: int, num_experts: int, num_shards: int, slots_per_shard: int) -> Placement:
-    """Balanced for equal loads: at the start none is known."""
+    """Balance for equal loads, because no load is known at the start."""
     return balanced(np.ones((num_layers, num_experts)), num_shards, slots_per_shard)
 
 
@@ -39,8 +40,10 @@ STARTS: dict[str, Callable[[int, int, int, int], Placement]] = {
 
 
 def first_placement(settings: ExpertsSettings, config: FewshardTextConfig, model: str) -> Placement:
-    """The placement to start with, [expert layers, shards, slots]. Raises PlacementError where the slots
-    cannot hold the experts, or the file is another model's or another group's."""
+    """Return the first placement, [expert layers, shards, slots].
+
+    Raises PlacementError if the slots cannot hold the experts, or the file belongs to another model or group.
+    """
     layers, experts = len(config.expert_layers), config.num_experts
     if settings.placement in STARTS:
         return STARTS[settings.placement](layers, experts, settings.shards, settings.num_slots(experts))
@@ -52,7 +55,7 @@ def first_placement(settings: ExpertsSettings, config: FewshardTextConfig, model
 def require_shape(
     placement: Placement, num_layers: int, num_experts: int, num_shards: int, max_slots: int
 ) -> None:
-    """Raises PlacementError unless it is for as many layers, experts and shards, and fits their slots."""
+    """Raise PlacementError unless layers, experts and shards match and the experts fit the slots."""
     there = {"layers": placement.num_layers, "experts": placement.num_experts, "shards": placement.num_shards}
     wanted = {"layers": num_layers, "experts": num_experts, "shards": num_shards}
     for what, count in wanted.items():
@@ -68,9 +71,9 @@ def require_shape(
 
 
 def wanted_placement(wanted: dict[str, Any], current: Placement, max_slots: int, model: str) -> Placement:
-    """The placement that a body of `POST …/placement` asks for. Raises MalformedRequest.
+    """Return the placement that a body of `POST …/placement` requests. Raises MalformedRequest.
 
-    `{"model", "num_experts", "slots"}`, as a placement file has them, or `{"placement": "round_robin"}`.
+    The body is `{"model", "num_experts", "slots"}` as in a placement file, or `{"placement": "round_robin"}`.
     """
     try:
         name = wanted.get("placement")
@@ -95,7 +98,7 @@ def _named(name: Any, current: Placement) -> Placement:
 
 
 def describe_change(current: Placement, wanted: Placement, num_bytes_an_expert: int) -> dict[str, Any]:
-    """What a change costs: experts that some shard has to load, and their bytes."""
+    """Return the cost of a change: the experts that shards must load, and their bytes."""
     moves = num_moves(current, wanted)
     return {"moves": moves, "bytes": moves * num_bytes_an_expert}
 
@@ -107,8 +110,13 @@ APPLY_TIMEOUT_S = 60.0
 
 @dataclass(slots=True)
 class Rebalancing:
-    """`loads`: tokens of each expert since the start; `place` has a placement put in force, and says whether
-    it is. `rebalancer` decides."""
+    """Checks a group's loads and moves experts.
+
+    rebalancer: decides whether to change the placement.
+    loads: returns the tokens of each expert since the start, [num_layers, num_experts].
+    status: returns the group's status.
+    place: applies a placement within a time limit in seconds; returns whether it took effect.
+    """
 
     rebalancer: Rebalancer
     loads: Callable[[], NDArray[np.int64]]
@@ -117,14 +125,14 @@ class Rebalancing:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self, every_s: float) -> None:
-        """Look every so many seconds, in a thread."""
+        """Check every `every_s` seconds, in a thread."""
         threading.Thread(target=self._main, args=(every_s,), name="group-rebalance", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
 
     def look(self, now_s: float) -> bool:
-        """Decide once; whether experts were moved. A group that lacks shards is left alone."""
+        """Decide once. Return whether experts were moved. A group that lacks shards is left alone."""
         self.rebalancer.observe(self.loads(), now_s)
         status = self.status()
         if status.problem or status.size < status.num_shards:
@@ -140,5 +148,5 @@ class Rebalancing:
         while not self._stopped.wait(every_s):
             try:
                 self.look(time.monotonic())
-            except Exception:  # a planner that fails must not end rebalancing, still less the group
+            except Exception:  # an error in the planner must end neither rebalancing nor the group
                 logger.exception("rebalancing failed")

@@ -1,4 +1,4 @@
-"""Where workers knock: accepts connections and checks their hellos. Called by `membership`."""
+"""Accepts connections of workers and checks their hello frames. Called by `membership`."""
 
 import hmac
 import logging
@@ -18,7 +18,14 @@ HELLO_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What a worker says of itself; `problem` is why it cannot serve."""
+    """A worker's hello frame.
+
+    pid, host: its process, and the name of its machine.
+    address: where other shards can reach it.
+    device, device_id: the kind of its device, and the GPU's UUID ("" on a CPU).
+    fingerprint: identifies its checkpoint.
+    problem: why it cannot serve; "" if it can.
+    """
 
     shard: int
     secret: str
@@ -33,7 +40,7 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a worker must have in common with the leader, which is on `host`."""
+    """What a worker must have in common with the leader. `host` is the leader's."""
 
     num_shards: int
     secret: str
@@ -42,7 +49,7 @@ class Wanted:
     host: str
 
     def objection(self, hello: Handshake) -> str:
-        """Why this worker cannot take part; "" if it can."""
+        """Return why this worker cannot take part; "" if it can."""
         where = f"shard {hello.shard} on {hello.host}"
         if hello.problem:
             return f"{where} cannot serve: {hello.problem}"
@@ -60,8 +67,11 @@ class Wanted:
 
 
 class Listener:
-    """Listens on `address` alone. `on_guest` gets the hello, a link that is not started yet, and the
-    objection to it, on a thread of the connection's own."""
+    """Listens on `address` only.
+
+    `on_guest` is called on a thread of the connection. Its arguments are the hello, a link that is not
+    started yet, and the objection to the worker.
+    """
 
     def __init__(
         self,
@@ -88,7 +98,7 @@ class Listener:
             try:
                 guest, _ = self._listener.accept()
             except OSError:
-                return  # closed
+                return  # the listener was closed
             threading.Thread(target=self._greet, args=(guest,), name="group-greet", daemon=True).start()
 
     def _greet(self, guest: socket.socket) -> None:

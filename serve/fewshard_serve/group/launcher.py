@@ -1,4 +1,4 @@
-"""Who starts workers: the interface, and the launcher that starts them as child processes on this machine."""
+"""Starts workers: the interface, and a launcher that starts them as child processes on this machine."""
 
 import json
 import math
@@ -15,43 +15,43 @@ from typing import Protocol
 from fewshard_serve.group.worker import WorkerConfig
 
 START_PAUSE_S = 0.5
-"""Between two starts of one worker: long enough for a crash at import not to eat a core."""
+"""Between two starts of one worker, so that one that crashes on import does not occupy a core."""
 STOP_TIMEOUT_S = 5.0
 
 
 class Launcher(Protocol):
-    """Starts one worker for each invitation, and another wherever one has ended."""
+    """Starts one worker for each configuration, and restarts workers that end."""
 
-    def start(self, invitations: Sequence[WorkerConfig]) -> None: ...
+    def start(self, configs: Sequence[WorkerConfig]) -> None: ...
 
     def tend(self) -> None:
-        """Start again what has ended; called several times a second."""
+        """Restart workers that have ended. Called several times a second."""
 
     def kill(self, shard: int, host: str, pid: int) -> None:
-        """End a worker that no longer answers; it may be stopped, or unreachable."""
+        """End a worker that does not answer. It may be suspended or unreachable."""
 
     def stop(self) -> None:
-        """End all workers, and start none any more."""
+        """End all workers, and start no more."""
 
 
 class ProcessLauncher:
-    """Workers as children of this process."""
+    """Starts workers as children of this process."""
 
     def __init__(self) -> None:
-        self._invitations: dict[int, WorkerConfig] = {}
+        self._configs: dict[int, WorkerConfig] = {}
         self._children: dict[int, subprocess.Popen[str]] = {}
         self._started_at: dict[int, float] = {}
 
-    def start(self, invitations: Sequence[WorkerConfig]) -> None:
-        self._invitations = {invitation.shard: invitation for invitation in invitations}
+    def start(self, configs: Sequence[WorkerConfig]) -> None:
+        self._configs = {config.shard: config for config in configs}
         self.tend()
 
     def tend(self) -> None:
-        for shard, invitation in self._invitations.items():
+        for shard, config in self._configs.items():
             child = self._children.get(shard)
             has_ended = child is None or child.poll() is not None
             if has_ended and time.monotonic() - self._started_at.get(shard, -math.inf) > START_PAUSE_S:
-                self._children[shard] = _spawn(invitation)
+                self._children[shard] = _spawn(config)
                 self._started_at[shard] = time.monotonic()
 
     def kill(self, shard: int, host: str, pid: int) -> None:
@@ -60,7 +60,7 @@ class ProcessLauncher:
             child.kill()
 
     def stop(self) -> None:
-        self._invitations = {}
+        self._configs = {}
         for child in self._children.values():
             with suppress(OSError):
                 child.send_signal(signal.SIGTERM)
@@ -73,12 +73,12 @@ class ProcessLauncher:
 
     @property
     def pids(self) -> dict[int, int]:
-        """The process of each shard that was started."""
+        """The process id of each shard that was started."""
         return {shard: child.pid for shard, child in self._children.items()}
 
 
-def _spawn(invitation: WorkerConfig) -> subprocess.Popen[str]:
-    threads = str(invitation.num_threads)
+def _spawn(config: WorkerConfig) -> subprocess.Popen[str]:
+    threads = str(config.num_threads)
     child = subprocess.Popen(
         [sys.executable, "-m", "fewshard_serve.group.worker"],
         stdin=subprocess.PIPE,
@@ -86,8 +86,8 @@ def _spawn(invitation: WorkerConfig) -> subprocess.Popen[str]:
         env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert child.stdin is not None
-    # Not an argument: the secret would be seen by everybody on this machine.
+    # Sent over stdin: command-line arguments, and so the secret, are visible to every user of the machine.
     with suppress(BrokenPipeError):
-        child.stdin.write(json.dumps(asdict(invitation)) + "\n")
+        child.stdin.write(json.dumps(asdict(config)) + "\n")
         child.stdin.close()
     return child

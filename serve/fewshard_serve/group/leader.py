@@ -1,7 +1,7 @@
-"""The leader of a group: shard 0, which takes the batches, drives every step and computes too.
+"""The leader of a group: shard 0. It distributes the batches, drives every step, and computes its own part.
 
-`run` is called by the engine's runner. `membership` publishes formations from its own thread; each is taken
-up between two batches.
+The engine's runner calls `run`. `membership` publishes epochs from its own thread; the leader adopts each one
+between two batches.
 """
 
 import logging
@@ -38,20 +38,23 @@ from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 5
-"""A batch that fails as often though all shards live is itself at fault, or the time-out is too short."""
+"""Tries of one batch. If all fail while the shards live, the batch or the time-out is at fault."""
 MAX_WAIT_S = 50.0
-"""How long a batch waits for a formation; the engine calls a pass stuck after 60 s."""
+"""Seconds a batch waits for an epoch. The engine treats a pass as stuck after 60 s."""
 
 SAY_S = 30.0
-"""How often a group that is not complete yet says whom it waits for."""
+"""Seconds between log lines that name the shards an incomplete group waits for."""
 
 Run = Callable[[Sequence[TokenIds]], NDArray[np.float32]]
 Check = Callable[[Run], str]
-"""Runs known inputs through a formation; what is wrong with the answers, or ""."""
+"""Runs known inputs through an epoch. Returns what is wrong with the answers, or ""."""
 
 
 class StepFailed(FewshardError):
-    """`is_exchange`: a shard has died or hung; else the model failed on the batch."""
+    """A step failed.
+
+    is_exchange: a shard died or hung; otherwise the model failed on the batch.
+    """
 
     def __init__(self, problem: str, is_exchange: bool) -> None:
         super().__init__(problem)
@@ -59,7 +62,7 @@ class StepFailed(FewshardError):
 
 
 class Group:
-    """`open` it, `run` batches from one thread, `close` it; the rest may be called from any thread."""
+    """A model over several shards. One thread calls `run`; other methods may be called from any thread."""
 
     def __init__(self, settings: GroupSettings, target: Placement, launcher: Launcher, check: Check) -> None:
         self._settings = settings
@@ -77,15 +80,17 @@ class Group:
         except ModelsError as error:
             raise NotReady(str(error)) from error
         self._store = serve_store(settings.address)
-        self._seat = ShardRuntime(
+        self._runtime = ShardRuntime(
             LEADER, shard, settings.address, self._store.port, settings.address, settings.timeout_s
         )
-        self._membership = Membership(settings, target, self._seat, launcher, self, lambda: self._loads)
+        self._membership = Membership(settings, target, self._runtime, launcher, self, lambda: self._loads)
         self._rebalancing = self._watch_loads() if settings.rebalance_s else None
 
     def open(self) -> None:
-        """Wait until all shards have come and answer the known inputs rightly. Raises NotReady where that
-        will never be."""
+        """Wait until all shards have joined and answer the known inputs correctly.
+
+        Raises NotReady if that can never happen.
+        """
         self._membership.start(self._store.port)
         with self._changed:
             while not self._is_decided():
@@ -105,7 +110,7 @@ class Group:
         if self._rebalancing is not None:
             self._rebalancing.stop()
         self._membership.close()
-        self._seat.close()
+        self._runtime.close()
 
     @property
     def status(self) -> GroupStatus:
@@ -113,7 +118,7 @@ class Group:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Expert layers, shards, experts of a layer."""
+        """The numbers of expert layers, of shards, and of experts in a layer."""
         layers, experts = self._loads.shape
         return layers, self._settings.num_shards, experts
 
@@ -123,22 +128,24 @@ class Group:
 
     @property
     def num_bytes_an_expert(self) -> int:
-        return self._seat.shard.num_bytes_an_expert
+        return self._runtime.shard.num_bytes_an_expert
 
     def retarget(self, target: Placement) -> None:
-        """Place experts like this: loaded beside what runs, then swapped in between two batches."""
+        """Change the placement. The weights are loaded beside the running ones, then swapped between two
+        batches."""
         self._membership.retarget(target)
 
     def place(self, target: Placement, timeout_s: float) -> bool:
-        """`retarget`, and wait until it runs so; False if that takes longer, as while shards are missing."""
+        """Call `retarget` and wait until it takes effect. Return False on time-out, for example if shards are
+        missing."""
         self.retarget(target)
         with self._changed:
             return self._changed.wait_for(lambda: has_same_experts(self.status.placement, target), timeout_s)
 
     def run(self, items: Sequence[TokenIds]) -> StepOutput:
-        """One batch. Where a shard dies in it, it is run again by those that are left.
+        """Run one batch. If a shard dies meanwhile, the remaining shards run it again.
 
-        Raises NotReady where there is no formation to run it, InternalError where the model fails on it.
+        Raises NotReady if no epoch can run it, and InternalError if the model fails on it.
         """
         with self._stepping:
             for _ in range(MAX_TRIES):
@@ -168,25 +175,25 @@ class Group:
 
     def halt(self, generation: int) -> None:
         with self._changed:
-            if self._view is not None and self._view.formation.generation == generation:
+            if self._view is not None and self._view.epoch.generation == generation:
                 self._view = None
 
     def tick(self) -> None:
-        """Take up what is published while no batch runs; else the next one does."""
+        """Adopt a published epoch if no batch is running; otherwise the next batch does."""
         if self._pending is not None and self._stepping.acquire(blocking=False):
             try:
-                self._take_up()
+                self._adopt()
             finally:
                 self._stepping.release()
         with self._changed:
             self._changed.notify_all()
 
-    # Under `_stepping`.
+    # The methods below require `_stepping`.
 
     def _wait_for_view(self) -> View:
         give_up_at = time.monotonic() + MAX_WAIT_S
         while True:
-            self._take_up()
+            self._adopt()
             with self._changed:
                 if self._view is not None:
                     return self._view
@@ -195,7 +202,7 @@ class Group:
                 if self._pending is None:
                     self._changed.wait(give_up_at - time.monotonic())
 
-    def _take_up(self) -> None:
+    def _adopt(self) -> None:
         with self._changed:
             view, self._pending = self._pending, None
         if view is None or not self._is_sound(view):
@@ -203,14 +210,14 @@ class Group:
         with self._changed:
             self._view = view
             self._changed.notify_all()
-        generation = view.formation.generation
-        self._seat.keep(generation)
+        generation = view.epoch.generation
+        self._runtime.keep(generation)
         for peer in view.peers.values():
             peer.send(Frame("keep", {"generation": generation}))
         self._membership.activated(generation)
 
     def _is_sound(self, view: View) -> bool:
-        """Whether a formation with newcomers answers known inputs rightly."""
+        """Return whether an epoch with newcomers answers the known inputs correctly."""
         if not view.newcomers:
             return True
         try:
@@ -225,31 +232,31 @@ class Group:
         return not problem
 
     def _give_up(self, view: View, error: StepFailed) -> None:
-        logger.warning("generation %d has failed: %s", view.formation.generation, error)
+        logger.warning("generation %d has failed: %s", view.epoch.generation, error)
         with self._changed:
             if self._view is view:
                 self._view = None
-        self._membership.failed(view.formation.generation)
+        self._membership.failed(view.epoch.generation)
 
     def _step(self, view: View, items: Sequence[TokenIds]) -> StepOutput:
         started_at = time.monotonic()
         self._num_steps += 1
-        hands = deal([len(item.ids) for item in items], len(view.formation.live))
+        hands = deal([len(item.ids) for item in items], len(view.epoch.live))
         parts = self._parts(view, hands, items)
         peers = list(view.peers.values())
         reached = [peer for peer, part in zip(peers, parts[1:], strict=True) if peer.send(part.to_frame())]
         if len(reached) < len(peers):
-            self._seat.abandon(view.formation.generation)
+            self._runtime.abandon(view.epoch.generation)
             self._settle(reached)
             raise StepFailed("a shard takes no more batches", is_exchange=True)
         results = [self._run_own(parts[0], peers), *self._collect(peers)]
-        out = joined(view.formation, self._settings.num_shards, hands, results)
+        out = joined(view.epoch, self._settings.num_shards, hands, results)
         self._loads = self._loads + out.tokens
         return replace(out, overhead_s=time.monotonic() - started_at - max(each.seconds for each in results))
 
     def _parts(self, view: View, hands: list[list[int]], items: Sequence[TokenIds]) -> list[Part]:
         num_rows = max(sum(len(items[index].ids) for index in hand) for hand in hands)
-        generation = view.formation.generation
+        generation = view.epoch.generation
         return [
             Part.of(self._num_steps, generation, num_rows, [items[index] for index in hand]) for hand in hands
         ]
@@ -257,7 +264,7 @@ class Group:
     def _run_own(self, part: Part, peers: Sequence[Peer]) -> PartResult:
         started_at = time.monotonic()
         try:
-            out = self._seat.run(part.generation, part.packed(self._seat.shard.device), part.num_rows)
+            out = self._runtime.run(part.generation, part.packed(self._runtime.shard.device), part.num_rows)
             return PartResult.of(out, time.monotonic() - started_at)
         except Exception as error:
             verdicts = [frame for frame in self._settle(peers) if not frame.fields.get("is_exchange", True)]
@@ -275,7 +282,7 @@ class Group:
         return [PartResult.from_frame(frame) for frame in frames]
 
     def _settle(self, peers: Sequence[Peer]) -> list[Frame]:
-        """Every worker's answer to this step; those that give none in time are removed."""
+        """Return every worker's answer to this step. Workers that do not answer in time are removed."""
         until = time.monotonic() + self._settings.timeout_s
         answers = [(peer, peer.reply_to(self._num_steps, until)) for peer in peers]
         for peer, answer in answers:

@@ -1,6 +1,6 @@
-"""Lets workers in, hears when they go, and has formations prepared as `assembly` decides; called by `leader`.
+"""Admits workers, detects lost ones, and carries out the decisions of `state_machine`. Called by `leader`.
 
-Everything here happens on one control thread; what comes from other threads is posted to it.
+All of it runs on one control thread. Other threads post their events to it.
 """
 
 import logging
@@ -35,22 +35,30 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 BACKOFF_S = (1.0, 60.0)
-"""How long a worker that was sent away stays away: the first time, doubled each time, and at most."""
+"""Seconds that an expelled worker stays away: the first time (doubled each time), and the most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """A published formation with the links of its workers; `newcomers` have answered nothing yet."""
+    """A published epoch.
 
-    formation: Epoch
+    peers: the links to its workers.
+    newcomers: shards that have not answered any input yet.
+    """
+
+    epoch: Epoch
     newcomers: Collection[int]
     peers: Mapping[int, Peer]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStatus:
-    """What `/experts` and the metrics tell of a group; `problem` is "" while it can answer, and with
-    `is_unrecoverable` waiting changes nothing. `placement`: as it runs, or as it shall."""
+    """The state of a group, for `/experts` and the metrics.
+
+    problem: why it cannot answer; "" if it can.
+    is_unrecoverable: the problem will not go away by waiting.
+    placement: the one in force; before the first epoch, the target.
+    """
 
     num_shards: int
     size: int
@@ -64,20 +72,20 @@ class GroupStatus:
 
 
 class Stage(Protocol):
-    """Where formations are used. Both are called from the control thread."""
+    """Uses the published epochs; the leader implements it. All methods are called from the control thread."""
 
     def publish(self, view: View) -> None:
-        """Use this one from the next batch on."""
+        """Use this epoch from the next batch on."""
 
     def halt(self, generation: int) -> None:
-        """Use this one no more; another will come, or the status tells why not."""
+        """Stop using this epoch. Another one follows, or the status gives the reason."""
 
     def tick(self) -> None:
-        """Something may have changed, or some time has passed."""
+        """Called after each event and at regular intervals."""
 
 
 class Membership:
-    """The `GroupActions` of an `GroupStateMachine`, carried out. `loads` is read before every formation."""
+    """Carries out the `GroupActions` of a `GroupStateMachine`. `loads` is read before every decision."""
 
     def __init__(
         self,
@@ -89,36 +97,36 @@ class Membership:
         loads: Callable[[], NDArray[np.int64]],
     ) -> None:
         self._settings = settings
-        self._seat = seat
+        self._runtime = seat
         self._launcher = launcher
         self._stage = stage
         self._loads = loads
         rules = GroupRules(settings.num_shards, settings.max_slots_per_shard, settings.allows_degraded)
-        self._assembly = GroupStateMachine(rules, target, self)
+        self._machine = GroupStateMachine(rules, target, self)
         self._peers: dict[int, Peer] = {}
         self._backoff_s: dict[int, float] = {}
         self._posted: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.status = self._read_status()
 
     def start(self, store_port: int) -> None:
-        """Open the door and start the workers."""
+        """Start to listen, and start the workers."""
         settings, secret = self._settings, secrets.token_hex(16)
         device, there = device_name(torch.device(settings.device)), fingerprint(resolve(settings.path))
         wanted = Wanted(settings.num_shards, secret, device, there, socket.gethostname())
-        self._door = Listener(settings.address, wanted, self._greet, settings.timeout_s)
+        self._listener = Listener(settings.address, wanted, self._greet, settings.timeout_s)
         self._heartbeat = Heartbeat(lambda: list(self._peers.values()), self._on_silence, settings.timeout_s)
         threading.Thread(target=self._control, name="group-control", daemon=True).start()
-        first = self._invitation(1, store_port, secret)
+        first = self._worker_config(1, store_port, secret)
         self._launcher.start([replace(first, shard=shard) for shard in range(1, settings.num_shards)])
-        # With one shard nobody else will come to set things going.
-        self.post(lambda: self._assembly.joined(LEADER))
+        # With a single shard no worker will join and trigger the first decision.
+        self.post(lambda: self._machine.joined(LEADER))
 
-    def _invitation(self, shard: int, store_port: int, secret: str) -> WorkerConfig:
+    def _worker_config(self, shard: int, store_port: int, secret: str) -> WorkerConfig:
         settings = self._settings
         return WorkerConfig(
             shard=shard,
             host=settings.address,
-            port=self._door.port,
+            port=self._listener.port,
             store_port=store_port,
             secret=secret,
             path=settings.path,
@@ -130,51 +138,49 @@ class Membership:
 
     def close(self) -> None:
         self._heartbeat.stop()
-        self._door.close()
+        self._listener.close()
         self._posted.put(None)
         for peer in list(self._peers.values()):
             peer.link.close()
         self._launcher.stop()
 
     def post(self, event: Callable[[], None]) -> None:
-        """Have it done on the control thread."""
+        """Run `event` on the control thread."""
         self._posted.put(event)
 
     def activated(self, generation: int) -> None:
-        self.post(partial(self._assembly.activated, generation))
+        self.post(partial(self._machine.activated, generation))
 
     def failed(self, generation: int) -> None:
-        self.post(partial(self._assembly.failed, generation))
+        self.post(partial(self._machine.failed, generation))
 
     def answered_wrongly(self, view: View, problem: str) -> None:
-        self.post(
-            partial(self._assembly.answered_wrongly, view.formation.generation, view.newcomers, problem)
-        )
+        self.post(partial(self._machine.answered_wrongly, view.epoch.generation, view.newcomers, problem))
 
     def retarget(self, target: Placement) -> None:
-        self.post(partial(self._assembly.retarget, target))
+        self.post(partial(self._machine.retarget, target))
 
     def remove(self, peer: Peer, reason: str) -> None:
-        """Give up a worker that does not answer."""
+        """Remove a worker that does not answer."""
         self.post(partial(self._remove, peer, reason))
 
-    # What the assembly orders.
+    # The `GroupActions`.
 
-    def stage(self, shard: int, formation: Epoch) -> None:
+    def stage(self, shard: int, epoch: Epoch) -> None:
         if shard == LEADER:
-            self._seat.stage(formation, self._on_own_report)
+            self._runtime.stage(epoch, self._on_own_report)
         else:
-            self._peers[shard].send(Frame("stage", formation.to_fields()))
+            self._peers[shard].send(Frame("stage", epoch.to_fields()))
 
     def connect(self, shard: int, generation: int) -> None:
         if shard == LEADER:
-            self._seat.connect(generation, self._on_own_report)
+            self._runtime.connect(generation, self._on_own_report)
         else:
             self._peers[shard].send(Frame("connect", {"generation": generation}))
 
-    def publish(self, formation: Epoch, newcomers: Collection[int]) -> None:
-        peers = {shard: self._peers[shard] for shard in formation.live if shard != LEADER}
-        self._stage.publish(View(formation, newcomers, peers))
+    def publish(self, epoch: Epoch, newcomers: Collection[int]) -> None:
+        peers = {shard: self._peers[shard] for shard in epoch.live if shard != LEADER}
+        self._stage.publish(View(epoch, newcomers, peers))
 
     def halt(self, generation: int) -> None:
         self._stage.halt(generation)
@@ -198,42 +204,42 @@ class Membership:
             if event is None:
                 return
             try:
-                self._assembly.loads = self._loads()
+                self._machine.loads = self._loads()
                 event()
                 self.status = self._read_status()
                 self._stage.tick()
-            except Exception:  # without this thread nobody would ever come back
+            except Exception:  # without this thread the group could never recover
                 logger.exception("an event of the group could not be handled")
 
     def _read_status(self) -> GroupStatus:
-        assembly, active = self._assembly, self._assembly.active
+        machine, active = self._machine, self._machine.active
         return GroupStatus(
             num_shards=self._settings.num_shards,
             size=0 if active is None else len(active.live),
             generation=0 if active is None else active.generation,
-            num_reforms=assembly.tally.num_reforms,
-            num_moves=assembly.tally.num_moves,
+            num_reforms=machine.tally.num_reforms,
+            num_moves=machine.tally.num_moves,
             is_degraded=active is not None and not active.is_complete,
-            problem=assembly.problem,
-            is_unrecoverable=assembly.is_unrecoverable,
-            placement=assembly.target if active is None else active.placement,
+            problem=machine.problem,
+            is_unrecoverable=machine.is_unrecoverable,
+            placement=machine.target if active is None else active.placement,
         )
 
     def _welcome(self, hello: Handshake, link: Link, objection: str) -> None:
         shard = hello.shard
         if objection:
-            self._assembly.objected(objection)
+            self._machine.objected(objection)
             _send_away(link, objection, BACKOFF_S[1] / 2)
             return
         if shard in self._peers:
             self._remove(self._peers[shard], "another worker came in its place")
         peer = self._peers[shard] = Peer(hello, link)
         link.start(partial(self._on_frame, shard, peer), partial(self._on_end, shard, peer), f"shard-{shard}")
-        self._assembly.backend = self._backend()
-        self._assembly.joined(shard)
+        self._machine.backend = self._backend()
+        self._machine.joined(shard)
 
     def _backend(self) -> str:
-        """NCCL wants a GPU for each shard."""
+        """Return nccl if each shard has its own GPU, which NCCL requires; else gloo."""
         ids = [device_id(torch.device(self._settings.device))]
         ids += [peer.hello.device_id for peer in self._peers.values()]
         return "nccl" if all(ids) and len(set(ids)) == len(ids) else "gloo"
@@ -241,7 +247,7 @@ class Membership:
     def _remove(self, peer: Peer, reason: str) -> None:
         hello = peer.hello
         if self._peers.get(hello.shard) is not peer:
-            return  # it has gone by itself
+            return  # it has already left
         peer.link.close()
         self._launcher.kill(hello.shard, hello.host, hello.pid)
         self._left(hello.shard, peer, reason)
@@ -249,16 +255,16 @@ class Membership:
     def _left(self, shard: int, peer: Peer, reason: str) -> None:
         if self._peers.get(shard) is peer:
             del self._peers[shard]
-            self._assembly.left(shard, reason)
+            self._machine.left(shard, reason)
 
-    # Other threads.
+    # Called from other threads.
 
     def _greet(self, hello: Handshake, link: Link, objection: str) -> None:
         self.post(partial(self._welcome, hello, link, objection))
 
     def _on_frame(self, shard: int, peer: Peer, frame: Frame) -> None:
         if frame.kind == "prepared":
-            self.post(partial(self._assembly.prepared, shard, Prepared(**frame.fields)))
+            self.post(partial(self._machine.prepared, shard, Prepared(**frame.fields)))
         else:
             peer.replies.put(frame)
 
@@ -267,13 +273,13 @@ class Membership:
         peer.replies.put(None)
 
     def _on_own_report(self, report: Prepared) -> None:
-        self.post(partial(self._assembly.prepared, LEADER, report))
+        self.post(partial(self._machine.prepared, LEADER, report))
 
     def _on_silence(self, peer: Peer) -> None:
         self.remove(peer, f"silent for {self._settings.timeout_s:g} s")
 
 
 def _send_away(link: Link, reason: str, wait_s: float) -> None:
-    with suppress(WireError):  # it has gone by itself
+    with suppress(WireError):  # it may have left already
         link.send(Frame("leave", {"reason": reason, "wait_s": wait_s}))
     link.close()

@@ -1,4 +1,5 @@
-"""One step of a group: how items are dealt out, and how a shard's part of it travels."""
+"""One step of a group: how items are divided among shards, and how each shard's part is sent. Used by
+`leader`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from fewshard_serve.group.transport import Frame
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one shard does in a step: its items' `lengths`, and their tokens end to end, int32 [T] (twice
-    where there are segments: ids, then types). `num_rows`: the most tokens any shard has."""
+    """What one shard computes in a step.
+
+    num_rows: the most tokens that any shard has in this step.
+    lengths: tokens of each item.
+    tokens: int32 [T], the token ids of the items end to end; with segments [2 T], ids then types.
+    """
 
     step: int
     generation: int
@@ -52,9 +57,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartResult:
-    """`logits` fp32 [num_items, num_labels]; over the shard's own tokens `tokens` int64 and `probability`
-    fp32 [num_layers, num_experts] and `entropy` fp32 [num_layers]; `computed` int64 [num_layers], the choices
-    its experts multiplied for everyone; `seconds` the pass took."""
+    """What one shard computed in a step. All but `computed` concern the shard's own tokens.
+
+    logits: fp32 [num_items, num_labels].
+    tokens: int64 [num_layers, num_experts], tokens routed to each expert.
+    probability: fp32 [num_layers, num_experts].
+    entropy: fp32 [num_layers].
+    computed: int64 [num_layers], the choices its experts computed for all shards.
+    seconds: duration of the pass.
+    """
 
     logits: NDArray[np.float32]
     tokens: NDArray[np.int64]
@@ -101,8 +112,11 @@ class PartResult:
 
 
 def deal(lengths: Sequence[int], num_shards: int) -> list[list[int]]:
-    """Which items each of `num_shards` takes: the longest first, each to the one with the fewest tokens yet;
-    a shard's own from short to long, so that equally long ones share an attention call."""
+    """Return the indices of the items for each of `num_shards` shards.
+
+    The longest item is assigned first, each to the shard with the fewest tokens so far. Each shard's items
+    are ordered from short to long, so that items of equal length share an attention call.
+    """
     hands: list[list[int]] = [[] for _ in range(num_shards)]
     loads = [0] * num_shards
     for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
@@ -114,8 +128,14 @@ def deal(lengths: Sequence[int], num_shards: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """`logits` in the order of the items; the rest summed over shards as in `PartResult`, but `computed`
-    int64 [num_layers, num_shards]. `overhead_s`: what the step took beyond the slowest shard's pass."""
+    """The result of a step.
+
+    logits: fp32 [num_items, num_labels], in the order of the items.
+    tokens, probability, entropy: summed over shards, shaped as in `PartResult`.
+    computed: int64 [num_layers, num_shards].
+    is_degraded: some experts were missing.
+    overhead_s: duration of the step beyond the slowest shard's pass.
+    """
 
     logits: NDArray[np.float32]
     tokens: NDArray[np.int64]
@@ -127,15 +147,15 @@ class StepOutput:
 
 
 def joined(
-    formation: Epoch, num_shards: int, hands: Sequence[Sequence[int]], results: Sequence[PartResult]
+    epoch: Epoch, num_shards: int, hands: Sequence[Sequence[int]], results: Sequence[PartResult]
 ) -> StepOutput:
-    """What the shards found, put together; `hands` and `results` in the order of ranks."""
+    """Combine the results of the shards. `hands` and `results` are in the order of ranks."""
     order = [index for hand in hands for index in hand]
     logits = np.empty((len(order), results[0].logits.shape[1]), np.float32)
     logits[order] = np.concatenate([result.logits for result in results])
     tokens = np.sum([result.tokens for result in results], axis=0)
     computed = np.zeros((tokens.shape[0], num_shards), np.int64)
-    for shard, result in zip(formation.live, results, strict=True):
+    for shard, result in zip(epoch.live, results, strict=True):
         computed[:, shard] = result.computed
     return StepOutput(
         logits,
@@ -143,5 +163,5 @@ def joined(
         probability=np.sum([result.probability for result in results], axis=0),
         entropy=np.sum([result.entropy for result in results], axis=0),
         computed=computed,
-        is_degraded=not formation.is_complete,
+        is_degraded=not epoch.is_complete,
     )

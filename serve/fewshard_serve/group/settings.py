@@ -1,4 +1,4 @@
-"""What a group is made of: as the configuration says it, and as it was found out for one checkpoint."""
+"""Settings of a group: as configured, and as resolved for one checkpoint."""
 
 import math
 from dataclasses import dataclass
@@ -46,25 +46,27 @@ class ExpertsSettings:
         return self.exchange_timeout_ms / 1000
 
     def num_slots(self, num_experts: int) -> int:
-        """Experts of a layer that each shard holds at first."""
+        """Return how many experts of a layer each shard holds at first."""
         return (
             math.ceil(num_experts / self.shards) if self.slots_per_shard == "auto" else self.slots_per_shard
         )
 
     def max_slots(self, num_experts: int) -> int:
-        """The most experts of a layer that a shard may hold after losses."""
+        """Return how many experts of a layer a shard may hold after losses, at most."""
         return num_experts if self.max_slots_per_shard == "auto" else self.max_slots_per_shard
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSettings:
-    """`num_shards` processes serve the checkpoint at `path`, each in `dtype` on `device`.
+    """A group of `num_shards` processes, resolved for one checkpoint.
 
-    `path` is looked up where each of them runs: zoo:<name>, hf:<owner>/<name> or a directory.
-
-    `max_slots_per_shard`: the most experts of a layer that a shard may hold after losses; `timeout_s`: how
-    long one exchange may take, and a worker be silent; `address`: where the leader listens; `rebalance_s`:
-    how often the placement is looked at again, 0 for never.
+    path: zoo:<name>, hf:<owner>/<name> or a directory; each process resolves it on its own machine.
+    max_slots_per_shard: the most experts of a layer that a shard may hold after losses.
+    allows_degraded: answer without some experts rather than not at all.
+    timeout_s: seconds that one exchange may take, or a worker may be silent.
+    address: where the leader listens.
+    num_threads: CPU threads of each worker.
+    rebalance_s: seconds between two checks of the placement; 0 for none.
     """
 
     path: str

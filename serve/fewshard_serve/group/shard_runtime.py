@@ -1,4 +1,4 @@
-"""A shard's seat in its group, in leader and workers: prepares formations beside what runs, runs steps."""
+"""Runs one shard, in leader and workers. It prepares the next epoch while the current one runs steps."""
 
 import threading
 from collections.abc import Callable
@@ -15,8 +15,12 @@ Report = Callable[["Prepared"], None]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One shard is done with one phase ("stage" or "connect") of a generation; `problem` says why not, and
-    `lacks_room` that it was memory."""
+    """Report of a shard that has finished one phase of a generation.
+
+    phase: "stage" or "connect".
+    problem: why it failed; "" if it succeeded.
+    lacks_room: it failed for lack of memory.
+    """
 
     phase: str
     generation: int
@@ -26,14 +30,17 @@ class Prepared:
 
 @dataclass(slots=True, eq=False)
 class _Prepared:
-    formation: Epoch
+    epoch: Epoch
     staged: tuple[LayerExperts, ...]
     exchange: Exchange | None = None
 
 
 class ShardRuntime:
-    """`number` is the shard's own. The store at `store_host` is where shards meet, `address` where this one
-    can be reached. `run` and `keep` belong to one thread; preparing runs in threads of its own."""
+    """One shard of a group.
+
+    `number` is the shard's number. Shards meet at the store on `store_host`; the others reach this one at
+    `address`. One thread calls `run` and `keep`. Epochs are prepared in threads of their own.
+    """
 
     def __init__(
         self, number: int, shard: Shard, store_host: str, store_port: int, address: str, timeout_s: float
@@ -46,45 +53,46 @@ class ShardRuntime:
         self._prepared: dict[int, _Prepared] = {}
         self._generation = 0
 
-    def stage(self, formation: Epoch, report: Report) -> None:
-        """Load the experts of `formation` in a thread; older ones that never ran are forgotten."""
-        self._forget(lambda generation: self._generation < generation < formation.generation)
+    def stage(self, epoch: Epoch, report: Report) -> None:
+        """Load the experts of an epoch in a thread. Discard older epochs that never ran."""
+        self._forget(lambda generation: self._generation < generation < epoch.generation)
 
         def load() -> None:
-            rank = formation.live.index(self.number)
-            staged = self.shard.stage(formation.experts()[rank])
-            self._prepared[formation.generation] = _Prepared(formation, staged)
+            rank = epoch.live.index(self.number)
+            staged = self.shard.stage(epoch.experts()[rank])
+            self._prepared[epoch.generation] = _Prepared(epoch, staged)
 
-        self._in_thread("stage", formation.generation, load, report)
+        self._in_thread("stage", epoch.generation, load, report)
 
     def connect(self, generation: int, report: Report) -> None:
-        """Meet the others of a staged generation in a thread."""
+        """Connect to the other shards of a staged generation, in a thread."""
 
         def join() -> None:
             prepared = self._prepared[generation]
-            live = prepared.formation.live
+            live = prepared.epoch.live
             meeting = Rendezvous(
                 f"generation-{generation}",
                 live.index(self.number),
                 len(live),
                 self._address,
                 self._timeout_s,
-                prepared.formation.backend,
+                prepared.epoch.backend,
             )
             prepared.exchange = meet(join_store(*self._store, self._timeout_s), meeting)
 
         self._in_thread("connect", generation, join, report)
 
     def run(self, generation: int, packed: PackedTokens, num_rows: int) -> ShardOutput:
-        """One step of a generation that is connected. Raises ExchangeError, or what the model raises.
+        """Run one step of a connected generation. Raises ExchangeError, or any error of the model.
 
-        After any error the generation is of no use: the others are told by leaving it.
+        After an error the generation cannot be used again. This shard leaves it, which ends the others'
+        waiting.
         """
         prepared = self._prepared.get(generation)
         if prepared is None or prepared.exchange is None:
             raise ExchangeError(f"generation {generation} is not connected here")
         if generation != self._generation:
-            self.shard.activate(prepared.staged, prepared.formation.experts(), prepared.exchange)
+            self.shard.activate(prepared.staged, prepared.epoch.experts(), prepared.exchange)
             self._generation = generation
         try:
             return self.shard.run(packed, num_rows)
@@ -93,17 +101,17 @@ class ShardRuntime:
             raise
 
     def abandon(self, generation: int) -> None:
-        """Leave a generation, so that the others stop waiting for this shard."""
+        """Leave a generation, so that the other shards stop waiting for this one."""
         prepared = self._prepared.get(generation)
         if prepared is not None and prepared.exchange is not None:
             prepared.exchange.abort()
 
     def keep(self, generation: int) -> None:
-        """Forget what came before `generation`."""
+        """Discard all generations before `generation`."""
         self._forget(lambda other: other < generation)
 
     def close(self) -> None:
-        """Leave every meeting."""
+        """Leave all generations."""
         self._forget(lambda generation: True)
 
     def _forget(self, which: Callable[[int], bool]) -> None:
@@ -118,7 +126,7 @@ class ShardRuntime:
                 work()
             except NoRoomError as error:
                 report(Prepared(phase, generation, str(error), lacks_room=True))
-            except (ModelsError, KeyError) as error:  # KeyError: forgotten meanwhile
+            except (ModelsError, KeyError) as error:  # KeyError: the generation was discarded meanwhile
                 report(Prepared(phase, generation, str(error)))
             else:
                 report(Prepared(phase, generation))

@@ -1,10 +1,10 @@
-"""Who is in the group, and what its next formation is: decisions alone, without sockets or clocks.
+"""Decides which shards are in the group and what its next epoch is. It uses neither sockets nor clocks.
 
-    start, join, rebalance   members stage the weights and connect, beside what runs; then it is published
-    loss                     the survivors do the same, while batches wait
+    start, join, rebalance   the members load weights and connect while batches run; then it is published
+    loss                     the survivors do the same while batches wait
 
-Every method runs on one thread. What has been published is taken up by the thread that runs batches, which
-answers with `activated` or `failed`.
+Every method runs on one thread; `membership` calls them. The thread that runs batches adopts a published
+epoch and reports `activated` or `failed`.
 """
 
 import logging
@@ -26,26 +26,29 @@ LEADER = 0
 
 
 class GroupActions(Protocol):
-    """What an assembly has done by others."""
+    """The actions that the state machine orders. `Membership` implements them."""
 
-    def stage(self, shard: int, formation: Epoch) -> None: ...
+    def stage(self, shard: int, epoch: Epoch) -> None: ...
 
     def connect(self, shard: int, generation: int) -> None: ...
 
-    def publish(self, formation: Epoch, newcomers: Collection[int]) -> None:
-        """Every member is ready for it; run batches with it from now on."""
+    def publish(self, epoch: Epoch, newcomers: Collection[int]) -> None:
+        """Every member is ready: run batches with this epoch from now on."""
 
     def halt(self, generation: int) -> None:
-        """Run no more batches with it."""
+        """Run no more batches with this epoch."""
 
     def expel(self, shard: int, reason: str) -> None:
-        """Send a member away; it may come back later."""
+        """Send a member away. It may come back later."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRules:
-    """`max_slots`: the most experts of a layer one shard may hold after losses; `allows_degraded`: whether
-    answers without some experts are better than none."""
+    """Limits of a group.
+
+    max_slots: the most experts of a layer that one shard may hold after losses.
+    allows_degraded: answer without some experts rather than not at all.
+    """
 
     num_shards: int
     max_slots: int
@@ -54,7 +57,11 @@ class GroupRules:
 
 @dataclass(slots=True)
 class GroupCounters:
-    """What happened since the start."""
+    """Counters since the start.
+
+    num_reforms: changes of the set of shards.
+    num_moves: experts that shards had to load.
+    """
 
     num_reforms: int = 0
     num_moves: int = 0
@@ -62,16 +69,22 @@ class GroupCounters:
 
 @dataclass(slots=True)
 class _Preparing:
-    formation: Epoch
+    epoch: Epoch
     phase: str
     waiting: set[int]
 
 
 @dataclass(slots=True)
 class GroupStateMachine:
-    """`problem`: why there is no formation that can answer; `is_unrecoverable`: nor will there be one unless
-    somebody changes something. `target`: who holds what when all are there. `backend` is asked before each
-    formation, of its shards."""
+    """The members of a group, and its current and next epoch.
+
+    target: the placement when all shards are present.
+    active: the epoch that runs batches.
+    problem: why no epoch can answer; "" if one can.
+    is_unrecoverable: no epoch will ever answer unless somebody intervenes.
+    loads: load of each expert, [num_layers, num_experts]; None if unknown.
+    backend: the communication backend of the next epoch.
+    """
 
     rules: GroupRules
     target: Placement
@@ -91,14 +104,14 @@ class GroupStateMachine:
     _caps: dict[int, int] = field(default_factory=dict)
 
     def joined(self, shard: int) -> None:
-        """A worker has come that can serve as this shard."""
+        """A worker that can serve as this shard has joined."""
         self.members.add(shard)
         self._untried.add(shard)
         self._caps.clear()
         self._decide()
 
     def left(self, shard: int, reason: str) -> None:
-        """A worker has gone."""
+        """A worker has left."""
         if shard not in self.members:
             return
         logger.warning("shard %d is lost: %s", shard, reason)
@@ -110,16 +123,16 @@ class GroupStateMachine:
         self._decide()
 
     def objected(self, problem: str) -> None:
-        """A worker came that cannot take part."""
+        """A worker connected that cannot take part."""
         logger.error("%s", problem)
         if self.active is None:
             self.problem, self.is_unrecoverable = problem, True
 
     def prepared(self, shard: int, report: Prepared) -> None:
-        """A member has done, or could not do, what it was ordered."""
+        """A member has finished, or failed, a phase of the epoch in preparation."""
         preparing = self._preparing
         if preparing is None or (report.generation, report.phase) != (
-            preparing.formation.generation,
+            preparing.epoch.generation,
             preparing.phase,
         ):
             return
@@ -131,10 +144,10 @@ class GroupStateMachine:
             self._advance(preparing)
 
     def activated(self, generation: int) -> None:
-        """The published formation runs batches now."""
+        """The published epoch runs batches now."""
         published = self._published
         if published is None or published.generation != generation:
-            self._was_passed_over()
+            self._abandoned_was_adopted()
             return
         old, self.active, self._published = self.active, published, None
         self._is_broken, self.problem = False, ""
@@ -152,7 +165,7 @@ class GroupStateMachine:
         self._decide()
 
     def failed(self, generation: int) -> None:
-        """A batch failed with this formation, which cannot be used again."""
+        """A batch failed with this epoch, which cannot be used again."""
         if self._published is not None and self._published.generation == generation:
             self._published = None
         if self.active is not None and self.active.generation == generation:
@@ -160,7 +173,7 @@ class GroupStateMachine:
         self._decide()
 
     def answered_wrongly(self, generation: int, newcomers: Collection[int], problem: str) -> None:
-        """With the newcomers of a published formation, known inputs get wrong answers."""
+        """With the newcomers of a published epoch, known inputs got wrong answers."""
         if self._published is None or self._published.generation != generation:
             return
         self._published = None
@@ -173,14 +186,15 @@ class GroupStateMachine:
         self._decide()
 
     def retarget(self, target: Placement) -> None:
-        """Place experts like this from now on."""
+        """Use this placement as the target from now on."""
         self.target = target
         if not self._is_broken:
             self._preparing = None
         self._decide()
 
-    def _was_passed_over(self) -> None:
-        """One that was given up was taken up all the same, a moment before: what ran until then is gone."""
+    def _abandoned_was_adopted(self) -> None:
+        """The members adopted an epoch that was just abandoned. The previous one has ended: stop it and
+        decide again."""
         if self.active is not None:
             self._break()
         self._decide()
@@ -193,22 +207,22 @@ class GroupStateMachine:
             self.orders.halt(self.active.generation)
 
     def _drop_preparations(self, lost: int) -> None:
-        if self._preparing is not None and lost in self._preparing.formation.live:
+        if self._preparing is not None and lost in self._preparing.epoch.live:
             self._preparing = None
         if self._published is not None and lost in self._published.live:
             self._published = None
 
     def _decide(self) -> None:
-        """Begin the formation that is wanted, unless one is under way or already runs."""
+        """Begin the wanted epoch, unless one is in preparation or it already runs."""
         if self._preparing is not None or self._published is not None or self.is_unrecoverable:
             return
-        formation = self._wanted()
-        if formation is None:
+        epoch = self._wanted()
+        if epoch is None:
             return
-        self._generation = formation.generation
-        self._preparing = _Preparing(formation, "stage", set(formation.live))
-        for shard in formation.live:
-            self.orders.stage(shard, formation)
+        self._generation = epoch.generation
+        self._preparing = _Preparing(epoch, "stage", set(epoch.live))
+        for shard in epoch.live:
+            self.orders.stage(shard, epoch)
 
     def _wanted(self) -> Epoch | None:
         everyone = sorted(self.members)
@@ -217,21 +231,21 @@ class GroupStateMachine:
                 missing = sorted(set(range(self.rules.num_shards)) - self.members)
                 self.problem = f"waiting for {_shards(missing)}"
                 return None
-            return self._formation(everyone)
+            return self._epoch(everyone)
         if self._is_broken:
             return self._after_loss(everyone)
-        formation = self._formation(everyone)
-        is_news = formation.live != self.active.live or formation.placement != self.active.placement
-        return formation if is_news and self._is_no_worse(formation) else None
+        epoch = self._epoch(everyone)
+        is_news = epoch.live != self.active.live or epoch.placement != self.active.placement
+        return epoch if is_news and self._is_no_worse(epoch) else None
 
     def _after_loss(self, everyone: list[int]) -> Epoch | None:
-        """The survivors first, who have most of it in memory; newcomers where these do not suffice."""
+        """Prefer the survivors, who have most experts in memory; add newcomers if these do not suffice."""
         assert self.active is not None
         survivors = [shard for shard in self.active.live if shard in self.members]
-        with_survivors = self._formation(survivors)
+        with_survivors = self._epoch(survivors)
         if with_survivors.is_complete:
             return with_survivors
-        with_everyone = self._formation(everyone)
+        with_everyone = self._epoch(everyone)
         if with_everyone.is_complete or self.rules.allows_degraded:
             return with_everyone
         lost = sorted(set(range(self.rules.num_shards)) - self.members)
@@ -240,31 +254,31 @@ class GroupStateMachine:
         )
         return None
 
-    def _is_no_worse(self, formation: Epoch) -> bool:
+    def _is_no_worse(self, epoch: Epoch) -> bool:
         assert self.active is not None
-        return formation.is_complete or not self.active.is_complete
+        return epoch.is_complete or not self.active.is_complete
 
-    def _formation(self, live: Sequence[int]) -> Epoch:
+    def _epoch(self, live: Sequence[int]) -> Epoch:
         current = self.target if self.active is None else self.active.placement
         caps = [self._caps.get(shard, self.rules.max_slots) for shard in range(self.rules.num_shards)]
         placement = cover(self.target, current, live, caps, self.loads)
         return Epoch(self._generation + 1, tuple(live), placement, self.backend)
 
     def _advance(self, preparing: _Preparing) -> None:
-        formation = preparing.formation
+        epoch = preparing.epoch
         if preparing.phase == "stage":
-            preparing.phase, preparing.waiting = "connect", set(formation.live)
-            for shard in formation.live:
-                self.orders.connect(shard, formation.generation)
+            preparing.phase, preparing.waiting = "connect", set(epoch.live)
+            for shard in epoch.live:
+                self.orders.connect(shard, epoch.generation)
             return
-        self._preparing, self._published = None, formation
-        self.orders.publish(formation, [shard for shard in formation.live if shard in self._untried])
+        self._preparing, self._published = None, epoch
+        self.orders.publish(epoch, [shard for shard in epoch.live if shard in self._untried])
 
     def _could_not(self, shard: int, report: Prepared) -> None:
         logger.warning("shard %d cannot %s: %s", shard, report.phase, report.problem)
         self._preparing = None
         if report.lacks_room and self.active is not None:
-            # No more than it holds now; `cover` finds others, or leaves experts out.
+            # Limit the shard to what it holds now. `cover` then uses other shards, or leaves experts out.
             self._caps[shard] = int((self.active.placement.slots[:, shard] >= 0).sum(axis=1).max(initial=0))
         elif report.phase == "stage":
             if self.active is None or shard == LEADER:

@@ -1,8 +1,7 @@
-"""Frames between leader and workers: a JSON header and bytes, each with its length before it. No pickle.
+"""Messages between leader and workers: frames, and a TCP connection that a thread reads.
 
-Called by `link`. Both ends run the same version, so there is none in the frames.
-
-One TCP connection between the leader and a worker, read by a thread of its own.
+A frame is a JSON header and binary data, each preceded by its length; nothing is pickled. Both ends run the
+same version, so frames carry no version. `leader`, `membership`, `handshake` and `worker` use it.
 """
 
 import json
@@ -23,12 +22,17 @@ MAX_BODY_BYTES = 256 * 2**20
 
 
 class WireError(FewshardError):
-    """The other end has gone, or sent what is no frame."""
+    """The other end has closed the connection, or sent something that is not a frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`kind` says what it is; `fields` are JSON values, `body` numbers as bytes."""
+    """One message.
+
+    kind: its type.
+    fields: JSON values.
+    body: numbers as bytes.
+    """
 
     kind: str
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -36,7 +40,7 @@ class Frame:
 
 
 def send_frame(sock: socket.socket, frame: Frame) -> None:
-    """Raises WireError where the other end has gone or takes nothing within the socket's time-out."""
+    """Raise WireError if the other end is gone, or accepts nothing within the socket's time-out."""
     header = json.dumps({"kind": frame.kind, **frame.fields}, separators=(",", ":")).encode()
     try:
         sock.sendall(b"".join((_LENGTHS.pack(len(header), len(frame.body)), header, frame.body)))
@@ -45,7 +49,7 @@ def send_frame(sock: socket.socket, frame: Frame) -> None:
 
 
 def receive_frame(sock: socket.socket) -> Frame:
-    """Wait for one frame. Raises WireError, "closed" where the other end has ended the connection."""
+    """Wait for one frame. Raises WireError, with "closed" if the other end closed the connection."""
     header_bytes, body_bytes = _LENGTHS.unpack(_receive(sock, _LENGTHS.size))
     if header_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
         raise WireError(f"a frame of {header_bytes} + {body_bytes} bytes is none of ours")
@@ -75,7 +79,8 @@ PING, PONG = Frame("ping"), Frame("pong")
 
 
 class Link:
-    """Answers pings by itself, passes every other frame to `on_frame`, and says once when it has ended.
+    """A connection. It answers pings itself, passes other frames to `on_frame`, and calls `on_end` once at
+    its end.
 
     Both callbacks run on the link's thread. `send` may be called from any thread.
     """
@@ -90,18 +95,18 @@ class Link:
         self.last_heard_at = time.monotonic()
 
     def start(self, on_frame: Callable[[Frame], None], on_end: Callable[[str], None], name: str) -> None:
-        """Begin to read."""
+        """Start the reading thread."""
         arguments = (on_frame, on_end)
         threading.Thread(target=self._read, args=arguments, name=f"link-{name}", daemon=True).start()
 
     def send(self, frame: Frame) -> None:
-        """Raises WireError where the other end has gone or does not read."""
+        """Raise WireError if the other end is gone or does not read."""
         with self._sending:
             send_frame(self._sock, frame)
 
     def close(self) -> None:
-        """End the connection; the reading thread says so."""
-        with suppress(OSError):  # it may have ended already
+        """End the connection. The reading thread then calls `on_end`."""
+        with suppress(OSError):  # the connection may have ended already
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def _read(self, on_frame: Callable[[Frame], None], on_end: Callable[[str], None]) -> None:
@@ -114,11 +119,11 @@ class Link:
                 elif frame.kind != PONG.kind:
                     on_frame(frame)
         except WireError as error:
-            with self._sending:  # its number may be another file's once it is closed
+            with self._sending:  # after closing, another file may get the same descriptor
                 self._sock.close()
             on_end(str(error))
 
 
 def _timeval(seconds: float) -> bytes:
-    """0 means for ever."""
+    """Pack seconds as a C timeval. 0 means no time-out."""
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))

@@ -1,6 +1,7 @@
-"""A worker: one shard in a process of its own, led over TCP. Run by a launcher, `python -m` or a Ray actor.
+"""A worker: one shard in its own process, led over TCP. A launcher runs it with `python -m` or as a Ray
+actor.
 
-Between batches it waits for the leader's next frame, and for nothing else; it ends when the leader has gone.
+Between batches it waits only for the leader's next frame. It ends when the leader is gone.
 """
 
 import json
@@ -29,13 +30,19 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 LEADER_SILENCE_S = 60.0
-"""The leader pings several times a second; one that is silent for as long has gone without a word."""
+"""The leader pings several times a second. One that is silent this long is treated as gone."""
 SEND_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """All a worker needs to know to take its seat. `secret` proves to the leader that it was invited."""
+    """What a worker needs to join its group.
+
+    host, port: where the leader listens.
+    store_port: the port of the store at which shards meet.
+    secret: proves to the leader that the worker was invited.
+    timeout_s: seconds that one exchange may take.
+    """
 
     shard: int
     host: str
@@ -50,20 +57,20 @@ class WorkerConfig:
 
 
 def device_name(device: torch.device) -> str:
-    """What all shards of a group must share: "cpu", or the kind of GPU."""
+    """Return "cpu" or the GPU's model, which must be equal for all shards of a group."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def device_id(device: torch.device) -> str:
-    """Tells whether two shards share a GPU; "" for a CPU."""
+    """Return the GPU's UUID, which shows whether two shards share it; "" for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 class Worker:
-    """`main` takes the seat and serves until the leader has gone or sends it away."""
+    """`main` joins the group and serves until the leader is gone or sends the worker away."""
 
-    def __init__(self, invitation: WorkerConfig, address: str = "127.0.0.1") -> None:
-        self._invitation = invitation
+    def __init__(self, config: WorkerConfig, address: str = "127.0.0.1") -> None:
+        self._config = config
         self._address = address
         self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._handlers: dict[str, Callable[[Frame], None]] = {
@@ -74,7 +81,7 @@ class Worker:
         }
 
     def main(self) -> None:
-        torch.set_num_threads(self._invitation.num_threads)
+        torch.set_num_threads(self._config.num_threads)
         self._link = Link(
             self._reach_leader(), send_timeout_s=SEND_TIMEOUT_S, receive_timeout_s=LEADER_SILENCE_S
         )
@@ -85,35 +92,35 @@ class Worker:
             self._handlers[frame.kind](frame)
         if frame is not None:
             logger.warning("sent away: %s", frame.fields["reason"])
-            time.sleep(frame.fields["wait_s"])  # whoever starts workers starts another at once
+            time.sleep(frame.fields["wait_s"])  # its launcher restarts it as soon as it ends
 
     def _reach_leader(self) -> socket.socket:
-        at = (self._invitation.host, self._invitation.port)
+        at = (self._config.host, self._config.port)
         return socket.create_connection(at, timeout=CONNECT_TIMEOUT_S)
 
     def _load(self) -> str:
-        """Load all but the experts; what is wrong, or ""."""
-        invitation = self._invitation
+        """Load everything but the experts. Return the problem, or ""."""
+        config = self._config
         try:
-            directory = resolve(invitation.path)
+            directory = resolve(config.path)
             self._fingerprint = fingerprint(directory)
-            shard = Shard(directory, storage_dtype(invitation.dtype), torch.device(invitation.device))
+            shard = Shard(directory, storage_dtype(config.dtype), torch.device(config.device))
         except (ModelsError, OSError, RuntimeError) as error:
             self._fingerprint = ""
             return f"{error} (every node needs the checkpoint, under the same name)"
-        self._seat = ShardRuntime(
-            invitation.shard,
+        self._runtime = ShardRuntime(
+            config.shard,
             shard,
-            invitation.host,
-            invitation.store_port,
+            config.host,
+            config.store_port,
             self._address,
-            invitation.timeout_s,
+            config.timeout_s,
         )
         return ""
 
     def _hello(self, problem: str) -> Frame:
-        device = torch.device(self._invitation.device)
-        who = {"shard": self._invitation.shard, "secret": self._invitation.secret, "pid": os.getpid()}
+        device = torch.device(self._config.device)
+        who = {"shard": self._config.shard, "secret": self._config.secret, "pid": os.getpid()}
         what = {"device": "", "device_id": ""}
         if not problem:
             what = {"device": device_name(device), "device_id": device_id(device)}
@@ -130,21 +137,21 @@ class Worker:
         )
 
     def _stage(self, frame: Frame) -> None:
-        self._seat.stage(Epoch.from_fields(frame.fields), self._report)
+        self._runtime.stage(Epoch.from_fields(frame.fields), self._report)
 
     def _connect(self, frame: Frame) -> None:
-        self._seat.connect(frame.fields["generation"], self._report)
+        self._runtime.connect(frame.fields["generation"], self._report)
 
     def _keep(self, frame: Frame) -> None:
-        self._seat.keep(frame.fields["generation"])
+        self._runtime.keep(frame.fields["generation"])
 
     def _step(self, frame: Frame) -> None:
         part = Part.from_frame(frame)
         started_at = time.monotonic()
         try:
-            out = self._seat.run(part.generation, part.packed(self._seat.shard.device), part.num_rows)
+            out = self._runtime.run(part.generation, part.packed(self._runtime.shard.device), part.num_rows)
             reply = PartResult.of(out, time.monotonic() - started_at).to_frame(part.step)
-        except Exception as error:  # noqa: BLE001  the leader decides what follows from it
+        except Exception as error:  # noqa: BLE001  the leader decides how to react
             is_exchange = isinstance(error, ExchangeError)
             fields = {"step": part.step, "is_exchange": is_exchange, "problem": f"{error!r}"}
             reply = Frame("failed", fields)
@@ -166,7 +173,7 @@ class Worker:
 
 
 def main() -> None:
-    """Read an invitation from standard input, serve, and end at once, whatever threads still wait."""
+    """Read a configuration from standard input and serve. Then exit at once, even if threads still wait."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(message)s", stream=sys.stderr)
     Worker(WorkerConfig(**json.loads(sys.stdin.readline()))).main()
     sys.stderr.flush()

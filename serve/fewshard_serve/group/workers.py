@@ -1,4 +1,4 @@
-"""The workers the leader is connected to: their links, replies and heartbeats. Called by `leader`."""
+"""The workers that the leader is connected to: links, replies and heartbeats. Called by `leader`."""
 
 import logging
 import queue
@@ -17,14 +17,17 @@ PINGS_A_TIMEOUT = 6
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """One connected worker; `replies` are its answers to steps, and None once it has gone."""
+    """One connected worker.
+
+    replies: its answers to steps; None marks the end of the connection.
+    """
 
     hello: Handshake
     link: Link
     replies: "queue.SimpleQueue[Frame | None]" = field(default_factory=queue.SimpleQueue)
 
     def send(self, frame: Frame) -> bool:
-        """False where the worker has gone, which its link tells by itself, or reads nothing."""
+        """Send a frame. Return False if the worker is gone (its link reports that too) or does not read."""
         try:
             self.link.send(frame)
         except WireError:
@@ -33,12 +36,13 @@ class Peer:
         return True
 
     def reply_to(self, step: int, until: float) -> Frame | None:
-        """What it answers to this step; None if it has gone, or says nothing before the time `until`."""
+        """Return the worker's answer to this step; None if it is gone, or silent until the monotonic time
+        `until`."""
         try:
             while True:
                 frame = self.replies.get(timeout=max(0.0, until - time.monotonic()))
                 if frame is None:
-                    self.replies.put(None)  # for whoever asks next
+                    self.replies.put(None)  # for the next caller
                     return None
                 if frame.fields["step"] == step:
                     return frame
@@ -47,9 +51,9 @@ class Peer:
 
 
 class Heartbeat:
-    """Pings the peers that `peers` lists, and reports those that have been silent for `timeout_s`.
+    """Pings the peers that `peers` returns, and reports those that were silent for `timeout_s` seconds.
 
-    A worker answers on a thread of its own, so one that is merely busy is not silent.
+    Workers answer pings on a separate thread, so a busy worker is not silent.
     """
 
     def __init__(
@@ -69,7 +73,8 @@ class Heartbeat:
         looked_at = time.monotonic()
         while not self._stopped.wait(pause_s):
             now = time.monotonic()
-            # Who slept himself must not call others silent.
+            # If this process was suspended, its own clock jumped: skip the check rather than declare every
+            # peer dead.
             was_awake, looked_at = now - looked_at < 3 * pause_s, now
             for peer in self._peers():
                 if was_awake and now - peer.link.last_heard_at > self._timeout_s:

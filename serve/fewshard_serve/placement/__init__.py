@@ -1,1 +1,1 @@
-"""Where experts should sit, when to move them, and what it is worth: pure decisions, without Ray or HTTP."""
+"""Where to place experts, when to move them, and what that gains: decisions only, without Ray or HTTP."""

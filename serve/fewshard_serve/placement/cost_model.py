@@ -1,8 +1,8 @@
-"""What no placement can beat: the least load of the heaviest shard, and the least number of moves.
+"""Lower bounds for placements, and the estimated times of sharding experts against copying the model.
 
-The model of both: an expert's load is shared equally by its copies, no two of which are on one shard.
-
-Shard or copy: what expert layers take, from bytes and bandwidths; docs/scale.md has the formula.
+`fewshard plan` calls it. The bounds are for the heaviest shard's load and for the number of moves. They
+assume that the copies of an expert share its load equally and are on different shards. docs/scale.md has the
+formula for the times, which come from bytes and bandwidths.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,17 @@ Slots = NDArray[np.int32]
 
 
 def heaviest_bound(loads: Loads, num_shards: int, slots_per_shard: int) -> float:
-    """A load that some shard reaches in every placement of one layer's `loads` [num_experts].
+    """Return a load that some shard reaches in every placement of one layer's `loads` [num_experts].
 
     The larger of two bounds, with R = shards x slots - experts spare slots:
-
-    1. Pieces. R further copies can do no better than always splitting the largest piece; whatever piece is
-       the largest then sits on some shard.
-    2. Companions. Take the m heaviest experts H, and the d shards that hold a piece of one; d is at most
-       m + R and at most all shards. Their d x slots slots hold H whole, and every other slot of theirs is
-       empty, a further copy, or some expert's last piece: k slots of the rest hold at least k - (R minus the
-       further copies of H) experts wholly, so the d shards bear at least H and the (d x slots - R - m)
-       lightest experts beside H. The heaviest bears at least the mean of that, for the best d. With m = all
-       experts it is the mean load of all shards.
+    1. Pieces. R further copies can do no better than always splitting the largest piece. Whichever piece is
+    then the largest is on some shard.
+    2. Companions. Take the m heaviest experts H, and the d shards that hold a piece of one; d is at most m +
+    R and at most all shards. Their d x slots slots hold all of H. Each other slot of theirs is empty, or
+    holds a further copy or the last piece of some expert: k of these slots hold at least k - (R minus the
+    further copies of H) experts wholly. So the d shards bear at least H and the (d x slots - R - m) lightest
+    experts beside H. The heaviest of them bears at least the mean of that, for the best d. With m = all
+    experts it is the mean load of all shards.
     """
     return max(
         _largest_piece(loads, num_shards, slots_per_shard), _companions(loads, num_shards, slots_per_shard)
@@ -38,7 +37,7 @@ def heaviest_bound(loads: Loads, num_shards: int, slots_per_shard: int) -> float
 
 
 def _largest_piece(loads: Loads, num_shards: int, slots_per_shard: int) -> float:
-    """Bisection for the least T at which ceil(load / T) copies of all experts fit; a hair below it."""
+    """Bisect for the least T at which ceil(load / T) copies of all experts fit. Returns slightly less."""
     num_slots = num_shards * slots_per_shard
     low, high = float(loads.max()) / num_shards, float(loads.max())
     if _copies_needed(loads, low) <= num_slots:
@@ -53,7 +52,7 @@ def _largest_piece(loads: Loads, num_shards: int, slots_per_shard: int) -> float
 
 
 def _copies_needed(loads: Loads, most: float) -> float:
-    # A billionth of grace: rounding must not ask for a copy that arithmetic does not.
+    # Tolerate one part in 1e9, so that rounding does not require a copy that exact arithmetic does not.
     return float(np.maximum(np.ceil(loads / max(most, 1e-300) * (1 - 1e-9)), 1).sum())
 
 
@@ -65,19 +64,20 @@ def _companions(loads: Loads, num_shards: int, slots_per_shard: int) -> float:
     m = np.arange(1, num_experts + 1)[:, None]
     d = np.arange(1, num_shards + 1)[None, :]
     heavy = light[-1] - light[num_experts - m]
-    # The lightest beside H are the lightest of all, as many as there are beside H.
+    # The lightest experts beside H are the lightest of all, as far as there are that many beside H.
     beside = np.clip(d * slots_per_shard - spare - m, 0, num_experts - m)
     mean = np.where(d <= m + spare, (heavy + light[beside]) / d, np.inf)
     return float(mean.min(axis=1).max())
 
 
 def moves_bound(loads: Loads, current: Slots, heaviest: float) -> int:
-    """How many experts must at least be loaded to bring every shard of one layer to `heaviest` or below.
+    """Return the least number of expert loads that bring every shard of one layer to `heaviest` or below.
 
-    `current`: [num_shards, slots_per_shard]. Counted are an expert's copies that ceil(load / heaviest) asks
-    for beyond those there are, and, for each shard, the fewest of its single experts whose leaving brings
-    what cannot leave without a load (experts without another copy) to `heaviest`. A single expert that leaves
-    or is split is loaded elsewhere, and no expert is single on two shards, so the counts add up.
+    `current`: [num_shards, slots_per_shard]. Two counts are added. First, the copies of each expert that
+        ceil(load / heaviest) requires beyond the existing ones. Second, for each shard, the fewest single
+        experts that must leave so that the load of its experts without another copy falls to `heaviest`. A
+        single expert that leaves or is split is loaded elsewhere, and no expert is single on two shards, so
+        the counts add up.
     """
     grace = heaviest * (1 + 1e-9)
     copies = np.bincount(current[current != EMPTY], minlength=len(loads))
@@ -91,16 +91,20 @@ def moves_bound(loads: Loads, current: Slots, heaviest: float) -> int:
 
 
 def _leaving(loads: Loads, most: float) -> int:
-    """The fewest of these whose leaving brings the sum to `most`."""
+    """Return the fewest of these loads that must leave to bring the sum to `most`."""
     rest = loads.sum() - np.concatenate([[0.0], np.cumsum(np.sort(loads)[::-1])])
     return int(np.argmax(rest <= most)) if len(loads) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Seconds of all expert layers for a batch of `tokens` on every GPU.
+    """The estimated times and memory of both options, for a batch of `tokens` on every GPU.
 
-    `collectives_s` is part of `shard_s`; bytes are what one GPU holds of experts.
+    shard_s: seconds of all expert layers, sharded, collectives included.
+    copy_s: seconds of all expert layers, with the whole model on every GPU.
+    collectives_s: the part of `shard_s` that collectives take.
+    shard_bytes, copy_bytes: expert weights on one GPU.
+    fits_as_copy: the whole model's experts fit on one GPU.
     """
 
     shard_s: float
@@ -112,7 +116,7 @@ class Verdict:
 
     @property
     def shard(self) -> bool:
-        """Whether to shard: where a copy does not fit, or takes longer."""
+        """Whether to shard: a copy does not fit, or takes longer."""
         return not self.fits_as_copy or self.shard_s < self.copy_s
 
     @property
@@ -128,10 +132,10 @@ class Verdict:
 def shard_or_copy(
     loads: Loads, placement: Placement, nodes: int, shape: ExpertShape, machine: Machine
 ) -> Verdict:
-    """Both times for as many GPUs as shards, each with a batch of `shape.tokens` tokens of its own.
+    """Estimate both options for as many GPUs as shards, each with its own batch of `shape.tokens` tokens.
 
-    Copied, a GPU reads every expert that its own rows hit. Sharded, it reads those of its slots that the rows
-    of all GPUs hit, does its placed share of all rows, and takes part in two collectives a layer.
+    Copied, a GPU reads every expert that its own rows hit. Sharded, it reads the experts in its slots that
+    the rows of any GPU hit, computes its placed share of all rows, and takes part in two collectives a layer.
     """
     share = loads / loads.sum(axis=1, keepdims=True)
     rows = shape.tokens * shape.top_k
@@ -151,10 +155,10 @@ def shard_or_copy(
 
 
 def collective_s(num_shards: int, nodes: int, shape: ExpertShape, machine: Machine) -> float:
-    """One all-gather of every shard's tokens (or the reduce-scatter back).
+    """Return the seconds of one all-gather of every shard's tokens (or the reduce-scatter back).
 
-    A shard's block crosses the network once to its like on every other node, and the rest of the way inside
-    the node: latency for each of the two stages, (nodes - 1) blocks by network, (shards - nodes) by link.
+    Each shard's block crosses the network once to one GPU of every other node, then spreads inside the node:
+    latency for each of the two stages, (nodes - 1) blocks by network, (shards - nodes) by link.
     """
     block = shape.tokens * shape.hidden * shape.bytes_per_weight
     stages = (nodes > 1) + (num_shards > nodes)
@@ -164,10 +168,10 @@ def collective_s(num_shards: int, nodes: int, shape: ExpertShape, machine: Machi
 
 
 def _layers_s(share: Loads, placement: Placement, rows: int, shape: ExpertShape, machine: Machine) -> float:
-    """The sum over layers of the slowest shard: reading its hit experts or multiplying, if longer."""
+    """Sum over layers the time of the slowest shard: reading its hit experts or multiplying, if longer."""
     piece = np.pad(share / placement.copies(), ((0, 0), (0, 1)))
     slot_rows = np.take_along_axis(piece[:, None], placement.slots, axis=2) * rows
-    # Rows fall on experts independently of one another: a slot is hit by at least one with 1 - e^-rows.
+    # Rows choose experts independently of one another: at least one row hits a slot with 1 - e^-rows.
     hit = -np.expm1(-slot_rows)
     read_s = hit.sum(axis=2) * shape.expert_bytes / (machine.memory_gb_s * 1e9)
     work_s = slot_rows.sum(axis=2) * shape.flops_per_row / (machine.compute_tflops * 1e12)

@@ -1,6 +1,6 @@
-"""The load of every expert as a moving average, from counters that only grow.
+"""Expert loads: a moving average of counters, synthetic loads, and loads read from files.
 
-Loads of experts for a plan: from a file, or made up.
+`policy` uses the average; `fewshard plan` uses the others.
 """
 
 import csv
@@ -18,9 +18,9 @@ from fewshard_serve.placement.planner import usable_loads
 
 
 class LoadAverage:
-    """Tokens a second of each expert, where what is `half_life_s` old weighs half.
+    """Tokens a second of each expert, averaged with weights that halve every `half_life_s` seconds.
 
-    Without a clock of its own: whoever reads the counters says when.
+    It has no clock: the caller passes the time of each reading.
     """
 
     def __init__(self, half_life_s: float) -> None:
@@ -31,10 +31,10 @@ class LoadAverage:
         self._seconds = 0.0
 
     def observe(self, counts: NDArray[np.generic], at_s: float) -> None:
-        """Take in cumulative counts [num_layers, num_experts] as they were at `at_s`.
+        """Add cumulative counts [num_layers, num_experts] as read at `at_s`.
 
-        Counts below the last ones, or of another shape, are those of a process that began anew: all of them
-        have come since then. Raises ValueError where time runs backwards.
+        Counts that are lower than the last ones, or of another shape, come from a restarted process; all of
+        them are new. Raises ValueError if time runs backwards.
         """
         now = np.asarray(counts, dtype=np.float64)
         if self._counts is None:
@@ -57,12 +57,12 @@ class LoadAverage:
 
     @property
     def seconds(self) -> float:
-        """How much time the average stands for."""
+        """The effective time that the average covers, in seconds."""
         return self._seconds
 
     @property
     def loads(self) -> NDArray[np.float64] | None:
-        """[num_layers, num_experts] tokens a second; None until time has passed between two counts."""
+        """[num_layers, num_experts] tokens a second; None until time has passed between two readings."""
         if self._tokens is None or self._seconds <= 0:
             return None
         return self._tokens / self._seconds
@@ -72,19 +72,19 @@ Loads = NDArray[np.float64]
 
 
 def uniform(num_layers: int, num_experts: int) -> Loads:
-    """[num_layers, num_experts]: every expert has the same load; a layer's sum is 1."""
+    """Return equal loads [num_layers, num_experts]; each layer sums to 1."""
     return np.full((num_layers, num_experts), 1 / num_experts)
 
 
 def zipf(num_layers: int, num_experts: int, exponent: float, seed: int) -> Loads:
-    """[num_layers, num_experts]: the r-th hottest has r^-exponent, in another order each layer; sum 1."""
+    """Return [num_layers, num_experts]: load r^-exponent at rank r, each layer shuffled, with sum 1."""
     random = np.random.default_rng(seed)
     ranked = np.arange(1, num_experts + 1, dtype=np.float64) ** -exponent
     return np.stack([random.permutation(ranked / ranked.sum()) for _ in range(num_layers)])
 
 
 def drifting(start: Loads, steps: int, drift: float, seed: int) -> Iterator[Loads]:
-    """`steps` loads: each logarithm walks by `drift` times a normal number a step; layers keep their sum."""
+    """Yield `steps` loads. Each logarithm takes a normal step times `drift`; layers keep their sum."""
     random = np.random.default_rng(seed)
     now = start
     for _ in range(steps):
@@ -94,16 +94,16 @@ def drifting(start: Loads, steps: int, drift: float, seed: int) -> Iterator[Load
 
 
 def read_loads(file: Path) -> Loads:
-    """[num_layers, num_experts] of a JSON or CSV file; a list of matrices is no single load.
+    """Read loads [num_layers, num_experts] from a JSON or CSV file; a list of matrices is rejected.
 
-    JSON: the body of `GET /v2/models/<m>/experts` (the window's tokens, or all since the start where the
-    window is empty), a matrix, or `{"loads": matrix}`. CSV: a line for each layer. Raises DataError.
+    JSON: the body of `GET /v2/models/<m>/experts` (the window's tokens, or all since the start if the window
+        is empty), a matrix, or `{"loads": matrix}`. CSV: a line for each layer. Raises DataError.
     """
     return _checked(file, _matrix(file, _content(file)))
 
 
 def read_trace(file: Path) -> list[Loads]:
-    """The loads of a JSON list, one for each step, each as `read_loads` takes them; or of one load alone."""
+    """Read a JSON list with one load for each step, in the forms of `read_loads`; or a single load."""
     content = _content(file)
     steps = content if isinstance(content, list) and content and _is_step(content[0]) else [content]
     trace = [_checked(file, _matrix(file, step)) for step in steps]
@@ -113,7 +113,7 @@ def read_trace(file: Path) -> list[Loads]:
 
 
 def _is_step(value: Any) -> bool:
-    """A body or a matrix, not a row of numbers."""
+    """Return whether the value is a body or a matrix rather than a row of numbers."""
     return isinstance(value, dict) or (bool(value) and isinstance(value, list) and isinstance(value[0], list))
 
 
@@ -138,7 +138,7 @@ def _matrix(file: Path, content: Any) -> Any:
 
 
 def _routed(file: Path, layers: Any) -> Any:
-    """The window's tokens of each layer, or the totals."""
+    """Return each layer's tokens in the window; the totals if the window is empty."""
     try:
         window = [layer["tokens"] for layer in layers]
         return window if np.any(np.array(window)) else [layer["tokens_total"] for layer in layers]

@@ -1,6 +1,7 @@
-"""What a group holds already, and how a new placement keeps most of it.
+"""Improves one layer's placement by small changes, and keeps most of a current placement. `planner` calls it.
 
-Lowers a layer's heaviest shard, one change after the other, until none helps or the goal is reached.
+The search lowers the load of a layer's heaviest shard, one change at a time, until no change helps or the
+goal is reached. Other functions count moves and match a new placement to the one in force.
 """
 
 from dataclasses import dataclass
@@ -16,22 +17,23 @@ Slots = NDArray[np.int32]
 
 
 def num_moves(current: Placement, new: Placement) -> int:
-    """How many experts the shards must load that they do not hold, over all layers."""
+    """Return how many experts the shards must load that they do not hold, over all layers."""
     return int(moves_by_layer(current, new).sum())
 
 
 def moves_by_layer(current: Placement, new: Placement) -> NDArray[np.int64]:
-    """[num_layers]: how many experts the shards must load that they do not hold."""
+    """Return [num_layers]: how many experts the shards must load that they do not hold."""
     experts = max(current.num_experts, new.num_experts)
     pairs = zip(current.slots, new.slots, strict=True)
     return np.array([(_members(now, experts) & ~_members(before, experts)).sum() for before, now in pairs])
 
 
 def adopt(loads: NDArray[np.float64], held: Slots, slots_per_shard: int) -> Layer:
-    """One layer as it is held, with so many slots a shard and every expert somewhere.
+    """Return one layer as currently held, with `slots_per_shard` slots a shard and every expert present.
 
-    Where slots are fewer than before, spare copies leave first, then the lightest experts. Missing experts go
-    to empty slots of light shards, heaviest first, and over spare copies where none is empty.
+    If there are fewer slots than before, spare copies are dropped first, then the lightest experts. Missing
+    experts go to empty slots of light shards, the heaviest first; if no slot is empty, they replace spare
+    copies.
     """
     slots = np.full((len(held), slots_per_shard), EMPTY, np.int32)
     copies = np.bincount(held[held != EMPTY], minlength=len(loads))
@@ -51,7 +53,7 @@ def adopt(loads: NDArray[np.float64], held: Slots, slots_per_shard: int) -> Laye
 
 
 def _room(layer: Layer, load: float) -> tuple[int, int]:
-    """The empty slot, else the spare copy's, whose shard is lightest with the load in it."""
+    """Choose an empty slot, else one with a spare copy, such that its shard with the load is lightest."""
     for may in (layer.slots == EMPTY, layer.copies[layer.slots] > 1):
         if may.any():
             after = layer.shard_loads[:, None] - layer.pieces[layer.slots] + load
@@ -61,10 +63,10 @@ def _room(layer: Layer, load: float) -> tuple[int, int]:
 
 
 def relabel(fresh: Slots, held: Slots) -> Slots:
-    """`fresh` [shards, slots] with its shards renamed so that they hold much of what they hold now.
+    """Permute the shards of `fresh` [shards, slots] so that they keep many experts they hold now.
 
-    Shards are alike, so names are free; the pairs that share most experts are joined first. What a shard
-    keeps stays in its slot.
+    Shards are interchangeable. Pairs that share the most experts are matched first. Experts that a shard
+    keeps stay in their slots.
     """
     num_experts = int(max(fresh.max(), held.max())) + 1
     shared = _members(fresh, num_experts).astype(np.float32) @ _members(held, num_experts).T
@@ -72,10 +74,10 @@ def relabel(fresh: Slots, held: Slots) -> Slots:
 
 
 def _matched(shared: NDArray[np.float32]) -> NDArray[np.int64]:
-    """For each column a row of its own, greedily by the largest entries.
+    """Assign each column its own row, greedily by the largest entries.
 
-    Round by round each row left asks for its best column left, and each column takes the best that asks.
-    Noise below one half lets rows that are alike ask for different columns.
+    In each round every remaining row proposes to its best remaining column, and each column takes the best
+    proposal. Noise below one half makes equal rows propose to different columns.
     """
     score = shared + np.random.default_rng(0).random(shared.shape, np.float32) / 2
     rows, columns = np.arange(len(shared)), np.arange(len(shared))
@@ -91,11 +93,11 @@ def _matched(shared: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _in_place(new: Slots, held: Slots) -> Slots:
-    """The experts of `new` shard by shard, those of `held` where they are."""
+    """Return the experts of `new` for each shard; those also in `held` keep their slots."""
     same = held[:, :, None] == new[:, None, :]
     kept = same.any(axis=2) & (held != EMPTY)
     coming = np.where(same.any(axis=1), EMPTY, new)
-    # Sorting brings free slots and coming experts to the front, in step with one another.
+    # Sorting moves the free slots and the incoming experts to the front, in matching order.
     slots, ranks = np.argsort(kept, axis=1, kind="stable"), np.argsort(coming == EMPTY, axis=1, kind="stable")
     moved = np.empty_like(held)
     np.put_along_axis(moved, slots, np.take_along_axis(coming, ranks, axis=1), axis=1)
@@ -103,20 +105,24 @@ def _in_place(new: Slots, held: Slots) -> Slots:
 
 
 def _members(slots: Slots, num_experts: int) -> NDArray[np.bool_]:
-    """[shards, num_experts]: whether the shard holds the expert."""
+    """Return [shards, num_experts]: whether the shard holds the expert."""
     member = np.zeros((len(slots), num_experts + 1), bool)
     member[np.arange(len(slots))[:, None], slots] = True
     return member[:, :num_experts]
 
 
-# How many array elements the search for one further copy may look at.
+# The number of array elements that the search for one further copy may examine.
 MAX_ELEMENTS = 1 << 15
 LEAST_GAIN = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Apply either an exchange of two slots or one `put`; `gain` is what it takes off the potential."""
+    """A change to a layer: an exchange of two slots if `other` is set, else one `put`.
+
+    gain: the decrease of the potential.
+    num_moves: experts that must be loaded.
+    """
 
     gain: float
     num_moves: int
@@ -134,10 +140,10 @@ class Change:
 
 
 def improve(layer: Layer, goal: float, max_changes: int, frugal: bool) -> None:
-    """Change the layer until its heaviest shard is at `goal`, nothing helps, or so many changes were made.
+    """Change the layer until its heaviest shard reaches `goal`, nothing helps, or `max_changes` are made.
 
-    `frugal` takes the change that gains most for each expert that must be loaded, for a placement that is
-    live; else exchanges come first, as they are cheap to find.
+    `frugal` takes the change with the largest gain for each expert to load, for a placement that is in use.
+    Otherwise exchanges are tried first, because they are cheap to find.
     """
     for _ in range(max_changes):
         if layer.heaviest <= goal:
@@ -155,7 +161,7 @@ def _frugal_change(layer: Layer) -> Change | None:
 
 
 def potential(shard_loads: NDArray[np.float64], heaviest: float) -> NDArray[np.float64]:
-    """Each shard's 32nd power of its share of the heaviest: the sum falls as the heaviest shards do."""
+    """Return (load / heaviest)**32 of each shard. Their sum falls as the heaviest shards do."""
     share = shard_loads / heaviest
     for _ in range(5):
         share = share * share
@@ -163,7 +169,7 @@ def potential(shard_loads: NDArray[np.float64], heaviest: float) -> NDArray[np.f
 
 
 def best_exchange(layer: Layer) -> Change | None:
-    """The exchange of a slot of the heaviest shard with another's, empty or not, that lowers both most."""
+    """Find the swap of a slot of the heaviest shard with another's that lowers their maximum most."""
     shard = int(layer.shard_loads.argmax())
     mine, heaviest = layer.slots[shard], layer.heaviest
     less = layer.pieces[mine][:, None, None] - layer.pieces[layer.slots][None]
@@ -182,9 +188,10 @@ def best_exchange(layer: Layer) -> Change | None:
 
 
 def best_copy(layer: Layer) -> Change | None:
-    """A further copy of an expert of the heaviest shard, in an empty slot or over a spare copy, or one less.
+    """Find the best further copy of an expert of the heaviest shard, or the best removal of a copy.
 
-    Where all slots would be too many to look at, those of the lightest shards are.
+    A further copy takes an empty slot or replaces a spare copy. If there are too many slots to examine, only
+    those of the lightest shards are.
     """
     shard = int(layer.shard_loads.argmax())
     mine = layer.slots[shard][layer.slots[shard] != EMPTY]
@@ -200,7 +207,7 @@ def best_copy(layer: Layer) -> Change | None:
 def _further_copy(
     layer: Layer, expert: int, shards: NDArray[np.int64], slots: NDArray[np.int64]
 ) -> Change | None:
-    """The best of these slots for one more copy of the expert."""
+    """Find the best of these slots for one more copy of the expert."""
     there = layer.slots[shards, slots]
     may = ((there == EMPTY) | (layer.copies[there] > 1)) & ~layer.holds[expert, shards]
     if not may.any():
@@ -215,7 +222,7 @@ def _further_copy(
 
 
 def _copy_less(layer: Layer, shard: int, slot: int) -> Change | None:
-    """Empty one slot of the shard, where its expert has other copies."""
+    """Empty one slot of the shard if its expert has other copies."""
     expert = int(layer.slots[shard, slot])
     if expert == EMPTY or layer.copies[expert] < 2:
         return None
@@ -233,9 +240,9 @@ def _gaining(
     slots: NDArray[np.int64],
     expert: int,
 ) -> Change | None:
-    """The row of `after` [options, num_shards] with the least potential, if it is less than now.
+    """Return the row of `after` [options, num_shards] with the least potential, if it is less than now.
 
-    None may make the heaviest shard heavier, which the sum of potentials alone would allow.
+    Options that make the heaviest shard heavier are excluded; the sum of potentials alone would allow them.
     """
     now = float(potential(layer.shard_loads, layer.heaviest).sum())
     heavier = after.max(axis=1) > layer.heaviest

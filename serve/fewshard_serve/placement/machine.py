@@ -1,4 +1,4 @@
-"""The experts that a plan is made for, and the machine: for the cost model and `fewshard plan`."""
+"""The expert shape and machine figures that the cost model and `fewshard plan` use."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -7,13 +7,14 @@ Number = TypeVar("Number", int, float)
 
 
 def _number(default: Number, text: str) -> Number:
-    """A field with what `--help` says of it."""
+    """Return a field with its `--help` text."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertShape:
-    """An expert has `matrices` of hidden x intermediate; `tokens` are a batch on one GPU."""
+    """An expert of `matrices` matrices, each hidden x intermediate, and a batch of `tokens` tokens on one
+    GPU."""
 
     hidden: int = _number(1024, "width of the model")
     intermediate: int = _number(4096, "width of an expert")
@@ -33,9 +34,10 @@ class ExpertShape:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one GPU and its links do; the defaults are an H200's, from data sheets but for what is assumed.
+    """Speeds and memory of one GPU and its links.
 
-    The data sheet gives 989 TFLOP/s in bf16; products of experts are assumed to reach `compute_tflops`.
+    The defaults are an H200's, from data sheets unless marked as an assumption. The data sheet gives 989
+    TFLOP/s in bf16; experts are assumed to reach `compute_tflops`.
     """
 
     memory_gb_s: float = _number(4800.0, "memory bandwidth, 1e9 bytes/s (H200)")

@@ -1,12 +1,10 @@
-"""One layer while it is planned: slots, copies and the load of each shard, kept in step.
+"""First placements: copies of experts, packing onto shards, and nodes. `planner` calls it.
 
-Which of the packed shards go to the same node; node n has the n-th run of shard numbers.
-
-First placements: how many copies each expert gets, then heaviest first onto the lightest shard with room.
-
-The rule is the one DeepSeek published for its expert-parallel load balancer (EPLB, 2025), with two
-differences: no two copies of an expert on one shard, and fewer copies than there is room for are tried too.
-Many problems are packed at once, one a row.
+`copy_counts` chooses the number of copies of each expert. `pack` assigns them, heaviest first, to the
+lightest shard with room. The rule is the one DeepSeek published for its expert-parallel load balancer (EPLB,
+2025), with two differences: copies of an expert are always on different shards, and fewer copies than fit are
+tried too. Both work on many problems at once, one a row. `arrange` assigns shards to nodes; node n has the
+n-th run of shard numbers. `Layer` is one layer's placement while `local_search` changes it.
 """
 
 import numpy as np
@@ -16,10 +14,13 @@ from fewshard_models.sharding.placement import EMPTY
 
 
 class Layer:
-    """Mutable. `slots` [num_shards, slots_per_shard]; an expert's load is shared equally by its copies.
+    """The mutable placement of one layer. The copies of an expert share its load equally.
 
-    `holds` [num_experts + 1, num_shards] and `pieces` [num_experts + 1] have a last row for empty slots,
-    which -1 reaches: nobody holds it, and it weighs nothing.
+    slots: [num_shards, slots_per_shard] experts, or -1.
+    holds: [num_experts + 1, num_shards]; the last row, which index -1 reaches, is all false.
+    copies: [num_experts + 1], number of copies.
+    pieces: [num_experts + 1], load of one copy; the last is 0.
+    shard_loads: [num_shards].
     """
 
     def __init__(self, loads: NDArray[np.float64], slots: NDArray[np.int32]) -> None:
@@ -33,7 +34,7 @@ class Layer:
         self.refresh()
 
     def refresh(self) -> None:
-        """Compute pieces and shard loads afresh, so that rounding does not gather."""
+        """Recompute pieces and shard loads, so that rounding errors do not accumulate."""
         self.pieces = self.loads / np.maximum(self.copies, 1)
         self.shard_loads: NDArray[np.float64] = self.pieces[self.slots].sum(axis=1)
 
@@ -46,7 +47,7 @@ class Layer:
         return float(self.shard_loads.max())
 
     def put(self, shard: int, slot: int, expert: int) -> None:
-        """Fill the slot with the expert, or empty it with -1; what was there has a copy less."""
+        """Place the expert in the slot, or empty it with -1. The previous expert loses a copy."""
         before = int(self.slots[shard, slot])
         self.slots[shard, slot] = expert
         self._count(before, shard, False)
@@ -76,10 +77,10 @@ Slots = NDArray[np.int32]
 
 
 def arrange(loads: Loads, slots: Slots, nodes: int) -> Slots:
-    """`slots` [layers, shards, slots] with the shards of each layer renamed so that nodes are filled evenly.
+    """Permute the shards of each layer of `slots` [layers, shards, slots] so that nodes are evenly loaded.
 
-    Heaviest first, each shard goes to a node with room that is about the lightest; of those to the one that
-    lacks copies of the most load, so that a hot expert's copies are near the tokens of many nodes.
+    Shards are assigned heaviest first. Of the nodes with room that are about the lightest, each goes to the
+    node that lacks copies of the most load. So the copies of a hot expert are near the tokens of many nodes.
     """
     num_layers, num_shards, _ = slots.shape
     if nodes == 1:
@@ -106,7 +107,7 @@ def arrange(loads: Loads, slots: Slots, nodes: int) -> Slots:
 
 
 def near_share(loads: Loads, slots: Slots, nodes: int) -> float:
-    """The share of all load that finds a copy on its own node, where tokens come evenly from all nodes."""
+    """Return the share of load that has a copy on its own node, if tokens come evenly from all nodes."""
     num_layers, num_experts = loads.shape
     held = np.zeros((num_layers, nodes, num_experts + 1), bool)
     by_node = slots.reshape(num_layers, nodes, -1)
@@ -116,7 +117,7 @@ def near_share(loads: Loads, slots: Slots, nodes: int) -> float:
 
 
 def _pieces(loads: Loads, slots: Slots) -> Loads:
-    """[layers, shards, slots]: the load of each slot."""
+    """Return [layers, shards, slots]: the load of each slot."""
     known = np.pad(loads, ((0, 0), (0, 1)))
     flat = slots.reshape(len(slots), -1)
     counts = np.stack([np.bincount(row[row != EMPTY], minlength=known.shape[1]) for row in flat])
@@ -127,9 +128,10 @@ Counts = NDArray[np.int64]
 
 
 def copy_counts(loads: Loads, num_shards: int, num_slots: int, spares: list[int]) -> Counts:
-    """[len(spares), rows, num_experts]: copies where so many spare slots were filled, `spares` ascending.
+    """Return [len(spares), rows, num_experts]: copies for each number of filled spare slots in `spares`.
 
-    `loads`: [rows, num_experts]. Each spare slot goes to the expert with the largest load a copy.
+    `loads`: [rows, num_experts]. `spares` is ascending. Each spare slot goes to the expert with the largest
+        load a copy.
     """
     rows = np.arange(len(loads))
     copies = np.ones(loads.shape, np.int64)
@@ -144,9 +146,10 @@ def copy_counts(loads: Loads, num_shards: int, num_slots: int, spares: list[int]
 
 
 def pack(loads: Loads, copies: Counts, num_shards: int, slots_per_shard: int) -> NDArray[np.int32]:
-    """[rows, num_shards, slots_per_shard]; a copy that only shards with another have room for is left out.
+    """Return slots [rows, num_shards, slots_per_shard].
 
-    `loads`, `copies`: [rows, num_experts].
+    `loads`, `copies`: [rows, num_experts]. A copy is left out if only shards that already hold the expert
+        have room.
     """
     num_rows, _ = loads.shape
     order = np.argsort(-loads / copies, axis=1, kind="stable")

@@ -12,10 +12,10 @@ from fewshard_serve.placement.packing import Layer, arrange, copy_counts, pack
 Loads = NDArray[np.float64]
 Slots = NDArray[np.int32]
 
-# How many of the packed starts of a layer are improved, and how much work may go into finding them.
+# Limits on the packed starts of a layer that are improved, and on the work to find them.
 MAX_STARTS = 8
 MAX_PACKED = 3e8
-# From so many slots on, changes are fewer and found more cheaply.
+# From this many slots on, changes are fewer and found more cheaply.
 LARGE = 512
 ROUNDING = 1 + 1e-9
 
@@ -28,17 +28,19 @@ def balanced(
     current: Placement | None = None,
     tolerance: float = 0.02,
 ) -> Placement:
-    """A checked placement whose heaviest shard is light in every layer.
+    """Return a checked placement that minimises the load of every layer's heaviest shard.
 
     `loads`: [num_layers, num_experts], not negative, in any unit; a layer without load counts as equal loads.
-    Shards are numbered node by node, as many on each of the `nodes`. Never worse than packing heaviest first
-    with every spare slot filled (`pack`); `bounds.heaviest_bound` says how far from the best it can be.
+        Shards are numbered node by node, equally many on each of the `nodes`. The result is never worse than
+        packing heaviest first with every spare slot filled (`pack`); `cost_model.heaviest_bound` limits its
+        distance from the optimum.
 
-    With `current` (as many shards; experts may be missing, slots may differ) few experts are loaded: a layer
-    within `tolerance` of what a placement from scratch reaches, and no worse than `pack`, stays as it is, so
-    that the same loads again move nothing. Other layers get there change by change, or else from scratch with
-    their shards renamed to what they hold already. `bounds.moves_bound` says what no plan can do without.
-    Raises PlacementError for what cannot fit, and says by how much.
+    With `current` (as many shards; experts may be missing, slots may differ) few experts are loaded. A layer
+    stays as it is if it is within `tolerance` of a placement from scratch and no worse than `pack`, so equal
+    loads move nothing. Other layers are changed step by step, or else placed from scratch with shards
+    permuted to what they hold already. `cost_model.moves_bound` gives the moves that every plan needs.
+
+    Raises PlacementError, with the shortage, if the experts do not fit.
     """
     known = usable_loads(loads)
     require_room(known.shape[1], num_shards, slots_per_shard)
@@ -56,9 +58,9 @@ def balanced(
 
 
 def completed(loads: NDArray[np.generic], slots_per_shard: int, current: Placement) -> Placement:
-    """`current` with its missing experts loaded and nothing else: the quickest way on after a loss.
+    """Return `current` with only its missing experts loaded: the quickest recovery after a loss.
 
-    As many experts are loaded as are missing, which no placement can do without. Raises PlacementError.
+    It loads as many experts as are missing, which is the minimum. Raises PlacementError.
     """
     known = usable_loads(loads)
     _require_same_group(current, known, current.num_shards)
@@ -70,7 +72,7 @@ def completed(loads: NDArray[np.generic], slots_per_shard: int, current: Placeme
 
 
 def usable_loads(loads: NDArray[np.generic]) -> Loads:
-    """As float64; raises PlacementError unless they are [layers, experts], finite and not negative."""
+    """Return float64 loads. Raises PlacementError unless [layers, experts], finite and not negative."""
     known = np.asarray(loads, dtype=np.float64)
     if known.ndim != 2 or 0 in known.shape:
         raise PlacementError(f"loads are a matrix [layers, experts], not {list(known.shape)}")
@@ -85,7 +87,7 @@ def usable_loads(loads: NDArray[np.generic]) -> Loads:
 
 
 def shard_loads(loads: NDArray[np.generic], slots: Slots) -> Loads:
-    """[num_layers, num_shards] of sound `slots`, where copies share an expert's load equally."""
+    """Return [num_layers, num_shards] of valid `slots`. Copies share an expert's load equally."""
     known = np.pad(np.asarray(loads, dtype=np.float64), ((0, 0), (0, 1)))
     copies = np.maximum(Placement(slots, known.shape[1] - 1).copies(), 1)
     pieces = known / np.pad(copies, ((0, 0), (0, 1)), constant_values=1)
@@ -93,7 +95,7 @@ def shard_loads(loads: NDArray[np.generic], slots: Slots) -> Loads:
 
 
 def heaviest_loads(loads: Loads, slots: Slots) -> Loads:
-    """[num_layers]: the load of each layer's heaviest shard."""
+    """Return [num_layers]: the load of each layer's heaviest shard."""
     return np.asarray(shard_loads(loads, slots).max(axis=1))
 
 
@@ -114,7 +116,7 @@ def _require_same_group(current: Placement, loads: Loads, num_shards: int) -> No
 
 
 def _from_scratch(loads: Loads, num_shards: int, slots_per_shard: int) -> tuple[Loads, Slots]:
-    """What packing with every spare slot filled reaches in each layer, and the best placement found."""
+    """Return each layer's load with every spare slot filled, and the best placement found."""
     starts = _starts(loads, num_shards, slots_per_shard)
     reached = np.stack([heaviest_loads(loads, slots) for slots in starts])
     best = [
@@ -124,7 +126,7 @@ def _from_scratch(loads: Loads, num_shards: int, slots_per_shard: int) -> tuple[
 
 
 def _starts(loads: Loads, num_shards: int, slots_per_shard: int) -> Slots:
-    """[starts, layers, shards, slots]: packed with more and more spare slots filled, the last with all."""
+    """Return [starts, layers, shards, slots]: packed with more and more spare slots filled, last with all."""
     num_layers, num_experts = loads.shape
     num_slots = num_shards * slots_per_shard
     spare = num_slots - num_experts
@@ -137,7 +139,7 @@ def _starts(loads: Loads, num_shards: int, slots_per_shard: int) -> Slots:
 
 
 def _best_of(loads: Loads, starts: Slots) -> Slots:
-    """The lightest heaviest shard that improving the first of these reaches."""
+    """Improve the first of these starts. Return the slots with the lightest heaviest shard."""
     goal = loads.sum() / starts.shape[1] * ROUNDING
     layers = [Layer(loads, slots) for slots in starts[:MAX_STARTS]]
     for layer in layers:
@@ -148,7 +150,7 @@ def _best_of(loads: Loads, starts: Slots) -> Slots:
 
 
 def _kept(loads: Loads, held: Slots, fresh: Slots, goal: float) -> Slots:
-    """`held` changed until its heaviest shard is at `goal`, or `fresh` where that cannot be reached so."""
+    """Change `held` until its heaviest shard reaches `goal`. Return `fresh`, relabelled, if that fails."""
     layer = adopt(loads, held, fresh.shape[1])
     adopted = layer.slots.copy()
     improve(layer, goal, _max_changes(layer), frugal=layer.slots.size < LARGE)

@@ -1,4 +1,4 @@
-"""When a group changes its placement: only where that is predicted to gain more than it costs."""
+"""Decides when a group changes its placement: only if the predicted gain exceeds the cost."""
 
 from dataclasses import dataclass, field
 
@@ -13,16 +13,16 @@ from fewshard_serve.placement.planner import balanced, heaviest_loads
 
 @dataclass(frozen=True, slots=True)
 class RebalanceSettings:
-    """What a change costs, what it is expected to bring, and how sure that must be.
+    """Cost of a change, its expected use, and the required margin.
 
-    half_life_s: what is this old weighs half in the loads.
-    horizon_s: how long a placement is expected to be of use.
-    seconds_per_token: one expert's work on one token, on the shard that does it.
-    seconds_per_move: what loading one expert's weights takes from the group.
-    cost_factor: the gain must be this many times the cost; with min_gain the hysteresis.
-    min_gain: and this share of what the heaviest shards take now.
+    half_life_s: the weight of a load halves after this time.
+    horizon_s: how long a placement is expected to stay in use.
+    seconds_per_token: one expert's computation of one token on its shard.
+    seconds_per_move: time that loading one expert's weights costs the group.
+    cost_factor: the gain must exceed the cost by this factor; with min_gain the hysteresis.
+    min_gain: the gain must also be this share of the heaviest shards' time.
     min_interval_s: the least time between two changes.
-    min_observed_s: the least time that the loads stand for.
+    min_observed_s: the least time that the loads must cover.
     """
 
     half_life_s: float = 300.0
@@ -37,9 +37,13 @@ class RebalanceSettings:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`placement` is None where nothing should change; `reason` says why, or what is gained.
+    """The result of `decide`.
 
-    `gain_s`: seconds of the heaviest shards saved over the horizon; `cost_s`: those that loading takes.
+    placement: the new placement; None for no change.
+    reason: why nothing changes, or what is gained.
+    gain_s: seconds of the heaviest shards that are saved over the horizon.
+    cost_s: seconds that loading takes.
+    num_moves: experts to load.
     """
 
     placement: Placement | None
@@ -51,7 +55,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Rebalancer:
-    """Watches the counters of one group and decides; without a clock, threads or Ray."""
+    """Observes the counters of one group and decides. It uses no clock, threads or Ray."""
 
     settings: RebalanceSettings = field(default_factory=RebalanceSettings)
     nodes: int = 1
@@ -62,16 +66,16 @@ class Rebalancer:
         self._average = LoadAverage(self.settings.half_life_s)
 
     def observe(self, counts: NDArray[np.generic], at_s: float) -> None:
-        """Take in cumulative tokens [num_layers, num_experts]."""
+        """Add cumulative tokens [num_layers, num_experts], read at `at_s`."""
         self._average.observe(counts, at_s)
 
     @property
     def loads(self) -> NDArray[np.float64] | None:
-        """The moving average, tokens a second."""
+        """The moving average in tokens a second; None while unknown."""
         return self._average.loads
 
     def decide(self, current: Placement, at_s: float) -> Decision:
-        """A placement that is worth its moves, or none. Call `changed` once it is live."""
+        """Return a placement that is worth its moves, or none. Call `changed` once it is in force."""
         waited_s, loads = at_s - self._changed_at_s, self._average.loads
         if waited_s < self.settings.min_interval_s:
             return Decision(None, f"the last change is {waited_s:.0f} s old")
@@ -82,17 +86,17 @@ class Rebalancer:
         return worth_changing(loads, current, self.settings, self.nodes)
 
     def changed(self, at_s: float) -> None:
-        """The group runs by another placement since then."""
+        """Record that the placement changed at `at_s`."""
         self._changed_at_s = at_s
 
 
 def worth_changing(
     loads: NDArray[np.float64], current: Placement, settings: RebalanceSettings, nodes: int = 1
 ) -> Decision:
-    """Plan near `current` and keep the layers whose gain is `cost_factor` times their cost.
+    """Plan near `current` and adopt the layers whose gain exceeds `cost_factor` times their cost.
 
-    `loads`: tokens a second [num_layers, num_experts]. A step waits in every layer for its heaviest shard, so
-    layer by layer the gain is what that shard has less to do, over the horizon.
+    `loads`: tokens a second [num_layers, num_experts]. Every step waits in each layer for the heaviest shard,
+        so a layer's gain is the decrease of that shard's work over the horizon.
     """
     planned = balanced(loads, current.num_shards, current.slots_per_shard, nodes, current)
     before = heaviest_loads(loads, current.slots)

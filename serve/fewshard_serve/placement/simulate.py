@@ -1,7 +1,7 @@
-"""A deployment in discrete steps: drifting loads, shards that die and return, and what a policy makes of it.
+"""Simulates a deployment in discrete steps, to compare policies: loads drift, shards die and return.
 
-No part of a server runs: the batch's time is a stated sum, so that policies can be compared at any size.
-docs/scale.md says what the model leaves out.
+`fewshard plan --simulate` calls it. No server runs: a batch's time is a stated sum, so policies can be
+compared at any size. docs/scale.md says what the model leaves out.
 """
 
 from collections.abc import Iterable
@@ -25,13 +25,17 @@ POLICIES: tuple[Policy, ...] = ("contiguous", "round_robin", "balanced", "rebala
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One group and what time costs in it.
+    """One group, and the times of its model.
 
-    batch_tokens: tokens of a batch over all shards. rest_s: everything of a batch that is no expert's work,
-    on all shards; with fewer it takes longer in proportion. collectives_s: for a batch. An expert row takes
-    rebalance.seconds_per_token, an expert to load rebalance.seconds_per_move. offered_tokens_per_s: what
-    comes in; None for as much as can be served. A shard dies every mtbf_s on average (None: never); the group
-    stands still for reform_s, and the same again when the replacement joins, repair_s later.
+    batch_tokens: tokens of a batch over all shards.
+    rest_s: time of a batch outside experts, on all shards; with fewer shards it grows in proportion.
+    collectives_s: time of a batch's collectives.
+    offered_tokens_per_s: offered load; None for as much as can be served.
+    mtbf_s: mean time between deaths of one shard; None: never.
+    reform_s: the group stands still this long after a death, and again when the replacement joins.
+    repair_s: time until the replacement joins.
+    rebalance: its seconds_per_token is the time of an expert row, its seconds_per_move that of loading an
+        expert.
     """
 
     num_shards: int = 16
@@ -51,10 +55,11 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What happened. `imbalance`: the heaviest shard over the mean, as an average over layers and time.
+    """The result of one simulation.
 
-    lost_s: time in which nothing was served; by_loading_s is the part for weights, the rest is re-forming or
-    too few shards to hold the experts.
+    imbalance: the heaviest shard's load over the mean, averaged over layers and time.
+    lost_s: time in which nothing was served.
+    by_loading_s: the part of lost_s for loading weights; the rest is re-forming, or too few shards.
     """
 
     policy: Policy
@@ -78,8 +83,8 @@ def simulate(
 ) -> Outcome:
     """Replay `trace`, loads [num_layers, num_experts] for each step, in any unit.
 
-    `deaths`: steps in which a shard dies beside those that mtbf_s brings. The same arguments give the same
-    outcome, and every policy meets the same deaths.
+    `deaths`: steps in which a shard dies, in addition to those from mtbf_s. Equal arguments give equal
+        outcomes, and every policy meets the same deaths.
     """
     run = _Run(deployment, policy, np.random.default_rng(seed), frozenset(deaths))
     for step, loads in enumerate(trace):
@@ -88,7 +93,7 @@ def simulate(
 
 
 class _Run:
-    """One policy's way through the trace."""
+    """The state of one policy during the trace."""
 
     def __init__(
         self, deployment: Deployment, policy: Policy, random: np.random.Generator, deaths: frozenset[int]
@@ -116,7 +121,7 @@ class _Run:
         self.steps += 1
 
     def _first(self, loads: Loads) -> Placement:
-        """What the policy begins with, placed before time starts."""
+        """Return the policy's first placement, which is in force before time starts."""
         settings = self.deployment
         sizes = (settings.num_shards, settings.slots_per_shard)
         num_layers, num_experts = loads.shape
@@ -127,9 +132,9 @@ class _Run:
         return balanced(loads, *sizes, settings.nodes)
 
     def _deaths(self, step: int, loads: Loads) -> None:
-        """Each living shard dies with its chance in this step; survivors load what only the dead held."""
+        """Let each live shard die with its probability. Survivors load what only the dead held."""
         settings = self.deployment
-        # As many numbers in every step, so that all policies meet the same deaths.
+        # Draw equally many numbers in every step, so that all policies meet the same deaths.
         draws = self.random.random(settings.num_shards)
         chance = 0.0 if settings.mtbf_s is None else -np.expm1(-settings.step_s / settings.mtbf_s)
         dying = {shard for shard in self.alive if draws[shard] < chance}
@@ -144,7 +149,7 @@ class _Run:
         self._change(held, loads, complete=True)
 
     def _returns(self, at_s: float, loads: Loads) -> None:
-        """Replacements join in the old places, empty; fixed placements come back, others are planned anew."""
+        """Let replacements join empty. Fixed placements are restored, others are planned again."""
         back = {shard for when, shard in self.returning if when <= at_s}
         if not back or self.placement is None:
             return
@@ -156,7 +161,7 @@ class _Run:
         self._change(Placement(slots, self.placement.num_experts), loads, complete=False)
 
     def _change(self, held: Placement, loads: Loads, complete: bool) -> None:
-        """From what is held to what is served from next, if the shards there are can hold it."""
+        """Change from the held placement to the next one, if the present shards can hold it."""
         try:
             known = loads if self.watch.loads is None or not self.watch.loads.any() else self.watch.loads
             new = completed(known, held.slots_per_shard, held) if complete else self._again(held, known)
@@ -174,7 +179,7 @@ class _Run:
         return balanced(loads, held.num_shards, held.slots_per_shard, nodes, held)
 
     def _nodes(self, num_shards: int) -> int:
-        """Nodes that have lost a shard no longer divide evenly."""
+        """Return 1 after a loss: nodes that have lost a shard no longer divide evenly."""
         return self.deployment.nodes if num_shards == self.deployment.num_shards else 1
 
     def _rebalance(self, at_s: float) -> None:
@@ -196,7 +201,7 @@ class _Run:
         self.loading_s += taken_s
 
     def _serve(self, loads: Loads, step_s: float) -> None:
-        """Serve for what is left of the step once the group stands again."""
+        """Serve for the rest of the step, once the group is up again."""
         assert self.placement is not None
         if (self.placement.copies() == 0).any():
             self.lost_s += step_s
@@ -214,7 +219,7 @@ class _Run:
         self.up_steps += 1
 
     def _rate(self, heaviest: Loads, num_shards: int) -> float:
-        """Tokens a second: the batch over its time, in which every layer waits for its heaviest shard."""
+        """Return tokens a second: the batch over its time. Each layer waits for its heaviest shard."""
         settings = self.deployment
         rows = settings.batch_tokens * settings.top_k
         experts_s = float(heaviest.sum()) * rows * settings.rebalance.seconds_per_token

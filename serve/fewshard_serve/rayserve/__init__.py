@@ -1,1 +1,1 @@
-"""Thin shells of Ray Serve round plain classes; only `launch` is called from outside."""
+"""Thin wrappers that run plain classes under Ray Serve. Other packages import only `launch`."""

@@ -1,12 +1,11 @@
-"""Where our log lines go in a replica: to its real stderr, which Ray passes on, or straight to a file.
+"""Prepares a replica's process: logging, the garbage collector, and a count of HTTP requests for drains.
 
-Python's garbage collector in a replica: what was imported and loaded is not looked at again.
+The Ray Serve deployments `deployment` and `gateway` and the actors of `shard_actors` call it.
 
-By default every full collection walks through all objects of torch, transformers and Ray. They are rare
-while requests come and go, but under overload thousands wait at once, outlive the young generations and
-make full collections frequent: a third of the event loop's time went to them (docs/log.md).
-
-Counts the HTTP requests inside an ASGI application, so that a drain can wait for the last byte.
+Garbage collection: by default a full collection walks all objects of torch, transformers and Ray. Full
+    collections are rare under normal load. Under overload thousands of requests wait at once and outlive the
+    young generations, so full collections become frequent: they took a third of the event loop's time
+    (docs/log.md). `freeze_loaded` excludes everything that was imported and loaded before it.
 """
 
 import asyncio
@@ -22,13 +21,14 @@ from typing import Any, TextIO
 from fewshard_serve.logs import ACCESS, LineHandler, LogSettings, formatter
 
 RAY_LOGGING: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
-"""Serve's own lines, in its files: a line a request costs more than the request's routing."""
+"""Ray Serve's own log files hold errors only: one access line a request costs more than routing it."""
 
 
 def configure_logging(settings: LogSettings = LogSettings(), path: str = "") -> None:  # noqa: B008  it is frozen
-    """Print warnings and errors of this package, once; other libraries' loggers are left as they are.
+    """Print warnings and errors of this package. Repeated calls do nothing; other libraries' loggers stay as
+    they are.
 
-    They are appended to the file at `path`; where it is empty they go to standard error.
+    Lines are appended to the file at `path`, or written to standard error if `path` is empty.
     """
     ACCESS.setLevel(logging.INFO if settings.requests else logging.WARNING)
     for name in ("fewshard_serve", "fewshard"):
@@ -42,20 +42,20 @@ def configure_logging(settings: LogSettings = LogSettings(), path: str = "") -> 
 
 
 def own_stderr() -> str:
-    """A path by which other processes of this user can write to this one's stderr; "" where there is none.
+    """Return a path by which this user's other processes can write to our stderr, or "" if there is none.
 
-    Ray passes lines on too, but puts a prefix before each and leaves out what looks alike.
+    Ray forwards the lines of its workers too, but prefixes each one and drops lines that look alike.
     """
     path = f"/proc/{os.getpid()}/fd/2"
     try:
         with open(path, "ab"):
             return path
-    except OSError:  # a socket, another system, or no permission
+    except OSError:  # stderr is a socket, the system has no /proc, or permission is denied
         return ""
 
 
 def _stream(path: str) -> TextIO | None:
-    # Appending writes of one line each do not mix, whoever else writes there.
+    # Appending one line a write keeps lines whole when several processes write to the same file.
     try:
         return Path(path).open("a", encoding="utf-8", buffering=1) if path else sys.__stderr__
     except OSError:
@@ -63,11 +63,14 @@ def _stream(path: str) -> TextIO | None:
 
 
 YOUNG_OBJECTS = 10_000
-"""New objects between two collections; Python's own 700 are a handful of requests."""
+"""New objects between two young collections. Python's default of 700 is a handful of requests."""
 
 
 def freeze_loaded() -> None:
-    """Call once all is loaded. Objects keep being freed by their counts; only cycles among them stay."""
+    """Exclude all objects that exist now from garbage collection; call it once everything is loaded.
+
+    Reference counting still frees these objects. Only reference cycles among them are never freed.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
@@ -82,7 +85,7 @@ POLL_S = 0.02
 
 
 class CountedApp:
-    """The application, with the number of requests that are not answered in full yet."""
+    """An ASGI application with a count of the HTTP requests whose answers are not complete."""
 
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
@@ -99,7 +102,7 @@ class CountedApp:
             self.num_active -= 1
 
     async def idle(self, timeout_s: float) -> bool:
-        """Wait until no request is inside; False if time ran out."""
+        """Wait until no request is active. Return False on time-out."""
         give_up_at = time.monotonic() + timeout_s
         while self.num_active and time.monotonic() < give_up_at:
             await asyncio.sleep(POLL_S)

@@ -1,9 +1,8 @@
-"""How many replicas a host should have, by the items that wait or run; Ray Serve's controller calls it.
+"""Autoscaling by items in flight, and increasing delays before replicas that keep failing to start.
 
-Replicas that die while they start: the next one waits longer and says so; called by `host`.
-
-Ray Serve starts a replica again at once, for ever where one has run before, and loading a model keeps a
-machine busy. A start leaves a file until it has succeeded; how many are left says how long to wait.
+Ray Serve's controller calls `ItemsPolicy`. `deployment` calls `counted_start`: Ray Serve restarts a dead
+replica at once and without limit, and loading a model keeps a machine busy. Each start leaves a file until it
+succeeds; the number of files left sets the delay.
 """
 
 import logging
@@ -18,22 +17,22 @@ if TYPE_CHECKING:  # Serve's controller imports this module, and needs no config
     from fewshard_serve.config import ReplicasConfig
 
 ITEMS = "items"
-"""The name under which replicas report how many items are in flight."""
+"""The name of the metric under which replicas report their items in flight."""
 LOOK_BACK_S = 11.0
-"""Serve averages over so long; it wants more than its own interval of 10 s."""
+"""Serve averages over this window, which must exceed its own interval of 10 s."""
 
 
 class ItemsPolicy:
-    """Serve's autoscaling policy: as many replicas as leave each with `target_items` in flight.
+    """Serve's autoscaling policy: enough replicas that each has `target_items` in flight.
 
-    A request may hold one item or hundreds, so requests are the wrong thing to count.
+    A request may hold one item or hundreds, so counting requests would mislead.
     """
 
     def __init__(self, target_items: float) -> None:
         self._target_items = target_items
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
-        """The number wished for; Serve applies bounds and delays."""
+        """Return the desired number of replicas. Serve applies bounds and delays."""
         reported = (context.aggregated_metrics or {}).get(ITEMS, {})
         if not reported:  # before the first report
             return context.target_num_replicas, {}
@@ -41,7 +40,7 @@ class ItemsPolicy:
 
 
 def autoscaling(replicas: "ReplicasConfig") -> dict[str, Any]:
-    """Serve's `autoscaling_config`."""
+    """Return Serve's `autoscaling_config`."""
     return {
         "min_replicas": replicas.min,
         "max_replicas": replicas.max,
@@ -59,14 +58,14 @@ logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 60.0
 FORGET_S = 600.0
-"""After so long an old failure counts no more."""
+"""A failed start that is older than this no longer counts."""
 
 
 @contextmanager
 def counted_start(folder: str, app: str) -> Iterator[None]:
-    """Wait for 0, 2, 4, 8 … seconds after 0, 1, 2, 3 … starts of `app` that have failed, then start.
+    """Wait 0, 2, 4, 8 … seconds after 0, 1, 2, 3 … failed starts of `app`, then run the start.
 
-    Blocks. `folder` is this machine's; where it is "" or gone, nothing is counted.
+    Blocks. `folder` is on this machine; if it is "" or does not exist, nothing is counted.
     """
     if not folder or not Path(folder).is_dir():
         yield
@@ -85,18 +84,20 @@ def counted_start(folder: str, app: str) -> Iterator[None]:
         )
     mark.touch()
     time.sleep(wait_s)
-    yield  # what fails in here leaves the mark
+    yield  # an exception in the body leaves the mark in place
     for done in (mark, *failed):
         done.unlink(missing_ok=True)
 
 
 def wait_after(num_failed: int) -> float:
-    """Seconds."""
+    """Return the delay in seconds before the next start: 2**num_failed, at most `MAX_WAIT_S`; 0 without
+    failures."""
     return min(MAX_WAIT_S, 2.0**num_failed) if num_failed else 0.0
 
 
 def _counts(mark: Path) -> bool:
-    """Whether its process is gone, and not long ago. One that still starts has not failed."""
+    """Return whether the mark's process ended recently without success. A process that still starts has not
+    failed."""
     try:
         is_recent = time.time() - mark.stat().st_mtime < FORGET_S
     except FileNotFoundError:
@@ -105,5 +106,5 @@ def _counts(mark: Path) -> bool:
 
 
 def _parts(mark: Path) -> list[str]:
-    """The application, which may hold dots, the process and the ending."""
+    """Return the application (which may contain dots), the process id and the suffix."""
     return mark.name.rsplit(".", 2)

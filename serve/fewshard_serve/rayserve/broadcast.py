@@ -1,4 +1,4 @@
-"""Speaks for all replicas of a host, whichever was asked; the `HostService` of the HTTP layer."""
+"""Answers for all replicas of a host, whichever replica got the request: the HTTP layer's `HostService`."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -13,27 +13,27 @@ from fewshard_serve.rayserve.replica import Replica
 
 
 class AskPeers(Protocol):
-    """Call a method of every replica of this host, this one too; the answers of those that gave one."""
+    """Calls a method on every replica of this host, this one included. Returns the answers that arrived."""
 
     async def __call__(self, method: str, *args: Any) -> list[Any]: ...
 
 
 class MergedService:
-    """A host with one replica or many. Those that do not answer are left out; `replicas` counts the rest."""
+    """A host with one or more replicas. Silent replicas are left out; `replicas` counts the others."""
 
     def __init__(
-        self, hosting: Replica | CascadeReplica, labels: Mapping[str, str], ask_peers: AskPeers
+        self, replica: Replica | CascadeReplica, labels: Mapping[str, str], ask_peers: AskPeers
     ) -> None:
-        self._hosting = hosting
+        self._replica = replica
         self._labels = labels
         self._ask_peers = ask_peers
 
     def models(self) -> Mapping[str, ServedModel]:
-        return self._hosting.models
+        return self._replica.models
 
     async def metrics_text(self, is_open_metrics: bool) -> bytes:
-        """Written off the event loop, since a device may have to be waited for."""
-        return await asyncio.to_thread(self._hosting.metrics.render, self._labels, is_open_metrics)
+        """Render off the event loop, because reading a device may block."""
+        return await asyncio.to_thread(self._replica.metrics.render, self._labels, is_open_metrics)
 
     async def merged_stats(self, model: str) -> dict[str, Any]:
         info = find_model(self.models(), model).info
@@ -45,7 +45,7 @@ class MergedService:
         routings = [part for part in parts if part is not None]
         if not routings:
             return None
-        hosted = self._hosting.hosted.get(model)
+        hosted = self._replica.hosted.get(model)
         group = None if hosted is None else hosted.group()
         found = {**describe_routing(merge_routing(routings), group), "replicas": len(routings)}
         looked = [part for part in await self._ask_peers("diagnosis_part", model) if part is not None]
@@ -61,7 +61,7 @@ class MergedService:
 
 
 def merged_change(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Moves and bytes of all replicas; applied where all have applied it."""
+    """Sum the moves and bytes of all replicas. `applied` is true if every replica applied the change."""
     return {
         "moves": sum(answer["moves"] for answer in answers),
         "bytes": sum(answer["bytes"] for answer in answers),

@@ -1,4 +1,4 @@
-"""One replica of a cascade without Ray, in the place where a host has its `Replica`; `host` wraps both."""
+"""One replica of a cascade, without Ray. `deployment` uses it in place of a `Replica`."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ DRAIN_POLL_S = 0.02
 
 
 class CascadeReplica:
-    """A cascade that asks the hosts of its stages. Make it with `open`."""
+    """A cascade that calls the hosts of its stages. Create it with `open`."""
 
     def __init__(self, spec: CascadeSpec, calls: HostCalls) -> None:
         self.metrics = Metrics(spec.metrics)
         self._spec = spec
-        self._directory = ModelRouter(spec.hosts, calls, self.metrics, {})
+        self._router = ModelRouter(spec.hosts, calls, self.metrics, {})
         self._cascade = Cascade(
-            spec.name, spec.config.stages, spec.config.thresholds, self._directory.classify, self._observe
+            spec.name, spec.config.stages, spec.config.thresholds, self._router.classify, self._observe
         )
         self._following: asyncio.Task[None] | None = None
         self._num_inside = 0
@@ -37,14 +37,14 @@ class CascadeReplica:
 
     @classmethod
     async def open(cls, spec: CascadeSpec, calls: HostCalls) -> "CascadeReplica":
-        """Begin to follow the stages; the cascade is ready once they are."""
+        """Start to poll the stages. The cascade is ready once they are."""
         self = cls(spec, calls)
         self._following = asyncio.create_task(self._follow())
         return self
 
     @property
     def hosted(self) -> Mapping[str, HostedModel]:
-        """It holds no model itself."""
+        """Empty: a cascade loads no model itself."""
         return {}
 
     @property
@@ -52,7 +52,7 @@ class CascadeReplica:
         return {self._spec.name: self._cascade}
 
     def entries(self) -> list[ModelEntry]:
-        """One line of the repository index."""
+        """Return the cascade's entry of the repository index."""
         cascade = self._cascade
         if cascade.ready:
             return [ModelEntry(cascade.info.name, "READY", cascade.info.version, info=cascade.info)]
@@ -61,7 +61,7 @@ class CascadeReplica:
         return [ModelEntry(cascade.info.name, "UNAVAILABLE", reason=cascade.not_ready_reason)]
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified | ServeError:
-        """For the gateway, to whom an error is returned, not raised."""
+        """Classify for the gateway. An error is returned, not raised."""
         self._num_inside += 1
         try:
             return await answer_or_error(self.models, model, request)
@@ -72,34 +72,34 @@ class CascadeReplica:
         return merge([find_model(self.models, model).stats])
 
     async def routing(self, model: str) -> Routing | None:
-        """A cascade has no experts of its own."""
+        """None: a cascade has no experts of its own."""
         return None
 
     def diagnosis(self, model: str) -> Diagnosis | None:
-        """Nor layers."""
+        """None: a cascade has no layers of its own."""
         return None
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        """A cascade has nothing to place."""
+        """Raise `NotFound`: a cascade has no experts to place."""
         raise NotFound(f"{model} is a cascade; place the experts of its stages")
 
     def check(self) -> None:
-        """Raise where the replica should be replaced."""
+        """Raise `RuntimeError` if the replica should be replaced."""
         if self._following is not None and self._following.done():
             raise RuntimeError("the stages are followed no more") from self._following.exception()
 
     @property
     def num_inflight_items(self) -> int:
-        """None of its own: they are in its stages' hosts."""
+        """0: the items are counted by the hosts of the stages."""
         return 0
 
     def begin_drain(self) -> None:
-        """From now on it answers that it is not ready; requests inside go on."""
+        """Report not ready from now on. Requests in progress continue."""
         self._is_draining = True
         self._cascade.not_ready_reason = DRAINING
 
     async def finish_drain(self, timeout_s: float) -> bool:
-        """Answer what the gateway has asked; False if time ran out."""
+        """Wait for the gateway's requests to be answered. Return False on time-out."""
         for _ in range(int(timeout_s / DRAIN_POLL_S)):
             if self._num_inside == 0:
                 break
@@ -107,9 +107,9 @@ class CascadeReplica:
         return self._num_inside == 0
 
     async def refresh(self) -> None:
-        """Ask once for the state of the stages."""
-        await self._directory.refresh()
-        index = {entry.name: entry for entry in await self._directory.model_index()}
+        """Read the state of the stages once."""
+        await self._router.refresh()
+        index = {entry.name: entry for entry in await self._router.model_index()}
         ready = [index[name] for name in self._spec.config.stages]
         self._cascade.set_stages([entry.info if entry.state == "READY" else None for entry in ready])
         if self._is_draining:

@@ -1,4 +1,4 @@
-"""Starts a Ray of our own on this machine, or joins one; `launch` sets its environment before."""
+"""Starts a local Ray, or joins a running one. `launch` sets its environment variables first."""
 
 import errno
 import logging
@@ -13,14 +13,14 @@ from fewshard_serve.errors import StartError
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Requests never pass through the object store, so a small one is enough."""
+"""A small object store is enough, because requests never pass through it."""
 START_TRIES = 3
 TOO_SLOW = "timed out during startup"
-"""Ray gives its first node 30 s, which no setting changes; a machine that does much else may need more."""
+"""Ray allows its first node 30 s, which cannot be configured. A busy machine may need longer."""
 
 
 def check_port(server: ServerConfig) -> None:
-    """Raise `StartError` where nobody could listen there; HAProxy would share a taken port in silence."""
+    """Raise `StartError` if a port cannot be bound. HAProxy would silently share a port that is in use."""
     for port, option in ((server.port, "--port"), (server.grpc_port, "--grpc-port")):
         if port:
             _check_one(server.host, port, option)
@@ -46,7 +46,7 @@ def _why_no_port(host: str, port: int, option: str, error: OSError) -> str:
 
 @contextmanager
 def ray_cluster(address: str | None, num_cpus_wanted: int) -> Iterator[None]:
-    """Ray, started here where `address` is None and shut down at the end, with all its processes."""
+    """Start Ray here if `address` is None, else join it. On exit disconnect; a Ray started here ends."""
     import ray
 
     for tries_left in reversed(range(START_TRIES if address is None else 1)):
@@ -78,8 +78,9 @@ def _init(address: str | None, num_cpus_wanted: int) -> None:
         ray.init(address=address, **quiet)
         return
     ray.init(
-        address="local",  # else RAY_ADDRESS would make this a joining
-        # What is counted here is ours alone to share out; twice as much leaves room for an update's replicas.
+        address="local",  # without it RAY_ADDRESS would make this join another cluster
+        # CPUs are a budget that only this server draws on. Twice the need leaves room for an update's
+        # replicas.
         num_cpus=max(os.cpu_count() or 1, 2 * num_cpus_wanted),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,

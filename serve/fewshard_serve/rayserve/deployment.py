@@ -1,4 +1,4 @@
-"""The Ray Serve deployment of a host: `Replica` in a replica, reached by HTTP, its peers and the gateway."""
+"""The Ray Serve deployment of a host. Its `Replica` is called over HTTP, by its peers and by the gateway."""
 
 import asyncio
 from contextlib import ExitStack
@@ -24,19 +24,19 @@ from fewshard_serve.rayserve.replica import Replica
 
 DEPLOYMENT = "host"
 MAX_ONGOING_REQUESTS = 100_000
-"""Far above every admission limit, so that each refusal is ours, with our body."""
+"""Far above every admission limit, so that Fewshard refuses requests itself, with its own error body."""
 HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 10.0
-"""Three failures in a row replace a replica."""
+"""Serve replaces a replica after three failures in a row."""
 SURGE_PERCENT = 100
-"""An update starts as many new replicas, and then stops the old ones."""
+"""An update starts a full set of new replicas before it stops the old ones."""
 PEER_TIMEOUT_S = 2.0
 PLACING_TIMEOUT_S = 90.0
-"""Weights are loaded before a placement is in force."""
+"""A placement takes effect only after its weights are loaded."""
 
 
 class Host:
-    """One replica. Its methods run on the replica's own event loop, which nothing here may block."""
+    """One replica. Its methods run on the replica's event loop and must not block it."""
 
     def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
@@ -46,74 +46,74 @@ class Host:
         self._labels = {"application": context.app_name, "replica": self._name}
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
-        """Called once by Ray Serve, which takes the replica for ready when this returns."""
-        self._hosting = await _open(self._spec)
-        service = MergedService(self._hosting, self._labels, self._ask_peers)
-        # Ray Serve sends X-Request-Id back itself.
-        self._doors = AccessMiddleware(self._spec.doors, echoes_id=False)
+        """Build the application. Ray Serve calls it once and treats the replica as ready when it returns."""
+        self._replica = await _open(self._spec)
+        service = MergedService(self._replica, self._labels, self._ask_peers)
+        # Ray Serve adds X-Request-Id to the response itself.
+        self._access = AccessMiddleware(self._spec.doors, echoes_id=False)
         app = HostApp(
             service,
             limits=self._spec.doors.limits,
-            doors=self._doors,
-            on_request=self._hosting.metrics.observe_request,
+            doors=self._access,
+            on_request=self._replica.metrics.observe_request,
         )
         self._app = CountedApp(app)
         freeze_loaded()
         return self._app
 
     async def check_health(self) -> None:
-        self._hosting.check()
+        self._replica.check()
 
     async def metrics_part(self, is_open_metrics: bool) -> tuple[str, bytes]:
-        """This replica's name, and its metrics with its labels."""
-        text = await asyncio.to_thread(self._hosting.metrics.render, self._labels, is_open_metrics)
+        """Return this replica's name, and its metrics with its labels."""
+        text = await asyncio.to_thread(self._replica.metrics.render, self._labels, is_open_metrics)
         return self._name, text
 
     async def name(self) -> str:
-        """This replica's, to say that it is there."""
+        """Return this replica's name, which shows that it is alive."""
         return self._name
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `ItemsPolicy` reads."""
-        return {ITEMS: self._hosting.num_inflight_items}
+        """Return the metric that `ItemsPolicy` reads."""
+        return {ITEMS: self._replica.num_inflight_items}
 
     async def stats_part(self, model: str) -> ModelStatistics:
-        return self._hosting.statistics(model)
+        return self._replica.statistics(model)
 
     async def routing_part(self, model: str) -> Routing | None:
-        return await self._hosting.routing(model)
+        return await self._replica.routing(model)
 
     async def diagnosis_part(self, model: str) -> Diagnosis | None:
-        return self._hosting.diagnosis(model)
+        return self._replica.diagnosis(model)
 
     async def place_part(self, model: str, wanted: dict[str, Any]) -> dict[str, Any] | ServeError:
-        """This replica's part of a placement; an error is returned, not raised."""
+        """Apply this replica's part of a placement. An error is returned, not raised."""
         try:
-            return await self._hosting.place(model, dict(wanted))
+            return await self._replica.place(model, dict(wanted))
         except ServeError as error:
             return error
 
     async def model_states(self) -> list[ModelEntry]:
-        return self._hosting.entries()
+        return self._replica.entries()
 
     async def classify_for_gateway(self, model: str, request: PredictionRequest) -> Classified | ServeError:
-        """An error is returned, not raised: a raised one would arrive wrapped in Ray's own."""
-        return await self._hosting.classify(model, request)
+        """Classify. An error is returned, because Ray would wrap a raised one in its own class."""
+        return await self._replica.classify(model, request)
 
     async def reload_tokens(self) -> bool:
-        """Read the tokens file again; False where it cannot be read and the old tokens stay."""
-        return self._doors.reload_tokens()
+        """Read the tokens file again. If it cannot be read, keep the old tokens and return False."""
+        return self._access.reload_tokens()
 
     async def begin_drain(self) -> None:
-        """Refuse new HTTP requests; those inside and the gateway's go on."""
-        self._hosting.begin_drain()
+        """Refuse new HTTP requests. Requests in progress and requests of the gateway continue."""
+        self._replica.begin_drain()
 
     async def finish_drain(self) -> bool:
-        """Return once what is inside is answered; False if time ran out."""
-        # One that has started since the others were told knows nothing of it.
-        self._hosting.begin_drain()
+        """Wait until all requests are answered. Return False on time-out."""
+        # A replica that started after `begin_drain` was broadcast has not received it.
+        self._replica.begin_drain()
         is_idle = await self._app.idle(self._spec.drain_timeout_s)
-        return await self._hosting.finish_drain(self._spec.drain_timeout_s) and is_idle
+        return await self._replica.finish_drain(self._spec.drain_timeout_s) and is_idle
 
     async def _ask_peers(self, method: str, *args: Any) -> list[Any]:
         timeout_s = PLACING_TIMEOUT_S if method == "place_part" else PEER_TIMEOUT_S
@@ -127,7 +127,7 @@ class Host:
 async def _open(spec: AppSpec) -> Replica | CascadeReplica:
     if isinstance(spec, CascadeSpec):
         return await CascadeReplica.open(spec, HandleCalls(DEPLOYMENT))
-    # Off the loop, which has to answer Serve meanwhile.
+    # Off the event loop, which must answer Serve meanwhile.
     start = counted_start(spec.starts_dir, spec.app)
     await asyncio.to_thread(start.__enter__)
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ async def _open(spec: AppSpec) -> Replica | CascadeReplica:
 
 
 def host_application(spec: AppSpec) -> Any:
-    """The Serve application of a host or cascade, to be run under the spec's name and route prefix."""
+    """Return the Serve application of a host or cascade. Run it under the spec's name and route prefix."""
     deployment = serve.deployment(
         name=DEPLOYMENT,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
@@ -154,12 +154,12 @@ def host_application(spec: AppSpec) -> Any:
 
 
 def _surge_percent(spec: AppSpec) -> int:
-    """0 where a further replica would wait for ever for a GPU, or for the memory of a whole group."""
+    """Return 0 if an extra replica would wait for ever for a GPU, or for the memory of a whole group."""
     return 0 if spec.num_gpus or spec.num_shards > 1 else SURGE_PERCENT
 
 
 def _shards(spec: AppSpec) -> dict[str, Any]:
-    """A bundle for each shard; the replica, which leads them, is in the first."""
+    """Return one bundle for each shard. The replica leads the group and runs in the first bundle."""
     if spec.experts is None:
         return {}
     bundle = {"CPU": spec.num_cpus} | ({"GPU": spec.num_gpus} if spec.num_gpus else {})

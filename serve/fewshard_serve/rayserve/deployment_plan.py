@@ -1,4 +1,4 @@
-"""What runs where: the plan of hosts drawn from a configuration, as plain values that travel to replicas."""
+"""Plans which applications serve which models. The plan is plain values that are sent to replicas."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +18,19 @@ DEFAULT_LOADER = "fewshard_serve.backends.load:load_model"
 HOST_CPUS = 0.5
 GATEWAY_CPUS = 0.1
 ANSWER_MARGIN_S = 5.0
-"""A replica that has said nothing for so long after the longest deadline hangs."""
+"""A replica that has not answered this long after the longest deadline is treated as hung."""
 DRAIN_MARGIN_S = 5.0
-"""How much longer than the longest deadline a drain may take: the answers have to be written too."""
+"""A drain may exceed the longest deadline by this, because answers must also be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model of a host.
 
-    shadow_app: the application that serves its shadow
-    stamp: differs where the files of a directory do
+    path: the checkpoint: zoo:<name>, hf:<owner>/<name> or a directory.
+    shadow_app: the application that serves its shadow; "" if it has none.
+    diagnostics_share: the share of items that are diagnosed.
+    stamp: changes when the files of the checkpoint directory change.
     """
 
     name: str
@@ -46,12 +48,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
-    """One Serve application. `loader` is `module:function`, called with name, path, device and dtype.
+    """One Serve application.
 
-    `num_gpus`: of each replica, or of each shard where these are several. `num_neighbours`: processes
-    that share the cores of a machine with it, itself included. `is_on_one_machine`: nothing of it
-    can be elsewhere, so that its processes need not be reached from outside. `must_load`: a replica does not
-    start where one of its models cannot be loaded. `starts_dir`: where its machine counts starts.
+    loader: `module:function`, called with name, path, device and dtype.
+    num_gpus: GPUs of each replica, or of each shard if a replica has several.
+    num_neighbours: processes that share a machine's cores, this one included.
+    is_on_one_machine: no process of it runs elsewhere, so none must be reachable from outside.
+    must_load: a replica fails to start if one of its models cannot be loaded.
+    starts_dir: a directory on its machine in which starts are counted.
     """
 
     app: str
@@ -86,7 +90,7 @@ class HostSpec:
 
     @property
     def experts(self) -> ExpertsSettings | None:
-        """How a replica is spread over shards; None where it is one process."""
+        """How a replica is split over shards; None if it is one process."""
         return self.models[0].experts
 
     @property
@@ -105,7 +109,7 @@ class HostSpec:
 
 @dataclass(frozen=True, slots=True)
 class CascadeSpec:
-    """The Serve application of one cascade, with the hosts of its stages."""
+    """The Serve application of one cascade. `hosts` serve its stages."""
 
     config: CascadeConfig
     hosts: tuple[HostSpec, ...]
@@ -132,7 +136,7 @@ class CascadeSpec:
 
     @property
     def models(self) -> tuple["CascadeSpec", ...]:
-        """What it serves, by name: itself."""
+        """The models that it serves by name: itself."""
         return (self,)
 
     @property
@@ -141,11 +145,11 @@ class CascadeSpec:
 
 
 AppSpec = HostSpec | CascadeSpec
-"""Whatever serves models under a route prefix."""
+"""An application that serves models under a route prefix."""
 
 
 def plan_cascades(config: FewshardConfig, hosts: list[HostSpec]) -> list[CascadeSpec]:
-    """One application for each cascade of the configuration."""
+    """Return one application for each cascade of the configuration."""
     return [_cascade_spec(cascade, hosts) for cascade in config.cascades]
 
 
@@ -163,7 +167,7 @@ def plan_hosts(
     loader: str = DEFAULT_LOADER,
     doors: AccessSettings = AccessSettings(),  # noqa: B008  it is frozen
 ) -> list[HostSpec]:
-    """The shared host first, where there is one, then the hosts of single models."""
+    """Return the shared host first, if there is one, then the hosts of single models."""
     shared = tuple(_model_spec(model, config) for model in config.models if not model.has_own_host)
     hosts = [_own_host(model, config, loader) for model in config.models if model.has_own_host]
     if shared:
@@ -174,7 +178,7 @@ def plan_hosts(
 def door_settings(
     config: FewshardConfig, log_path: str = "", is_behind_haproxy: bool = False
 ) -> AccessSettings:
-    """What every replica needs to know to open its doors."""
+    """Return the settings that every replica needs to admit and log requests."""
     return AccessSettings(
         tokens_file=config.auth.tokens_file if config.auth else "",
         limits=config.limits,
@@ -186,7 +190,7 @@ def door_settings(
 
 
 def haproxy_waits(config: FewshardConfig) -> Waits:
-    """How long HAProxy waits for a body, and for an answer before it asks another replica."""
+    """Return how long HAProxy waits for a body, and for an answer before it tries another replica."""
     longest_s = max(model.admission.deadline_s for model in config.models)
     num_stages = max((len(cascade.stages) for cascade in config.cascades), default=1)
     return Waits(config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S)
@@ -225,7 +229,7 @@ def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
 
 
 def _stamp(path: str) -> str:
-    """When the files of a directory were last changed, and their size; "" where there is none here."""
+    """Return newest modification time, number and total size of a directory's files; "" if it is missing."""
     try:
         files = [file.stat() for file in Path(path).iterdir()]
     except OSError:

@@ -1,6 +1,6 @@
-"""Which replicas answered the last scrape, and where each can be scraped by itself; without Ray.
+"""Tracks which replicas answer scrapes, and finds each replica's own HTTP address for Prometheus.
 
-Asks Ray Serve's controller where each replica's own HTTP server is; called by the gateway.
+The gateway calls it. Addresses come from Ray Serve's controller; the rest runs without Ray.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,13 +10,13 @@ from typing import Any
 from fewshard_serve.rayserve.deployment_plan import GATEWAY_APP
 
 UNNAMED = "unknown"
-"""A replica that hangs and never said its name."""
+"""Stands for a replica that hangs and whose name was never known."""
 GATEWAY_METRICS = "/metrics/gateway"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A replica's own HTTP server, and the path under which its application's metrics are."""
+    """A replica's own HTTP address, and the path of its application's metrics."""
 
     address: str
     metrics_path: str
@@ -26,16 +26,17 @@ FindTargets = Callable[[], Awaitable[Sequence[Target]]]
 
 
 class Replicas:
-    """Remembers names, since one that hangs does not say which it is."""
+    """Remembers replica names, because a replica that hangs cannot report its own."""
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
 
     def update(self, answers: Mapping[str, Sequence[str | Exception]]) -> dict[tuple[str, str], bool]:
-        """Whether each replica, by application and name, is up.
+        """Return whether each replica, by application and name, is up.
 
-        `answers`: by application, the name or what went wrong in place of it. Of names that are known and
-        silent, those heard of last are taken for the ones that hang: the others ended earlier.
+        `answers` maps each application to the names of its replicas, with an exception for each one that did
+        not answer. Unanswered calls are assigned to the known silent names that were seen last: earlier
+        silent replicas are taken to have ended.
         """
         is_up: dict[tuple[str, str], bool] = {}
         for app, some in answers.items():
@@ -52,8 +53,9 @@ class Replicas:
 
 
 def http_discovery(targets: Sequence[Target]) -> list[dict[str, Any]]:
-    """The body that Prometheus' HTTP service discovery reads; samples carry application and replica already.
+    """Return the body that Prometheus' HTTP service discovery reads.
 
+    Samples already carry the labels application and replica.
     https://prometheus.io/docs/prometheus/latest/http_sd
     """
     return [
@@ -62,7 +64,7 @@ def http_discovery(targets: Sequence[Target]) -> list[dict[str, Any]]:
 
 
 async def find_targets() -> Sequence[Target]:
-    """Every replica that takes requests. Empty where only proxies do (no direct ingress)."""
+    """Return every replica that accepts requests. Empty if only proxies do (no direct ingress)."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 

@@ -1,6 +1,6 @@
-"""The environment variables Ray and its workers need, set before it is imported; called by `launch` alone.
+"""Sets the environment variables that Ray and its workers read on import. Only `launch` calls it.
 
-What the user has set already wins: every value here is a default.
+Every value is a default: variables that the user has set are kept.
 """
 
 import math
@@ -25,10 +25,10 @@ from fewshard_serve.rayserve.haproxy import (
 __all__ = ["cluster_environment", "free_ports", "has_haproxy", "prepare_environment"]
 
 MIN_DRAINING_S = 5
-"""How long a replica that is scaled away stays reachable while HAProxy forgets it."""
+"""A replica that is scaled down stays reachable this long, until HAProxy has removed it."""
 
 ALWAYS = {
-    # What RAY_SERVE_THROUGHPUT_OPTIMIZED=1 means, one by one: as a whole it prints a banner.
+    # The parts of RAY_SERVE_THROUGHPUT_OPTIMIZED=1, set one by one: the variable itself prints a banner.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -36,26 +36,26 @@ ALWAYS = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Replicas say how much waits at them every so often; every 10 s is too late for a load that doubles.
+    # Replicas report their load this often. The default of 10 s is too slow for a load that doubles.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
-    # A client from which nothing comes where something should is cut after so long, instead of an hour.
+    # Disconnect a client that stays silent while data is expected. The default is an hour.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    # Ray runs its workers at nice 15: whatever else the machine does would come before every request.
+    # By default Ray runs its workers at nice 15, so any other work on the machine would precede requests.
     "RAY_worker_niceness": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
-    # After 5 s, as it is else, the controller kills a proxy that is still importing on a busy machine.
+    # By default the controller kills a proxy after 5 s, while it is still importing on a busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
-    # Its collector parses one line a request in Python; ours counts requests where they are answered.
+    # Serve's collector parses one line a request in Python. Fewshard counts requests where they are answered.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    # What a replica has not answered because it died or hangs is asked again of another.
+    # A request that a replica did not answer, because it died or hangs, is sent to another replica.
     "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
     "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
 }
 FOR_WORKERS = {
-    # oneDNN keeps the products it has compiled, by size; several models need more than its usual 1,024.
+    # oneDNN caches compiled matrix products by size. Several models need more than its default of 1,024.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
 }
 ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -65,14 +65,14 @@ FREE_PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
 )
 PORTS = range(20_000, 30_000)
-"""Above those of Ray's workers and below those of Serve's replicas and of outgoing connections, of which one
-took a port between its choice and its use."""
+"""Above the ports of Ray's workers, below those of Serve's replicas and of outgoing connections. An outgoing
+connection once took a port after it was chosen and before it was used."""
 ANSWER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
 LOOPBACK_ONLY = {
-    # Ray's own servers (GCS, raylet, workers, agents) then listen on 127.0.0.1 instead of every address. The
-    # name is that of the systems on which it is the default.
+    # Makes Ray's own servers (GCS, raylet, workers, agents) listen on 127.0.0.1 instead of every address. The
+    # variable is named after the systems on which this is the default.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # A token is what Ray chooses by itself; naming the mode keeps it from announcing that.
+    # Ray would choose token by itself; setting the mode suppresses its announcement.
     "RAY_AUTH_MODE": "token",
 }
 HAPROXY_FILES = {
@@ -88,9 +88,9 @@ def prepare_environment(
     work_dir: str | None = None,
     waits: Waits = Waits(),  # noqa: B008  it is frozen
 ) -> bool:
-    """Set what is not set yet; whether an HAProxy with our changes will stand in front.
+    """Set the variables that are unset. Return whether an HAProxy with our changes will run.
 
-    `work_dir` holds HAProxy's files of a Ray started here; None when joining.
+    `work_dir` holds the HAProxy files of a Ray that is started here; None when joining one.
     """
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
     _set_defaults(cluster_environment(waits))
@@ -103,13 +103,13 @@ def prepare_environment(
 
 
 def cluster_environment(waits: Waits = Waits()) -> dict[str, str]:  # noqa: B008  it is frozen
-    """What every process of a Ray needs that is started elsewhere, as by `ray start` or KubeRay."""
+    """Return the variables for every process of a Ray that is started elsewhere (`ray start`, KubeRay)."""
     answer_s = {ANSWER_TIMEOUT: str(math.ceil(waits.answer_s))}
     return {**ALWAYS, **FOR_WORKERS, ENABLE_HAPROXY: str(int(has_haproxy())), **answer_s}
 
 
 def _own_haproxy(work_dir: str, waits: Waits) -> dict[str, str]:
-    """Files, ports and a binary that no other server on this machine shares."""
+    """Return files, ports and a binary that no other server on this machine shares."""
     values = {key: os.path.join(work_dir, name) for key, name in HAPROXY_FILES.items()}
     values |= dict(zip(FREE_PORTS, map(str, free_ports(len(FREE_PORTS))), strict=True))
     wrapper = write_wrapper(work_dir, waits)
@@ -117,8 +117,11 @@ def _own_haproxy(work_dir: str, waits: Waits) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of `PORTS` that nothing listens on now; HAProxy's defaults are fixed, so a second server would
-    meet them. Raises `StartError` where there are too few."""
+    """Return `count` ports of `PORTS` on which nothing listens now.
+
+    HAProxy's default ports are fixed, so a second server would collide with them. Raises `StartError` if too
+    few ports are free.
+    """
     found: list[int] = []
     with ExitStack() as stack:
         for port in random.sample(PORTS, len(PORTS)):

@@ -28,25 +28,25 @@ class Gateway:
         self, hosts: list[AppSpec], drain_timeout_s: float, doors: AccessSettings, server: ServerConfig
     ) -> None:
         configure_logging(doors.logs, doors.log_path)
-        self._door_settings = doors
+        self._access_settings = doors
         self._server = server
         self._rpc: Any = None
         context = serve.get_replica_context()
         labels = {"application": context.app_name, "replica": context.replica_tag}
         self._metrics = Metrics(hosts[0].metrics)
         calls = HandleCalls(DEPLOYMENT)
-        self._directory = ModelRouter(hosts, calls, self._metrics, labels, _why_waiting, find_targets)
+        self._router = ModelRouter(hosts, calls, self._metrics, labels, _why_waiting, find_targets)
         self._drain_timeout_s = drain_timeout_s
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
-        """Called once by Ray Serve, on the loop that will serve."""
-        self._refreshing = asyncio.create_task(self._directory.keep_fresh())
-        # Ray Serve sends X-Request-Id back itself.
-        doors = AccessMiddleware(self._door_settings, echoes_id=False)
-        limits, count = self._door_settings.limits, self._metrics.observe_request
-        self._app = CountedApp(GatewayApp(self._directory, limits=limits, doors=doors, on_request=count))
+        """Build the application. Ray Serve calls it once, on the event loop that will serve it."""
+        self._refreshing = asyncio.create_task(self._router.keep_fresh())
+        # Ray Serve adds X-Request-Id to the response itself.
+        doors = AccessMiddleware(self._access_settings, echoes_id=False)
+        limits, count = self._access_settings.limits, self._metrics.observe_request
+        self._app = CountedApp(GatewayApp(self._router, limits=limits, doors=doors, on_request=count))
         if self._server.grpc_port:
-            service = InferenceService(self._directory, limits, doors, count)
+            service = InferenceService(self._router, limits, doors, count)
             self._rpc = await start(service, self._server.host, self._server.grpc_port, limits.max_body_bytes)
         freeze_loaded()
         return self._app
@@ -56,15 +56,15 @@ class Gateway:
             raise RuntimeError("the index is refreshed no more") from self._refreshing.exception()
 
     async def index(self) -> list[ModelEntry]:
-        """The state of every model, as `POST /v2/repository/index` tells it."""
-        return list(await self._directory.model_index())
+        """Return the state of every model, as `POST /v2/repository/index` does."""
+        return list(await self._router.model_index())
 
     async def begin_drain(self) -> None:
-        """Refuse new requests; those inside go on."""
-        self._directory.begin_drain()
+        """Refuse new requests. Requests in progress continue."""
+        self._router.begin_drain()
 
     async def finish_drain(self) -> bool:
-        """Return once what is inside is answered; False if time ran out."""
+        """Wait until all requests are answered. Return False on time-out."""
         if self._rpc is not None:
             await self._rpc.stop(self._drain_timeout_s)
         return await self._app.idle(self._drain_timeout_s)
@@ -75,14 +75,14 @@ def _why_waiting(app: AppSpec) -> str:
 
 
 def gateway_application(hosts: list[AppSpec], doors: AccessSettings, server: ServerConfig) -> Any:
-    """The Serve application at `/`."""
+    """Return the Serve application at `/`."""
     drain_timeout_s = max(host.drain_timeout_s for host in hosts)
     deployment = serve.deployment(
         name="gateway",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
-        # Two replicas on one machine cannot both have the port of gRPC.
+        # Two replicas on one machine cannot both bind the gRPC port.
         max_surge_percent=0 if server.grpc_port else SURGE_PERCENT,
         logging_config=RAY_LOGGING,
         ray_actor_options={"num_cpus": GATEWAY_CPUS},

@@ -1,4 +1,4 @@
-"""Calls through Ray Serve's handles that outlive a replica or two; used by hosts, gateway and launcher."""
+"""Calls through Ray Serve handles that tolerate dead replicas; used by hosts, gateway and launcher."""
 
 import asyncio
 import logging
@@ -9,24 +9,24 @@ logger = logging.getLogger(__name__)
 
 
 async def ask_all(handle: Any, method: str, *args: Any, timeout_s: float) -> list[Any]:
-    """Call a method of every replica; the answers of those that gave one within `timeout_s`.
+    """Call a method on every replica. Return the answers that arrive within `timeout_s` seconds.
 
-    No replica at all is no answer, not an error.
+    No replica at all gives an empty list, not an error.
     """
     answers = await ask_each(handle, method, *args, timeout_s=timeout_s)
     return [answer for answer in answers if not _is_failure(method, answer)]
 
 
 async def ask_each(handle: Any, method: str, *args: Any, timeout_s: float) -> list[Any]:
-    """The same with an exception for each replica that gave no answer.
+    """Call a method on every replica. Return an answer or an exception for each.
 
-    Serve's own `results_async` waits for all of them: one that hangs would cost the answers of the others.
+    Serve's own `results_async` waits for all replicas, so one that hangs would cost the others' answers.
     """
     give_up_at = time.monotonic() + timeout_s
     try:
         response = handle.broadcast(method, *args)
         calls = await asyncio.wait_for(response._fetch_replica_results_async(), timeout_s)
-    except Exception as error:  # noqa: BLE001  Ray has many errors for "nobody is there"
+    except Exception as error:  # noqa: BLE001  Ray raises many kinds of errors if no replica is there
         logger.debug("nobody answered %s: %r", method, error)
         return []
     return await asyncio.gather(*(_answer(call, give_up_at - time.monotonic()) for call in calls))
@@ -38,7 +38,7 @@ async def _answer(call: Any, timeout_s: float) -> Any:
     except TimeoutError as error:
         call.cancel()
         return error
-    except Exception as error:  # noqa: BLE001  whatever went wrong there is told to whoever asked
+    except Exception as error:  # noqa: BLE001  every error is returned to the caller
         return error
 
 
@@ -49,7 +49,7 @@ def _is_failure(method: str, answer: Any) -> bool:
 
 
 async def ask_one(handle: Any, method: str, *args: Any) -> Any:
-    """Call a method of one replica that Serve picks; cancels it there when the caller is cancelled here."""
+    """Call a method on one replica that Serve picks. Cancelling this call cancels it there too."""
     response = getattr(handle, method).remote(*args)
     try:
         return await response
@@ -59,20 +59,20 @@ async def ask_one(handle: Any, method: str, *args: Any) -> Any:
 
 
 class HostCalls(Protocol):
-    """How hosts are reached, by the name of their application."""
+    """Calls to hosts, addressed by the name of their application."""
 
     async def all(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """The answers of those replicas that gave one in time."""
+        """Return the answers of the replicas that answered in time."""
 
     async def each(self, app: str, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """The same with an exception for each replica that gave no answer."""
+        """Return an answer or an exception for each replica."""
 
     async def one(self, app: str, method: str, *args: Any) -> Any:
-        """The answer of one replica; raises whatever went wrong on the way."""
+        """Return one replica's answer. Raises any error of the call."""
 
 
 class HandleCalls:
-    """Reaches hosts by Serve's handles, one kept for each application."""
+    """Calls hosts through Serve's handles and keeps one handle for each application."""
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment

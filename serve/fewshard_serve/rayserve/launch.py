@@ -1,4 +1,4 @@
-"""Starts everything, says when it is ready, and drains it on a signal; called by `fewshard serve`."""
+"""Deploys all applications, reports readiness, and drains on a signal; called by `fewshard serve`."""
 
 import asyncio
 import http.client
@@ -38,12 +38,12 @@ from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopReque
 EXIT_STOPPED_AT_ONCE = 130
 POLL_S = 0.1
 STATUS_S = 2.0
-"""Serve's whole status costs its controller more than asking the gateway does."""
+"""Seconds between reads of Serve's full status, which costs its controller more than a gateway call."""
 CALL_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 60.0
-"""For the first call, in which Ray Serve also looks for the replicas."""
+"""For the first call, which also makes Ray Serve discover the replicas."""
 LAST_BYTES_S = 0.5
-"""Time for HAProxy to pass on answers that the replicas have already written, and to refuse the rest."""
+"""Time for HAProxy to forward answers that are already written, and to refuse other requests."""
 
 
 def serve_until_signalled(
@@ -54,11 +54,12 @@ def serve_until_signalled(
     loader: str = DEFAULT_LOADER,
     read_again: Callable[[], FewshardConfig] | None = None,
 ) -> int:
-    """Serve until Ctrl-C or SIGTERM, then answer what was accepted; returns the exit code.
+    """Serve until Ctrl-C or SIGTERM, then answer all accepted requests. Return the exit code.
 
-    `on_ready` is called once every model answers over HTTP. `read_again` gives the configuration that SIGHUP
-    asks to take over; None: the same once more. Raises `StartError` where the port is taken, Ray
-    cannot start, or a model cannot be loaded.
+    on_ready: called once every model answers over HTTP.
+    read_again: returns the configuration to apply on SIGHUP; None applies the same one again.
+
+    Raises `StartError` if the port is in use, Ray cannot start, or a model cannot be loaded.
     """
     if address is None:
         check_port(config.server)
@@ -101,7 +102,7 @@ def serve_until_signalled(
 
 
 def _for_cluster(hosts: list[HostSpec], owns_ray: bool) -> list[HostSpec]:
-    """With what depends on the cluster."""
+    """Complete the hosts with the values that depend on the cluster."""
     import ray
 
     hosts = share_gpus(hosts, ray.cluster_resources().get("GPU", 0))
@@ -111,7 +112,7 @@ def _for_cluster(hosts: list[HostSpec], owns_ray: bool) -> list[HostSpec]:
 
 @contextmanager
 def _work_dir() -> Iterator[str]:
-    # Not in TMPDIR: a path of a Unix socket may have 107 characters, and Ray adds 56 of its own.
+    # Not in TMPDIR: the path of a Unix socket is limited to 107 characters, and Ray appends 56.
     with tempfile.TemporaryDirectory(prefix="fewshard-", dir="/tmp", ignore_cleanup_errors=True) as path:
         yield path
 
@@ -124,7 +125,7 @@ def _deployed(
     server: ServerConfig,
     owns_ray: bool,
 ) -> Iterator["Running"]:
-    """All applications, taken down at the end where the Ray they run on is not ours."""
+    """Deploy all applications. On exit remove them, if Ray is not ours."""
     from ray import serve
 
     from fewshard_serve.rayserve.deployment import host_application
@@ -161,9 +162,11 @@ def _start_serve(server: ServerConfig, owns_ray: bool) -> None:
 
 
 class Running:
-    """The applications of one server. `handles` are those of `apps`, in order, and the gateway's last.
+    """The applications of one server.
 
-    `server` is where to find it over HTTP, None where that may be another machine.
+    apps: hosts and cascades.
+    handles: the handles of `apps`, in order, then the gateway's.
+    server: where to reach it over HTTP; None if that may be another machine.
     """
 
     def __init__(
@@ -177,56 +180,56 @@ class Running:
         self._handles = handles
         self._calls = calls
         self._server = server
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
 
     @property
     def hosts(self) -> list[HostSpec]:
         return [app for app in self._apps if isinstance(app, HostSpec)]
 
     def wait_until_ready(self, stop: StopRequest) -> bool:
-        """Wait until every model answers; False if a stop was asked for. Raises `StartError`.
+        """Wait until every model answers. Return False if a stop is requested. Raises `StartError`.
 
-        A model whose host waits for CPUs or GPUs that the cluster lacks is waited for, and said so.
+        A host that needs more CPUs or GPUs than the cluster has is waited for, with a message.
         """
         look_again_at = 0.0
         while not (self._are_models_loaded() and self._is_reachable()):
             if time.monotonic() >= look_again_at:
                 _raise_if_deploying_failed()
-                self._tell_what_is_missing()
+                self._report_missing_resources()
                 look_again_at = time.monotonic() + STATUS_S
             if stop.wait(POLL_S):
                 return False
         return True
 
-    def _tell_what_is_missing(self) -> None:
+    def _report_missing_resources(self) -> None:
         for entry in self._index():
-            if entry.state == "LOADING" and entry.reason not in ("loading", self._told.get(entry.name)):
-                self._told[entry.name] = entry.reason
+            if entry.state == "LOADING" and entry.reason not in ("loading", self._reported.get(entry.name)):
+                self._reported[entry.name] = entry.reason
                 write_line(f"fewshard: {entry.name}: {entry.reason}", sys.stderr)
 
     def drain(self) -> None:
-        """Refuse new requests everywhere, then answer what was accepted.
+        """Refuse new requests on all applications, then answer the accepted ones.
 
-        The gateway comes before the cascades and these before the hosts, since their requests still need
-        those.
+        The gateway drains before the cascades, and these before the hosts, because each one's open requests
+        still need the next.
         """
         kinds = [*(isinstance(app, CascadeSpec) for app in self._apps), None]
-        self._tell(self._handles, "begin_drain")
+        self._broadcast(self._handles, "begin_drain")
         for kind in (None, True, False):
-            self._tell(
+            self._broadcast(
                 [handle for handle, its in zip(self._handles, kinds, strict=True) if its is kind],
                 "finish_drain",
             )
 
-    def _tell(self, handles: Sequence[Any], method: str) -> None:
+    def _broadcast(self, handles: Sequence[Any], method: str) -> None:
         from fewshard_serve.rayserve.handles import ask_all
 
         timeout_s = 2 * max(app.drain_timeout_s for app in self._apps)
 
-        async def tell_all() -> None:
+        async def call_all() -> None:
             await asyncio.gather(*(ask_all(handle, method, timeout_s=timeout_s) for handle in handles))
 
-        self._calls.run(tell_all(), timeout_s + CALL_TIMEOUT_S)
+        self._calls.run(call_all(), timeout_s + CALL_TIMEOUT_S)
 
     def _are_models_loaded(self) -> bool:
         index = self._index()
@@ -243,7 +246,7 @@ class Running:
         return answers[0] if answers else []
 
     def _is_reachable(self) -> bool:
-        """Whether the proxy has routes to every host; it learns of them a moment after they are ready."""
+        """Return whether the proxy routes to every host. Routes appear shortly after hosts are ready."""
         if self._server is None:
             return True
         paths = ["/v2/health/ready", *(f"/v2/models/{app.models[0].name}/ready" for app in self._apps)]

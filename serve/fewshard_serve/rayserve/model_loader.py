@@ -1,4 +1,4 @@
-"""Loads the models of a host, each on its own feet; called by `Replica` in a thread."""
+"""Loads the models of a host independently of each other. `Replica` calls it in a thread."""
 
 import logging
 import time
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadFailure:
-    """A model that cannot be served, and why."""
+    """A model that cannot be served, and the reason."""
 
     name: str
     reason: str
 
     @property
     def info(self) -> ModelInfo:
-        """What is known of it: its name."""
+        """A description that holds only the model's name."""
         return ModelInfo(
             name=self.name,
             task="text",
@@ -40,7 +40,7 @@ class LoadFailure:
 
 
 def load_models(spec: HostSpec, process: ModelProcess | None) -> list[Classifier | LoadFailure]:
-    """Every model of the host in order, checked by its golden inputs; a failure stays with its model."""
+    """Load every model in order and check its golden inputs. A failure affects only its own model."""
     return [_load_one(partial(_load, spec, model, process), model) for model in spec.models]
 
 
@@ -61,7 +61,7 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
     except ServeError as error:
         logger.error("%s: %s", spec.name, error)
         return LoadFailure(spec.name, str(error))
-    except Exception as error:  # one bad checkpoint must not take the others down
+    except Exception as error:  # one bad checkpoint must not prevent the other models from loading
         logger.exception("%s cannot be loaded", spec.name)
         return LoadFailure(spec.name, f"{type(error).__name__}: {error}")
     logger.info("%s loaded in %.1f s", spec.name, time.monotonic() - started_at)

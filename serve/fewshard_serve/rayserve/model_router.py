@@ -1,4 +1,4 @@
-"""What the gateway knows of the hosts and how it asks them, without Ray; `gateway` wraps it for Ray Serve."""
+"""The gateway's view of the hosts: a model index, and calls with retries. Without Ray; `gateway` wraps it."""
 
 import asyncio
 import logging
@@ -18,17 +18,18 @@ logger = logging.getLogger(__name__)
 
 STATES_TIMEOUT_S = 2.0
 METRICS_TIMEOUT_S = 0.7
-"""A scrape is answered within a second, without those replicas that hang."""
+"""A scrape must be answered within a second, so replicas that hang are left out."""
 STARTING_REFRESH_S = 0.25
 STEADY_REFRESH_S = 2.0
 NUM_TRIES = 2
-"""A classification changes nothing, so one whose replica died, or cannot, is asked again of another."""
+"""A classification changes no state, so it is retried on another replica if one died or is not ready."""
 
 
 class ModelRouter:
-    """The `GatewayService`: an index kept in memory by `keep_fresh`, and calls to the hosts it lists.
+    """The `GatewayService`: an index that `keep_fresh` maintains in memory, and calls to the hosts in it.
 
-    `why_waiting` is asked of a host that has not answered yet: what the cluster lacks for it, or "".
+    why_waiting: given a host that has not answered yet, returns the resources the cluster lacks for it, or
+        "".
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ModelRouter:
 
     @property
     def is_loading(self) -> bool:
-        """Whether some model has neither loaded nor failed."""
+        """Whether any model has neither loaded nor failed."""
         return any(entry.state == "LOADING" for entry in self._entries.values())
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
@@ -68,19 +69,19 @@ class ModelRouter:
             raise NotReady("the server is draining; come back soon")
         if model not in self._app_of:
             raise UnknownModel(model, sorted(self._app_of))
-        answer = await self._ask_host(model, request)
+        answer = await self._call_host(model, request)
         if isinstance(answer, ServeError):
             raise answer
         return answer
 
     async def metrics(self, is_open_metrics: bool) -> bytes:
-        answers = await self._ask_each("metrics_part", is_open_metrics)
+        answers = await self._call_each("metrics_part", is_open_metrics)
         is_up = self._replicas.update({app: list(map(_name_of, some)) for app, some in answers.items()})
         parts = [each[1] for some in answers.values() for each in some if not isinstance(each, Exception)]
         return await asyncio.to_thread(self._joined, parts, is_up, is_open_metrics)
 
     async def own_metrics(self, is_open_metrics: bool) -> bytes:
-        is_up = self._replicas.update(await self._ask_each("name"))
+        is_up = self._replicas.update(await self._call_each("name"))
         return await asyncio.to_thread(self._joined, [], is_up, is_open_metrics)
 
     async def metrics_targets(self) -> list[dict[str, Any]]:
@@ -88,12 +89,12 @@ class ModelRouter:
             raise NotFound("these replicas cannot be reached one by one; scrape /metrics instead")
         return http_discovery(await self._find_targets())
 
-    async def _ask_each(self, method: str, *args: Any) -> dict[str, list[Any]]:
+    async def _call_each(self, method: str, *args: Any) -> dict[str, list[Any]]:
         asking = (self._calls.each(app, method, *args, timeout_s=METRICS_TIMEOUT_S) for app in self._apps)
         return dict(zip(self._apps, await asyncio.gather(*asking), strict=True))
 
     def _joined(self, parts: list[bytes], is_up: Mapping[tuple[str, str], bool], is_open: bool) -> bytes:
-        """Every replica has put its own labels on already."""
+        """Merge the metrics. Every replica has already added its own labels."""
         wanted = {app: host.min_replicas for app, host in self._hosts.items()}
         own = self._metrics.render(self._labels, is_open)
         return merge_expositions([*parts, own, cluster_text(is_up, wanted, is_open)])
@@ -105,11 +106,11 @@ class ModelRouter:
         return sum(has_reloaded for replicas in answers for has_reloaded in replicas)
 
     async def refresh(self) -> None:
-        """Ask every host once for the state of its models."""
+        """Read the state of every host's models once."""
         await asyncio.gather(*(self._refresh_host(app) for app in self._apps))
 
     async def keep_fresh(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Refresh until cancelled, often while models are loading. `sleep` takes seconds."""
+        """Refresh until cancelled, more often while models are loading. `sleep` takes seconds."""
         while True:
             await self.refresh()
             await sleep(STARTING_REFRESH_S if self.is_loading else STEADY_REFRESH_S)
@@ -118,13 +119,13 @@ class ModelRouter:
         """Refuse new requests from now on."""
         self._is_draining = True
 
-    async def _ask_host(self, model: str, request: PredictionRequest) -> Classified | ServeError:
+    async def _call_host(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         app = self._app_of[model]
         answer: Classified | ServeError = NotReady(f"no replica of {model} answers; come back soon")
         for _ in range(NUM_TRIES):
             try:
                 answer = await self._calls.one(app, "classify_for_gateway", model, request)
-            except Exception:  # whatever Ray raises here, the replica did not answer
+            except Exception:  # whichever error Ray raises here, the replica did not answer
                 logger.exception("a replica of %s did not answer", app)
                 continue
             if not isinstance(answer, NotReady):
@@ -149,6 +150,6 @@ def _name_of(answer: tuple[str, bytes] | Exception) -> str | Exception:
 
 
 def _best(entries: Sequence[ModelEntry]) -> ModelEntry | None:
-    """A model is as ready as the readiest of its replicas."""
+    """Return the entry of the most ready replica."""
     ready = [entry for entry in entries if entry.state == "READY"]
     return next(iter([*ready, *entries]), None)

@@ -1,4 +1,4 @@
-"""One replica of a host without Ray: its models, engine and metrics. `host` wraps it for Ray Serve."""
+"""One replica of a host, without Ray: its models, engine and metrics. `deployment` wraps it for Ray Serve."""
 
 import asyncio
 import time
@@ -28,11 +28,11 @@ DRAINING = "draining; ask again soon"
 
 
 def _nothing() -> None:
-    """What is seen of a model without the capability that is asked for."""
+    """Stands in for a capability that the model lacks."""
 
 
 class HostedModel:
-    """A model that was loaded, as the HTTP layer sees it."""
+    """A loaded model, as the HTTP layer uses it."""
 
     def __init__(self, model: Classifier, engine: Engine, metrics: Metrics) -> None:
         self.info = model.info
@@ -74,7 +74,7 @@ class HostedModel:
         return classified
 
     def place(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """As `Placeable.place`. Raises `NotFound` where the model is not sharded."""
+        """Place experts as `Placeable.place` does. Raises `NotFound` if the model is not sharded."""
         if not isinstance(self._model, Placeable):
             raise NotFound(f"{self.info.name} is not sharded; give it experts.shards in the configuration")
         return self._model.place(wanted)
@@ -84,13 +84,13 @@ class HostedModel:
         return None if routing is None else describe_routing(routing, self.group())
 
     def sparsity(self) -> dict[int, float]:
-        """By layer, of the items that were looked at."""
+        """Return the sparsity of each layer over the items that were diagnosed."""
         diagnosis = self.diagnosis()
         return {} if diagnosis is None else dict(enumerate(diagnosis.sparsity))
 
 
 class FailedModel:
-    """A model that could not be loaded: it says why to whoever asks."""
+    """A model that could not be loaded. Every request gets the reason."""
 
     def __init__(self, failure: LoadFailure) -> None:
         self.info = failure.info
@@ -110,7 +110,7 @@ class FailedModel:
 
 
 class Replica:
-    """The models of one replica; lives on one event loop. Make it with `open`."""
+    """The models of one replica, on one event loop. Create it with `open`."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Replica:
         )
         settings = {model.name: model.settings for model in spec.models}
         self._costs = {model.name: model.cost for model in spec.models}
-        # A process of its own does one batch while it is given the next.
+        # A model process computes one batch while it receives the next.
         self._engine = Engine(models, settings, self._observe_batch, depth=1 if process is None else 2)
         self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
         failures = [one for one in loaded if isinstance(one, LoadFailure)]
@@ -140,10 +140,10 @@ class Replica:
 
     @classmethod
     async def open(cls, spec: HostSpec, calls: HostCalls | None = None) -> "Replica":
-        """Load the models off the event loop; those that fail are kept as not ready, with the reason.
+        """Load the models off the event loop. Models that fail are kept as not ready, with the reason.
 
-        `calls` reach shadows on other hosts. Raises `StartError` instead where the specification says that
-        all must load.
+        `calls` reach shadows on other hosts. Raises `StartError` if a model fails and the specification sets
+        `must_load`.
         """
         process = ModelProcess(num_threads(spec.num_neighbours)) if spec.experts is None else None
         loaded = await asyncio.to_thread(load_models, spec, process)
@@ -156,7 +156,7 @@ class Replica:
 
     @property
     def num_inflight_items(self) -> int:
-        """Items of all models that are queued or run."""
+        """Items of all models that are queued or being computed."""
         return self._engine.num_inflight_items
 
     @property
@@ -164,21 +164,21 @@ class Replica:
         return {**self.hosted, **self._failed}
 
     def entries(self) -> list[ModelEntry]:
-        """One line of the repository index for every model."""
+        """Return one entry of the repository index for every model."""
         return [_entry(model) for model in self.models.values()]
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified | ServeError:
-        """For callers in another process, to whom an error is returned, not raised."""
+        """Classify for callers in another process. An error is returned, not raised."""
         return await answer_or_error(self.models, model, request)
 
     def statistics(self, model: str) -> ModelStatistics:
-        """A copy, since the runner's thread goes on counting while the answer is pickled."""
+        """Return a copy, because the runner's thread keeps counting while the answer is pickled."""
         return merge([find_model(self.models, model).stats])
 
     async def place(self, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
         """Plan or apply a placement, off the event loop.
 
-        Raises as `HostedModel.place` does, and `NotReady` where the model failed to load.
+        Raises as `HostedModel.place` does, and `NotReady` if the model failed to load.
         """
         served = find_model(self.models, model)
         if not isinstance(served, HostedModel):
@@ -186,29 +186,30 @@ class Replica:
         return await asyncio.to_thread(served.place, wanted)
 
     async def routing(self, model: str) -> Routing | None:
-        """Read off the event loop, since it may wait for a device; None where there are no experts."""
+        """Return the expert routing; None without experts. Runs off the event loop, because a device may
+        block."""
         hosted = self.hosted.get(model)
         return None if hosted is None else await asyncio.to_thread(hosted.routing.read)
 
     def diagnosis(self, model: str) -> Diagnosis | None:
-        """None where nothing was looked at."""
+        """Return the diagnosis; None if no item was diagnosed."""
         hosted = self.hosted.get(model)
         return None if hosted is None else hosted.diagnosis()
 
     def check(self) -> None:
-        """Raise where the replica should be replaced."""
+        """Raise if the replica should be replaced."""
         if self._process is not None and self._process.problem:
             raise InternalError(self._process.problem)
         if self._process is None or not self._process.is_restarting:
             self._engine.check()
 
     def begin_drain(self) -> None:
-        """From now on every model answers that it is not ready; requests inside go on."""
+        """Report every model as not ready from now on. Requests in progress continue."""
         for hosted in self.hosted.values():
             hosted.is_draining = True
 
     async def finish_drain(self, timeout_s: float) -> bool:
-        """Answer what was admitted and end the threads; False if time ran out."""
+        """Answer the admitted requests, then end the threads. Return False on time-out."""
         for hosted in self.hosted.values():
             if hosted.shadow is not None:
                 await hosted.shadow.close()
@@ -258,7 +259,7 @@ class Replica:
 
 
 def energy_of(models: Sequence[Classifier]) -> Callable[[], float] | None:
-    """The energy counter of the GPU that these models run on; None where there is none, or several."""
+    """Return the energy counter of the one GPU that these models use; None if they use none or several."""
     uuid = next((one.gpu_uuid for one in models if isinstance(one, OnOneGpu) and one.gpu_uuid), "")
     return energy_reader(uuid) if uuid else None
 
@@ -275,7 +276,7 @@ def _entry(model: ServedModel) -> ModelEntry:
 async def answer_or_error(
     models: Mapping[str, ServedModel], model: str, request: PredictionRequest
 ) -> Classified | ServeError:
-    """Ask a model and count the request in its statistics."""
+    """Classify, and count the request in the model's statistics. An error is returned, not raised."""
     started_at = time.monotonic()
     try:
         served = find_model(models, model)

@@ -1,4 +1,4 @@
-"""Shares the GPUs and cores of a cluster out among the hosts of a plan, and says what a host lacks."""
+"""Distributes a cluster's GPUs and cores over the hosts of a plan, and reports what a host lacks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from fewshard_serve.rayserve.deployment_plan import GATEWAY_CPUS, AppSpec, HostS
 
 
 def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
-    """Give every replica that may use a GPU its share of those there are.
+    """Give every replica that may use a GPU its share of the GPUs.
 
-    Raises `StartError` where a model asks for `cuda` and there is none. Fewer GPUs than replicas are shared
-    in equal parts, so that nothing waits for a GPU that never comes. Not by shards: each gets a GPU of its
-    own, and waits for it.
+    If there are fewer GPUs than replicas they are shared equally, so that no replica waits for a GPU that
+    never comes. Shards do not share: each one gets a whole GPU, and waits for it. Raises `StartError` if a
+    model requires `cuda` and there is no GPU.
     """
     if num_gpus == 0:
         for host in hosts:
@@ -28,21 +28,21 @@ def share_gpus(hosts: list[HostSpec], num_gpus: float) -> list[HostSpec]:
 
 
 def share_cores(hosts: list[HostSpec], num_nodes: int) -> list[HostSpec]:
-    """Tell every host how many processes will compute on its machine, were they spread evenly."""
+    """Set how many processes will compute on each host's machine if they are spread evenly."""
     num_processes = sum(host.max_replicas * host.num_shards for host in hosts)
     return [replace(host, num_neighbours=-(-num_processes // num_nodes)) for host in hosts]
 
 
 def reserve_gpus(hosts: Sequence[HostSpec]) -> list[HostSpec]:
-    """One GPU for each process of the models that ask for `cuda`, whatever the cluster has at this moment.
+    """Reserve one GPU for each process of the models that require `cuda`, whatever the cluster has now.
 
-    For clusters whose nodes come when they are asked for: there nothing can be shared out beforehand.
+    For clusters that add nodes on demand, where GPUs cannot be shared out beforehand.
     """
     return [replace(host, num_gpus=1.0) if host.needs_gpu else host for host in hosts]
 
 
 def what_is_missing(host: AppSpec, resources: Mapping[str, float]) -> str:
-    """What a cluster of these `resources` ("CPU", "GPU") lacks for this host; "" where it has enough."""
+    """Return what a cluster with these `resources` ("CPU", "GPU") lacks for a host; "" if nothing."""
     num_processes = host.min_replicas * host.num_shards
     wanted = {"GPU": host.num_gpus * num_processes, "CPU": host.num_cpus * num_processes}
     lacking = [
@@ -64,5 +64,5 @@ def _gpus_of(host: HostSpec, share: float) -> float:
 
 
 def num_cpus_wanted(apps: Sequence[AppSpec]) -> int:
-    """CPUs, in Ray's counting, without which some replica would never be placed."""
+    """Return the CPUs, as Ray counts them, that all replicas need to be scheduled."""
     return math.ceil(GATEWAY_CPUS + sum(app.num_cpus * app.max_replicas * app.num_shards for app in apps))

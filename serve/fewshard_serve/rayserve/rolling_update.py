@@ -1,7 +1,4 @@
-"""Takes a changed configuration over while the server runs, without losing a request; called by `launch`.
-
-What the launcher does while a server runs: it deploys hosts anew, and says what ails them.
-"""
+"""Applies a changed configuration while the server runs, without losing requests; called by `launch`."""
 
 import sys
 import time
@@ -18,27 +15,27 @@ from fewshard_serve.rayserve.signals import StopRequest
 POLL_S = 1.0
 UPDATE_TIMEOUT_S = 900.0
 FIXED = ("server", "auth", "limits", "logging", "tracing", "cascades")
-"""Parts of the configuration that are read once."""
+"""Parts of the configuration that are read only at the start."""
 
 
 class UpdateFailed(ServeError):
-    """The new models do not run; the old ones go on."""
+    """The new models do not run; the old ones continue."""
 
     code = "update_failed"
 
 
 class Deployer(Protocol):
-    """How hosts are deployed: `serving` with Ray Serve, a plain object in tests."""
+    """Deploys hosts: `ServeDeployer` with Ray Serve, a plain object in tests."""
 
     def deploy(self, hosts: Sequence[HostSpec]) -> None:
-        """Begin to replace the replicas of these hosts."""
+        """Start to replace the replicas of these hosts."""
 
     def state(self, app: str) -> tuple[str, str]:
-        """Serve's status word of the application, and why."""
+        """Return Serve's status of the application, and the reason for it."""
 
 
 class Updater:
-    """What runs, and how it becomes something else. `plan` makes hosts of a configuration."""
+    """Replaces the running hosts that a new configuration changes. `plan` makes hosts of a configuration."""
 
     def __init__(
         self,
@@ -53,10 +50,10 @@ class Updater:
         self._is_stopping = is_stopping
 
     def update(self, config: FewshardConfig) -> list[str]:
-        """Replace the replicas of what has changed, new ones first; the names of the models concerned.
+        """Replace the replicas that changed, new ones first. Return the names of their models.
 
-        Raises `ConfigError` for changes that need a restart, `UpdateFailed` where a new replica does not
-        start; then all is as before.
+        Raises `ConfigError` for changes that need a restart. Raises `UpdateFailed` if a new replica does not
+        start; the old hosts are then deployed again.
         """
         changed = self._changed(config)
         if not changed:
@@ -96,7 +93,7 @@ class Updater:
 
 
 def _places(hosts: Any) -> dict[str, tuple[str, ...]]:
-    """Which models are where."""
+    """Return the names of the models of each application."""
     return {host.app: tuple(sorted(model.name for model in host.models)) for host in hosts}
 
 
@@ -106,13 +103,13 @@ ILL = ("UNHEALTHY", "DEPLOY_FAILED")
 
 
 class ServeDeployer:
-    """The running Serve's applications."""
+    """Deploys to the running Ray Serve."""
 
     def __init__(self) -> None:
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
 
     def deploy(self, hosts: Sequence[HostSpec]) -> None:
-        """Begin to replace the replicas of these hosts, new ones first."""
+        """Start to replace the replicas of these hosts, new ones first."""
         from ray import serve
 
         from fewshard_serve.rayserve.deployment import host_application
@@ -124,26 +121,26 @@ class ServeDeployer:
         )
 
     def state(self, app: str) -> tuple[str, str]:
-        """The status word of an application, and why it is that."""
+        """Return the status of an application, and the reason for it."""
         from ray import serve
 
         return _state(serve.status().applications.get(app))
 
     def tell_what_ails(self, apps: Sequence[str]) -> None:
-        """Print a line for each application that is ill, once for each reason."""
+        """Print a line for each unhealthy application, once for each reason."""
         from ray import serve
 
         found = serve.status().applications
         for app in apps:
             status, why = _state(found.get(app))
             told = why if status in ILL else ""
-            if told and told != self._told.get(app):
+            if told and told != self._reported.get(app):
                 write_line(f"fewshard: {app} is {status.lower()}: {told}", sys.stderr)
-            self._told[app] = told
+            self._reported[app] = told
 
 
 def _state(found: Any) -> tuple[str, str]:
-    """Of Serve's `ApplicationStatusOverview`."""
+    """Read Serve's `ApplicationStatusOverview`."""
     if found is None:
         return "NOT_STARTED", "there is no such application"
     messages = [found.message, *(one.message for one in found.deployments.values())]
@@ -157,7 +154,7 @@ def serve_and_update(
     hosts: Sequence[HostSpec],
     read_again: Callable[[], FewshardConfig],
 ) -> None:
-    """Until a stop is asked for: take new configurations over, and say what ails a host."""
+    """Until a stop is requested, apply new configurations and report unhealthy hosts."""
     look_at = time.monotonic() + LOOK_S
     while not stop.wait(RELOAD_POLL_S):
         if stop.take_reload():

@@ -1,11 +1,8 @@
-"""A `fewshard.yaml` as a Ray Serve configuration, for `serve deploy` and KubeRay; no Ray is needed for that.
+"""Converts a `fewshard.yaml` to a Ray Serve configuration for `serve deploy` and KubeRay, and checks one.
 
-Each application is given the part of the configuration that it needs and no more, so that a change restarts
-the replicas of those applications alone that it concerns.
-
-Checks a Ray Serve configuration before a cluster gets it: Ray itself takes unknown keys in silence.
-
-`fewshard render --check` calls it.
+`fewshard render` calls it, and `app.build` reads the arguments it writes. Only the check imports Ray. Each
+application gets only the parts of the configuration that it needs, so that a change restarts only the
+replicas it affects. The check exists because Ray ignores unknown keys silently.
 """
 
 import os
@@ -34,11 +31,11 @@ from fewshard_serve.rayserve.resource_shares import reserve_gpus
 
 BUILDER = "fewshard_serve.app:build"
 OUTSIDE_KEYS = frozenset({"name", "path", "device", "replicas", "experts", "admission"})
-"""What an application has to know of models that another one serves."""
+"""The keys that an application needs of models which another application serves."""
 
 
 class AppArguments(Section):
-    """The `args` of one application: its name, and the configuration in which it is found."""
+    """The `args` of one application: its name, and the configuration that defines it."""
 
     application: str
     config: FewshardConfig
@@ -48,13 +45,13 @@ class AppArguments(Section):
         return self.application == GATEWAY_APP
 
     def plan(self) -> tuple[list[AppSpec], AccessSettings]:
-        """Every host and cascade of the configuration, and what their doors need to know on this cluster."""
+        """Return every host and cascade of the configuration, and the access settings for this cluster."""
         doors = door_settings(self.config, is_behind_haproxy=is_edited(os.environ.get(BINARY, "")))
         hosts = reserve_gpus(plan_hosts(self.config, doors=doors))
         return [*hosts, *plan_cascades(self.config, hosts)], doors
 
     def find(self, apps: Sequence[AppSpec]) -> AppSpec:
-        """The spec of this application among `apps`; raises `ConfigError`."""
+        """Return the spec of this application among `apps`. Raises `ConfigError`."""
         found = next((app for app in apps if app.app == self.application), None)
         if found is None:
             there = ", ".join([GATEWAY_APP, *(app.app for app in apps)])
@@ -65,7 +62,7 @@ class AppArguments(Section):
 
 
 def serve_config(config: FewshardConfig) -> dict[str, Any]:
-    """The whole Serve configuration, as plain values."""
+    """Return the whole Serve configuration, as plain values."""
     hosts = plan_hosts(config)
     cascades = plan_cascades(config, hosts)
     return {
@@ -117,17 +114,17 @@ def _outside(model: ModelConfig) -> dict[str, Any]:
 
 
 def _common(config: FewshardConfig) -> dict[str, Any]:
-    """What every application needs: who may come in, the limits of a request, and what is told of it."""
+    """Return what every application needs: authentication, request limits, logging, metrics and tracing."""
     return _dump(config, {"auth", "limits", "logging", "metrics", "tracing"})
 
 
 def _dump(section: BaseModel, keys: set[str] | None = None) -> dict[str, Any]:
-    """What the user has written, of these keys; defaults are left to the version that will run."""
+    """Return the values that the user wrote for these keys. The version that runs fills in defaults."""
     return section.model_dump(mode="json", include=keys, exclude_unset=True, exclude_none=True)
 
 
 def check_serve_config(path: Path) -> int:
-    """The number of applications; raises `ConfigError` with a line for every mistake. Imports ray."""
+    """Return the number of applications. Raises `ConfigError` with a line for every mistake. Imports ray."""
     from ray.serve.schema import ServeDeploySchema
 
     file = read_yaml(path, ConfigError)
@@ -149,7 +146,7 @@ def _invalid(kind: type[BaseModel], data: Any, at: Location = ()) -> list[Mistak
 
 
 def _mistakes_of(app: Mapping[str, Any], at: Location) -> Iterator[Mistake]:
-    """In the arguments of an application of ours, and in the names of its deployments."""
+    """Yield mistakes in the arguments and deployment names of one of our applications."""
     if app["import_path"] != BUILDER:
         return
     args = app.get("args", {})

@@ -1,6 +1,6 @@
-"""Gives a share of a model's traffic to a second model too, compares, and never returns what that one said.
+"""Sends a share of a model's traffic to a second model too and compares the answers. Clients never see them.
 
-Made by `hosting` for models with a shadow; without Ray.
+`Replica` creates a `Shadow` for each model that has one. Without Ray.
 """
 
 import asyncio
@@ -22,22 +22,26 @@ from fewshard_serve.rayserve.handles import HostCalls
 logger = logging.getLogger(__name__)
 
 MAX_INFLIGHT = 4
-"""Requests that wait for a shadow at once; more are skipped, so that a slow one holds nothing up."""
+"""Concurrent requests to a shadow. Further ones are skipped, so that a slow shadow delays nothing."""
 STATES_TIMEOUT_S = 2.0
 CALLER = Caller("shadow")
-"""Shadows queue as one caller among others, with a share of their own."""
+"""Shadow requests queue as one caller among others, with their own fair share."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowModel:
-    """How the shadow is reached: what it is, None while nobody knows, and how to ask it."""
+    """How a shadow is reached.
+
+    info: returns its description; None while it is unknown.
+    classify: sends it a request.
+    """
 
     info: Callable[[], Awaitable[ModelInfo | None]]
     classify: Callable[[PredictionRequest], Awaitable[Classified]]
 
 
 Observe = Callable[[str, str, str, int], None]
-"""Model, shadow, outcome (agree, disagree, failed or skipped) and the number of items."""
+"""Arguments: model, shadow, outcome (agree, disagree, failed or skipped), number of items."""
 
 
 class Shadow:
@@ -54,7 +58,7 @@ class Shadow:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def follow(self, request: PredictionRequest, answer: Classified) -> None:
-        """Perhaps ask the shadow the same, later; returns at once."""
+        """Sample the request. If it is chosen, send it to the shadow in the background. Returns at once."""
         if self._random.random() >= self._settings.share:
             return
         if len(self._tasks) >= MAX_INFLIGHT:
@@ -65,7 +69,7 @@ class Shadow:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Give up what is still being compared."""
+        """Cancel the comparisons in progress."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -83,7 +87,7 @@ class Shadow:
         except ServeError as error:
             logger.debug("the shadow %s did not answer: %s", self._settings.model, error)
             self._count("failed", num_items)
-        except Exception:  # whatever the way to another host raises
+        except Exception:  # any error on the way to another host
             logger.exception("the shadow %s failed", self._settings.model)
             self._count("failed", num_items)
         else:
@@ -95,7 +99,7 @@ class Shadow:
 
 
 def shadow_elsewhere(name: str, app: str, calls: HostCalls) -> ShadowModel:
-    """The model of that name, which another application serves, as a shadow."""
+    """Return the model of that name, served by another application, as a shadow."""
 
     async def info() -> ModelInfo | None:
         answers = await calls.all(app, "model_states", timeout_s=STATES_TIMEOUT_S)
@@ -112,7 +116,7 @@ def shadow_elsewhere(name: str, app: str, calls: HostCalls) -> ShadowModel:
 
 
 def is_comparable(first: ModelInfo, second: ModelInfo) -> bool:
-    """Whether both choose from the same labels, in whatever order."""
+    """Return whether both models have the same labels, in any order."""
     is_same = first.problem_type == second.problem_type and sorted(first.labels) == sorted(second.labels)
     return is_same and first.problem_type != "regression"
 
@@ -120,7 +124,10 @@ def is_comparable(first: ModelInfo, second: ModelInfo) -> bool:
 def agreeing(
     info: ModelInfo, answer: Classified, other_info: ModelInfo, other: Classified
 ) -> NDArray[np.bool_]:
-    """Whether both say the same of each item [num_items]: the best label, or all labels from 0.5 up."""
+    """Return whether both models agree on each item, bool [num_items].
+
+    They agree if the best label is equal, or for several labels all labels with a score of at least 0.5.
+    """
     order = [other_info.labels.index(label) for label in info.labels]
     scores = activate(answer.logits, info.problem_type), activate(other.logits[:, order], info.problem_type)
     if info.problem_type == "multi_label_classification" or len(info.labels) == 1:

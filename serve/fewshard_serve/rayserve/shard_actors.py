@@ -1,7 +1,7 @@
-"""Shards in Ray: workers as actors in the replica's own placement group; called by `loading` in a replica.
+"""Runs the workers of a group as Ray actors in the replica's placement group. `model_loader` calls it.
 
-Ray restarts a worker that dies, in the same bundle; it joins its group again by itself. Batches never
-wait for a call of Ray's.
+Ray restarts a worker that dies, in the same bundle, and the worker joins its group again. Batches never wait
+for a Ray call.
 """
 
 import os
@@ -26,22 +26,22 @@ LOOPBACK = "127.0.0.1"
 
 
 class ShardWorker:
-    """The actor: a worker in a thread. It ends as a process whenever the worker ends."""
+    """The actor: a worker in a thread. The process ends when the worker ends."""
 
-    def __init__(self, invitation: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         configure_logging()
-        self._worker = Worker(invitation, _own_address(invitation.host == LOOPBACK))
+        self._worker = Worker(config, _own_address(config.host == LOOPBACK))
         threading.Thread(target=self._main, name="shard-worker", daemon=True).start()
 
     def _main(self) -> None:
         try:
             self._worker.main()
         finally:
-            os._exit(1)  # so that Ray starts another, as long as there is a leader
+            os._exit(1)  # so that Ray restarts it, as long as the leader lives
 
 
 class RayLauncher:
-    """A `Launcher` whose workers are in the bundles of the placement group that this process is in."""
+    """A `Launcher` that starts workers in the bundles of this process's placement group."""
 
     def __init__(self, num_gpus: float) -> None:
         self._num_gpus = num_gpus
@@ -49,17 +49,17 @@ class RayLauncher:
         assert self._group is not None, "the replica is in no placement group. This is a bug."
         self._workers: dict[int, Any] = {}
 
-    def start(self, invitations: Sequence[WorkerConfig]) -> None:
-        for invitation in invitations:
-            self._workers[invitation.shard] = self._in_bundle(
-                ShardWorker, invitation.shard, num_cpus=HOST_CPUS, num_gpus=self._num_gpus, max_restarts=-1
-            ).remote(invitation)
+    def start(self, configs: Sequence[WorkerConfig]) -> None:
+        for config in configs:
+            self._workers[config.shard] = self._in_bundle(
+                ShardWorker, config.shard, num_cpus=HOST_CPUS, num_gpus=self._num_gpus, max_restarts=-1
+            ).remote(config)
 
     def tend(self) -> None:
-        """Ray does that."""
+        """Nothing to do: Ray restarts workers."""
 
     def kill(self, shard: int, host: str, pid: int) -> None:
-        """By its process: an actor that is stopped hears no call of Ray's."""
+        """Kill the process: a suspended actor does not receive Ray calls."""
         if host == socket.gethostname():
             _kill(pid)
         else:
@@ -80,12 +80,12 @@ def _kill(pid: int) -> None:
 
 
 def _own_address(is_on_one_machine: bool) -> str:
-    """Where the other shards reach this one. Ray names a machine's outer address even if it is alone."""
+    """Return the address for the other shards. Ray reports a machine's outer address even if it is alone."""
     return LOOPBACK if is_on_one_machine else get_node_ip_address()
 
 
 def load_with_shards(spec: ModelSpec, num_gpus: float, is_on_one_machine: bool) -> Classifier:
-    """The model of a replica that leads a group. Raises NotReady as `load_sharded_model` does."""
+    """Return the model of a replica that leads a group. Raises NotReady as `load_sharded_model` does."""
     assert spec.experts is not None
     launcher, address = RayLauncher(num_gpus), _own_address(is_on_one_machine)
     return load_sharded_model(spec.name, spec.path, spec.device, spec.dtype, spec.experts, launcher, address)

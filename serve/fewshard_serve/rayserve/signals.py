@@ -1,7 +1,8 @@
-"""Signals while a server runs: the first Ctrl-C or SIGTERM asks for a drain, the second ends at once; SIGHUP
-asks for the configuration to be read again, unless it comes because the terminal was closed: that is a stop.
+"""Signal handling, and an event loop in a thread. `launch` uses both.
 
-One event loop in a thread, since Serve's handles belong to the loop that first used them; for `launch`.
+The first Ctrl-C or SIGTERM requests a drain; the second one ends the process at once. SIGHUP requests to read
+the configuration again, unless it is sent because the terminal was closed: then it requests a stop. Serve's
+handles belong to the event loop that first used them, so all calls run on the loop of `LoopThread`.
 """
 
 import asyncio
@@ -17,11 +18,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StoppedAtOnce(BaseException):
-    """Raised in the main thread by a second signal; no handler of ordinary errors shall catch it."""
+    """Raised in the main thread by a second signal. Not an `Exception`, so that ordinary handlers do not
+    catch it."""
 
 
 class StopRequest:
-    """Whether a stop was asked for, and by how many signals."""
+    """Records whether a stop was requested, and by how many signals."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -30,7 +32,7 @@ class StopRequest:
         self._had_terminal = has_terminal()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the first signal; False if none came in time."""
+        """Wait for the first signal. Return False on time-out."""
         return self._asked.wait(timeout_s)
 
     @property
@@ -38,7 +40,7 @@ class StopRequest:
         return self._asked.is_set()
 
     def take_reload(self) -> bool:
-        """Whether SIGHUP has come since the last call."""
+        """Return whether SIGHUP has arrived since the last call."""
         asked, self._is_reload_asked = self._is_reload_asked, False
         return asked
 
@@ -56,7 +58,7 @@ class StopRequest:
 
 
 def has_terminal() -> bool:
-    """Whether a terminal controls this process, and is still open."""
+    """Return whether this process has a controlling terminal that is open."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -66,7 +68,7 @@ def has_terminal() -> bool:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Handle the signals inside, and put the former handlers back."""
+    """Handle the signals in the body, and restore the previous handlers afterwards."""
     request = StopRequest()
     former = {number: signal.getsignal(number) for number in SIGNALS}
     listen(request)
@@ -78,7 +80,7 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 def listen(request: StopRequest) -> None:
-    """Install the handlers; again after `ray.init`, which installs its own for SIGTERM."""
+    """Install the handlers. Call it again after `ray.init`, which installs its own for SIGTERM."""
     for number in SIGNALS:
         signal.signal(number, request.handle)
 
@@ -87,7 +89,7 @@ ResultT = TypeVar("ResultT")
 
 
 class LoopThread:
-    """Runs coroutines for a caller that has no loop of its own."""
+    """Runs coroutines for a caller that has no event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -104,6 +106,6 @@ class LoopThread:
         self._thread.join(1.0)
 
     def run(self, work: Coroutine[Any, Any, ResultT], timeout_s: float) -> ResultT:
-        """The coroutine's result; raises `TimeoutError`, and cancels it, where it takes longer."""
+        """Return the coroutine's result. On time-out cancel it and raise `TimeoutError`."""
         limited = asyncio.wait_for(work, timeout_s)
         return asyncio.run_coroutine_threadsafe(limited, self._loop).result()
