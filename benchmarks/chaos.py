@@ -27,7 +27,7 @@ from fewshard_core.values import TextInput
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.sharded_text import ShardedTextModel, load_sharded_model
-from fewshard_serve.core import BatchStats, GroupState
+from fewshard_serve.core import BatchStats, GroupState, PredictionRequest
 from fewshard_serve.engine import Engine
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import ServeError
@@ -130,7 +130,8 @@ class Chaos:
     async def _one(self, number: int) -> Answer:
         text, sent_at = number % len(self.expected.texts), time.monotonic()
         try:
-            answer = await self._engine.classify(self._name, [TextInput(self.expected.texts[text])])
+            request = PredictionRequest([TextInput(self.expected.texts[text])])
+            answer = await self._engine.classify(self._name, request)
             outcome = "ok" if self.expected.fits(text, answer.logits[0]) else "wrong"
         except ServeError as error:
             outcome = error.code

@@ -24,6 +24,15 @@ def register_when_imported() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+def register_only_by_import() -> None:
+    """Leave it to `fewshard_models.text` and `.image`: for processes that load a tokenizer and no network.
+
+    transformers' tokenizers import the Auto classes, and our networks take 200 MB with what they need.
+    """
+    for finder in [each for each in sys.meta_path if isinstance(each, _Finder)]:
+        sys.meta_path.remove(finder)
+
+
 def _register() -> None:
     for package in _PACKAGES:
         import_module(package)

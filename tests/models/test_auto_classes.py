@@ -18,6 +18,19 @@ assert not {"torch", "transformers"} & set(sys.modules), "import fewshard_models
 """
 
 
+def test_a_process_of_tokenizers_alone_stays_without_networks() -> None:
+    program = """
+import sys
+from fewshard_models.auto_classes import register_only_by_import
+register_only_by_import()
+from transformers import AutoTokenizer
+AutoTokenizer.from_pretrained
+print([name for name in sys.modules if name.startswith(("fewshard_models.text", "fewshard_kernels"))])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
 @pytest.mark.parametrize("program", [OURS + LIGHT + AUTO, AUTO + OURS], ids=["ours first", "theirs first"])
 def test_our_checkpoints_load_by_the_auto_classes(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", program + LOAD], capture_output=True, text=True, check=False)

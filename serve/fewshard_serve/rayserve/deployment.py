@@ -7,6 +7,7 @@ from typing import Any
 from ray import serve
 
 from fewshard_core.values import Diagnosis
+from fewshard_models.auto_classes import register_only_by_import
 from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import ServeError
 from fewshard_serve.expert_statistics import Routing
@@ -41,6 +42,7 @@ class Host:
     def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
         configure_logging(spec.doors.logs, spec.doors.log_path)
+        register_only_by_import()  # the networks run in another process
         context = serve.get_replica_context()
         self._name: str = context.replica_tag
         self._labels = {"application": context.app_name, "replica": self._name}

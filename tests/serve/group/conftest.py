@@ -45,7 +45,7 @@ class ThreadLauncher:
     def end(self, shard):
         """As if its process had died."""
         worker = self.workers[shard]
-        worker._seat.close()
+        worker._runtime.close()
         worker._link.close()
 
     def tend(self):

@@ -69,7 +69,7 @@ def test_a_shard_that_dies_within_a_batch_costs_time_alone(open_group, directory
         group.launcher.end(1)
         raise ExchangeError("gone")
 
-    monkeypatch.setattr(worker._seat.shard, "run", die)
+    monkeypatch.setattr(worker._runtime.shard, "run", die)
     started_at = time.monotonic()
     assert close_to(group.run(items).logits, kit.whole_logits(directory, items))
     assert time.monotonic() - started_at < 1.5
@@ -88,7 +88,7 @@ def test_a_shard_that_hangs_in_a_batch_is_removed_after_the_timeout(open_group, 
     """Its link still answers pings, so only the batch can tell."""
     group, items = open_group(directory, 3), kit.random_items(4)
     goes_on = threading.Event()
-    monkeypatch.setattr(group.launcher.workers[2]._seat.shard, "run", lambda *_: goes_on.wait(20))
+    monkeypatch.setattr(group.launcher.workers[2]._runtime.shard, "run", lambda *_: goes_on.wait(20))
     started_at = time.monotonic()
     assert close_to(group.run(items).logits, kit.whole_logits(directory, items))
     assert time.monotonic() - started_at < 8
@@ -135,7 +135,7 @@ def test_a_new_placement_is_swapped_in_while_batches_run(open_group, directory, 
 
 def seats(group):
     """Of the leader and of its workers."""
-    return [group._seat, *(worker._seat for worker in group.launcher.workers.values())]
+    return [group._runtime, *(worker._runtime for worker in group.launcher.workers.values())]
 
 
 def copies_of_expert_0(num_shards):
@@ -262,8 +262,8 @@ def test_a_timeout_too_short_for_the_batch_says_which_setting(open_group, direct
     group = open_group(directory, 2, timeout_s=0.8)
     monkeypatch.setattr(leader_module, "MAX_TRIES", 2)
     for worker in group.launcher.workers.values():
-        run = worker._seat.shard.run
-        monkeypatch.setattr(worker._seat.shard, "run", lambda *a, run=run: (time.sleep(1.1), run(*a))[1])
+        run = worker._runtime.shard.run
+        monkeypatch.setattr(worker._runtime.shard, "run", lambda *a, run=run: (time.sleep(1.1), run(*a))[1])
     with pytest.raises(InternalError, match="exchange_timeout_ms"):
         group.run(kit.random_items(3))
 
@@ -284,7 +284,7 @@ def test_nobody_comes_in_without_the_secret(open_group, directory, kit):
 def test_a_stranger_at_the_door_changes_nothing(open_group, directory, kit):
     group, items = open_group(directory, 2), kit.random_items(3)
     for message in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2\0\0\0\0{}", b'\0\0\0\x0f\0\0\0\0{"kind":"ping"}'):
-        with socket.create_connection(("127.0.0.1", group._membership._door.port), timeout=5) as stranger:
+        with socket.create_connection(("127.0.0.1", group._membership._listener.port), timeout=5) as stranger:
             stranger.sendall(message)
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
