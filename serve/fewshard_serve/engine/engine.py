@@ -24,13 +24,13 @@ STUCK = "this replica hangs and is being replaced; come back soon"
 class ModelHandle:
     """One model of the engine, with its queue and its admission control."""
 
-    scheduled: ScheduledModel
+    lane: ScheduledModel
     admission: Admission
     deadline_s: float
 
     @property
     def num_queued_items(self) -> int:
-        return len(self.scheduled.queue)
+        return len(self.lane.queue)
 
     @property
     def num_inflight_items(self) -> int:
@@ -57,7 +57,7 @@ class Engine:
         self.served = {model.info.name: _served(model, settings) for model in models}
         self._loop = asyncio.get_running_loop()
         self._preparer = Preparer()
-        scheduled = [served.scheduled for served in self.served.values()]
+        scheduled = [served.lane for served in self.served.values()]
         self._runner = Runner(scheduled, self._deliver, on_batch, depth=depth)
         self._is_draining = self._is_stuck = False
         self._runner.start()
@@ -75,7 +75,7 @@ class Engine:
         timeout_s = request.timeout_s
         allowed_s = served.deadline_s if timeout_s is None else min(timeout_s, served.deadline_s)
         deadline_at = time.monotonic() + allowed_s
-        num_tokens = served.scheduled.model.estimate_tokens(request.inputs)
+        num_tokens = served.lane.model.estimate_tokens(request.inputs)
         with served.admission.admit(len(request.inputs), num_tokens, request.caller) as ticket:
             try:
                 async with _until(deadline_at):
@@ -134,7 +134,7 @@ class Engine:
     ) -> Classified:
         started_at = time.monotonic()
         items = await self._preparer.prepare(
-            served.scheduled.model, request.inputs, request.truncate, ticket.caller
+            served.lane.model, request.inputs, request.truncate, ticket.caller
         )
         prepared_at = time.monotonic()
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
@@ -156,7 +156,7 @@ class Engine:
         entries = [
             Entry(item, future, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
         ]
-        self._runner.submit(served.scheduled, entries)
+        self._runner.submit(served.lane, entries)
         return await future.answer
 
     def _deliver(self, resolutions: list[Resolution]) -> None:

@@ -222,7 +222,7 @@ def test_a_model_that_is_killed_costs_time_and_nothing_else(on_hosting):
 
     async def work(hosting):
         await ask(hosting, "a", "3")
-        hosting._engine._runner._lanes[0].pace = PassTimeout(min_s=0.4, max_s=0.4)
+        hosting._engine._runner._models[0].pace = PassTimeout(min_s=0.4, max_s=0.4)
         first = hosting._process.pid
         asked = asyncio.create_task(ask(hosting, "a", "sleep 0.3", "7"))
         await asyncio.sleep(0.2)
