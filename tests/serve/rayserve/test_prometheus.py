@@ -165,7 +165,7 @@ def test_every_query_of_every_dashboard_is_answered_with_data(sent):
 
 def test_recording_rules_have_data_and_alerts_are_known(sent):
     for record in ("fewshard:requests:rate5m", "fewshard:unavailable:ratio5m", "fewshard:slow:ratio5m"):
-        sent.wait_until(record)  # rules are evaluated some seconds after the scrape
+        sent.wait_until(f"count({record})")  # rules are evaluated some seconds after the scrape
     assert sent.value("sum(fewshard:unavailable:ratio5m{model='twice'})") == 0
     pending = {labels["alertname"] for labels, _ in sent.query("ALERTS")}
     assert "FewshardGroupShort" in pending
