@@ -87,6 +87,13 @@ def test_a_model_answers_as_in_this_process(lasting, name, png):
         there.prepare([TextInput("")] if here.info.task == "image" else [EncodedImage(png)])
 
 
+def test_the_process_of_the_models_does_not_load_scipy(lasting):
+    real(lasting, "sst2-moe")
+    maps = Path(f"/proc/{lasting.pid}/maps").read_text()
+    assert "libtorch_cpu" in maps
+    assert "/scipy" not in maps
+
+
 def test_the_experts_of_tokens_are_told_as_in_this_process(lasting):
     here, there = load_model("sst2-moe", "zoo:sst2-moe", "cpu", "fp32"), real(lasting, "sst2-moe")
     told = []
