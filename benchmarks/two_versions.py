@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,11 +98,9 @@ def _answer(url: str, model: str) -> None:
     """Retry until a request succeeds."""
     while True:
         body = {"inputs": "a gripping and often funny film"}
-        try:
+        with suppress(httpx.TransportError):
             if httpx.post(f"{url}/v2/models/{model}/classify", json=body, timeout=30).is_success:
                 return
-        except httpx.TransportError:
-            pass
         time.sleep(WAIT_S)
 
 

@@ -174,12 +174,6 @@ def write_names(axes: "Axes", names: Sequence[Name], right: float | None = None)
         axes.text(x + 0.01, y, name.text, va="center", transform=axes.transAxes, bbox=_PAPER)
 
 
-def _lead(axes: "Axes", point: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-    """A thin dotted line from a data point to a position in shares of the axes."""
-    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "linestyle": ":", "shrinkA": 0}
-    axes.annotate("", point, end, textcoords=axes.transAxes, arrowprops=line, annotation_clip=False)
-
-
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """The heights, shifted so that any two differ by at least `gap`.
 
