@@ -11,8 +11,11 @@ import torch
 import fewshard_models
 from fewshard_core.formats import AUTO, FORMATS, NumberFormat
 from fewshard_models.errors import CheckpointError
+from fewshard_serve.backends.sharded_text import load_sharded_model
 from fewshard_serve.config_file import load_config
-from fewshard_serve.errors import ConfigError
+from fewshard_serve.errors import ConfigError, NotReady
+from fewshard_serve.group.launcher import ProcessLauncher
+from fewshard_serve.group.settings import ExpertsSettings
 
 TEXT = "a gripping and often funny film"
 
@@ -50,6 +53,13 @@ def test_a_new_format_is_configured_loaded_and_checked(tmp_path: Path) -> None:
     exact = fewshard_models.load("zoo:sst2-narrow", "cpu", "fp32")([TEXT]).logits
     difference = np.abs(model([TEXT]).logits - exact).max()
     assert 0 < difference < HALF_WEIGHTS.tolerance
+
+
+@pytest.mark.usefixtures("half_weights")
+def test_shards_refuse_a_format_that_casting_does_not_make() -> None:
+    """They load weights expert by expert, so `prepare` would never see them."""
+    with pytest.raises(NotReady, match="half-weights cannot be used over shards"):
+        load_sharded_model("m", "zoo:sst2-moe", "cpu", "half-weights", ExpertsSettings(2), ProcessLauncher())
 
 
 def test_the_golden_check_uses_the_formats_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fewshard_core.formats import FORMATS
 from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
@@ -151,7 +152,10 @@ def _load(
     config, card = load_shardable_config(directory), load_card(directory)
     target = first_placement(experts, config, name)
     chosen = choose_device(device).name
-    settings = _settings(path, choose_dtype(dtype, chosen).name, chosen, experts, config.num_experts, address)
+    number_format = FORMATS[choose_dtype(dtype, chosen).name]
+    if number_format.prepare is not None:
+        raise ValueError(f"dtype {number_format.name} cannot be used over shards; choose one made by casting")
+    settings = _settings(path, number_format.name, chosen, experts, config.num_experts, address)
     architecture = "FewshardTextForSequenceClassification"
     info = describe(name, PackedText, config, card, architecture, settings.device, settings.dtype)
     tokenizing = TextPreprocessor(directory, info.max_tokens)
