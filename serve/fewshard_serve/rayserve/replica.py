@@ -31,6 +31,11 @@ def _nothing() -> None:
     """Stands in for a capability that the model lacks."""
 
 
+def _no_problem() -> str:
+    """Stands in for `ReportsProblems.problem`."""
+    return ""
+
+
 class HostedModel:
     """A loaded model, as the HTTP layer uses it."""
 
@@ -40,6 +45,8 @@ class HostedModel:
         self.routing = RoutingWindow(model.expert_counts if isinstance(model, CountsExperts) else _nothing)
         self.group = model.group if isinstance(model, Grouped) else _nothing
         self.diagnosis = model.diagnosis if isinstance(model, Probed) else _nothing
+        # Asked once: checking an object against a protocol takes several us, and every request asks for this.
+        self._problem = model.problem if isinstance(model, ReportsProblems) else _no_problem
         self.is_draining = False
         self.shadow: Shadow | None = None
         self._model = model
@@ -50,7 +57,7 @@ class HostedModel:
     def not_ready_reason(self) -> str:
         if self.is_draining:
             return DRAINING
-        return self._model.problem() if isinstance(self._model, ReportsProblems) else ""
+        return self._problem()
 
     @property
     def ready(self) -> bool:
