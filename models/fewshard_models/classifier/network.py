@@ -1,5 +1,6 @@
 """A classifier whose network runs in this process: the base class of every class that runs a checkpoint."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,9 +47,9 @@ class NetworkClassifier(Classifier):
         return True
 
     @classmethod
+    @abstractmethod
     def load_network(cls, directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         """Load a directory's weights on the CPU. Raises CheckpointError if one is missing."""
-        raise NotImplementedError(f"{cls.__name__} does not say how its network is loaded. This is a bug.")
 
     @classmethod
     def max_tokens(cls, config: PreTrainedConfig) -> int:

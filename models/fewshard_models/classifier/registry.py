@@ -5,6 +5,7 @@ A new architecture is one file with a class under `@register`, and its import in
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from inspect import isabstract
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +24,14 @@ class Registry:
         self._classes: dict[str, type[NetworkClassifier]] = {}
 
     def register(self, *names: str) -> Callable[[ClassT], ClassT]:
-        """Return a decorator for the class of these architectures. Raises ValueError for a duplicate."""
+        """Return a decorator for the class of these architectures.
+
+        Raises ValueError for a duplicate, TypeError for a class that lacks a method.
+        """
 
         def keep(kind: ClassT) -> ClassT:
+            if isabstract(kind):
+                raise TypeError(f"{kind.__name__} lacks {', '.join(sorted(kind.__abstractmethods__))}")
             for name in names:
                 if name in self._classes:
                     raise ValueError(f"{name} is registered already, for {self._classes[name].__name__}")
