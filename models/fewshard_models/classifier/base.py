@@ -16,6 +16,9 @@ from fewshard_core.activation import activate
 from fewshard_core.values import Diagnosis, ExpertCounts, Input, Item, ModelInfo, ModelOutput
 from fewshard_models.classifier.batching import MAX_BATCH_ITEMS, batches, max_batch_tokens
 
+PIXELS_PER_UNIT = 64
+"""Decoding so many pixels takes as long as tokenising one character (docs/log.md)."""
+
 Value = Input | str | tuple[str, str] | Path | bytes | NDArray[np.uint8]
 """One input as a user of the Python API gives it."""
 
@@ -45,6 +48,14 @@ class Preprocessor(Protocol):
         """Return an upper estimate of the inputs' tokens, without tokenising them."""
         ...
 
+    def costs(self, inputs: Sequence[Input]) -> list[int]:
+        """Return the cost of preparing each input, without preparing it.
+
+        A character of text counts 1, and so do `PIXELS_PER_UNIT` pixels. An input of another task costs 1,
+        because `items` refuses it.
+        """
+        ...
+
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """Return one item an input, in order. Raises UnusableInput with the first unusable one."""
         ...
@@ -71,6 +82,10 @@ class Classifier(ABC):
     def estimate_tokens(self, inputs: Sequence[Input]) -> int:
         """Return an upper estimate of the tokens of these inputs; cheap."""
         return self.preprocessor.estimate(inputs)
+
+    def costs(self, inputs: Sequence[Input]) -> list[int]:
+        """Return the cost of preparing each input; cheap. `Preprocessor.costs` says in which unit."""
+        return self.preprocessor.costs(inputs)
 
     def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
         """Tokenise or decode the inputs. Returns one item each, in order.

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewshard_core.errors import FewshardError
 from fewshard_core.values import EncodedImage, Input, Item, PixelArray
-from fewshard_models.classifier.base import Value
+from fewshard_models.classifier.base import PIXELS_PER_UNIT, Value
 from fewshard_models.errors import UnusableInput
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -52,6 +52,19 @@ def decode_image(data: bytes, max_pixels: int = 25_000_000) -> NDArray[np.uint8]
         return np.array(_to_rgb(_upright(image)))
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged data
         raise ImageError(f"the image is damaged or cut short: {error}") from error
+
+
+def num_pixels(image: Input) -> int:
+    """Return the pixels of an image that would be decoded; 0 if it would be refused before."""
+    if isinstance(image, PixelArray):
+        return image.pixels.size // 3
+    if not isinstance(image, EncodedImage):
+        return 0
+    try:
+        width, height = _open(image.data).size
+    except ImageError:
+        return 0
+    return width * height if width * height <= image.max_pixels else 0
 
 
 def _open(data: bytes) -> Image.Image:
@@ -91,6 +104,10 @@ class ImagePreprocessor:
 
     def estimate(self, inputs: Sequence[Input]) -> int:
         return 0
+
+    def costs(self, inputs: Sequence[Input]) -> list[int]:
+        """Return the cost of each image by its size, which the beginning of its file states."""
+        return [1 + num_pixels(item) // PIXELS_PER_UNIT for item in inputs]
 
     def to_input(self, value: Value) -> Input:
         """Accept a path, the bytes of a file, or uint8 [height, width, 3]. Raises TypeError, and OSError for

@@ -52,6 +52,13 @@ class TextPreprocessor:
             if isinstance(item, TextInput)
         )
 
+    def costs(self, inputs: Sequence[Input]) -> list[int]:
+        """Return the number of characters of each text, or pair of texts."""
+        return [
+            len(item.text) + len(item.text_pair or "") + 1 if isinstance(item, TextInput) else 1
+            for item in inputs
+        ]
+
     def to_input(self, value: Value) -> Input:
         """Accept a text or a (text, pair) tuple. Raises TypeError."""
         match value:

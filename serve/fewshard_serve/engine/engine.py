@@ -7,14 +7,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fewshard_core.values import Item
-from fewshard_models.classifier.base import Classifier
+from fewshard_models.classifier.base import PIXELS_PER_UNIT, Classifier
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
+from fewshard_serve.engine.budget import Budget, heavy_cost
 from fewshard_serve.engine.preparer import Preparer
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
 from fewshard_serve.engine.runner import Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
-from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, UnknownModel
+from fewshard_serve.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MalformedRequest,
+    NotReady,
+    Overloaded,
+    TooLarge,
+    UnknownModel,
+)
 
 DRAIN_POLL_S = 0.02
 STUCK = "this replica hangs and is being replaced; come back soon"
@@ -22,11 +31,32 @@ STUCK = "this replica hangs and is being replaced; come back soon"
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """One model of the engine, with its queue and its admission control."""
+    """One model of the engine, with its queue and its admission control.
+
+    heavy: the budget for preparing heavy inputs.
+    """
 
     lane: ScheduledModel
     admission: Admission
+    heavy: Budget
     deadline_s: float
+
+    def check_heavy(self, cost: int, caller: Caller) -> None:
+        """Raise `TooLarge` or `Overloaded` if heavy inputs of this cost are refused now."""
+        name = self.lane.model.info.name
+        if cost > self.heavy.limit:
+            raise TooLarge(
+                f"preparing the request's large inputs would cost {cost} (a character of text counts 1, so do "
+                f"{PIXELS_PER_UNIT} pixels) and {name!r} admits at most {self.heavy.limit} at a time "
+                "(admission.max_heavy_cost); send fewer or smaller ones"
+            )
+        if not self.heavy.has_room(cost, caller):
+            wait_s = self.admission.retry_after_s()
+            raise Overloaded(
+                f"{name!r} prepares as many large inputs as it admits; retry in {wait_s:.1f} s, or send "
+                "smaller ones",
+                wait_s,
+            )
 
     @property
     def num_queued_items(self) -> int:
@@ -75,13 +105,18 @@ class Engine:
         timeout_s = request.timeout_s
         allowed_s = served.deadline_s if timeout_s is None else min(timeout_s, served.deadline_s)
         deadline_at = time.monotonic() + allowed_s
-        num_tokens = served.lane.model.estimate_tokens(request.inputs)
-        with served.admission.admit(len(request.inputs), num_tokens, request.caller) as ticket:
+        inputs, caller = request.inputs, request.caller
+        costs = served.lane.model.costs(inputs)
+        heavy = heavy_cost(costs)
+        served.check_heavy(heavy, caller)
+        num_tokens = served.lane.model.estimate_tokens(inputs)
+        ticket = served.admission.admit(len(inputs), num_tokens, caller)
+        with ticket, served.heavy.held(heavy, caller):
             try:
                 async with _until(deadline_at):
-                    return await self._classify_admitted(served, request, deadline_at, ticket)
+                    return await self._classify_admitted(served, request, costs, deadline_at, ticket)
             except DeadlineExceeded:
-                ticket.note_wait(time.monotonic() - ticket.admitted_at)
+                _note_wait(ticket, time.monotonic() - ticket.admitted_at, costs)
                 raise
 
     def check_room(self, model: str, caller: Caller) -> None:
@@ -130,15 +165,25 @@ class Engine:
             raise UnknownModel(model, sorted(self.served)) from None
 
     async def _classify_admitted(
-        self, served: ModelHandle, request: PredictionRequest, deadline_at: float, ticket: Ticket
+        self,
+        served: ModelHandle,
+        request: PredictionRequest,
+        costs: Sequence[int],
+        deadline_at: float,
+        ticket: Ticket,
     ) -> Classified:
         started_at = time.monotonic()
         items = await self._preparer.prepare(
-            served.lane.model, request.inputs, request.truncate, ticket.caller
+            served.lane.model,
+            request.inputs,
+            request.truncate,
+            ticket.caller,
+            costs=costs,
+            deadline_at=deadline_at,
         )
         prepared_at = time.monotonic()
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
-        ticket.note_wait(prepared_at - started_at + answer.queue_s)
+        _note_wait(ticket, prepared_at - started_at + answer.queue_s, costs)
         timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s, answer.exchange_s)
         num_tokens = sum(item.num_tokens for item in items)
         routing = tuple(item.routing for item in items if item.routing is not None)
@@ -163,6 +208,12 @@ class Engine:
         self._loop.call_soon_threadsafe(_settle, resolutions)
 
 
+def _note_wait(ticket: Ticket, wait_s: float, costs: Sequence[int]) -> None:
+    """Let the limits adapt, unless inputs are heavy: their own length must not cost the others their room."""
+    if not heavy_cost(costs):
+        ticket.note_wait(wait_s)
+
+
 def _settle(resolutions: list[Resolution]) -> None:
     for resolution in resolutions:
         resolution.entry.caller.settle(resolution)
@@ -179,7 +230,8 @@ def _served(model: Classifier, settings: Mapping[str, EngineSettings]) -> ModelH
         min_items=limits.min_items,
         target_wait_s=limits.target_wait_s,
     )
-    return ModelHandle(ScheduledModel(model, own.batching), admission, limits.deadline_s)
+    budget = Budget(limits.max_heavy_cost)
+    return ModelHandle(ScheduledModel(model, own.batching), admission, budget, limits.deadline_s)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ The request queue and the preparer use it. It has no lock of its own.
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fewshard_serve.core import Caller
@@ -23,10 +24,10 @@ URGENT_WEIGHT = 8
 class _Flow(Generic[EntryT]):
     """One caller's entries, in order of arrival, each with its cost."""
 
-    __slots__ = ("entries", "key", "rank", "tag", "weight")
+    __slots__ = ("caller", "entries", "rank", "tag", "weight")
 
     def __init__(self, caller: Caller, tag: float) -> None:
-        self.key = caller
+        self.caller = caller
         self.rank = 0 if caller.is_urgent else 1
         self.weight = URGENT_WEIGHT if caller.is_urgent else 1
         self.tag = tag
@@ -37,7 +38,7 @@ class FairQueue(Generic[EntryT]):
     """Entries by caller. A single caller is served first in, first out."""
 
     def __init__(self) -> None:
-        self._flows: dict[Caller, _Flow[EntryT]] = {}
+        self._flows: dict[tuple[Caller, str], _Flow[EntryT]] = {}
         # (tag, rank, order of arrival, flow): exactly one for each flow that has entries
         self._heap: list[tuple[float, int, int, _Flow[EntryT]]] = []
         self._num_entries = 0
@@ -47,15 +48,18 @@ class FairQueue(Generic[EntryT]):
     def __len__(self) -> int:
         return self._num_entries
 
-    def push(self, caller: Caller, entry: EntryT, cost: float) -> None:
-        """Add an entry behind the caller's other entries. `cost` may have any unit but must be positive."""
-        flow = self._flows.get(caller)
-        if flow is None:
-            flow = self._flows[caller] = _Flow(caller, self._virtual_time)
-        if not flow.entries:
-            flow.tag = max(flow.tag, self._virtual_time)
-            self._wait(flow)
-        flow.entries.append((entry, cost))
+    def push(self, caller: Caller, entry: EntryT, cost: float, flow: str = "") -> None:
+        """Add an entry behind the caller's other entries of the same flow.
+
+        `cost` may have any unit but must be positive.
+        """
+        own = self._flows.get((caller, flow))
+        if own is None:
+            own = self._flows[caller, flow] = _Flow(caller, self._virtual_time)
+        if not own.entries:
+            own.tag = max(own.tag, self._virtual_time)
+            self._wait(own)
+        own.entries.append((entry, cost))
         self._num_entries += 1
 
     def peek(self) -> EntryT:
@@ -64,15 +68,30 @@ class FairQueue(Generic[EntryT]):
 
     def pop(self, is_served: bool = True) -> EntryT:
         """Take the next entry. A dropped entry (`is_served` false) costs its caller nothing."""
+        entry = self._take(is_served)
+        self._forget()
+        return entry
+
+    def pop_if(self, may_run: Callable[[Caller], bool]) -> EntryT | None:
+        """Take the next entry of a caller who may run; None if there is none. The others keep their turns."""
+        held_back = []
+        while self._heap and not may_run(self._heap[0][3].caller):
+            held_back.append(heapq.heappop(self._heap))
+        entry = self._take() if self._heap else None
+        for turn in held_back:
+            heapq.heappush(self._heap, turn)
+        self._forget()
+        return entry
+
+    def _take(self, is_served: bool = True) -> EntryT:
         tag, _, _, flow = heapq.heappop(self._heap)
         entry, cost = flow.entries.popleft()
         self._num_entries -= 1
-        self._virtual_time = tag
+        self._virtual_time = max(self._virtual_time, tag)
         if is_served:
             flow.tag += cost / flow.weight
         if flow.entries:
             self._wait(flow)
-        self._forget()
         return entry
 
     def _wait(self, flow: _Flow[EntryT]) -> None:
@@ -86,7 +105,7 @@ class FairQueue(Generic[EntryT]):
             self._virtual_time = 0.0
         elif len(self._flows) > 2 * len(self._heap) + 64:
             self._flows = {
-                caller: flow
-                for caller, flow in self._flows.items()
+                key: flow
+                for key, flow in self._flows.items()
                 if flow.entries or flow.tag > self._virtual_time
             }

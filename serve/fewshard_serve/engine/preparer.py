@@ -1,77 +1,188 @@
-"""Prepares inputs (tokenises, decodes images) off the event loop; the engine calls it for every request."""
+"""Prepares inputs (tokenises, decodes images) off the event loop; the engine calls it for every request.
+
+A request is prepared in slices of bounded cost. Each slice waits for its caller's turn, and does not begin when
+the deadline has passed or the caller has gone. A single input may cost more than a slice; such heavy inputs have
+threads of their own, so that they never hold up the light ones.
+"""
 
 import asyncio
 import logging
+import os
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fewshard_core.values import Input, Item
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.errors import UnusableInput
 from fewshard_serve.core import ANYBODY, Caller
 from fewshard_serve.cpu_threads import available_cores
+from fewshard_serve.engine.budget import SLICE_COST
 from fewshard_serve.engine.fair import FairQueue
-from fewshard_serve.errors import InternalError, ServeError, UnusableItem
+from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady, ServeError, UnusableItem
 
 logger = logging.getLogger(__name__)
 
 MAX_THREADS = 4
+LATE = "the deadline passed while the inputs were prepared; send fewer or smaller ones, or allow more time"
+CLOSED = "the server is draining; ask another replica or come back"
+HEAVY_NICENESS = 10
+"""Under this niceness a thread yields its core to the model, the event loop and light inputs."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One request's inputs, and the items prepared so far. `prepared` is cancelled when nobody awaits it."""
+
+    model: Classifier
+    inputs: Sequence[Input]
+    costs: Sequence[int]
+    truncate: bool
+    caller: Caller
+    deadline_at: float
+    prepared: Future[list[Item]] = field(default_factory=Future)
+    items: list[Item] = field(default_factory=list)
+
+    def next_slice(self) -> tuple[int, int]:
+        """The end and the cost of the slice that begins behind `items`; it holds at least one input."""
+        end = len(self.items)
+        cost = self.costs[end]
+        end += 1
+        while end < len(self.costs) and cost + self.costs[end] <= SLICE_COST:
+            cost += self.costs[end]
+            end += 1
+        return end, max(cost, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    model: Classifier
-    inputs: Sequence[Input]
-    truncate: bool
-    items: Future[list[Item]]
+class _Slice:
+    job: _Job
+    end: int
+
+
+class _Lane:
+    """Threads of one kind, and the slices that wait for them. The preparer's lock is held around each use."""
+
+    def __init__(self, name: str, num_threads: int, max_of_one_caller: int, niceness: int) -> None:
+        self.pool = ThreadPoolExecutor(
+            num_threads, f"fewshard-prepare-{name}", initializer=_lower_priority, initargs=(niceness,)
+        )
+        self.slices: FairQueue[_Slice] = FairQueue()
+        self.running: Counter[Caller] = Counter()
+        self._max_of_one_caller = max_of_one_caller
+
+    def take(self) -> _Slice | None:
+        """The next slice; None if none waits, or only those of callers who hold their share of the threads."""
+        return self.slices.pop_if(lambda caller: self.running[caller] < self._max_of_one_caller)
 
 
 class Preparer:
-    """A small thread pool with a queue that is fair between callers, as the model's queue is.
+    """Threads that prepare inputs, fairly between callers by cost. Models do not wait for each other.
 
-    A few threads are enough, because tokenizers and image decoders release the GIL.
+    A few threads are enough, because tokenizers and image decoders release the GIL. Light slices have as many
+    threads as there are cores. Heavy inputs have others, of low priority; one caller cannot take them all.
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
         num_threads = num_threads or min(MAX_THREADS, available_cores())
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fewshard-prepare")
-        self._jobs: FairQueue[_Job] = FairQueue()
+        num_heavy = max(num_threads, 2)
+        self._light = _Lane("light", num_threads, num_threads, niceness=0)
+        self._heavy = _Lane("heavy", num_heavy, num_heavy - 1, HEAVY_NICENESS)
         self._lock = threading.Lock()
+        self._is_closed = False
 
     async def prepare(
-        self, model: Classifier, inputs: Sequence[Input], truncate: bool, caller: Caller = ANYBODY
+        self,
+        model: Classifier,
+        inputs: Sequence[Input],
+        truncate: bool,
+        caller: Caller = ANYBODY,
+        *,
+        costs: Sequence[int] = (),
+        deadline_at: float = float("inf"),
     ) -> list[Item]:
-        """Return one item per input, in order. Raises `UnusableItem`; `InternalError` if the model fails."""
-        job = _Job(model, inputs, truncate, Future())
-        with self._lock:
-            self._jobs.push(caller, job, len(inputs))
-        self._pool.submit(self._do_next)
-        return await asyncio.wrap_future(job.items)
+        """Return one item per input, in order.
+
+        costs: the cost of each input, as `Classifier.costs` returns them; computed here if not given.
+        deadline_at: no slice begins after this time (monotonic seconds).
+
+        If the caller is cancelled, its next slice does not begin. Raises `UnusableItem` with the first
+        unusable input, `DeadlineExceeded`, `NotReady` once closed, and `InternalError` if the model fails.
+        """
+        job = _Job(model, inputs, costs or model.costs(inputs), truncate, caller, deadline_at)
+        self._enqueue(job)
+        return await asyncio.wrap_future(job.prepared)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        while self._jobs:
-            self._jobs.pop().items.cancel()
-
-    def _do_next(self) -> None:
-        """Called once per submitted job, but takes the job that is next in the fair queue."""
+        """Let the running slices end, refuse the others, and end the threads."""
         with self._lock:
-            job = self._jobs.pop()
-        if not job.items.set_running_or_notify_cancel():
-            return  # its caller has gone, or its deadline has passed
+            self._is_closed = True
+        for lane in (self._light, self._heavy):
+            lane.pool.shutdown(wait=True, cancel_futures=True)
+            while lane.slices:
+                _settle(lane.slices.pop().job.prepared, NotReady(CLOSED))
+
+    def _enqueue(self, job: _Job) -> None:
+        end, cost = job.next_slice()
+        lane = self._heavy if cost > SLICE_COST else self._light
+        with self._lock:
+            if self._is_closed:
+                _settle(job.prepared, NotReady(CLOSED))
+                return
+            lane.slices.push(job.caller, _Slice(job, end), cost, flow=job.model.info.name)
+            lane.pool.submit(self._work, lane)
+
+    def _work(self, lane: _Lane) -> None:
+        """Prepare the slices whose turn it is, until none may run. Called once per slice at least."""
+        while True:
+            with self._lock:
+                piece = None if self._is_closed else lane.take()
+                if piece is None:
+                    return
+                lane.running[piece.job.caller] += 1
+            try:
+                self._advance(piece.job, piece.end)
+            finally:
+                with self._lock:
+                    lane.running[piece.job.caller] -= 1
+                    lane.running += Counter()  # forget the callers that run nothing
+
+    def _advance(self, job: _Job, end: int) -> None:
+        """Prepare one slice, and deliver the items or queue the next slice. A late or abandoned job ends."""
+        if job.prepared.cancelled():
+            return
         try:
-            job.items.set_result(_prepare(job.model, job.inputs, job.truncate))
+            if time.monotonic() >= job.deadline_at:
+                raise DeadlineExceeded(LATE)
+            job.items += _prepare(job, len(job.items), end)
         except Exception as error:  # noqa: BLE001  raised again where the job is awaited
-            job.items.set_exception(error)
+            _settle(job.prepared, error)
+            return
+        if end == len(job.inputs):
+            _settle(job.prepared, job.items)
+        else:
+            self._enqueue(job)
 
 
-def _prepare(model: Classifier, inputs: Sequence[Input], truncate: bool) -> list[Item]:
+def _settle(future: Future[list[Item]], outcome: list[Item] | Exception) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # its caller has gone
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _prepare(job: _Job, start: int, end: int) -> list[Item]:
+    model, inputs = job.model, job.inputs[start:end]
     try:
-        items = model.prepare(inputs, truncate)
-    except UnusableInput as error:
-        raise UnusableItem(error.index, error.reason) from error
+        items = model.prepare(inputs, job.truncate)
+    except (UnusableInput, UnusableItem) as error:
+        raise UnusableItem(start + error.index, error.reason) from error
     except ServeError:
         raise
     except Exception as error:
@@ -79,3 +190,9 @@ def _prepare(model: Classifier, inputs: Sequence[Input], truncate: bool) -> list
         raise InternalError(f"the model failed to prepare the inputs ({type(error).__name__})") from error
     assert len(items) == len(inputs), f"{len(items)} items from {len(inputs)} inputs. This is a bug."
     return items
+
+
+def _lower_priority(niceness: int) -> None:
+    """Raise the niceness of this thread alone, which Linux allows."""
+    if niceness and sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -41,6 +41,8 @@ class AdmissionSettings:
     """The adaptive limit of items in flight never falls below this."""
     max_items: PositiveInt = 2048
     max_tokens: PositiveInt = 262_144
+    max_heavy_cost: PositiveInt = 16_777_216
+    """What preparing the heavy inputs in flight may cost: a character of text counts 1, so do 64 pixels."""
     queue_ms: Positive = 2500.0
     """The longest time that an item should wait under overload, in milliseconds."""
     deadline_ms: Positive = 10_000.0

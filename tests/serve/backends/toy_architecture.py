@@ -50,6 +50,9 @@ class Letters:
     def estimate(self, inputs):
         return len(inputs)
 
+    def costs(self, inputs):
+        return [len(each.text) for each in inputs]
+
     def to_input(self, value):
         return TextInput(value)
 

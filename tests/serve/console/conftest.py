@@ -50,6 +50,9 @@ class LabelsModel(Classifier):
     def estimate_tokens(self, inputs: Any) -> int:
         return len(inputs)
 
+    def costs(self, inputs: Any) -> list[int]:
+        return [1] * len(inputs)
+
     def prepare(self, inputs: Any, truncate: bool = True) -> list[Item]:
         return [Item(one.text, 1) for one in inputs]
 

@@ -42,6 +42,9 @@ class FakeModel(Classifier):
     def estimate_tokens(self, inputs: Sequence[Input]) -> int:
         return sum(len(text_of(one)) for one in inputs)
 
+    def costs(self, inputs: Sequence[Input]) -> list[int]:
+        return [len(text_of(one)) for one in inputs]
+
     def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
         time.sleep(self.prepare_s)
         self.num_prepared += len(inputs)

@@ -362,3 +362,37 @@ async def test_room_can_be_asked_for_before_a_request_is_read(model):
             opened.engine.check_room("nobody", Caller("b"))
         model.gate.set()
         await task
+
+
+@on_a_loop
+async def test_what_preparing_would_cost_is_admitted_before_it_is_done(model):
+    large = "0" * 20_000
+    limits = AdmissionSettings(max_heavy_cost=50_000)
+    async with Opened(model, admission=limits) as opened:
+        with pytest.raises(TooLarge, match=r"cost 60000 .* at most 50000 .*admission.max_heavy_cost"):
+            await opened.classify(large, large, large)
+        assert model.num_prepared == 0
+        model.gate.clear()
+        held = asyncio.create_task(opened.classify(large, large))
+        await until(model.running.is_set)
+        with pytest.raises(Overloaded, match="large inputs"):
+            await opened.classify(large, caller=Caller("other"))
+        light = asyncio.create_task(opened.classify(*["1"] * 100, caller=Caller("other")))
+        await until(lambda: model.num_prepared == 102)
+        model.gate.set()
+        await asyncio.gather(held, light)
+        await opened.classify(large, caller=Caller("other"))
+
+
+@on_a_loop
+async def test_the_length_of_large_inputs_does_not_lower_the_limit(model):
+    limits = AdmissionSettings(min_items=2, queue_ms=50, deadline_ms=200)
+    async with Opened(model, admission=limits) as opened:
+        before = opened.engine.served["fake"].admission.limit_items
+        model.prepare_s = 0.3
+        with pytest.raises(DeadlineExceeded):
+            await opened.classify("1" * 20_000)
+        assert opened.engine.served["fake"].admission.limit_items == before
+        with pytest.raises(DeadlineExceeded):
+            await opened.classify("1")
+        assert opened.engine.served["fake"].admission.limit_items < before

@@ -135,3 +135,19 @@ def test_between_callers_that_wait_the_work_done_differs_by_one_entry_of_each(ba
         waiting[n] -= 1
         for m, k in itertools.combinations([m for m in range(len(backlogs)) if waiting[m]], 2):
             assert abs(done[m] - done[k]) <= max(backlogs[m]) + max(backlogs[k])
+
+
+def test_a_caller_who_may_not_run_keeps_its_turn():
+    queue = filled((A, "a1", 5), (A, "a2", 5), (B, "b", 5))
+    assert queue.pop_if(lambda caller: caller != A) == "b"
+    assert queue.pop_if(lambda caller: caller != A) is None
+    assert drained(queue) == ["a1", "a2"]
+
+
+def test_a_callers_flows_do_not_wait_for_each_other():
+    queue = FairQueue()
+    for number in range(10):
+        queue.push(A, f"slow{number}", 100, flow="slow model")
+    queue.push(A, "quick", 1, flow="quick model")
+    assert queue.pop() == "slow0"
+    assert queue.pop() == "quick"

@@ -47,6 +47,9 @@ class Lengths(Classifier):
     def estimate_tokens(self, inputs):
         return sum(len(one.text) for one in inputs if isinstance(one, TextInput))
 
+    def costs(self, inputs):
+        return [1] * len(inputs)
+
     def prepare(self, inputs, truncate=True):
         return [Item(self._size(index, one), 1) for index, one in enumerate(inputs)]
 

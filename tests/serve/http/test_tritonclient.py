@@ -37,6 +37,9 @@ class Lengths(Classifier):
     def estimate_tokens(self, inputs: Sequence[Input]) -> int:
         return len(inputs)
 
+    def costs(self, inputs: Sequence[Input]) -> list[int]:
+        return [1] * len(inputs)
+
     def prepare(self, inputs: Sequence[Input], truncate: bool = True) -> list[Item]:
         for index, each in enumerate(inputs):
             if isinstance(each, TextInput) and each.text == "bad":

@@ -18,6 +18,9 @@ class FakePreparing:
     def estimate(self, inputs):
         return sum(len(one.text) for one in inputs)
 
+    def costs(self, inputs):
+        return [len(one.text) for one in inputs]
+
     def items(self, inputs, truncate):
         for index, one in enumerate(inputs):
             if one.text == "unusable":
