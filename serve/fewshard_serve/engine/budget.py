@@ -24,8 +24,8 @@ def heavy_cost(costs: Sequence[int]) -> int:
 class Budget:
     """Holds at most `limit` at a time. Only the event loop's thread uses it, so it needs no lock.
 
-    The rule between callers is that of admission (`FAIR_ALPHA`), counting what is asked for. A request may take
-    everything while nothing is held.
+    The rule between callers is that of admission (`FAIR_ALPHA`), counting what is asked for. While nothing is
+    held, a request may take everything.
     """
 
     def __init__(self, limit: int) -> None:

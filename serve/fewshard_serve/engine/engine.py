@@ -46,8 +46,8 @@ class ModelHandle:
         name = self.lane.model.info.name
         if cost > self.heavy.limit:
             raise TooLarge(
-                f"preparing the request's large inputs would cost {cost} (a character of text counts 1, so do "
-                f"{PIXELS_PER_UNIT} pixels) and {name!r} admits at most {self.heavy.limit} at a time "
+                f"preparing the request's large inputs would cost {cost} (a character of text counts 1, so "
+                f"do {PIXELS_PER_UNIT} pixels) and {name!r} admits at most {self.heavy.limit} at a time "
                 "(admission.max_heavy_cost); send fewer or smaller ones"
             )
         if not self.heavy.has_room(cost, caller):

@@ -1,8 +1,8 @@
 """Prepares inputs (tokenises, decodes images) off the event loop; the engine calls it for every request.
 
-A request is prepared in slices of bounded cost. Each slice waits for its caller's turn, and does not begin when
-the deadline has passed or the caller has gone. A single input may cost more than a slice; such heavy inputs have
-threads of their own, so that they never hold up the light ones.
+A request is prepared in slices of bounded cost. Each slice waits for its caller's turn, and does not begin
+when the deadline has passed or the caller has gone. A single input may cost more than a slice; such heavy
+inputs have threads of their own, so that they never hold up the light ones.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class _Lane:
         self._max_of_one_caller = max_of_one_caller
 
     def take(self) -> _Slice | None:
-        """The next slice; None if none waits, or only those of callers who hold their share of the threads."""
+        """The next slice; None if none waits whose caller holds less than its share of the threads."""
         return self.slices.pop_if(lambda caller: self.running[caller] < self._max_of_one_caller)
 
 

@@ -51,7 +51,8 @@ class TextWriter:
     def text(self) -> bytes:
         """The text, with one HELP and TYPE per family. The sender adds the last line of OpenMetrics."""
         parts = [self._head(BY_NAME[name]) + "".join(lines) for name, lines in self._lines.items()]
-        return "".join(parts).encode()
+        # A name of a checkpoint may hold a lone surrogate, which UTF-8 cannot express.
+        return "".join(parts).encode(errors="replace")
 
     def _of(self, name: str) -> list[str]:
         return self._lines.setdefault(name, [])

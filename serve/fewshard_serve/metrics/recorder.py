@@ -1,5 +1,6 @@
 """The metrics of one process: the server reports requests and batches, and a scrape renders the text."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -9,13 +10,15 @@ from numpy.typing import NDArray
 from fewshard_serve.core import BatchStats, Timings
 from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.metrics import sources
-from fewshard_serve.metrics.cardinality_limit import Shape, limit_series
+from fewshard_serve.metrics.cardinality_limit import SeriesLimit, Shape, limit_series
 from fewshard_serve.metrics.definitions import BY_NAME, Counter, Histogram
 from fewshard_serve.metrics.energy import MeasuredEnergy
 from fewshard_serve.metrics.exposition import TextWriter
 from fewshard_serve.metrics.prediction_stats import PredictionStats
 from fewshard_serve.metrics.settings import MetricsSettings
 from fewshard_serve.metrics.sources import ModelSource
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("preprocess", "queue", "infer")
 
@@ -40,6 +43,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._sources: dict[str, ModelSource] = {}
         self._predictions: dict[str, PredictionStats] = {}
+        self._left_out: dict[str, str] = {}
         self._requests = Counter(BY_NAME["fewshard_requests_total"])
         self._items = Counter(BY_NAME["fewshard_items_total"])
         self._tokens = Counter(BY_NAME["fewshard_tokens_total"])
@@ -142,9 +146,9 @@ class Metrics:
         with self._lock:
             busy_s = {source.info.name: self._busy_s(source.info.name) for source in known}
         joules = {} if self._energy is None else self._energy.update(busy_s)
-        for source, routing, detail in zip(
-            known, routings, limit_series(shapes, self._settings), strict=True
-        ):
+        details = limit_series(shapes, self._settings)
+        self._report_left_out([source.info.name for source in known], shapes, details)
+        for source, routing, detail in zip(known, routings, details, strict=True):
             name = source.info.name
             sources.write_model(out, source)
             sources.write_tally(out, self._predictions[name], detail)
@@ -153,6 +157,16 @@ class Metrics:
             sources.write_group(out, source)
             sources.write_sparsity(out, source)
             sources.write_cost(out, source, busy_s[name], joules.get(name))
+
+    def _report_left_out(
+        self, names: Sequence[str], shapes: Sequence[Shape], details: Sequence[SeriesLimit]
+    ) -> None:
+        """Log what the limit leaves out, once for each model and change."""
+        for name, shape, detail in zip(names, shapes, details, strict=True):
+            left_out = detail.left_out(shape, self._settings)
+            if left_out != self._left_out.get(name, ""):
+                self._left_out[name] = left_out
+                logger.warning("%s: in /metrics %s; raise metrics.max_series to see more", name, left_out)
 
     def _busy_s(self, model: str) -> float:
         return self._infer_seconds.values.get((model,), 0.0)

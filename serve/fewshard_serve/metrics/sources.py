@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,13 +76,18 @@ def write_model(out: TextWriter, source: ModelSource) -> None:
 
 
 def write_tally(out: TextWriter, tally: PredictionStats, detail: SeriesLimit) -> None:
-    """Predictions by label, confidence and drift. Labels beyond `detail.num_labels` are summed up as one."""
+    """Predictions by label, confidence and drift. Labels beyond `detail.num_labels` are summed up as one.
+
+    So are labels of one name ("crane" of ImageNet is a bird and a machine), since a series must be unique.
+    """
     info, (total, recent) = tally.info, tally.read()
+    by_name: Counter[str] = Counter()
     for label, count in zip(info.labels[: detail.num_labels], total.by_label.tolist(), strict=False):
-        out.add("fewshard_predictions_total", [info.name, label], count)
+        by_name[label] += count
     if detail.num_labels < len(info.labels):
-        rest = int(total.by_label[detail.num_labels :].sum())
-        out.add("fewshard_predictions_total", [info.name, OTHER], rest)
+        by_name[OTHER] += int(total.by_label[detail.num_labels :].sum())
+    for label, count in by_name.items():
+        out.add("fewshard_predictions_total", [info.name, label], count)
     out.add_histogram("fewshard_confidence", [info.name], total.by_confidence.tolist(), total.confidence)
     for metric, drift in (
         ("fewshard_label_drift_ratio", label_drift(recent, info)),

@@ -16,6 +16,7 @@ from fewshard_serve.metrics.cardinality_limit import (
     MODEL_SERIES,
     OTHER,
     REPLICA_SERIES,
+    SMALL,
     SeriesLimit,
     Shape,
     limit_series,
@@ -134,3 +135,29 @@ def test_a_hundred_models_have_their_sum_and_no_more():
     details = limit_series([Shape(50, 4, 8, 1)] * 100, SETTINGS)
     assert set(details) == {SeriesLimit(0, ())}, "(other) alone"
     assert GAUGES_A_LAYER == 5
+
+
+@pytest.mark.parametrize("num_models", [1, 7, 8, 9, 12, 40])
+def test_few_labels_and_experts_are_told_apart_however_many_models_there_are(num_models):
+    details = limit_series([Shape(2)] * (num_models - 1) + [Shape(2, 3, 4, 1)], SETTINGS)
+    assert {detail.num_labels for detail in details} == {2}
+    assert details[-1].expert_layers == (0, 1, 2)
+
+
+def test_a_large_model_among_many_small_ones_gets_what_is_left():
+    details = limit_series([Shape(SMALL)] * 6 + [Shape(1000)], SETTINGS)
+    assert [detail.num_labels for detail in details[:-1]] == [SMALL] * 6
+    left = SETTINGS.max_series - REPLICA_SERIES - 7 * MODEL_SERIES - 6 * SMALL
+    assert 0.9 * left // 2 < details[-1].num_labels < left // 2
+
+
+def test_what_is_cut_is_logged_once(caplog):
+    metrics = Metrics()
+    for n in range(9):
+        add(metrics, f"m{n}", 2)
+    add(metrics, "large", 1000, counts(10, 64))
+    series(metrics)
+    series(metrics)
+    (record,) = caplog.records
+    assert "large: in /metrics 1000 of 1000 labels are summed up as (other)" in record.message
+    assert "experts have no series; raise metrics.max_series" in record.message
