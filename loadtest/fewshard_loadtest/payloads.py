@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from fewshard_loadtest.errors import ScenarioError
 IMAGE_SHAPE = (32, 32, 3)
 NUM_DRAWN = 64
 MAX_NAMED_ROWS = 5
+MAX_FIELD = 2**31 - 1
 SST2_LABELS = ("negative", "positive")
 
 
@@ -28,14 +30,16 @@ class Payload:
 
     name: name of the payload in the report.
     items: texts, or images as uint8 [N, height, width, 3].
-    labels: true label of each item; empty if unknown.
+    labels: true label of each item, a name or a number; empty if unknown.
     task: a key of `tasks.TASKS`.
+    remark: why the labels of a file are not used; "" otherwise.
     """
 
     name: str
     items: Sequence[Any] | NDArray[Any]
     labels: tuple[str, ...] = ()
     task: str = "text"
+    remark: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -112,16 +116,24 @@ def from_file(path: Path) -> Payload:
     .npz: `images` uint8 [N,H,W,3] and optionally `labels`.
     Raises `ScenarioError` that names the bad rows, before anything is sent.
     """
-    read = FILES.get(path.suffix)
+    read = FILES.get(path.suffix.lower())
     if read is None:
         known = ", ".join([*SOURCES, *DATA_SETS, *(f"a {suffix} file" for suffix in FILES)])
         raise ScenarioError(f"there is no payload {str(path)!r}; there are: {known}")
-    return read(path)
+    try:
+        return read(path)
+    except UnicodeDecodeError:
+        raise ScenarioError(
+            f"{path}: is not UTF-8; convert it, as `iconv -f WINDOWS-1252 -t UTF-8` does"
+        ) from None
+    except csv.Error as error:
+        raise ScenarioError(f"{path}: is no table of this form: {error}") from None
 
 
 def _open(path: Path) -> io.TextIOWrapper:
+    """Open a UTF-8 file, with or without the byte order mark that spreadsheets write."""
     try:
-        return path.open(encoding="utf-8", newline="")
+        return path.open(encoding="utf-8-sig", newline="")
     except OSError as error:
         raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -132,6 +144,7 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _table(path: Path, delimiter: str) -> list[Any]:
+    csv.field_size_limit(MAX_FIELD)  # the default of 131,072 is less than a text may have
     with _open(path) as file:
         if delimiter == "\t":
             return [*csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)]
@@ -151,24 +164,33 @@ def _json_or_none(line: str) -> Any:
 
 
 def _texts_of(path: Path, rows: Sequence[Any]) -> Payload:
-    try:
-        texts = [_text(row) for row in rows]
-    except UnicodeDecodeError:
-        raise ScenarioError(f"{path}: is not UTF-8") from None
+    texts = [_text(row) for row in rows]
     bad = [number for number, text in enumerate(texts, start=1) if not text]
     if bad or not texts:
         some = ", ".join(map(str, bad[:MAX_NAMED_ROWS])) + (", …" if len(bad) > MAX_NAMED_ROWS else "")
         what = f"{len(bad)} of {len(texts)} rows hold no text (rows {some})" if texts else "holds no row"
         raise ScenarioError(f"{path}: {what}; each needs `text` or `sentence`, mend or remove them")
-    labels = [row.get("label") for row in rows]
-    known = tuple(str(label) for label in labels) if all(label is not None for label in labels) else ()
-    return Payload(path.name, tuple(map(str, texts)), labels=known)
+    labels = [_label(row) for row in rows]
+    num_missing = labels.count("")
+    remark = f"{num_missing} of its {len(rows)} rows have no label" if 0 < num_missing < len(rows) else ""
+    known = () if num_missing else tuple(labels)
+    return Payload(path.name, tuple(map(str, texts)), labels=known, remark=remark)
 
 
 def _text(row: Any) -> str | None:
-    """The row's text; None if it is missing or blank."""
+    """The row's text; None if it is missing, blank or not Unicode."""
     text = (row.get("text") or row.get("sentence")) if isinstance(row, dict) else None
-    return text.strip() if isinstance(text, str) else None
+    if not isinstance(text, str) or any("\ud800" <= letter <= "\udfff" for letter in text):
+        return None
+    return text.strip()
+
+
+def _label(row: dict[str, Any]) -> str:
+    """The row's label; "" if it has none."""
+    label = row.get("label")
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # pandas writes 1.0 for 1 where other rows have no label
+    return "" if label is None else str(label).strip()
 
 
 def _images_of(path: Path, name: str) -> Payload:
@@ -177,15 +199,19 @@ def _images_of(path: Path, name: str) -> Payload:
             images = file["images"]
             labels = file.get("labels")
             classes = file.get("classes")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise ScenarioError(f"{path}: cannot be read as images: {error}") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise ScenarioError(
             f"{path}: `images` must be uint8 [N,H,W,3], not {images.dtype} {list(images.shape)}"
         )
-    if labels is not None and len(labels) != len(images):
-        raise ScenarioError(f"{path}: {len(images)} images but {len(labels)} labels")
-    return Payload(name, images, _label_names(labels, classes), task="image")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ScenarioError(f"{path}: {len(images)} images but labels of shape {list(labels.shape)}")
+    try:
+        names = _label_names(labels, classes)
+    except (IndexError, TypeError):
+        raise ScenarioError(f"{path}: `labels` must be numbers of its {len(classes)} `classes`") from None
+    return Payload(name, images, names, task="image")
 
 
 def _label_names(labels: NDArray[Any] | None, classes: NDArray[Any] | None) -> tuple[str, ...]:

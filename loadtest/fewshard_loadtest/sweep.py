@@ -197,7 +197,7 @@ class ScenarioRunner:
 
 
 def truth_of(payload: Payload) -> dict[str, object]:
-    """What the report needs of a payload: its name, and true labels as indices into distinct names."""
+    """What the report needs of a payload: name, remark, and true labels as indices into distinct names."""
     names = sorted(set(payload.labels))
     place = {name: number for number, name in enumerate(names)}
     return {
@@ -205,6 +205,7 @@ def truth_of(payload: Payload) -> dict[str, object]:
         "items": len(payload),
         "names": names,
         "labels": [place[label] for label in payload.labels],
+        "remark": payload.remark,
     }
 
 

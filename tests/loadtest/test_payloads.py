@@ -43,6 +43,10 @@ def test_sst2_is_read_without_quoting_and_stripped(tmp_path: Path, monkeypatch: 
         ("a.csv", 'text,label\n"a, b",x\nc,y\n', ("a, b", "c"), ("x", "y")),
         ("a.tsv", 'sentence\tlabel\na "b\t1\n', ('a "b',), ("1",)),
         ("a.jsonl", '{"text": "é", "label": 1}\n{"text": "b"}\n', ("é", "b"), ()),
+        ("a.jsonl", '{"text": "a", "label": 1.0}\n{"text": "b", "label": 0}\n', ("a", "b"), ("1", "0")),
+        ("a.csv", "\ufefftext,label\r\nfine,1\r\nbad,0\r\n", ("fine", "bad"), ("1", "0")),
+        ("a.csv", 'text,label\n"two\nlines",1\n', ("two\nlines",), ("1",)),
+        ("a.CSV", f"text\n{'w1 ' * 70_000}\n", (("w1 " * 70_000).strip(),), ()),
     ],
 )
 def test_a_file_of_the_users_own(
@@ -62,12 +66,50 @@ def test_a_file_of_the_users_own(
         ("a.txt", "", "holds no row"),
         ("a.xls", "a", "there is no payload .*a.xls'; there are: texts, images, sst2, cifar10, a .txt file"),
         ("a.npz", "not a zip", "cannot be read as images"),
+        ("a.npz", "", "cannot be read as images"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "1 of 1 rows hold no text"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ScenarioError, match=words):
         payloads.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".txt", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_file_in_another_encoding_is_refused_with_the_remedy(
+    tmp_path: Path, suffix: str, encoding: str
+) -> None:
+    (tmp_path / f"a{suffix}").write_text("text,label\ncafé “fine”,1\n", encoding=encoding)
+    with pytest.raises(ScenarioError, match="is not UTF-8; convert it, as `iconv"):
+        payloads.load(str(tmp_path / f"a{suffix}"))
+
+
+def test_a_folder_is_no_payload(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(ScenarioError, match="cannot be read: Is a directory"):
+        payloads.load(str(tmp_path / "a.csv"))
+
+
+def test_rows_without_a_label_are_remarked_on(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,1\nb,\n", encoding="utf-8")
+    payload = payloads.load(str(tmp_path / "a.csv"))
+    assert (payload.labels, payload.remark) == ((), "1 of its 2 rows have no label")
+
+
+def test_a_damaged_archive_of_images_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(ScenarioError, match="cannot be read as images"):
+        payloads.load(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [0.5, 1.0], [[0, 1]]])
+def test_labels_of_images_must_be_numbers_of_classes(tmp_path: Path, labels: list[object]) -> None:
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, classes=np.array([b"cat", b"dog"]))
+    with pytest.raises(ScenarioError, match="labels"):
+        payloads.load(str(tmp_path / "a.npz"))
 
 
 def test_images_come_from_a_file_with_their_classes(tmp_path: Path) -> None:

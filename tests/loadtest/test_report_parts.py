@@ -13,7 +13,7 @@ import pytest
 from fewshard_loadtest.errors import ScenarioError
 from fewshard_loadtest.measure import nearest_rank
 from fewshard_loadtest.report import format, verdict
-from fewshard_loadtest.report.answers import Answers, accuracy, by_class, paired
+from fewshard_loadtest.report.answers import Answers, accuracy, by_class, in_terms_of, mismatch, paired
 from fewshard_loadtest.report.charts import pareto
 from fewshard_loadtest.report.compare import compare
 from fewshard_loadtest.report.costs import Measured
@@ -109,6 +109,38 @@ def test_answers_beside_the_truth() -> None:
     assert (pair.num, pair.flips, pair.only_dense, pair.only_this) == (3, 2, 2, 0)
     assert accuracy(Answers({0: "LABEL_0"}, 0), truth) is None, "other names are no wrong answers"
     assert accuracy(this, []) is None
+
+
+NAMED, UNNAMED = ["negative", "positive"], ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (["0", "1"], NAMED, NAMED),
+        (["LABEL_0", "label_1"], NAMED, NAMED),
+        (["0", "1"], UNNAMED, UNNAMED),
+        (["Negative", "positive"], NAMED, ["Negative", "positive"]),
+        (["1", "0"], ["0", "1"], ["1", "0"]),
+        (["1", "2"], NAMED, ["1", "2"]),
+        (["0", "other"], NAMED, ["0", "other"]),
+        (["0", "1"], [], ["0", "1"]),
+    ],
+)
+def test_numbers_are_indices_into_the_models_labels(
+    names: list[str], labels: list[str], expected: list[str]
+) -> None:
+    assert in_terms_of(names, labels) == expected
+
+
+def test_labels_that_do_not_match_are_told() -> None:
+    assert mismatch(["Positive", "negative"], NAMED) == ""
+    assert mismatch([], NAMED) == ""
+    assert mismatch(["1", "2"], []) == "", "a run of an older version does not know the labels"
+    assert mismatch(["1", "2", "2"], NAMED) == (
+        "no accuracy, because the payload's labels (1, 2) are none of the model's (negative, positive)"
+    )
+    assert mismatch(["positive", "pos"], NAMED) == "1 of 2 items count as wrong: the model has no label pos"
 
 
 def test_the_front_holds_what_no_other_beats() -> None:

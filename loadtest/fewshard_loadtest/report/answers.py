@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from fewshard_loadtest.report.statistics import mcnemar, wilson
 from fewshard_loadtest.samples_file import Recording
 
+MAX_NAMED = 5
+"""Labels that a sentence names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -81,6 +84,38 @@ def accuracy(answers: Answers, truth: Sequence[str]) -> Share | None:
     if not truth or not {label.lower() for label in answers.labels.values()} & known:
         return None
     return Share(len(answers.labels), sum(_is_right(answers, item, truth) for item in answers.labels))
+
+
+def in_terms_of(names: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """The true labels' names as the model calls them.
+
+    Data sets have labels as numbers, or as `LABEL_1`. They are read as indices into the model's labels,
+    unless the model's own labels are called so.
+    """
+    own = {label.lower() for label in labels}
+    places = [_place(name, len(labels)) for name in names]
+    if any(name.lower() in own for name in names) or None in places:
+        return [*names]
+    return [labels[place] for place in places if place is not None]
+
+
+def _place(name: str, num_labels: int) -> int | None:
+    number = name.lower().removeprefix("label_")
+    place = int(number) if number.isascii() and number.isdigit() and len(number) < 9 else num_labels
+    return place if place < num_labels else None
+
+
+def mismatch(truth: Sequence[str], labels: Sequence[str]) -> str:
+    """What is wrong if true labels are not labels of the model; "" if nothing."""
+    own = {label.lower() for label in labels}
+    strange = [name for name in truth if name.lower() not in own] if labels else []
+    if not strange:
+        return ""
+    which = ", ".join([*dict.fromkeys(strange)][:MAX_NAMED])
+    there = ", ".join(labels[:MAX_NAMED]) + (", …" if len(labels) > MAX_NAMED else "")
+    if len(strange) == len(truth):
+        return f"no accuracy, because the payload's labels ({which}) are none of the model's ({there})"
+    return f"{len(strange):,} of {len(truth):,} items count as wrong: the model has no label {which}"
 
 
 def by_class(answers: Answers, truth: Sequence[str]) -> dict[str, Share]:

@@ -34,6 +34,7 @@ class ModelFigures:
     saturated: rate in a closed loop with many users.
     alone, at_slo: latency with a single user, and at the sustained rate.
     cpu_ms, infer_ms: CPU time, and time in the model, per prediction.
+    no_accuracy: what is wrong with the true labels, in words; "" if nothing, or if the payload has none.
     curve, moments: latency by load, and over time by load.
     experts: share of rows by layer and expert.
     """
@@ -49,6 +50,7 @@ class ModelFigures:
     alone: Latency | None
     at_slo: Latency | None
     accuracy: Accuracy | None
+    no_accuracy: str
     cpu_ms: float | None
     memory_mib: float | None
     infer_ms: float | None
@@ -135,6 +137,8 @@ class _ModelReader:
             alone=latency_of(self.run, self.folder, self._alone_legs(), self.name),
             at_slo=latency_of(self.run, self.folder, kept, self.name),
             accuracy=self._accuracy(),
+            no_accuracy=judged.mismatch(truth_names(self.run, self.name), _labels(self.run, self.name))
+            or _remark(self.run, self.name),
             cpu_ms=None if cpu_ms is None else 1000 * cpu_ms,
             memory_mib=max(memory) if memory else None,
             infer_ms=1000 * infer_ms if infer_ms else None,
@@ -209,7 +213,7 @@ class _ModelReader:
 
     def _accuracy(self) -> Accuracy | None:
         given = judged.answers_of(self.run.recordings(self.folder, self.legs), self.name)
-        truth = truth_names(self.run, str(self.config["task"]))
+        truth = truth_names(self.run, self.name)
         share = judged.accuracy(given, truth)
         if share is None:
             return None
@@ -247,10 +251,20 @@ class _ModelReader:
         }
 
 
-def truth_names(run: Run, task: str) -> list[str]:
-    """The true label of each item of the task's payload; empty if unknown."""
-    truth = run.truth.get(task, {"names": [], "labels": []})
-    return [truth["names"][label] for label in truth["labels"]]
+def truth_names(run: Run, model: str) -> list[str]:
+    """The true label of each item of the model's payload, in the model's terms; empty if unknown."""
+    truth = run.truth.get(str(run.models[model]["task"]), {"names": [], "labels": []})
+    names = judged.in_terms_of(truth["names"], _labels(run, model))
+    return [names[label] for label in truth["labels"]]
+
+
+def _labels(run: Run, model: str) -> list[str]:
+    return [str(label) for label in run.models[model].get("labels", [])]
+
+
+def _remark(run: Run, model: str) -> str:
+    remark = run.truth.get(str(run.models[model]["task"]), {}).get("remark", "")
+    return f"no accuracy, because {remark}" if remark else ""
 
 
 def _beside_dense(
@@ -261,7 +275,7 @@ def _beside_dense(
         return model
     accuracy = model.accuracy
     if accuracy is not None and dense.accuracy is not None:
-        truth = truth_names(run, model.task)
+        truth = truth_names(run, model.name)
         both = [
             judged.answers_of(
                 run.recordings(folder, [leg for leg in run.legs if name in leg.result.plan.models]), name

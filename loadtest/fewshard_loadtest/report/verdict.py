@@ -32,10 +32,14 @@ def _beside(figures: Figures, model: ModelFigures) -> str:
     return f"{load}{_accuracy(model, dense)}{_price(figures, model, dense)}{limited}."
 
 
+def _searched(figures: Figures) -> set[str]:
+    """The models for which a rate within the SLO was looked for."""
+    return {name for rates in figures.run.sustained.values() for name in rates}
+
+
 def _not_searched(figures: Figures, model: ModelFigures, dense: ModelFigures) -> str:
     unmet = [each.name for each in (dense, model) if each.sustained is None]
-    searched = {name for rates in figures.run.sustained.values() for name in rates}
-    if searched >= set(unmet):
+    if _searched(figures) >= set(unmet):
         names = " and ".join(unmet)
         return f"{names} cannot keep {figures.slo.p99_ms:g} ms p99 at any rate{_accuracy(model, dense)}."
     if model.saturated and dense.saturated:
@@ -96,8 +100,10 @@ def _price(figures: Figures, model: ModelFigures, dense: ModelFigures) -> str:
 
 
 def _alone(figures: Figures, model: ModelFigures) -> str:
-    if model.sustained is None:
+    if model.sustained is None and model.name in _searched(figures):
         return f"{model.name} has no rate within {figures.slo.p99_ms:g} ms p99."
+    if model.sustained is None:
+        return f"{model.name} was measured; no rate within the SLO was looked for."
     cost = ""
     if figures.price is not None and model.money is not None:
         cost = f", at {money(model.money.per_million, figures.price.currency)} a million"
@@ -124,6 +130,8 @@ def _warnings_of(model: ModelFigures) -> list[str]:
     found = []
     if model.is_limited:
         found.append(f"The generator was the limit for {model.name}: the server may sustain more than shown.")
+    if model.no_accuracy:
+        found.append(f"{model.name}: {model.no_accuracy}.")
     if model.accuracy is not None and model.accuracy.changed:
         found.append(
             f"{model.name} gave {model.accuracy.changed} of {model.accuracy.share.num:,} items "
