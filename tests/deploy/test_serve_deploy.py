@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from chart_render import Renderer, serve_config_of
-from fewshard_serve.rayserve.environment import LOOPBACK_ONLY, free_ports
+from fewshard_serve.rayserve.environment import LOOPBACK_ONLY, TOKEN_FILE, free_ports
 
 HERE = Path(__file__).parent
 START_TIMEOUT_S = 240
@@ -31,6 +31,7 @@ class Head:
     """Ray in a process and session of its own."""
 
     def __init__(self, work_dir):
+        self.work_dir = work_dir
         self.dashboard_port, self.port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
@@ -51,7 +52,12 @@ class Head:
         path.write_text(yaml.safe_dump(config))
         done = subprocess.run(
             [sys.executable, "-c", SERVE, "deploy", str(path)],
-            env={**os.environ, **LOOPBACK_ONLY, "RAY_DASHBOARD_ADDRESS": self.dashboard},
+            env={
+                **os.environ,
+                **LOOPBACK_ONLY,
+                TOKEN_FILE: str(Path(self.work_dir, "auth_token")),
+                "RAY_DASHBOARD_ADDRESS": self.dashboard,
+            },
             capture_output=True,
             text=True,
             check=False,

@@ -6,6 +6,7 @@ Every value is a default: variables that the user has set are kept.
 import math
 import os
 import random
+import secrets
 import socket
 import sys
 from collections.abc import Mapping
@@ -75,6 +76,8 @@ LOOPBACK_ONLY = {
     # Ray would choose token by itself; setting the mode suppresses its announcement.
     "RAY_AUTH_MODE": "token",
 }
+TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
+"""Ray would keep its token in the home directory, which may be missing, not writable, or open to others."""
 HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -90,16 +93,24 @@ def prepare_environment(
 ) -> bool:
     """Set the variables that are unset. Return whether an HAProxy with our changes will run.
 
-    `work_dir` holds the HAProxy files of a Ray that is started here; None when joining one.
+    `work_dir` holds the token and the HAProxy files of a Ray that is started here; None when joining one.
     """
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
     _set_defaults(cluster_environment(waits))
     if work_dir is not None:
-        _set_defaults(LOOPBACK_ONLY)
+        _set_defaults(LOOPBACK_ONLY | {TOKEN_FILE: _new_token(work_dir)})
         own_haproxy = _own_haproxy(work_dir, waits) if has_haproxy() else {}
         _set_defaults(own_haproxy)
         return BINARY in own_haproxy and os.environ[BINARY] == own_haproxy[BINARY]
     return False
+
+
+def _new_token(work_dir: str) -> str:
+    """Write a token that only this run of Ray takes, and return the path of its file."""
+    path = os.path.join(work_dir, "auth_token")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+    return path
 
 
 def cluster_environment(waits: Waits = Waits()) -> dict[str, str]:  # noqa: B008  it is frozen

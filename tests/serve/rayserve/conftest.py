@@ -66,7 +66,11 @@ class Server:
         self.write(config)
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "serve_fakes.py"), self._file.name],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+                "HOME": "/proc",  # not even root can write there, as in a container of another user
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

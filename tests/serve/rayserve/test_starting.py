@@ -16,7 +16,14 @@ from fewshard_serve.config import ServerConfig
 from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve import cluster
 from fewshard_serve.rayserve.cluster import check_port, ray_cluster
-from fewshard_serve.rayserve.environment import ALWAYS, BINARY, FREE_PORTS, HAPROXY_FILES, free_ports
+from fewshard_serve.rayserve.environment import (
+    ALWAYS,
+    BINARY,
+    FREE_PORTS,
+    HAPROXY_FILES,
+    TOKEN_FILE,
+    free_ports,
+)
 from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
 from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, stop_request
 
@@ -132,13 +139,22 @@ def test_what_the_user_has_set_wins():
     assert environment(code, RAY_USAGE_STATS_ENABLED="1") == ["1"]
 
 
+@pytest.mark.parametrize("env", [{"HOME": "/proc"}, {}])
+def test_rays_token_is_the_runs_own_and_not_in_the_home(env, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    code = f"{PREPARE}path = os.environ['RAY_AUTH_TOKEN_PATH']\nprint(path.startswith(folder.name))"
+    code += "\nprint(oct(os.stat(path).st_mode & 0o777), len(open(path).read()))"
+    assert environment(code, **env) == ["True", "0o600", "64"]
+    assert environment(f"{PREPARE}print(os.environ['RAY_AUTH_TOKEN_PATH'])", RAY_AUTH_TOKEN_PATH="x") == ["x"]
+
+
 def test_ray_knows_every_switch_that_we_set():
     """A switch that Ray renames would be ignored in silence."""
     folder = Path(find_spec("ray").origin).parent
     files = [folder / "serve/_private/constants.py", *(folder / "_common/usage").glob("*.py")]
     source = "".join(path.read_text() for path in files)
     raylet = (folder / "core/src/ray/raylet/raylet").read_bytes()
-    names = [*ALWAYS, *FREE_PORTS, *HAPROXY_FILES, BINARY, "RAY_SERVE_ENABLE_HA_PROXY"]
+    names = [*ALWAYS, *FREE_PORTS, *HAPROXY_FILES, TOKEN_FILE, BINARY, "RAY_SERVE_ENABLE_HA_PROXY"]
     unknown = [name for name in names if f'"{name}"' not in source]
     assert [name for name in unknown if name.removeprefix("RAY_").encode() not in raylet] == []
 
