@@ -132,12 +132,12 @@ def unknown_keys(kind: type, data: Any, at: Location = ()) -> Iterator[Mistake]:
     """
     if not isinstance(data, Mapping):
         return
-    known = _keys(kind)
+    known = keys_of(kind)
     for key, value in data.items():
         if key not in known:
             yield Mistake((*at, str(key)), _unknown_key(str(key), at, [kind]))
             continue
-        section = next(_sections_in(known[key]), None)
+        section = next(sections_in(known[key]), None)
         for place, part in enumerate(value) if isinstance(value, list) else [(None, value)]:
             here = (*at, key) if place is None else (*at, key, place)
             if section is not None:
@@ -192,18 +192,18 @@ def _walk(root: type, steps: Location) -> tuple[list[type], Location]:
     sections, where = [root], []
     for step in steps:
         if isinstance(step, str):
-            if not any(step in _keys(section) for section in sections):
+            if not any(step in keys_of(section) for section in sections):
                 chosen = [section for section in sections if step in _tags(section)]
                 if chosen:
                     sections = chosen
                     continue
-            annotations = [_keys(section)[step] for section in sections if step in _keys(section)]
-            sections = [found for annotation in annotations for found in _sections_in(annotation)]
+            annotations = [keys_of(section)[step] for section in sections if step in keys_of(section)]
+            sections = [found for annotation in annotations for found in sections_in(annotation)]
         where.append(step)
     return sections, tuple(where)
 
 
-def _keys(section: type) -> dict[str, Any]:
+def keys_of(section: type) -> dict[str, Any]:
     """The keys of a section with their types."""
     if issubclass(section, BaseModel):
         return {name: field.annotation for name, field in section.model_fields.items()}
@@ -212,19 +212,19 @@ def _keys(section: type) -> dict[str, Any]:
 
 
 def _all_keys(sections: list[type]) -> list[str]:
-    return list(dict.fromkeys(key for section in sections for key in _keys(section)))
+    return list(dict.fromkeys(key for section in sections for key in keys_of(section)))
 
 
 def _tags(section: type) -> set[Any]:
     """The literals that may discriminate this section in a union."""
     return {
-        word for kind in _keys(section).values() if get_origin(kind) is Literal for word in get_args(kind)
+        word for kind in keys_of(section).values() if get_origin(kind) is Literal for word in get_args(kind)
     }
 
 
-def _sections_in(annotation: Any) -> Iterator[type]:
+def sections_in(annotation: Any) -> Iterator[type]:
     """The sections in an annotation: `Section`, `Section | None`, `tuple[Section, ...]` or a union."""
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         yield annotation
     for part in get_args(annotation):
-        yield from _sections_in(part)
+        yield from sections_in(part)

@@ -2,7 +2,8 @@
 
 Each package adds its sub-commands through the entry-point group `fewshard.commands`. An entry is a function
 `register(subparsers)` in a module that is cheap to import. For each parser it calls `set_defaults(run=...)`
-with a function that takes the parsed arguments and returns the exit code.
+with a function that takes the parsed arguments and returns the exit code. With `take_more`, a command takes
+the arguments that the parser does not know, such as operands behind options.
 """
 
 import argparse
@@ -29,9 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     An error in the usage or the configuration gives 2, an interrupt 130, any other error 1. With
     `FEWSHARD_DEBUG=1`, errors are raised with their traceback.
     """
-    args = build_parser(entry_points(group=ENTRY_POINT_GROUP)).parse_args(argv)
+    parser = build_parser(entry_points(group=ENTRY_POINT_GROUP))
+    args, more = parser.parse_known_args(argv)
+    take_more: Callable[[argparse.Namespace, Sequence[str]], None] | None = getattr(args, "take_more", None)
+    if more and take_more is None:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     run: Callable[[argparse.Namespace], int] = args.run
     try:
+        if take_more is not None:
+            take_more(args, more)
         status = run(args)
         sys.stdout.flush()
         return status

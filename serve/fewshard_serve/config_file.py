@@ -35,7 +35,7 @@ def bundled_config() -> FewshardConfig:
     if not names:
         raise ConfigError(
             f"this installation bundles no models ({zoo_dir()} is empty); "
-            "name your own in a fewshard.yaml and run `fewshard serve fewshard.yaml`"
+            "name your own, as in `fewshard serve ./my-model`"
         )
     return FewshardConfig(models=tuple(ModelConfig(name=name, path=f"zoo:{name}") for name in names))
 
@@ -46,10 +46,14 @@ def load_config(path: str | Path) -> FewshardConfig:
     Raises `ConfigError` with the file, the line if it is known, what is wrong and what to do.
     """
     file = read_yaml(Path(path), ConfigError)
-    return _resolve(file.parse(FewshardConfig), file)
+    return resolve(file.parse(FewshardConfig), file)
 
 
-def _resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
+def resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
+    """The configuration with absolute paths; relative ones are relative to the folder of the file.
+
+    Raises `ConfigError` for a bundled model that does not exist, and for tokens that cannot be read.
+    """
     models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
     return config.model_copy(update={"models": models, "auth": _resolve_auth(config.auth, file)})
 

@@ -6,15 +6,17 @@ The only command here that imports torch: its findings are answers of the code t
 import argparse
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fewshard_serve.commands import formatting
-from fewshard_serve.config import ServerConfig
+from fewshard_serve.commands.config_options import add_arguments, configured
+from fewshard_serve.commands.inspect import checkpoint_dir, read_json
+from fewshard_serve.config import ModelConfig, ServerConfig
 from fewshard_serve.config_file import zoo_names
-from fewshard_serve.errors import StartError
+from fewshard_serve.errors import ConfigError, StartError
 from fewshard_serve.rayserve.cluster import check_port
 from fewshard_serve.rayserve.environment import has_haproxy
 
@@ -35,8 +37,10 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="say what this machine can do",
-        description="Say what this machine can do, which path each op will take, and why.",
+        description="Say what this machine can do, which path each op will take, and why; and whether models "
+        "that are given are there, and the port free.",
     )
+    add_arguments(parser, "doctor")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
         "--measure", action="store_true", help="also time how experts are multiplied, for some seconds"
@@ -46,7 +50,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings. Returns 0, because a finding is not a failure."""
-    findings = list(examine())
+    config = configured(args)
+    findings = list(examine(config.server, config.models if args.given else ()))
     if args.measure:
         findings.append(experts_finding())
     if args.json:
@@ -56,14 +61,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine() -> Iterator[Finding]:
+def examine(
+    server: ServerConfig = ServerConfig(),  # noqa: B008  it is frozen
+    models: Sequence[ModelConfig] = (),
+) -> Iterator[Finding]:
     """Yield every finding, the most useful first."""
+    yield from map(model_finding, models)
     yield Finding("CPU features", ", ".join(cpu_features()) or "none of note", "from /proc/cpuinfo")
     yield from _torch_findings()
     yield triton_finding()
     yield from _path_findings()
     yield haproxy_finding()
-    yield port_finding(ServerConfig())
+    yield port_finding(server)
     yield Finding("bundled models", ", ".join(zoo_names()) or "none")
 
 
@@ -107,6 +116,16 @@ def port_finding(server: ServerConfig) -> Finding:
     except StartError as error:
         return Finding(f"port {server.port}", "not free", str(error))
     return Finding(f"port {server.port}", "free", f"on {server.host}")
+
+
+def model_finding(model: ModelConfig) -> Finding:
+    """Return whether a model's checkpoint is on this machine, and its architecture. It is not loaded."""
+    try:
+        directory = checkpoint_dir(model.path)
+    except ConfigError as error:
+        return Finding(f"model {model.name}", "not here", str(error))
+    architectures = read_json(directory / "config.json").get("architectures") or ["no architecture"]
+    return Finding(f"model {model.name}", ", ".join(map(str, architectures)), str(directory))
 
 
 def experts_finding() -> Finding:

@@ -25,8 +25,8 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the card. Returns 0, or raises `ConfigError` if there is no checkpoint."""
     directory = checkpoint_dir(args.path)
-    config = _read(directory / "config.json")
-    card = _read(directory / "card.json") if (directory / "card.json").is_file() else {}
+    config = read_json(directory / "config.json")
+    card = read_json(directory / "card.json") if (directory / "card.json").is_file() else {}
     print(json.dumps(card, indent=2, ensure_ascii=False) if args.json else describe(directory, config, card))
     return 0
 
@@ -86,7 +86,8 @@ def _card_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object. Raises `ConfigError` if the file holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

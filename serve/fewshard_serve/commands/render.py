@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from fewshard_serve.commands.config_options import add_arguments, configured
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.config_file import bundled_config, load_config
 from fewshard_serve.errors import StartError
 
 
@@ -18,10 +18,10 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "render",
         help="print a Ray Serve configuration",
-        description="Print the configuration with which `serve deploy` serves the models of a file, or the "
-        "bundled ones, on a Ray cluster.",
+        description="Print the configuration with which `serve deploy` serves models, the models of a file, "
+        "or the bundled ones, on a Ray cluster.",
     )
-    parser.add_argument("config", metavar="fewshard.yaml", nargs="?", help="default: every bundled model")
+    add_arguments(parser, "render")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", metavar="FILE", help="check a Ray Serve configuration strictly instead")
     what.add_argument(
@@ -44,7 +44,7 @@ def _output(args: argparse.Namespace) -> str:
         from fewshard_serve.rayserve.serve_config import check_serve_config
 
         return f"{args.check}: {check_serve_config(Path(args.check))} applications, no mistake\n"
-    config = load_config(args.config) if args.config else bundled_config()
+    config = configured(args)
     if args.env:
         from fewshard_serve.rayserve.deployment_plan import haproxy_waits
         from fewshard_serve.rayserve.environment import cluster_environment

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewshard_serve.commands.config_options import add_arguments, configured
 from fewshard_serve.commands.inspect import checkpoint_dir
 from fewshard_serve.config import FewshardConfig, ModelConfig
-from fewshard_serve.config_file import bundled_config, load_config, only, with_server
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.logs import write_line
 
@@ -20,14 +20,10 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve models over HTTP",
-        description="Serve the models of a file, or the bundled ones. Ctrl-C or SIGTERM drains and stops; "
-        "SIGHUP reads the file again and replaces the models that have changed.",
+        description="Serve models, the models of a file, or the bundled ones. Ctrl-C or SIGTERM drains and "
+        "stops; SIGHUP reads the file again and replaces the models that have changed.",
     )
-    parser.add_argument("config", metavar="fewshard.yaml", nargs="?", help="default: every bundled model")
-    parser.add_argument("--host", help="listen on this address instead of the configured one")
-    parser.add_argument("--port", type=int, help="listen on this port instead of the configured one")
-    parser.add_argument("--grpc-port", type=int, help="listen for gRPC on this port; 0 for not at all")
-    parser.add_argument("--models", metavar="A,B", help="serve only these models of the configuration")
+    add_arguments(parser, "serve")
     parser.add_argument(
         "--address", help="join the Ray cluster there (`auto`, host:port) instead of starting one"
     )
@@ -46,14 +42,6 @@ def run(args: argparse.Namespace) -> int:
         on_ready=lambda: write_line(greeting(config)),
         read_again=lambda: configured(args),
     )
-
-
-def configured(args: argparse.Namespace) -> FewshardConfig:
-    """Return the configuration of the file or the zoo, with the command line's changes."""
-    config = load_config(args.config) if args.config else bundled_config()
-    if args.models is not None:
-        config = only(config, [name.strip() for name in args.models.split(",") if name.strip()])
-    return with_server(config, host=args.host, port=args.port, grpc_port=args.grpc_port)
 
 
 def greeting(config: FewshardConfig) -> str:
