@@ -15,6 +15,9 @@ SLICE_COST = 16_384
 
 A single input that costs more is prepared alone. Such inputs are called heavy."""
 
+UNIT_S = 1e-6
+"""About as long takes a unit of cost: a character of text or 64 pixels."""
+
 
 def heavy_cost(costs: Sequence[int]) -> int:
     """The sum of the costs of the heavy inputs."""

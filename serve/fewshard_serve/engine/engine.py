@@ -10,7 +10,7 @@ from fewshard_core.values import Item
 from fewshard_models.classifier.base import PIXELS_PER_UNIT, Classifier
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.engine.admission import Admission, Ticket
-from fewshard_serve.engine.budget import Budget, heavy_cost
+from fewshard_serve.engine.budget import UNIT_S, Budget, heavy_cost
 from fewshard_serve.engine.preparer import Preparer
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
 from fewshard_serve.engine.runner import Runner, ScheduledModel
@@ -51,7 +51,7 @@ class ModelHandle:
                 "(admission.max_heavy_cost); send fewer or smaller ones"
             )
         if not self.heavy.has_room(cost, caller):
-            wait_s = self.admission.retry_after_s()
+            wait_s = max(self.admission.retry_after_s(), self.heavy.used * UNIT_S)
             raise Overloaded(
                 f"{name!r} prepares as many large inputs as it admits; retry in {wait_s:.1f} s, or send "
                 "smaller ones",

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 4
 LATE = "the deadline passed while the inputs were prepared; send fewer or smaller ones, or allow more time"
 CLOSED = "the server is draining; ask another replica or come back"
-HEAVY_NICENESS = 10
+HEAVY_NICENESS = 5
 """Under this niceness a thread yields its core to the model, the event loop and light inputs."""
 
 
