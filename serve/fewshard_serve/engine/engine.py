@@ -151,7 +151,7 @@ class Engine:
             await asyncio.sleep(DRAIN_POLL_S)
         left_s = None if timeout_s is None else max(0.0, give_up_at - time.monotonic())
         has_ended = await asyncio.to_thread(self._runner.stop, left_s)
-        self._preparer.close()
+        await asyncio.to_thread(self._preparer.close)
         return has_ended
 
     def _accepting(self, model: str) -> ModelHandle:

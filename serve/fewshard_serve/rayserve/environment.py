@@ -58,6 +58,9 @@ ALWAYS = {
 FOR_WORKERS = {
     # oneDNN caches compiled matrix products by size. Several models need more than its default of 1,024.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
+    # A tokenizer's own threads would work for large texts first come first served, whoever waits. The server
+    # divides its threads between callers itself.
+    "TOKENIZERS_PARALLELISM": "false",
 }
 ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 FREE_PORTS = (
