@@ -20,7 +20,8 @@ models:
     dtype: bf16
     replicas: {min: 1, max: 4}
     batching: {max_tokens: 4096, max_items: 64, max_wait_ms: 2.5}
-    admission: {min_items: 8, max_items: 128, max_tokens: 9000, queue_ms: 100, deadline_ms: 500}
+    admission:
+      {min_items: 8, max_items: 128, max_tokens: 9000, max_heavy_cost: 70000, queue_ms: 100, deadline_ms: 500}
   - name: other
     path: hf:owner/name
 server: {host: 0.0.0.0, port: 9000}
@@ -50,6 +51,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         "min_items": 8,
         "max_items": 128,
         "max_tokens": 9000,
+        "max_heavy_cost": 70000,
         "queue_ms": 100,
         "deadline_ms": 500,
     }
@@ -185,7 +187,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_its_line(tmp_path: Path)
         ),
         (
             "models: [{name: m, path: d, admission: {zzz: 1}}]",
-            "in models[0].admission; known keys: min_items, max_items, max_tokens, queue_ms, deadline_ms",
+            "in models[0].admission; known keys: min_items, max_items, max_tokens, max_heavy_cost, queue_ms",
         ),
         ("models: [{path: d}]", "models[0] lacks the key 'name'"),
         ("models: [{name: m}]", "models[0] lacks the key 'path'"),

@@ -51,7 +51,7 @@ class Letters:
         return len(inputs)
 
     def costs(self, inputs):
-        return [len(each.text) for each in inputs]
+        return [len(each.text) if isinstance(each, TextInput) else 1 for each in inputs]
 
     def to_input(self, value):
         return TextInput(value)
