@@ -75,6 +75,28 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
     }
 
 
+def triton_config(info: ModelInfo, limits: Limits) -> dict[str, Any]:
+    """The model's configuration as Triton describes it, for tools that read it before they ask.
+
+    The dimensions of a tensor leave out the first one, which is the batch.
+    """
+    described = metadata(info)
+    return {
+        "name": info.name,
+        "platform": described["platform"],
+        "backend": described["platform"],
+        "max_batch_size": limits.max_items,
+        "input": [_configured(tensor) for tensor in described["inputs"]],
+        "output": [_configured(tensor) for tensor in described["outputs"]],
+        "dynamic_batching": {},
+    }
+
+
+def _configured(tensor: dict[str, Any]) -> dict[str, Any]:
+    datatype = "STRING" if tensor["datatype"] == "BYTES" else tensor["datatype"]
+    return {"name": tensor["name"], "data_type": f"TYPE_{datatype}", "dims": list(tensor["shape"][1:])}
+
+
 def input_tensors(info: ModelInfo) -> list[dict[str, Any]]:
     """All input tensors of a model with their use; part of `GET …/config`."""
     return TASKS.of(info).described_tensors()
