@@ -8,9 +8,9 @@ from pydantic_core import to_json
 from fewshard_serve.errors import NotFound
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.openapi import openapi_document
-from fewshard_serve.http.request import Request
+from fewshard_serve.http.request import MODELS, Request
 from fewshard_serve.http.responses import Response
-from fewshard_serve.http.routing import MODELS, Route, model_in
+from fewshard_serve.http.routing import Route, model_in
 from fewshard_serve.http.server_handlers import stats_of_all
 from fewshard_serve.http.service import GatewayContext, GatewayService, why_not
 from fewshard_serve.protocol.limits import Limits

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from fewshard_serve.http import model_handlers as models
 from fewshard_serve.http import server_handlers as server
 from fewshard_serve.http.prediction_routes import PREDICTIONS
+from fewshard_serve.http.request import MODELS
 from fewshard_serve.http.responses import vllm_error_response
-from fewshard_serve.http.routing import MODEL, MODELS, VERSION, Route
+from fewshard_serve.http.routing import MODEL, VERSION, Route
 from fewshard_serve.protocol import placement, schemas, tei, vllm
 
 ROUTES = (

@@ -40,8 +40,9 @@ def encode(request: tei.PredictRequest, info: ModelInfo, answer: Classified) -> 
     """The labels of each item, the best first."""
     if TASKS.of(info).takes_texts:
         return tei.encode(request, info, answer)
-    scores, top_k = tei.scores(request, info, answer.logits), request.parameters and request.parameters.top_k
-    return to_json(rank(scores, info.labels, top_k or TOP_K)[0])
+    given = request.parameters
+    top_k = (given.top_k if given else None) or TOP_K
+    return to_json(rank(tei.scores(request, info, answer.logits), info.labels, top_k)[0])
 
 
 def encode_file(options: ClassifyOptions, info: ModelInfo, answer: Classified) -> bytes:

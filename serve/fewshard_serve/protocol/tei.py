@@ -156,9 +156,9 @@ def to_inputs(request: PredictRequest, info: ModelInfo, limits: Limits) -> list[
 def encode(request: PredictRequest, info: ModelInfo, answer: Classified) -> bytes:
     """The labels of each item, the best first."""
     given = request.parameters
-    ranked = rank(scores(request, info, answer.logits), info.labels, given and given.top_k)
-    is_batch = not isinstance(request.inputs, str) and isinstance(request.inputs[0], list)
-    return to_json(ranked if is_batch or given is not None else ranked[0])
+    ranked = rank(scores(request, info, answer.logits), info.labels, given.top_k if given else None)
+    is_single = isinstance(request.inputs, str) or is_flat(request)
+    return to_json(ranked[0] if is_single and given is None else ranked)
 
 
 def scores(request: PredictRequest, info: ModelInfo, logits: Floats) -> Floats:
