@@ -78,23 +78,26 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
 def triton_config(info: ModelInfo, limits: Limits) -> dict[str, Any]:
     """The model's configuration as Triton describes it, for tools that read it before they ask.
 
-    The dimensions of a tensor leave out the first one, which is the batch.
+    With a `max_batch_size`, the dimensions of a tensor leave out the first one. Inputs that have no other are
+    described without one (0), because perf_analyzer cannot send a tensor without dimensions.
     """
     described = metadata(info)
+    is_batched = all(len(tensor["shape"]) > 1 for tensor in described["inputs"])
     return {
         "name": info.name,
         "platform": described["platform"],
         "backend": described["platform"],
-        "max_batch_size": limits.max_items,
-        "input": [_configured(tensor) for tensor in described["inputs"]],
-        "output": [_configured(tensor) for tensor in described["outputs"]],
+        "max_batch_size": limits.max_items if is_batched else 0,
+        "input": [_configured(tensor, is_batched) for tensor in described["inputs"]],
+        "output": [_configured(tensor, is_batched) for tensor in described["outputs"]],
         "dynamic_batching": {},
     }
 
 
-def _configured(tensor: dict[str, Any]) -> dict[str, Any]:
+def _configured(tensor: dict[str, Any], is_batched: bool) -> dict[str, Any]:
     datatype = "STRING" if tensor["datatype"] == "BYTES" else tensor["datatype"]
-    return {"name": tensor["name"], "data_type": f"TYPE_{datatype}", "dims": list(tensor["shape"][1:])}
+    dims = list(tensor["shape"][is_batched:])
+    return {"name": tensor["name"], "data_type": f"TYPE_{datatype}", "dims": dims}
 
 
 def input_tensors(info: ModelInfo) -> list[dict[str, Any]]:

@@ -24,8 +24,11 @@ _REASONS = {
     "sequence_id": "there are no sequences here; each request stands for itself",
     "priority": "send the header X-Request-Priority: high in its place",
 }
-_COMPANIONS = ("shared_memory_byte_size", "shared_memory_offset", "sequence_start", "sequence_end")
-"""They say nothing without the parameter that is refused."""
+_COMPANIONS = (
+    *("shared_memory_byte_size", "shared_memory_offset", "sequence_start", "sequence_end"),
+    "triton_enable_empty_final_response",
+)
+"""They say nothing without the parameter that is refused; the last one, where a request has one answer."""
 
 
 def given(owner: Mapping[str, Any], key: str, default: Any) -> Any:

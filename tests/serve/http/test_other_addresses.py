@@ -178,7 +178,9 @@ def test_the_configuration_has_tritons_keys(host: HostApp, call: Call) -> None:
     assert config["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [-1, -1, 3]}]
     assert config["output"][0] == {"name": "scores", "data_type": "TYPE_FP32", "dims": [3]}
     texts = call(host, "GET", "/v2/models/sst2/config").json()
-    assert texts["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": []}]
+    assert texts["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert texts["max_batch_size"] == 0, "a tensor that is nothing but a batch is described whole"
+    assert texts["output"][0]["dims"] == [-1, 2]
 
 
 @pytest.mark.parametrize(

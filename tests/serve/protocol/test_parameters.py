@@ -34,6 +34,7 @@ def seen(request: InferRequest) -> Any:
         {"inputs": [TEXT], "parameters": {"timeout": None, "truncate": None, "binary_data_output": None}},
         {"inputs": [TEXT], "parameters": {"sequence_id": 0, "sequence_start": False, "priority": 0}},
         {"inputs": [TEXT], "parameters": {"content_type": "str"}},
+        {"inputs": [TEXT], "parameters": {"triton_enable_empty_final_response": True}},
     ],
 )
 def test_null_stands_for_an_absent_key(document: dict[str, Any]) -> None:
