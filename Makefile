@@ -27,7 +27,7 @@ export FEWSHARD_KUBERAY_CRD ?= $(abspath $(lastword $(sort $(wildcard ../shared/
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check check-all bench chaos chart fuzz gpu-check image clean
+.PHONY: help setup serve test check check-all bench chaos chart clients fuzz gpu-check image clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -63,6 +63,9 @@ chaos: $(VENV)/.installed ## kill, update, flood and drain under load: the shard
 chart: $(VENV)/.installed ## the Helm chart: bring its files up to date, lint, render, validate, count
 	$(BIN)/python -W ignore helm/chart_sync.py
 	$(BIN)/python -W ignore helm/chart_check.py
+
+clients: $(VENV)/.installed ## ask a server by real clients of other projects, in environments of their own below .clients; a table
+	$(BIN)/python tests/clients/run.py
 
 image: ## build the image with buildah and ask it for a prediction; see deploy/build.sh
 	deploy/build.sh

@@ -136,8 +136,7 @@ def server_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fewshard.yaml that corresponds to the chart's values."""
     sections = ("models", "cascades", "limits", "logging", "metrics")
     config: dict[str, Any] = {key: values[key] for key in sections}
-    if values["tracing"]:
-        config["tracing"] = values["tracing"]
+    config |= {key: values[key] for key in ("cors", "tracing") if values[key]}
     if values["auth"]["enabled"]:
         config["auth"] = {"tokens_file": f"/etc/fewshard/auth/{values['auth']['key']}"}
     return {**config, "server": {"host": "0.0.0.0", "port": 8000, "grpc_port": 0}}

@@ -1,6 +1,6 @@
 """The errors that the server reports to users; `fewshard_core.errors` shows the whole tree.
 
-`http.responses` has the HTTP status of each error, `rpc.server` its gRPC status.
+`http.responses` has the HTTP status of each error, `rpc.inference` its gRPC status.
 """
 
 from typing import ClassVar

@@ -71,6 +71,7 @@ def values(draw):
         given["models"][0]["shadow"] = draw(st.sampled_from([names[1], {"model": names[-1], "share": 0.5}]))
     given["metrics"] = draw(st.sampled_from([{}, {"max_series": 9, "expert_layers": [0]}]))
     given["tracing"] = draw(st.sampled_from([{}, {"endpoint": "http://collector:4318"}]))
+    given["cors"] = draw(st.sampled_from([{}, {"origins": ["https://app.example"]}]))
     given["limits"] = draw(st.fixed_dictionaries({}, optional={"max_text_bytes": st.integers(1, 10**9)}))
     given["auth"] = draw(st.sampled_from([{}, {"enabled": True, "existingSecret": "s", "key": "t.yaml"}]))
     given["redis"] = draw(

@@ -19,6 +19,7 @@ from fewshard_serve.config import (
 from fewshard_serve.config_file import load_config
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.cors import CorsSettings
 from fewshard_serve.http.middleware import TracingSettings
 from fewshard_serve.logs import LogSettings
 from fewshard_serve.metrics import FAMILIES, CostSettings, MetricsSettings
@@ -43,6 +44,7 @@ SECTIONS = {
     "logging": LogSettings,
     "metrics": MetricsSettings,
     "tracing": TracingSettings,
+    "cors": CorsSettings,
 }
 
 

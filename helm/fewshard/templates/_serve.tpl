@@ -12,7 +12,7 @@
 {{/* What every application needs. */}}
 {{- define "fewshard.common" -}}
 {{- $common := dict "logging" .Values.logging -}}
-{{- range $section := list "limits" "metrics" "tracing" -}}
+{{- range $section := list "cors" "limits" "metrics" "tracing" -}}
 {{- with index $.Values $section }}{{ $_ := set $common $section . }}{{ end -}}
 {{- end -}}
 {{- if .Values.auth.enabled -}}

@@ -1,9 +1,9 @@
 // One card per model: its answer, times and cost, or the error.
 
-import { ApiError, Gone } from "/console/api.js";
-import { fill, h } from "/console/dom.js";
-import { count, digits, dollars, joules, milliseconds, percent, plural } from "/console/format.js";
-import { badge } from "/console/models.js";
+import { ApiError, Gone } from "./api.js";
+import { fill, h } from "./dom.js";
+import { count, digits, dollars, joules, milliseconds, percent, plural } from "./format.js";
+import { badge } from "./models.js";
 
 export const NUM_LABELS = 5;
 const STAGES = ["queue", "preprocess", "infer"];

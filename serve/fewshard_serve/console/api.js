@@ -1,4 +1,5 @@
-// Calls to the server, with the token, the errors, and the state of the connection.
+// Calls to the server, with the token, the errors, and the state of the connection. Paths are relative to the
+// page, since a proxy may have mounted the server below a prefix.
 
 const KEY = "fewshard-token";
 
@@ -96,4 +97,4 @@ async function tokenGiven(used) {
   return !hasDeclined;
 }
 
-export const modelPath = (name, action) => `/v2/models/${encodeURIComponent(name)}/${action}`;
+export const modelPath = (name, action) => `v2/models/${encodeURIComponent(name)}/${action}`;

@@ -1,14 +1,14 @@
 // The console: connects the parts and updates them.
 
-import { askAgain, connect, token } from "/console/api.js";
-import { Compare } from "/console/compare.js";
-import { Composer } from "/console/composer.js";
-import { $, fill, svg } from "/console/dom.js";
-import { Experts } from "/console/experts.js";
-import { Live } from "/console/live.js";
-import { Models, showTable } from "/console/models.js";
-import { Connection, every } from "/console/polling.js";
-import { Tokens } from "/console/tokens.js";
+import { askAgain, connect, token } from "./api.js";
+import { Compare } from "./compare.js";
+import { Composer } from "./composer.js";
+import { $, fill, svg } from "./dom.js";
+import { Experts } from "./experts.js";
+import { Live } from "./live.js";
+import { Models, showTable } from "./models.js";
+import { Connection, every } from "./polling.js";
+import { Tokens } from "./tokens.js";
 
 const LIVE_S = 2, EXPERTS_S = 3, INDEX_S = 4;
 const BACK_SHOWN_MS = 4000;
@@ -50,7 +50,7 @@ async function refreshIndex() {
 
 async function isThere() {
   try {
-    return (await fetch("/v2/health/live", { cache: "no-store" })).ok;
+    return (await fetch("v2/health/live", { cache: "no-store" })).ok;
   } catch {
     return false;
   }

@@ -1,10 +1,10 @@
 // Sends one input to every model of its task, one after the other, so that the models do not slow each other.
 
-import { call, modelPath } from "/console/api.js";
-import { Card, NUM_LABELS } from "/console/answers.js";
-import { $, fill } from "/console/dom.js";
-import { milliseconds, plural } from "/console/format.js";
-import { TASKS } from "/console/tasks.js";
+import { call, modelPath } from "./api.js";
+import { Card, NUM_LABELS } from "./answers.js";
+import { $, fill } from "./dom.js";
+import { milliseconds, plural } from "./format.js";
+import { TASKS } from "./tasks.js";
 
 // `input`: { task, given }, where `given` is a text or a Blob, for example. A newer comparison ends this one.
 export class Compare {

@@ -1,8 +1,8 @@
 // The input to classify: a typed text, or an image that is dropped, pasted or chosen.
 
-import { $, fill, h } from "/console/dom.js";
-import { bytes } from "/console/format.js";
-import { TASKS } from "/console/tasks.js";
+import { $, fill, h } from "./dom.js";
+import { bytes } from "./format.js";
+import { TASKS } from "./tasks.js";
 
 const TYPING_PAUSE_MS = 350;
 

@@ -1,8 +1,8 @@
 // The heat map of a mixture of experts, by layer and expert, and the placement of experts on shards.
 
-import { ApiError, getJson, modelPath } from "/console/api.js";
-import { $, choice, fill, h } from "/console/dom.js";
-import { count, digits, percent, plural } from "/console/format.js";
+import { ApiError, getJson, modelPath } from "./api.js";
+import { $, choice, fill, h } from "./dom.js";
+import { count, digits, percent, plural } from "./format.js";
 
 const MAX_NUMBERED_EXPERTS = 32;
 // An expert with this multiple of the mean share gets the full colour.

@@ -1,9 +1,9 @@
 // The tiles at the top: throughput, latency, work in flight and cost, from two readings of /metrics.
 
-import { getText } from "/console/api.js";
-import { fill, h, svg } from "/console/dom.js";
-import { count, digits, dollars, joules, milliseconds, plural } from "/console/format.js";
-import { Growth, buckets, byModel, parse, quantile } from "/console/metrics.js";
+import { getText } from "./api.js";
+import { fill, h, svg } from "./dom.js";
+import { count, digits, dollars, joules, milliseconds, plural } from "./format.js";
+import { Growth, buckets, byModel, parse, quantile } from "./metrics.js";
 
 const WINDOW_MS = 10_000;
 const NUM_POINTS = 60;
@@ -33,7 +33,7 @@ export class Live {
   }
 
   async poll() {
-    const reading = this.#read(await getText("/metrics"));
+    const reading = this.#read(await getText("metrics"));
     while (this.#readings.length > 1 && this.#readings[1].at <= reading.at - WINDOW_MS) this.#readings.shift();
     this.#readings.push(reading);
     const now = this.#summary(Object.keys(reading.items));

@@ -1,8 +1,8 @@
 // The served models: the index, each model's configuration, and the table of both.
 
-import { getJson, modelPath } from "/console/api.js";
-import { fill, h } from "/console/dom.js";
-import { count, digits, milliseconds, percent } from "/console/format.js";
+import { getJson, modelPath } from "./api.js";
+import { fill, h } from "./dom.js";
+import { count, digits, milliseconds, percent } from "./format.js";
 
 const COLUMNS = ["Model", "State", "Accuracy", "Parameters", "Active", "MACs", "Runs on", "Requests/s", "Median", "99 %"];
 const FIRST_NUMBER = 2, TEXT_COLUMN = 6;
@@ -14,7 +14,7 @@ export class Models {
 
   // Returns whether models were added or removed, or changed their state.
   async refresh() {
-    const index = await getJson("/");
+    const index = await getJson("./");
     const known = new Map(this.list.map((model) => [model.name, model]));
     const before = JSON.stringify(this.list.map(({ config, ...line }) => [line, Boolean(config)]));
     this.version = index.version;

@@ -1,6 +1,6 @@
 // Repeats work while the page is visible, and pauses while the server does not answer.
 
-import { isAnswer } from "/console/api.js";
+import { isAnswer } from "./api.js";
 
 const FIRST_WAIT_S = 1, LONGEST_WAIT_S = 10;
 

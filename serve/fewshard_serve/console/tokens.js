@@ -1,6 +1,6 @@
 // Shows the last text, layer by layer, with each token in the colour of its expert.
 
-import { $, choice, fill, h } from "/console/dom.js";
+import { $, choice, fill, h } from "./dom.js";
 
 const NUM_COLOURS = 12;
 const MAX_TOKENS = 512;

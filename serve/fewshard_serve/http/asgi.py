@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from fewshard_serve.errors import CallerGone, ServeError
+from fewshard_serve.http.cors import headers, preflight
 from fewshard_serve.http.encoding import choose_coding, pack
 from fewshard_serve.http.middleware import REQUEST_ID_HEADER, AccessMiddleware
 from fewshard_serve.http.request import Receive, Request, Scope, Send, off_loop
@@ -65,7 +66,9 @@ class App(ABC, Generic[ServiceT]):
         if scope["type"] == "http":
             request = Request(scope, receive)
             self._access.name(request)
-            response = await self._answer(request)
+            cors = self._access.cors
+            response = preflight(cors, request) or await self._answer(request)
+            request.answer_headers += headers(cors, request)
             await _send_response(request, response, send, self._access.echoes_id)
             self._access.note(request, response)
         elif scope["type"] == "lifespan":
@@ -118,17 +121,17 @@ async def _packed(request: Request, response: Response) -> Response:
 
 
 async def _send_response(request: Request, response: Response, send: Send, echoes_id: bool) -> None:
-    headers = [
+    sent = [
         (b"content-type", response.content_type),
         (b"content-length", b"%d" % len(response.body)),
         *response.headers,
         *request.answer_headers,
     ]
     if echoes_id:
-        headers.append((REQUEST_ID_HEADER, request.id.encode()))
+        sent.append((REQUEST_ID_HEADER, request.id.encode()))
     if request.is_body_abandoned:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        sent.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": response.status, "headers": sent})
     await send({"type": "http.response.body", "body": b"" if request.is_head else response.body})
 
 

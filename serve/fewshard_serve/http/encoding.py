@@ -16,6 +16,10 @@ _PACKED_BITS = {
     "deflate": _ZLIB,
 }  # "deflate" in HTTP means the zlib format (RFC 9110, 8.4.1.2)
 _LEVEL = 4
+_STEP = 64 * 1024
+"""Bytes unpacked at a time, so that what follows a member is not copied whole for each member."""
+MAX_MEMBERS = 1024
+"""Enough for a body of `max_body_bytes` in the blocks of 64 KiB that bgzip writes."""
 
 
 def unpack(body: bytes, coding: str, max_bytes: int) -> bytes:
@@ -29,16 +33,31 @@ def unpack(body: bytes, coding: str, max_bytes: int) -> bytes:
         return body
     if coding not in ("gzip", "x-gzip", "deflate"):
         raise UnsupportedMedia(f"Content-Encoding {coding[:40]!r} is not spoken; send gzip, deflate or none")
-    unpacker = zlib.decompressobj(_deflate_bits(body) if coding == "deflate" else _GZIP)
     try:
-        plain = unpacker.decompress(body, max_bytes + 1)
+        return _inflate(body, coding, max_bytes)
     except zlib.error as error:
         raise MalformedRequest(f"the body is not valid {coding}: {error}") from None
-    if len(plain) > max_bytes:
-        raise TooLarge(f"the body unpacks to over {max_bytes} bytes (max_body_bytes)")
-    if not unpacker.eof or unpacker.unused_data:
-        raise MalformedRequest(f"the body is not one complete {coding} stream")
-    return plain
+
+
+def _inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
+    """The plain bytes of all members of a gzip body (RFC 1952, 2.2), or of one deflate stream."""
+    bits, most = (_deflate_bits(body), 1) if coding == "deflate" else (_GZIP, MAX_MEMBERS)
+    parts: list[bytes] = []
+    at, room = 0, max_bytes + 1
+    for _ in range(most):
+        unpacker = zlib.decompressobj(bits)
+        while not unpacker.eof and at < len(body):
+            piece = body[at : at + _STEP]
+            parts.append(unpacker.decompress(piece, room))
+            room -= len(parts[-1])
+            if room == 0:
+                raise TooLarge(f"the body unpacks to over {max_bytes} bytes (max_body_bytes)")
+            at += len(piece) - len(unpacker.unused_data)
+        if not unpacker.eof:
+            raise MalformedRequest(f"the body is not one complete {coding} stream")
+        if at == len(body):
+            return b"".join(parts)
+    raise MalformedRequest(f"the body holds more than {most} {coding} streams; send fewer")
 
 
 def pack(body: bytes, coding: str) -> bytes:

@@ -8,9 +8,10 @@ from pydantic_core import to_json
 from fewshard_serve.errors import NotFound
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.openapi import openapi_document
-from fewshard_serve.http.request import Request
+from fewshard_serve.http.request import MODELS, Request
 from fewshard_serve.http.responses import Response
 from fewshard_serve.http.routing import Route, model_in
+from fewshard_serve.http.server_handlers import stats_of_all
 from fewshard_serve.http.service import GatewayContext, GatewayService, why_not
 from fewshard_serve.protocol.limits import Limits
 
@@ -27,5 +28,7 @@ class GatewayApp(App[GatewayService]):
 
     async def _handle(self, request: Request, route: Route) -> Response:
         if route.is_of_model:  # only if no replica's application is mounted for the model
+            if request.path.rstrip("/") == f"{MODELS}/stats":
+                return await stats_of_all(self._service)
             raise why_not(model_in(request.path), await self._service.model_index())
         return await super()._handle(request, route)

@@ -6,10 +6,10 @@ from typing import Any
 from fewshard_serve.errors import NotFound, Overloaded
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.backpressure import REFUSED_HEADER, refused_before, room_header
-from fewshard_serve.http.request import Request
+from fewshard_serve.http.request import MODELS, Request
 from fewshard_serve.http.responses import Response
 from fewshard_serve.http.routes import sheddable_requests
-from fewshard_serve.http.routing import MODELS, Route, model_in
+from fewshard_serve.http.routing import Route, model_in
 from fewshard_serve.http.service import HostContext, HostService, ServedModel
 from fewshard_serve.protocol.limits import Limits
 

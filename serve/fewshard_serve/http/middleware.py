@@ -1,6 +1,6 @@
 """Authentication, request ids, tracing and access logs for every request.
 
-`asgi.App` calls it before and after a request's handler; `rpc.server` does the same for gRPC calls.
+`asgi.App` calls it before and after a request's handler; `rpc.inference` does the same for gRPC calls.
 """
 
 import logging
@@ -13,6 +13,7 @@ from fewshard_serve.auth import Scope as TokenScope
 from fewshard_serve.auth import Tokens
 from fewshard_serve.core import Caller
 from fewshard_serve.errors import ConfigError, MalformedRequest
+from fewshard_serve.http.cors import CorsSettings
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response
 from fewshard_serve.http.routing import Scope
@@ -55,6 +56,7 @@ class AccessSettings:
     log_path: the file to append log lines to; empty for standard error.
     is_behind_haproxy: our own HAProxy set the last X-Forwarded-For and has refused invalid request ids.
     tracing: None if requests are not traced.
+    cors: None if no page of another origin may call.
     """
 
     tokens_file: str = ""
@@ -63,6 +65,7 @@ class AccessSettings:
     log_path: str = ""
     is_behind_haproxy: bool = False
     tracing: TracingSettings | None = None
+    cors: CorsSettings | None = None
 
 
 class AccessMiddleware:
@@ -75,6 +78,7 @@ class AccessMiddleware:
         self.tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
         self.echoes_id = echoes_id
         self.is_behind_haproxy = settings.is_behind_haproxy
+        self.cors = settings.cors
         self._logs_requests = settings.logs.requests
         self.tracing = None if settings.tracing is None else _open_tracing(settings.tracing)
 

@@ -11,7 +11,7 @@ from fewshard_core.values import ModelInfo
 from fewshard_serve.errors import NotFound
 from fewshard_serve.http.request import Request, off_loop, read_body
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
-from fewshard_serve.http.service import HostContext, find_host_model, not_ready
+from fewshard_serve.http.service import HostContext, find_host_model, joined_stats, not_ready
 from fewshard_serve.protocol import model_tensors
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.placement import parse_placement
@@ -34,8 +34,12 @@ async def config(host: HostContext, request: Request) -> Response:
 
 
 def describe(info: ModelInfo, limits: Limits) -> dict[str, Any]:
-    """The body of `GET …/config`: the model's description and card, its input tensors, and the limits."""
-    return {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
+    """The body of `GET …/config`: the model's description and card, its input tensors, and the limits.
+
+    The keys of Triton's configuration are among them.
+    """
+    own = {**asdict(info), "inputs": model_tensors.input_tensors(info), "limits": asdict(limits)}
+    return {**model_tensors.triton_config(info, limits), **own}
 
 
 async def stats(host: HostContext, request: Request) -> Response:
@@ -44,10 +48,7 @@ async def stats(host: HostContext, request: Request) -> Response:
 
 async def stats_of_all(host: HostContext, _: Request) -> Response:
     answers = await asyncio.gather(*map(host.service.merged_stats, host.service.models()))
-    entries = [entry for answer in answers for entry in answer["model_stats"]]
-    return json_response(
-        {"model_stats": entries, "replicas": max((each["replicas"] for each in answers), default=1)}
-    )
+    return json_response(joined_stats(answers))
 
 
 async def experts(host: HostContext, request: Request) -> Response:

@@ -20,6 +20,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+MODELS = "/v2/models"
+"""The replicas answer paths below this one, the gateway answers all others."""
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 UNKNOWN_MODEL = "unknown"
 
@@ -128,13 +130,17 @@ class Request:
 
 
 def full_path(scope: Scope) -> str:
-    """The path from the server's root.
+    """The path below the prefix at which a proxy mounts the server, if there is one.
 
-    In ASGI, `path` includes `root_path`, but some servers and test clients leave it out.
+    In ASGI, `path` includes `root_path`, but some servers and test clients leave it out. Ray Serve's
+    `root_path` is that prefix (`http_options.root_path`), followed by the application's own part of the path.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
-    return path if path == root or path.startswith(f"{root}/") else root + path
+    whole = path if path == root or path.startswith(f"{root}/") else root + path
+    prefix, models, name = root.rpartition(MODELS)
+    is_of_models = models and (not name or name.startswith("/"))
+    return whole.removeprefix(prefix if is_of_models else root) or "/"
 
 
 LARGE_BYTES = 64 * 1024

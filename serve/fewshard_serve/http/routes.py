@@ -8,131 +8,15 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from fewshard_serve.http import model_handlers as models
-from fewshard_serve.http import prediction_handlers as predictions
 from fewshard_serve.http import server_handlers as server
-from fewshard_serve.http.prediction_handlers import predict_by_name, predict_with_model
-from fewshard_serve.http.responses import tei_error_response, vllm_error_response
-from fewshard_serve.http.routing import MODEL, MODELS, VERSION, HeaderProtocol, Route
-from fewshard_serve.protocol import classify, explain, placement, schemas, tei, vllm
-
-_TEXTS = {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a fine film", "two hours I want back"]}
+from fewshard_serve.http.prediction_routes import PREDICTIONS
+from fewshard_serve.http.request import MODELS
+from fewshard_serve.http.responses import vllm_error_response
+from fewshard_serve.http.routing import MODEL, VERSION, Route
+from fewshard_serve.protocol import placement, schemas, tei, vllm
 
 ROUTES = (
-    Route(
-        "POST",
-        f"{MODEL}/classify",
-        predict_with_model(predictions.read_classify),
-        scope="predict",
-        protocol="classify",
-        is_sheddable=True,
-        summary="Classify texts or images: labels sorted by score",
-        takes=classify.ClassifyRequest,
-        gives=classify.ClassifyResponse,
-        takes_image=True,
-        example={"inputs": ["a fine film", "two hours I want back"], "top_k": 1},
-        answer={
-            "model": "{model}",
-            "predictions": [[{"label": "positive", "score": 0.98}], [{"label": "negative", "score": 0.93}]],
-            "usage": {"items": 2, "tokens": 12},
-            "timings_ms": {"queue": 0.2, "preprocess": 0.4, "infer": 2.9},
-        },
-    ),
-    Route(
-        "POST",
-        "/classify",
-        predict_by_name(predictions.read_named_classify),
-        scope="predict",
-        protocol="classify",
-        summary="The same, with the model named in the body",
-        takes=classify.GatewayClassifyRequest,
-        gives=classify.ClassifyResponse,
-        takes_image=True,
-        example={"model": "{model}", "inputs": "a fine film"},
-    ),
-    Route(
-        "POST",
-        "/predict",
-        predict_by_name(predictions.read_tei),
-        scope="predict",
-        protocol="tei",
-        encode_error=tei_error_response,
-        summary="The same as text-embeddings-inference has it; a server of one model needs no model named",
-        takes=tei.PredictRequest,
-        gives=tei.PredictResponse,
-        refuses=tei.PredictErrorBody,
-        example={"model": "{model}", "inputs": [["a fine film"], ["a question", "its answer"]]},
-    ),
-    Route(
-        "POST",
-        f"{MODEL}/predict",
-        predict_with_model(predictions.read_tei),
-        scope="predict",
-        protocol="tei",
-        encode_error=tei_error_response,
-        summary="The same of one model: its clients take http://host:8000/v2/models/{model} as their server",
-        takes=tei.PredictRequest,
-        gives=tei.PredictResponse,
-        refuses=tei.PredictErrorBody,
-        example={"inputs": "a fine film", "raw_scores": True},
-    ),
-    Route(
-        "POST",
-        "/v1/classify",
-        predict_by_name(predictions.read_vllm),
-        scope="predict",
-        protocol="vllm",
-        encode_error=vllm_error_response,
-        summary="The same as vLLM has it",
-        takes=vllm.VllmClassifyRequest,
-        gives=vllm.VllmClassifyResponse,
-        refuses=vllm.VllmErrorBody,
-        example={"model": "{model}", "input": ["a fine film", "two hours I want back"]},
-    ),
-    Route(
-        "POST",
-        f"{MODEL}/infer",
-        predict_with_model(predictions.read_infer),
-        scope="predict",
-        protocol=HeaderProtocol("inference-header-content-length", present="v2_binary", absent="v2_json"),
-        is_sheddable=True,
-        summary="Open Inference Protocol V2, JSON or binary tensors; tritonclient speaks it",
-        takes=schemas.InferRequestBody,
-        gives=schemas.InferResponseBody,
-        example={"inputs": [_TEXTS], "outputs": [{"name": "scores"}, {"name": "label"}]},
-        answer={
-            "model_name": "{model}",
-            "model_version": "1",
-            "parameters": {"tokens": 12, "queue_ms": 0.2, "preprocess_ms": 0.4, "infer_ms": 2.9},
-            "outputs": [
-                {"name": "scores", "datatype": "FP32", "shape": [2, 2], "data": [0.02, 0.98, 0.93, 0.07]},
-                {"name": "label", "datatype": "BYTES", "shape": [2], "data": ["positive", "negative"]},
-            ],
-        },
-    ),
-    Route(
-        "POST",
-        f"{MODEL}/explain",
-        predict_with_model(predictions.read_explain),
-        scope="predict",
-        protocol="explain",
-        summary="Which words carried an answer: the text is classified again without each of them",
-        takes=explain.ExplainRequest,
-        gives=explain.ExplainResponse,
-        example={"inputs": "a fine film"},
-        answer={
-            "model": "{model}",
-            "label": "positive",
-            "score": 0.98,
-            "margin": 3.9,
-            "words": [
-                {"word": "a", "start": 0, "end": 1, "effect": 0.1},
-                {"word": "fine", "start": 2, "end": 6, "effect": 4.2},
-                {"word": "film", "start": 7, "end": 11, "effect": -0.3},
-            ],
-            "usage": {"items": 4, "tokens": 17},
-            "timings_ms": {"queue": 0.1, "preprocess": 0.5, "infer": 4.0},
-        },
-    ),
+    *PREDICTIONS,
     Route(
         "GET",
         MODEL,
@@ -213,6 +97,48 @@ ROUTES = (
         scope="open",
         summary="Whether every model takes requests",
         errors=(503,),
+    ),
+    Route(
+        "GET",
+        "/ping",
+        server.ready,
+        scope="open",
+        summary="The same where SageMaker asks for it",
+        errors=(503,),
+    ),
+    Route(
+        "GET",
+        "/health",
+        server.ready,
+        scope="open",
+        summary="The same where text-embeddings-inference and vLLM have it",
+        errors=(503,),
+    ),
+    Route(
+        "GET",
+        "/info",
+        server.info,
+        summary="One model as text-embeddings-inference describes it: ?model=<name> where there are several",
+        gives=tei.ModelInfoBody,
+        errors=(400, 404, 503),
+    ),
+    Route("GET", "/version", server.version, scope="open", summary="The version, where vLLM has it"),
+    Route(
+        "GET",
+        "/v1/models",
+        server.openai_models,
+        summary="The models that take requests, as OpenAI's clients list them",
+        gives=vllm.OpenAiModels,
+    ),
+    Route(
+        "GET",
+        "/v1/models/{model}",
+        server.openai_model,
+        encode_error=vllm_error_response,
+        summary="One model as OpenAI's clients see it",
+        gives=vllm.OpenAiModel,
+        refuses=vllm.VllmErrorBody,
+        errors=(404, 503),
     ),
     Route(
         "POST",

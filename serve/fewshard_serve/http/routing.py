@@ -10,12 +10,10 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from fewshard_serve.errors import MethodNotAllowed, ServeError
-from fewshard_serve.http.request import Request
+from fewshard_serve.http.request import MODELS, Request
 from fewshard_serve.http.responses import Response, error_response
 from fewshard_serve.protocol.schemas import ErrorBody
 
-MODELS = "/v2/models"
-"""The replicas answer paths below this one, the gateway answers all others."""
 MODEL = f"{MODELS}/{{model}}"
 VERSION = "/versions/{version}"
 """An optional part after the model's name in every path of a model."""

@@ -3,15 +3,29 @@
 `routes` lists them.
 """
 
+import asyncio
+import time
+
 from fewshard_serve import __version__
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady
 from fewshard_serve.http.request import Request, read_body
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
 from fewshard_serve.http.routing import Scope
-from fewshard_serve.http.service import EXTENSIONS, GatewayContext, ModelEntry
+from fewshard_serve.http.service import (
+    EXTENSIONS,
+    GatewayContext,
+    GatewayService,
+    ModelEntry,
+    find_gateway_model,
+    joined_stats,
+)
 from fewshard_serve.http.static import PAGE, console_file, docs_file
+from fewshard_serve.protocol import tei, vllm
 from fewshard_serve.protocol.json_guard import read_json
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.parameters import given
+
+_STARTED_AT = int(time.time())
 
 
 def wants_page(request: Request) -> bool:
@@ -37,6 +51,8 @@ async def console(_: GatewayContext, request: Request) -> Response:
 
 
 async def docs(_: GatewayContext, request: Request) -> Response:
+    if request.path.endswith("/"):  # the addresses in the page are relative
+        return Response(b"", status=308, headers=((b"location", b"../docs"),))
     return await docs_file(request.parameters.get("file", PAGE))
 
 
@@ -60,10 +76,35 @@ async def ready(gateway: GatewayContext, _: Request) -> Response:
     return error_response(NotReady(f"not ready yet: {waiting}; try again soon"), ready=False)
 
 
+async def info(gateway: GatewayContext, request: Request) -> Response:
+    model = await find_gateway_model(gateway, request, request.query.get("model"))
+    return json_response(tei.model_info(model, gateway.limits))
+
+
+async def version(_: GatewayContext, __: Request) -> Response:
+    return json_response({"version": __version__})
+
+
+async def openai_models(gateway: GatewayContext, _: Request) -> Response:
+    entries = await gateway.service.model_index()
+    return json_response(vllm.OpenAiModels(data=[_openai(e.name) for e in entries if e.state == "READY"]))
+
+
+async def openai_model(gateway: GatewayContext, request: Request) -> Response:
+    found = await find_gateway_model(gateway, request, request.parameters["model"])
+    return json_response(_openai(found.name))
+
+
 async def index(gateway: GatewayContext, request: Request) -> Response:
     only_ready = _wants_only_ready(await read_body(request, gateway.limits), gateway.limits)
     entries = await gateway.service.model_index()
-    return json_response([_index_line(e) for e in entries if e.state == "READY" or not only_ready])
+    return json_response([index_line(e) for e in entries if e.state == "READY" or not only_ready])
+
+
+async def stats_of_all(service: GatewayService) -> Response:
+    ready = [entry.name for entry in await service.model_index() if entry.state == "READY"]
+    answers = await asyncio.gather(*map(service.merged_stats, ready))
+    return json_response(joined_stats(answers))
 
 
 async def metrics(gateway: GatewayContext, request: Request) -> Response:
@@ -91,20 +132,24 @@ async def reload_tokens(gateway: GatewayContext, _: Request) -> Response:
     return json_response({"tokens": num_tokens, "replicas": 1 + await gateway.service.reload_tokens()})
 
 
-def _index_line(entry: ModelEntry) -> dict[str, str]:
+def _openai(name: str) -> vllm.OpenAiModel:
+    return vllm.OpenAiModel(id=name, created=_STARTED_AT)
+
+
+def index_line(entry: ModelEntry) -> dict[str, str]:
     return {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
 
 
 def _described(entry: ModelEntry) -> dict[str, str | None]:
     kind, task = (entry.info.kind, entry.info.task) if entry.info else (None, None)
-    return {**_index_line(entry), "kind": kind, "task": task}
+    return {**index_line(entry), "kind": kind, "task": task}
 
 
 def _wants_only_ready(body: bytes, limits: Limits) -> bool:
     if not body.strip():
         return False
     options = read_json(body, limits.max_json_depth)
-    wanted = options.get("ready", False) if isinstance(options, dict) else None
+    wanted = given(options, "ready", False) if isinstance(options, dict) else None
     if not isinstance(wanted, bool):
         raise MalformedRequest('the body must be empty or {"ready": true | false}')
     return wanted

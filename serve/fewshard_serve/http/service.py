@@ -15,7 +15,7 @@ from fewshard_serve.http.request import Request
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
-EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 """The extensions in the server metadata, in the terms of the V2 protocol."""
 
 
@@ -132,6 +132,12 @@ class GatewayService(Protocol):
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
         """Classify with a model of the index, wherever it runs. Raises as `ServedModel.classify` does."""
 
+    async def merged_stats(self, model: str) -> dict[str, Any]:
+        """The statistics of a model of the index, as `HostService.merged_stats` returns them.
+
+        Raises `NotReady` if no replica answers.
+        """
+
     async def reload_tokens(self) -> int:
         """Make every replica reload its tokens. Return the number of replicas that did."""
 
@@ -213,6 +219,12 @@ def stats_answer(info: ModelInfo, parts: Sequence[ModelStatistics]) -> dict[str,
     return {"model_stats": [merge(parts).as_dict(info.name, info.version)], "replicas": len(parts)}
 
 
+def joined_stats(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The body of `GET /v2/models/stats`, from those of several models."""
+    entries = [entry for answer in answers for entry in answer["model_stats"]]
+    return {"model_stats": entries, "replicas": max((each["replicas"] for each in answers), default=1)}
+
+
 def find_ready(index: Sequence[ModelEntry], name: str) -> ModelInfo:
     """The model of this name, which must be ready. Raises `NotReady` or `UnknownModel`."""
     for entry in index:
@@ -236,4 +248,4 @@ def _only_one(index: Sequence[ModelEntry]) -> str:
     if len(index) == 1:
         return index[0].name
     names = ", ".join(sorted(entry.name for entry in index)) or "none"
-    raise MalformedRequest(f"name a model: `model` in the body; there are: {names}")
+    raise MalformedRequest(f"name a model: `model` in the body, or ?model=<name>; there are: {names}")

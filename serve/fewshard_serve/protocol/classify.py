@@ -6,7 +6,7 @@ Both ASGI applications use it. The pydantic models are also the source of the Op
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,8 @@ class ClassifyOptions(_Body):
     top_k: Annotated[int | None, Field(ge=1, description="only the best so many labels; all where null")] = (
         None
     )
-    raw_scores: Annotated[bool, Field(description="logits in place of activated scores")] = False
-    truncate: Annotated[bool, Field(description="cut texts that are too long for the model")] = True
+    raw_scores: Annotated[bool | None, Field(description="logits in place of activated scores")] = False
+    truncate: Annotated[bool | None, Field(description="cut texts that are too long; true where null")] = True
 
 
 class ClassifyRequest(ClassifyOptions):
@@ -54,7 +54,7 @@ class ClassifyRequest(ClassifyOptions):
 
     inputs: Annotated[Any, _AnyTask]
     routing: Annotated[
-        bool,
+        bool | None,
         Field(
             description="tell which experts each token went to, where the model can: an unsharded mixture of "
             f"experts over text; for at most {MAX_ROUTED_ITEMS} items a request"
@@ -65,7 +65,7 @@ class ClassifyRequest(ClassifyOptions):
 class GatewayClassifyRequest(ClassifyRequest):
     """The body of `POST /classify`."""
 
-    model: str
+    model: Annotated[str | None, Field(description="needed where several models are served")] = None
 
 
 def _rebuild() -> None:
@@ -154,11 +154,10 @@ def file_inputs(body: bytes, sent: Task, info: ModelInfo, limits: Limits) -> lis
 
 
 def ranked_scores(
-    logits: NDArray[np.float32], info: ModelInfo, raw_scores: bool, top_k: int | None = None
+    logits: NDArray[np.float32], info: ModelInfo, raw_scores: bool | None, top_k: int | None = None
 ) -> list[list[dict[str, Any]]]:
     """The labels of each item with their scores, the best first."""
-    scores = logits if raw_scores else activate(logits, info.problem_type)
-    return _ranked(scores, info.labels, top_k)
+    return rank(logits if raw_scores else activate(logits, info.problem_type), info.labels, top_k)
 
 
 def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classified) -> bytes:
@@ -188,9 +187,8 @@ def timings_ms(answer: Classified) -> dict[str, float]:
     return {stage: round(seconds * 1000, 3) for stage, seconds in stages.items()}
 
 
-def _ranked(
-    scores: NDArray[np.float32], labels: Sequence[str], top_k: int | None
-) -> list[list[dict[str, Any]]]:
+def rank(scores: NDArray[np.float32], labels: Sequence[str], top_k: int | None) -> list[list[dict[str, Any]]]:
+    """The best `top_k` labels of each item with these scores [N, C], the best first; all if it is None."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     ranked = np.sort(scores, axis=1)[:, ::-1][:, :top_k].tolist()
     return [
@@ -230,13 +228,30 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
         return _explain_inputs(mistakes)
     if first["type"] == "missing":
         return f"the key {quoted(first['loc'][0])} is missing; add it"
-    return f"the key {quoted(first['loc'][0])} {first['msg'].removeprefix('Input ')}"
+    key = ".".join(map(str, first["loc"][: 2 if first["loc"][0] == "parameters" else 1]))
+    return f"the key {quoted(key)} {first['msg'].removeprefix('Input ')}"
 
 
 def _explain_unknown_key(where: tuple[int | str, ...], kind: type[BaseModel]) -> str:
     items = [each for task in TASKS for each in task.json_types if hasattr(each, "model_fields")]
-    owner = next((each for each in items if each.__name__ in where[:-1]), kind)
-    return f"unknown key {quoted(where[-1])}; {nearest(str(where[-1]), owner.model_fields)}"
+    within = {each.__name__: each for each in items} | _sections(kind)
+    owner = next((within[part] for part in where[:-1] if part in within), kind)
+    advice = _ELSEWHERE.get(str(where[-1]), "")
+    return f"unknown key {quoted(where[-1])}; {nearest(str(where[-1]), owner.model_fields)}{advice}"
+
+
+_ELSEWHERE = {"input": "; clients of vLLM ask POST /v1/classify", "instances": "; send `inputs`"}
+"""Advice on keys of other servers' protocols."""
+
+
+def _sections(kind: type[BaseModel]) -> dict[Any, type[BaseModel]]:
+    """The models that are the values of a model's keys, such as `parameters`."""
+    found = {}
+    for key, field in kind.model_fields.items():
+        for each in get_args(field.annotation):
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                found[key] = each
+    return found
 
 
 def _explain_inputs(mistakes: Sequence[ErrorDetails]) -> str:

@@ -75,6 +75,31 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
     }
 
 
+def triton_config(info: ModelInfo, limits: Limits) -> dict[str, Any]:
+    """The model's configuration as Triton describes it, for tools that read it before they ask.
+
+    With a `max_batch_size`, the dimensions of a tensor leave out the first one. Inputs that have no other are
+    described without one (0), because perf_analyzer cannot send a tensor without dimensions.
+    """
+    described = metadata(info)
+    is_batched = all(len(tensor["shape"]) > 1 for tensor in described["inputs"])
+    return {
+        "name": info.name,
+        "platform": described["platform"],
+        "backend": described["platform"],
+        "max_batch_size": limits.max_items if is_batched else 0,
+        "input": [_configured(tensor, is_batched) for tensor in described["inputs"]],
+        "output": [_configured(tensor, is_batched) for tensor in described["outputs"]],
+        "dynamic_batching": {},
+    }
+
+
+def _configured(tensor: dict[str, Any], is_batched: bool) -> dict[str, Any]:
+    datatype = "STRING" if tensor["datatype"] == "BYTES" else tensor["datatype"]
+    dims = list(tensor["shape"][is_batched:])
+    return {"name": tensor["name"], "data_type": f"TYPE_{datatype}", "dims": dims}
+
+
 def input_tensors(info: ModelInfo) -> list[dict[str, Any]]:
     """All input tensors of a model with their use; part of `GET …/config`."""
     return TASKS.of(info).described_tensors()

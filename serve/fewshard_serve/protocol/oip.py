@@ -13,6 +13,15 @@ from pydantic_core import to_json
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.json_guard import quoted, read_json
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.parameters import (
+    check_input,
+    check_output,
+    check_request,
+    decoded,
+    flag,
+    given,
+    timeout_s,
+)
 from fewshard_serve.protocol.tensors import (
     Tensor,
     check_datatype,
@@ -94,11 +103,12 @@ def parse_infer(body: bytes, json_size: str | None, limits: Limits) -> InferRequ
         raise MalformedRequest("the request must be a JSON object with `inputs`")
     tail = None if size is None else memoryview(body)[size:]
     parameters = _parameters(document, "the request")
+    check_request(parameters)
     is_binary_default = flag(parameters, "binary_data_output", False)
     return InferRequest(
         inputs=_inputs(document, tail),
         outputs=_outputs(document, is_binary_default),
-        id=_text(document.get("id", ""), "id"),
+        id=_text(given(document, "id", ""), "id"),
         timeout_s=timeout_s(parameters),
         truncate=flag(parameters, "truncate", True),
         is_binary_default=is_binary_default,
@@ -157,16 +167,14 @@ def _input(entry: dict[str, Any], tail: memoryview | None) -> tuple[Tensor, memo
     datatype = check_datatype(name, entry.get("datatype"))
     shape = checked_shape(name, entry.get("shape"))
     parameters = _parameters(entry, f"input {quoted(name)}")
-    if "shared_memory_region" in parameters:
-        raise MalformedRequest(
-            f"input {quoted(name)}: shared memory is not offered; send the data in the body"
-        )
-    if "binary_data_size" not in parameters:
-        return decode_json(name, datatype, shape, entry.get("data")), tail
-    if "data" in entry:
+    check_input(name, parameters)
+    size = given(parameters, "binary_data_size", None)
+    if size is None:
+        return decoded(decode_json(name, datatype, shape, entry.get("data")), parameters), tail
+    if given(entry, "data", None) is not None:
         raise MalformedRequest(f"input {quoted(name)} has both data and binary_data_size; send one")
-    raw, rest = _cut(name, parameters["binary_data_size"], tail)
-    return decode_binary(name, datatype, shape, raw), rest
+    raw, rest = _cut(name, size, tail)
+    return decoded(decode_binary(name, datatype, shape, raw), parameters), rest
 
 
 def _cut(name: str, size: object, tail: memoryview | None) -> tuple[memoryview, memoryview]:
@@ -208,43 +216,28 @@ def _output(entry: dict[str, Any], is_binary_default: bool) -> RequestedOutput:
 
 def requested_output(name: str, parameters: dict[str, Any], is_binary_default: bool) -> RequestedOutput:
     """Parse the parameters of an output. Raises `MalformedRequest`."""
-    num_classes = parameters.get("classification", 0)
+    check_output(name, parameters)
+    num_classes = given(parameters, "classification", 0)
     if type(num_classes) is not int or num_classes < 0:
         raise MalformedRequest(f"output {quoted(name)}: classification must be a whole number of classes")
     return RequestedOutput(name, flag(parameters, "binary_data", is_binary_default), num_classes)
 
 
 def _entries(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    entries = document.get(key, [])
+    entries = given(document, key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise MalformedRequest(f"{key} must be a list of objects")
     return entries
 
 
 def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
-    parameters = owner.get("parameters", {})
+    parameters = given(owner, "parameters", {})
     if not isinstance(parameters, dict):
         raise MalformedRequest(f"the parameters of {what} must be an object")
     return parameters
-
-
-def flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
-    """The value of a boolean parameter. Raises `MalformedRequest`."""
-    value = parameters.get(key, default)
-    if not isinstance(value, bool):
-        raise MalformedRequest(f"parameter {key} must be true or false")
-    return value
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise MalformedRequest(f"{what} must be a string")
     return value
-
-
-def timeout_s(parameters: dict[str, Any]) -> float | None:
-    """The timeout in seconds, from microseconds. As in Triton, 0 means none. Raises `MalformedRequest`."""
-    value = parameters.get("timeout", 0)
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise MalformedRequest("parameter timeout must be a whole number of microseconds")
-    return value / 1e6 or None

@@ -22,7 +22,7 @@ class PlacementRequest(BaseModel):
         list[list[list[int]]] | None,
         Field(description="by layer, shard and slot: the expert there, -1 where the slot is empty"),
     ] = None
-    apply: Annotated[bool, Field(description="have it; else it is only planned")] = False
+    apply: Annotated[bool | None, Field(description="have it; else it is only planned")] = False
 
 
 class PlacementChange(BaseModel):

@@ -34,25 +34,25 @@ class InputTensor(_Schema):
     datatype: Datatype
     shape: list[int] = Field(min_length=1)
     data: list[Any] | None = Field(None, description="nested or flat in row-major order; absent where binary")
-    parameters: dict[str, Any] = Field(
-        default_factory=dict, description="binary_data_size: bytes in the body"
+    parameters: dict[str, Any] | None = Field(
+        None, description="binary_data_size: bytes in the body; content_type: base64, np or str"
     )
 
 
 class OutputRequest(_Schema):
     name: Literal["scores", "logits", "label"]
-    parameters: dict[str, Any] = Field(
-        default_factory=dict, description="binary_data: bool; classification: the best so many classes"
+    parameters: dict[str, Any] | None = Field(
+        None, description="binary_data: bool; classification: the best so many classes"
     )
 
 
 class InferRequestBody(_Schema):
     id: str | None = None
-    parameters: dict[str, Any] = Field(
-        default_factory=dict, description="timeout in microseconds; binary_data_output: bool; truncate: bool"
+    parameters: dict[str, Any] | None = Field(
+        None, description="timeout in microseconds; binary_data_output: bool; truncate: bool"
     )
     inputs: list[InputTensor] = Field(min_length=1)
-    outputs: list[OutputRequest] = Field(default_factory=list, description="all three where empty")
+    outputs: list[OutputRequest] | None = Field(None, description="all three where empty or null")
 
 
 class OutputTensor(_Schema):

@@ -1,18 +1,21 @@
 """The `/predict` protocol of text-embeddings-inference, for its clients; both ASGI applications use it.
 
-In this protocol, `["a", "b"]` is one pair, not two texts; `[["a"], ["b", "c"]]` is a text and a pair.
+In this protocol, `["a", "b"]` is one pair, not two texts; `[["a"], ["b", "c"]]` is a text and a pair. Clients
+of Hugging Face's pipelines send `parameters` too, even empty ones; `pipeline` has what else they expect.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic_core import to_json
 
+from fewshard_core.activation import Floats, activate, sigmoid, softmax
 from fewshard_core.values import Input, ModelInfo
+from fewshard_serve import __version__
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, NotReady, Overloaded, ServeError
-from fewshard_serve.protocol.classify import LabelScore, parse_body, ranked_scores
+from fewshard_serve.protocol.classify import LabelScore, parse_body, rank
 from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tasks import TASKS
@@ -21,23 +24,48 @@ from fewshard_serve.protocol.tasks.text import text_input
 Texts = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
-class PredictRequest(BaseModel):
-    """The body of `POST /predict`. Keys that are not listed are ignored, as there."""
+class PipelineParameters(BaseModel):
+    """The options of a pipeline of Hugging Face."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    top_k: Annotated[int | None, Field(ge=1, description="only the best so many labels")] = None
+    function_to_apply: Annotated[
+        Literal["sigmoid", "softmax", "none"] | None, Field(description="the model's own where null")
+    ] = None
+    truncation: Annotated[bool | None, Field(description="cut texts that are too long; true where null")] = (
+        None
+    )
+
+
+class PredictRequest(BaseModel):
+    """The body of `POST /predict`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     inputs: Annotated[
         str | Texts | Annotated[list[Texts], Field(min_length=1)],
         Field(description="a text; [a text]; [a text, its pair]; or a list of the last two"),
     ]
     truncate: Annotated[bool | None, Field(description="cut texts that are too long; true where null")] = None
-    truncation_direction: Literal["right", "Right"] = "right"
-    raw_scores: bool = False
+    truncation_direction: Annotated[
+        Literal["right", "Right"] | None, Field(description="texts are cut at their end alone")
+    ] = None
+    raw_scores: bool | None = False
     model: Annotated[str | None, Field(description="needed where several models are served")] = None
+    parameters: Annotated[
+        PipelineParameters | None, Field(description="one text is then answered as a list of one list")
+    ] = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether texts that are too long are cut."""
+        options = (self.truncate, self.parameters and self.parameters.truncation)
+        return False not in options
 
 
 class PredictResponse(RootModel[list[LabelScore] | list[list[LabelScore]]]):
-    """One list for one text or pair, else a list for each."""
+    """One list for one text or pair, else a list for each. With `parameters` always a list for each."""
 
 
 class PredictErrorBody(BaseModel):
@@ -48,14 +76,73 @@ class PredictErrorBody(BaseModel):
     code: str
 
 
+class ClassifierLabels(BaseModel):
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class ModelType(BaseModel):
+    classifier: ClassifierLabels
+
+
+class ModelInfoBody(BaseModel):
+    """The answer of `GET /info`."""
+
+    model_id: str
+    model_sha: None = None
+    model_dtype: str
+    model_type: ModelType
+    max_input_length: Annotated[int | None, Field(description="tokens; null for images")]
+    max_client_batch_size: int
+    auto_truncate: Literal[True] = True
+    version: str
+
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def model_info(info: ModelInfo, limits: Limits) -> ModelInfoBody:
+    """The description of one model."""
+    labels = ClassifierLabels(
+        id2label={str(index): label for index, label in enumerate(info.labels)},
+        label2id={label: index for index, label in enumerate(info.labels)},
+    )
+    return ModelInfoBody(
+        model_id=info.name,
+        model_dtype=_DTYPES.get(info.dtype, info.dtype),
+        model_type=ModelType(classifier=labels),
+        max_input_length=info.max_tokens or None,
+        max_client_batch_size=limits.max_items,
+        version=__version__,
+    )
+
+
 def parse(body: bytes, limits: Limits) -> PredictRequest:
     """Parse a body. Raises `MalformedRequest` or `TooLarge`."""
-    return parse_body(PredictRequest, body, limits)
+    request = parse_body(PredictRequest, body, limits)
+    if request.parameters is not None:
+        _check_parameters(request, request.parameters)
+    return request
 
 
-def is_batch(request: PredictRequest) -> bool:
-    """Whether the answer is a list of lists."""
-    return not isinstance(request.inputs, str) and isinstance(request.inputs[0], list)
+def is_flat(request: PredictRequest) -> bool:
+    """Whether `inputs` is a list of texts: one pair here, several texts in Hugging Face's pipelines."""
+    return not isinstance(request.inputs, str) and isinstance(request.inputs[0], str)
+
+
+def refuse_flat(request: PredictRequest) -> None:
+    """Raise `MalformedRequest` for a list of texts, which two kinds of clients mean differently."""
+    if is_flat(request):
+        raise MalformedRequest(
+            "a list of texts may mean one pair or several texts here; send one text, or a list for each: "
+            '[["a text"], ["a text", "its pair"]]'
+        )
+
+
+def _check_parameters(request: PredictRequest, parameters: PipelineParameters) -> None:
+    refuse_flat(request)
+    if request.raw_scores and parameters.function_to_apply not in (None, "none"):
+        raise MalformedRequest("raw_scores and function_to_apply contradict each other; send one")
 
 
 def to_inputs(request: PredictRequest, info: ModelInfo, limits: Limits) -> list[Input]:
@@ -67,9 +154,24 @@ def to_inputs(request: PredictRequest, info: ModelInfo, limits: Limits) -> list[
 
 
 def encode(request: PredictRequest, info: ModelInfo, answer: Classified) -> bytes:
-    """All labels of each item, the best first."""
-    ranked = ranked_scores(answer.logits, info, request.raw_scores)
-    return to_json(ranked if is_batch(request) else ranked[0])
+    """The labels of each item, the best first."""
+    given = request.parameters
+    ranked = rank(scores(request, info, answer.logits), info.labels, given.top_k if given else None)
+    is_single = isinstance(request.inputs, str) or is_flat(request)
+    return to_json(ranked[0] if is_single and given is None else ranked)
+
+
+def scores(request: PredictRequest, info: ModelInfo, logits: Floats) -> Floats:
+    """The scores [N, C] that a request asks for."""
+    applied = "none" if request.raw_scores else request.parameters and request.parameters.function_to_apply
+    return _APPLY[applied](logits) if applied else activate(logits, info.problem_type)
+
+
+_APPLY: dict[str, Callable[[Floats], Floats]] = {
+    "none": lambda logits: logits,
+    "sigmoid": sigmoid,
+    "softmax": softmax,
+}
 
 
 def headers(answer: Classified, num_characters: int, total_s: float, device: str) -> dict[str, str]:

@@ -186,6 +186,7 @@ def door_settings(
         log_path=log_path,
         is_behind_haproxy=is_behind_haproxy,
         tracing=config.tracing,
+        cors=config.cors,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from fewshard_serve.errors import StartError
+from fewshard_serve.rayserve.handles import INNER_MESSAGE, WIDEST_MESSAGE
 from fewshard_serve.rayserve.haproxy import (
     BINARY,
     BUFFER_BYTES,
@@ -33,6 +34,8 @@ ALWAYS = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # Between gateway and replicas. Its default of 4 MiB is narrower than `limits.max_body_bytes` at the door.
+    INNER_MESSAGE: str(WIDEST_MESSAGE),
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",

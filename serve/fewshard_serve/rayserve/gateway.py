@@ -18,7 +18,8 @@ from fewshard_serve.rayserve.discovery import find_targets
 from fewshard_serve.rayserve.handles import HandleCalls
 from fewshard_serve.rayserve.model_router import ModelRouter
 from fewshard_serve.rayserve.resource_shares import what_is_missing
-from fewshard_serve.rpc.server import InferenceService, start
+from fewshard_serve.rpc.inference import InferenceService
+from fewshard_serve.rpc.server import start
 
 
 class Gateway:

@@ -5,7 +5,16 @@ import logging
 import time
 from typing import Any, Protocol
 
+import grpc
+
+from fewshard_serve.errors import InternalError, TooLarge
+
 logger = logging.getLogger(__name__)
+
+INNER_MESSAGE = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+"""The variable that limits the bytes of one message between replicas."""
+WIDEST_MESSAGE = 2**31 - 1
+"""The most that gRPC can be told. What a request may hold is limited at the doors alone."""
 
 
 async def ask_all(handle: Any, method: str, *args: Any, timeout_s: float) -> list[Any]:
@@ -49,12 +58,30 @@ def _is_failure(method: str, answer: Any) -> bool:
 
 
 async def ask_one(handle: Any, method: str, *args: Any) -> Any:
-    """Call a method on one replica that Serve picks. Cancelling this call cancels it there too."""
+    """Call a method on one replica that Serve picks. Cancelling this call cancels it there too.
+
+    Raises `TooLarge` if Ray Serve does not carry so much between processes, `InternalError` if the replica
+    failed, and any other error if no replica answered.
+    """
     response = getattr(handle, method).remote(*args)
     try:
         return await response
     except asyncio.CancelledError:
         response.cancel()
+        raise
+    except grpc.aio.AioRpcError as error:
+        if "larger than max" not in (error.details() or ""):
+            raise
+        raise TooLarge(
+            f"the request or its answer does not fit between two processes of the server: {error.details()}; "
+            f"send less at once, or start Ray with {INNER_MESSAGE}={WIDEST_MESSAGE}"
+        ) from error
+    except Exception as error:
+        from ray.exceptions import RayTaskError
+
+        if isinstance(error, RayTaskError):  # raised by the replica's own code
+            logger.exception("%s failed on a replica", method)
+            raise InternalError("the model's replica failed; the server's log has the reason") from error
         raise
 
 

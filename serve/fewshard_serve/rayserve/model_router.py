@@ -8,7 +8,7 @@ from typing import Any
 
 from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import NotFound, NotReady, ServeError, UnknownModel
-from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.http.service import ModelEntry, find_ready, stats_answer
 from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
 from fewshard_serve.rayserve.deployment_plan import AppSpec
 from fewshard_serve.rayserve.discovery import FindTargets, Replicas, http_discovery
@@ -74,6 +74,13 @@ class ModelRouter:
             raise answer
         return answer
 
+    async def merged_stats(self, model: str) -> dict[str, Any]:
+        info = find_ready(await self.model_index(), model)
+        parts = await self._calls.all(self._app_of[model], "stats_part", model, timeout_s=STATES_TIMEOUT_S)
+        if not parts:
+            raise NotReady(f"no replica of {model} answers; come back soon")
+        return stats_answer(info, parts)
+
     async def metrics(self, is_open_metrics: bool) -> bytes:
         answers = await self._call_each("metrics_part", is_open_metrics)
         is_up = self._replicas.update({app: list(map(_name_of, some)) for app, some in answers.items()})
@@ -125,6 +132,8 @@ class ModelRouter:
         for _ in range(NUM_TRIES):
             try:
                 answer = await self._calls.one(app, "classify_for_gateway", model, request)
+            except ServeError:  # a replica was there
+                raise
             except Exception:  # whichever error Ray raises here, the replica did not answer
                 logger.exception("a replica of %s did not answer", app)
                 continue

@@ -114,8 +114,8 @@ def _outside(model: ModelConfig) -> dict[str, Any]:
 
 
 def _common(config: FewshardConfig) -> dict[str, Any]:
-    """Return what every application needs: authentication, request limits, logging, metrics and tracing."""
-    return _dump(config, {"auth", "limits", "logging", "metrics", "tracing"})
+    """Return what every application needs."""
+    return _dump(config, {"auth", "cors", "limits", "logging", "metrics", "tracing"})
 
 
 def _dump(section: BaseModel, keys: set[str] | None = None) -> dict[str, Any]:

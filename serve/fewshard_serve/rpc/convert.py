@@ -1,6 +1,6 @@
 """Converts gRPC messages to the V2 requests that HTTP also uses, and answers back to messages.
 
-`rpc.server` calls it.
+`rpc.inference` calls it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol import model_tensors, oip
 from fewshard_serve.protocol.classify import timings_ms
 from fewshard_serve.protocol.json_guard import quoted
+from fewshard_serve.protocol.parameters import check_input, check_request, decoded, flag, timeout_s
 from fewshard_serve.protocol.tensors import (
     Tensor,
     bytes_tensor,
@@ -43,13 +44,14 @@ CONTENTS = {
 def to_request(message: Any) -> oip.InferRequest:
     """Convert a `ModelInferRequest`. Raises `MalformedRequest`."""
     parameters = _values(message.parameters)
+    check_request(parameters)
     is_raw = len(message.raw_input_contents) > 0
     return oip.InferRequest(
         inputs=_inputs(message),
         outputs=tuple(_requested(output, is_raw) for output in message.outputs),
         id=message.id,
-        timeout_s=oip.timeout_s(parameters),
-        truncate=oip.flag(parameters, "truncate", True),
+        timeout_s=timeout_s(parameters),
+        truncate=flag(parameters, "truncate", True),
         is_binary_default=is_raw,
     )
 
@@ -82,6 +84,8 @@ def to_metadata(info: ModelInfo) -> Any:
 
 def _inputs(message: Any) -> dict[str, Tensor]:
     raws: Sequence[bytes] = message.raw_input_contents
+    for entry in message.inputs:  # first, because a tensor in shared memory has no raw contents
+        check_input(entry.name, _values(entry.parameters))
     if raws and len(raws) != len(message.inputs):
         raise MalformedRequest(
             f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs; send one for each"
@@ -98,10 +102,14 @@ def _inputs(message: Any) -> dict[str, Tensor]:
 
 
 def _input(entry: Any, raw: bytes | None) -> Tensor:
+    return decoded(_tensor(entry, raw), _values(entry.parameters))
+
+
+def _tensor(entry: Any, raw: bytes | None) -> Tensor:
     datatype = check_datatype(entry.name, entry.datatype)
     shape = oip.checked_shape(entry.name, list(entry.shape))
     if raw is not None:
-        if entry.HasField("contents"):
+        if entry.contents.ByteSize():  # MLServer's client sets it, and leaves it empty
             raise MalformedRequest(
                 f"input {quoted(entry.name)} has contents beside raw_input_contents; send one"
             )

@@ -1,4 +1,4 @@
-"""The messages of the Open Inference Protocol's gRPC service, as `open_inference.proto` defines them.
+"""The messages of the gRPC services, as `open_inference.proto` and `health.proto` define them.
 
 They are in a descriptor pool of their own, so that a client library with the same messages can be loaded in
 the same process. A test compares every field with tritonclient's.
@@ -11,8 +11,9 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 SERVICE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
 DESCRIPTORS = Path(__file__).with_name("open_inference.binpb")
-"""The descriptor set that `protoc` compiled from the .proto file beside it."""
+"""The descriptor set that `protoc` compiled from the .proto files beside it."""
 
 
 def _pool() -> Any:
@@ -30,13 +31,14 @@ def _messages(descriptors: Iterable[Any]) -> Iterator[Any]:
             yield from _messages(descriptor.nested_types)
 
 
-_SERVICE = _pool().FindServiceByName(SERVICE)
+POOL = _pool()
 
-METHODS: tuple[str, ...] = tuple(method.name for method in _SERVICE.methods)
+METHODS: tuple[str, ...] = tuple(method.name for method in POOL.FindServiceByName(SERVICE).methods)
 """In the order of the .proto file. `X` takes the message `XRequest` and returns the message `XResponse`."""
 
 CLASSES: dict[str, Any] = {
     descriptor.name: message_factory.GetMessageClass(descriptor)
-    for descriptor in _messages(_SERVICE.file.message_types_by_name.values())
+    for service in (SERVICE, HEALTH)
+    for descriptor in _messages(POOL.FindServiceByName(service).file.message_types_by_name.values())
 }
-"""Message classes by name, nested ones included. Names are unique across the file."""
+"""Message classes by name, nested ones included. Names are unique across both files."""

@@ -1,224 +1,61 @@
-"""The Open Inference Protocol's gRPC service, and the gRPC status of each error.
+"""Listens for gRPC: inference, health and reflection. `rayserve.gateway` starts it beside HTTP."""
 
-`rayserve.gateway` starts it beside the HTTP application, with the same service, access checks, limits and
-metrics.
-"""
-
-import logging
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from grpc import StatusCode
 
-from fewshard_core.values import ModelInfo
-from fewshard_serve import __version__, errors
-from fewshard_serve.core import Caller, PredictionRequest
-from fewshard_serve.errors import (
-    CallerGone,
-    NotFound,
-    NotReady,
-    Overloaded,
-    ServeError,
-    StartError,
-)
-from fewshard_serve.http.middleware import AccessMiddleware
-from fewshard_serve.http.prediction_handlers import check_finite, infer_inputs
-from fewshard_serve.http.responses import message_of, unforeseen
-from fewshard_serve.http.service import EXTENSIONS, GatewayService, RequestHook, find_ready, ignore_request
-from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.rpc import convert
-from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
-from fewshard_serve.tracecontext import read_traceparent
+from fewshard_serve.errors import StartError
+from fewshard_serve.rpc import reflection
+from fewshard_serve.rpc.health import Health
+from fewshard_serve.rpc.inference import InferenceService
+from fewshard_serve.rpc.messages import METHODS, SERVICE
 
-GRPC_STATUS: dict[type[ServeError], StatusCode] = {
-    errors.MalformedRequest: StatusCode.INVALID_ARGUMENT,
-    errors.Unauthorized: StatusCode.UNAUTHENTICATED,
-    errors.Forbidden: StatusCode.PERMISSION_DENIED,
-    errors.UnknownModel: StatusCode.NOT_FOUND,
-    errors.NotFound: StatusCode.NOT_FOUND,
-    errors.MethodNotAllowed: StatusCode.UNIMPLEMENTED,
-    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
-    # Not RESOURCE_EXHAUSTED, which clients may retry.
-    errors.TooLarge: StatusCode.INVALID_ARGUMENT,
-    errors.UnsupportedMedia: StatusCode.INVALID_ARGUMENT,
-    errors.UnusableItem: StatusCode.INVALID_ARGUMENT,
-    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
-    errors.CallerGone: StatusCode.CANCELLED,
-    errors.InternalError: StatusCode.INTERNAL,
-    errors.NotReady: StatusCode.UNAVAILABLE,
-}
+MIN_PING_INTERVAL_S = 5
+"""Clients keep a connection alive by pings, often every 10 or 20 s. By default gRPC ends one whose pings come
+more often than every 5 minutes."""
 
 
-def status_of(error: ServeError) -> StatusCode:
-    """The status of the error's class, or of its nearest base class that has one."""
-    kinds = (GRPC_STATUS[kind] for kind in type(error).__mro__ if kind in GRPC_STATUS)
-    return next(kinds, StatusCode.INTERNAL)
+class UnknownMethods(grpc.GenericRpcHandler):
+    """Refuses the methods of Triton's service that are not offered, of whichever kind, and says which are."""
 
+    def service(self, details: Any) -> Any:
+        if not details.method.startswith(f"/{SERVICE}/"):
+            return None
+        return grpc.stream_stream_rpc_method_handler(self._refuse)
 
-OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
-
-_logger = logging.getLogger("fewshard.rpc")
-
-
-class Call:
-    """One call: its message, its caller, its model and its start time."""
-
-    def __init__(self, method: str, message: Any, context: Any) -> None:
-        self.method = method
-        self.message = message
-        self.context = context
-        self.started_at = time.monotonic()
-        self.metadata = dict(context.invocation_metadata() or ())
-        self.caller = Caller()
-        self.model_name = "unknown"
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.started_at
-
-    @property
-    def address(self) -> str:
-        """The client's address without scheme and port: `127.0.0.1` for `ipv4:127.0.0.1:5000`."""
-        return str(self.context.peer()).partition(":")[2].rpartition(":")[0]
-
-    def timeout_s(self, asked_s: float | None) -> float | None:
-        """The shorter of the call's deadline and the request's, in seconds; None if there is neither."""
-        limits_s = [limit for limit in (self.context.time_remaining(), asked_s) if limit is not None]
-        return min(limits_s) if limits_s else None
-
-
-class InferenceService:
-    """Answers calls. An error is sent as status and message, with its `code` in the trailing metadata."""
-
-    def __init__(
-        self,
-        service: GatewayService,
-        limits: Limits,
-        access: AccessMiddleware,
-        on_request: RequestHook = ignore_request,
-    ) -> None:
-        self._service = service
-        self._limits = limits
-        self._access = access
-        self._on_request = on_request
-
-    def handler(self) -> grpc.GenericRpcHandler:
-        """The handler to add to a gRPC server."""
-        handlers = {
-            method: grpc.unary_unary_rpc_method_handler(
-                self._answering(method, answer),
-                request_deserializer=CLASSES[f"{method}Request"].FromString,
-                response_serializer=CLASSES[f"{method}Response"].SerializeToString,
-            )
-            for method, answer in zip(METHODS, self._answers(), strict=True)
-        }
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
-
-    def _answers(self) -> tuple[Callable[[Call], Awaitable[Any]], ...]:
-        """The handlers, in the order of `METHODS`."""
-        return (
-            self._live,
-            self._ready,
-            self._model_ready,
-            self._server_metadata,
-            self._model_metadata,
-            self._infer,
+    async def _refuse(self, _: Any, context: Any) -> None:
+        message = f"this method is not offered here; there are: {', '.join(METHODS)}"
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, message, trailing_metadata=(("code", "not_found"),)
         )
 
-    def _answering(
-        self, method: str, answer: Callable[[Call], Awaitable[Any]]
-    ) -> Callable[..., Awaitable[Any]]:
-        async def handle(message: Any, context: Any) -> Any:
-            call = Call(method, message, context)
-            parent = read_traceparent(call.metadata.get("traceparent"))
-            request_id = self._access.identify(call.metadata.get("x-request-id"), parent)
-            await context.send_initial_metadata((("x-request-id", request_id),))
-            return await self._counted(call, answer)
 
-        return handle
+class Server:
+    """A running gRPC server."""
 
-    async def _counted(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
-        try:
-            response = await self._entered(call, answer)
-        except ServeError as error:
-            self._note(call, error.code, status_of(error))
-            await call.context.abort(status_of(error), message_of(error), trailing_metadata=_details(error))
-        except BaseException:  # the client has cancelled the call
-            self._note(call, CallerGone.code, grpc.StatusCode.CANCELLED)
-            raise
-        self._note(call, "ok", grpc.StatusCode.OK)
-        return response
+    def __init__(self, server: grpc.aio.Server, health: Health) -> None:
+        self._server = server
+        self._health = health
 
-    async def _entered(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
-        try:
-            if call.method not in OPEN_METHODS:
-                call.caller = self._access.admit(
-                    call.metadata.get("authorization"),
-                    call.metadata.get("x-request-priority"),
-                    call.address,
-                    "predict" if call.method == "ModelInfer" else None,
-                )
-            return await answer(call)
-        except ServeError:
-            raise
-        except Exception as error:
-            _logger.exception("%s failed", call.method)
-            raise unforeseen() from error
-
-    def _note(self, call: Call, outcome: str, status: grpc.StatusCode) -> None:
-        if call.method == "ModelInfer":
-            self._on_request(call.model_name, "v2_grpc", outcome, call.elapsed_s)
-        path = f"/{SERVICE}/{call.method}"
-        self._access.log("GRPC", path, status.name, call.elapsed_s, call.model_name, call.caller.name)
-
-    async def _live(self, _: Call) -> Any:
-        return CLASSES["ServerLiveResponse"](live=True)
-
-    async def _ready(self, _: Call) -> Any:
-        return CLASSES["ServerReadyResponse"](ready=await self._service.ready())
-
-    async def _model_ready(self, call: Call) -> Any:
-        try:
-            await self._find(call, call.message.name, call.message.version)
-        except NotReady:
-            return CLASSES["ModelReadyResponse"](ready=False)
-        return CLASSES["ModelReadyResponse"](ready=True)
-
-    async def _server_metadata(self, _: Call) -> Any:
-        return CLASSES["ServerMetadataResponse"](name="fewshard", version=__version__, extensions=EXTENSIONS)
-
-    async def _model_metadata(self, call: Call) -> Any:
-        return convert.to_metadata(await self._find(call, call.message.name, call.message.version))
-
-    async def _infer(self, call: Call) -> Any:
-        info = await self._find(call, call.message.model_name, call.message.model_version)
-        request = convert.to_request(call.message)
-        inputs = infer_inputs(request, info, self._limits)
-        timeout_s = call.timeout_s(request.timeout_s)
-        asked = PredictionRequest(inputs, request.truncate, timeout_s, call.caller)
-        answer = await self._service.classify(info.name, asked)
-        check_finite(answer)
-        return convert.to_response(request, info, answer)
-
-    async def _find(self, call: Call, name: str, version: str) -> ModelInfo:
-        info = find_ready(await self._service.model_index(), name)
-        call.model_name = name
-        if version not in ("", info.version):
-            raise NotFound(f"{name} has no version {version!r}; it has {info.version!r}")
-        return info
+    async def stop(self, grace_s: float | None) -> None:
+        """Refuse new calls, and answer the others for `grace_s` seconds at most. Who watches is let go."""
+        self._health.end()
+        await self._server.stop(grace_s)
 
 
-async def start(service: InferenceService, host: str, port: int, max_message_bytes: int) -> grpc.aio.Server:
+async def start(service: InferenceService, host: str, port: int, max_message_bytes: int) -> Server:
     """Start a gRPC server on the running event loop. Raises `StartError` if it cannot listen there."""
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+        ("grpc.keepalive_permit_without_calls", 1),
+        # The name of GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS; unknown options are ignored.
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_S * 1000),
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((service.handler(),))
+    handlers = (service.handler(), service.health.handler(), *reflection.handlers(), UnknownMethods())
+    server.add_generic_rpc_handlers(handlers)
     try:
         server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError as error:
@@ -226,9 +63,4 @@ async def start(service: InferenceService, host: str, port: int, max_message_byt
             f"gRPC cannot listen on {host}:{port} ({error}); choose another with --grpc-port"
         ) from error
     await server.start()
-    return server
-
-
-def _details(error: ServeError) -> tuple[tuple[str, str], ...]:
-    code = (("code", error.code),)
-    return (*code, ("retry-after", f"{error.retry_after_s:.3f}")) if isinstance(error, Overloaded) else code
+    return Server(server, service.health)

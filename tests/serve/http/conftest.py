@@ -27,7 +27,7 @@ from fewshard_serve.errors import (
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import ModelEntry, Room
+from fewshard_serve.http.service import ModelEntry, Room, stats_answer
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.stats import ModelStatistics
 from local_service import LocalService
@@ -132,6 +132,10 @@ class FakeGatewayService:
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
         return await self.models[model].classify(request)
+
+    async def merged_stats(self, model: str) -> dict[str, Any]:
+        served = self.models[model]
+        return stats_answer(served.info, [served.stats])
 
     async def reload_tokens(self) -> int:
         return len(self.models)

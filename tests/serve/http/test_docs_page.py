@@ -1,6 +1,7 @@
 """The files of Swagger UI at `/docs`: whole, as published, under a policy that lets nothing else in."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from itertools import pairwise
@@ -31,11 +32,16 @@ def test_its_licences_are_beside_it() -> None:
     assert "MIT" in (FOLDER / "swagger-ui-bundle.js.LICENSE.txt").read_text()
 
 
+def test_a_trailing_slash_leads_to_the_page(gateway: GatewayApp, call: Call) -> None:
+    """The page's addresses are relative, so that it works below the prefix of a proxy."""
+    answer = call(gateway, "GET", "/docs/")
+    assert (answer.status_code, answer.headers["location"]) == (308, "../docs")
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "cache"),
     [
         ("/docs", "text/html", "no-cache"),
-        ("/docs/", "text/html", "no-cache"),
         ("/docs/docs.js", "text/javascript", "no-cache"),
         ("/docs/docs.css", "text/css", "no-cache"),
         ("/docs/theme.js", "text/javascript", "no-cache"),
@@ -71,7 +77,7 @@ def test_the_page_asks_for_its_own_files_alone(gateway: GatewayApp, call: Call) 
     asked = [after for before, after in pairwise(parts) if before.endswith(("href=", "src="))]
     assert len(asked) >= 6
     for address in asked:
-        assert address.startswith("/")
-        assert call(gateway, "GET", address).status_code == 200, address
+        assert not re.match(r"/|\w+:", address), "it is relative, for a server below a prefix"
+        assert call(gateway, "GET", f"/{address}".replace("/./", "/")).status_code == 200, address
     assert "<style" not in page
     assert "<script>" not in page

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnsupportedMedia
-from fewshard_serve.http.encoding import choose_coding, pack, unpack
+from fewshard_serve.http.encoding import MAX_MEMBERS, choose_coding, pack, unpack
 
 BIG = 100_000
 
@@ -62,6 +62,36 @@ def test_packed_bodies_are_what_clients_unpack() -> None:
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", " gzip "])
 def test_gzip_has_many_names(coding: str) -> None:
     assert unpack(gzip.compress(b"body"), coding, 10) == b"body"
+
+
+def test_gzip_may_have_several_members() -> None:
+    """As `cat a.gz b.gz` and bgzip write it (RFC 1952, 2.2)."""
+    members = [b"two ", b"members", b"x" * 3 * BIG]
+    packed = b"".join(map(gzip.compress, members))
+    assert unpack(packed, "gzip", 4 * BIG) == b"".join(members)
+    with pytest.raises(TooLarge, match="max_body_bytes"):
+        unpack(packed, "gzip", 3 * BIG)
+    for damaged in (packed[:-1], packed + b"x", packed + gzip.compress(b"")[:5]):
+        with pytest.raises(MalformedRequest):
+            unpack(damaged, "gzip", 4 * BIG)
+
+
+def test_members_are_counted() -> None:
+    empty = gzip.compress(b"")
+    assert unpack(empty * MAX_MEMBERS, "gzip", 1) == b""
+    with pytest.raises(MalformedRequest, match=f"more than {MAX_MEMBERS} gzip streams"):
+        unpack(empty * (MAX_MEMBERS + 1), "gzip", 1)
+
+
+def test_deflate_has_one_stream() -> None:
+    with pytest.raises(MalformedRequest, match="more than 1 deflate"):
+        unpack(zlib.compress(b"a") * 2, "deflate", 10)
+
+
+@pytest.mark.parametrize("coding", ["zstd", "br", "compress", "gzip, gzip"])
+def test_other_codings_are_refused_with_those_that_are_read(coding: str) -> None:
+    with pytest.raises(UnsupportedMedia, match="send gzip, deflate or none"):
+        unpack(b"x", coding, 10)
 
 
 def test_deflate_is_zlib_or_raw() -> None:

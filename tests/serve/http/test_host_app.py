@@ -239,7 +239,8 @@ def test_unknown_models_versions_and_paths_are_404(
     [
         ("GET", CLASSIFY, "POST"),
         ("PUT", INFER, "POST"),
-        ("POST", "/v2/models/sst2", "GET, HEAD"),
+        ("PUT", "/v2/models/sst2", "GET, HEAD, POST"),
+        ("POST", "/v2/models/sst2/config", "GET, HEAD"),
         ("DELETE", "/v2/models/sst2/ready", "GET, HEAD"),
         ("POST", "/v2/models/stats", "GET, HEAD"),
         ("OPTIONS", CLASSIFY, "POST"),

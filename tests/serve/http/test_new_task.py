@@ -44,7 +44,6 @@ class TableTask(Task):
     values_per_item = 100
 
     media_range = "text/csv"
-    item_noun = "a row"
     file_help = "one row as text/csv"
     body_refusal = "classifies rows of numbers; send one row as text/csv, or JSON"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.protocol.tei import PredictErrorBody, PredictRequest, PredictResponse
+from fewshard_serve.protocol.tei import PredictErrorBody, PredictResponse
 from fewshard_serve.protocol.vllm import VllmClassifyResponse, VllmErrorBody
 from local_service import LocalService
 
@@ -113,8 +113,10 @@ def test_the_only_model_needs_no_name(gateway, call, text_model):
     assert classify(call, gateway, {"input": "a"}).json()["model"] == "sst2"
 
 
-def test_what_it_accepts_beyond_is_ignored():
-    PredictRequest.model_validate({"inputs": "a", "something": 1})
+def test_what_it_does_not_hear_is_refused(gateway, call):
+    answer = predict(call, gateway, {"inputs": "a", "something": 1})
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "Validation")
+    assert "unknown key 'something'" in answer.json()["error"]
 
 
 def classify(call, app, body):

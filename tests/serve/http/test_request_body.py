@@ -95,6 +95,12 @@ def test_large_work_leaves_the_event_loop() -> None:
         ("/v2/modelsx", "/v2/models", "/v2/models/v2/modelsx"),
         ("/v2", "", "/v2"),
         ("/v2", "/", "/v2"),
+        ("/below/v2", "/below", "/v2"),
+        ("/v2", "/below", "/v2"),
+        ("/below", "/below", "/"),
+        ("/a/b/v2/models/m", "/a/b/v2/models", "/v2/models/m"),
+        ("/below/v2/models/m/infer", "/below/v2/models/m", "/v2/models/m/infer"),
+        ("/v2/models/v2/models/m", "/v2/models/v2/models", "/v2/models/m"),
     ],
 )
 def test_the_path_is_whole_in_both_spellings(path: str, root: str, full: str) -> None:

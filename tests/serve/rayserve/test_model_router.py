@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fewshard_core.values import TextInput
-from fewshard_serve.core import Classified, PredictionRequest, Timings
-from fewshard_serve.errors import NotFound, NotReady, UnknownModel, UnusableItem
+from fewshard_core.values import ModelInfo, TextInput
+from fewshard_serve.core import BatchStats, Classified, PredictionRequest, Timings
+from fewshard_serve.errors import InternalError, NotFound, NotReady, TooLarge, UnknownModel, UnusableItem
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
+from fewshard_serve.protocol.stats import ModelStatistics
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.discovery import Target
 from fewshard_serve.rayserve.model_router import STARTING_REFRESH_S, STEADY_REFRESH_S, ModelRouter
@@ -24,6 +25,7 @@ class Hosts:
     def __init__(self, **answers):
         self.answers = answers
         self.asked = []
+        self.raises = RuntimeError
 
     async def all(self, app, method, *args, timeout_s):
         self.asked.append((app, method))
@@ -35,7 +37,7 @@ class Hosts:
     async def one(self, app, method, *args):
         self.asked.append((app, method, *args))
         answer = self.answers[f"{app}_{method}"].pop(0)
-        if isinstance(answer, RuntimeError):
+        if isinstance(answer, RuntimeError | self.raises):
             raise answer
         return answer
 
@@ -132,6 +134,32 @@ def test_an_error_that_was_returned_is_raised_and_not_tried_again():
 def test_a_replica_that_dies_costs_latency_not_the_answer():
     hosts = Hosts(own_classify_for_gateway=[RuntimeError("actor died"), ANSWER])
     assert classify(directory(hosts), "c") is ANSWER
+
+
+@pytest.mark.parametrize("kind", [TooLarge, InternalError])
+def test_a_replica_that_was_there_is_not_said_to_be_missing(kind):
+    hosts = Hosts(own_classify_for_gateway=[kind("the reason"), ANSWER])
+    hosts.raises = kind
+    with pytest.raises(kind, match="the reason"):
+        classify(directory(hosts), "c")
+    assert len(hosts.asked) == 1, "it would fail on another replica too"
+
+
+def test_statistics_are_those_of_all_replicas():
+    parts = [ModelStatistics(), ModelStatistics()]
+    for part in parts:
+        part.add_batch(BatchStats("c", 3, 9, 0, 0.1, (0.0,) * 3))
+    info = ModelInfo("c", "text", "dense", ("a", "b"), "single_label_classification", "x", "fp32", "cpu", 8)
+    hosts = Hosts(own_model_states=[[ModelEntry("c", "READY", info=info)]], own_stats_part=parts)
+    of = directory(hosts)
+    with pytest.raises(NotReady, match="loading"):
+        asyncio.run(of.merged_stats("c"))
+    asyncio.run(of.refresh())
+    answer = asyncio.run(of.merged_stats("c"))
+    assert (answer["replicas"], answer["model_stats"][0]["inference_count"]) == (2, 6)
+    hosts.answers["own_stats_part"] = []
+    with pytest.raises(NotReady, match="no replica of c"):
+        asyncio.run(of.merged_stats("c"))
 
 
 def test_no_replica_at_all_is_not_ready():

@@ -62,11 +62,11 @@ def test_every_application_plans_what_the_whole_configuration_plans():
 
 def test_every_section_of_the_configuration_reaches_an_application():
     """A new one needs its place in `serveconfig`, and in the chart's values.yaml and _serve.tpl."""
-    common = {"auth", "limits", "logging", "metrics", "tracing"}
+    common = {"auth", "cors", "limits", "logging", "metrics", "tracing"}
     sections = {"models", "cascades", "server"} | common
     assert set(FewshardConfig.model_fields) == sections
     given = {"auth": {"tokens_file": "t"}, "logging": {}, "metrics": {}}
-    whole = rendered(**given, tracing={"endpoint": "http://traces"})
+    whole = rendered(**given, tracing={"endpoint": "http://traces"}, cors={"origins": ["*"]})
     configs = [app["args"]["config"] for app in whole["applications"]]
     assert {key for config in configs for key in config} == sections
     assert all({"models"} | common <= set(config) for config in configs)

@@ -1,138 +1,24 @@
 """tritonclient.grpc and bare messages against the service on a port of this machine."""
 
-import asyncio
-import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from fewshard_core.values import EncodedImage, ModelInfo
+from fewshard_core.values import EncodedImage
 from fewshard_serve.auth import hash_of
-from fewshard_serve.core import Caller, Classified, Timings
+from fewshard_serve.core import Caller
 from fewshard_serve.errors import (
-    DeadlineExceeded,
-    InternalError,
-    NotReady,
-    Overloaded,
     StartError,
-    TooLarge,
-    UnusableItem,
 )
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
-from fewshard_serve.http.service import ModelEntry
-from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.rpc.server import GRPC_STATUS, InferenceService, start, status_of
-
-LIMITS = Limits(max_items=64, max_body_bytes=100_000)
-RAISED = {
-    "overloaded": Overloaded("too much", 1.25),
-    "late": DeadlineExceeded("late"),
-    "unusable": UnusableItem(0, "no"),
-    "draining": NotReady("draining"),
-    "broken": InternalError("broken"),
-    "large": TooLarge("large"),
-    "bug": KeyError("secret detail"),
-}
-
-
-def info_of(name, task):
-    return ModelInfo(
-        name, task, "dense", ("long", "short"), "single_label_classification", "x", "fp32", "cpu", 128
-    )
-
-
-class Service:
-    """Two models; the first logit of a text is its length."""
-
-    def __init__(self):
-        self.calls, self.was_cancelled = [], threading.Event()
-
-    async def model_index(self):
-        ready = [ModelEntry(name, "READY", info=info_of(name, name)) for name in ("text", "image")]
-        return [*ready, ModelEntry("slow", "LOADING", reason="reading weights")]
-
-    async def ready(self):
-        return False
-
-    async def classify(self, model, request):
-        inputs = request.inputs
-        self.calls.append((model, inputs, request.truncate, request.timeout_s, request.caller))
-        lengths = []
-        for one in inputs:
-            text = getattr(one, "text", "")
-            if text in RAISED:
-                raise RAISED[text]
-            if text == "hang":
-                await self._hang()
-            lengths.append([np.nan if text == "nan" else len(text), 0])
-        return Classified(np.array(lengths, np.float32), 5 * len(inputs), Timings(0.001, 0.002, 0.003))
-
-    async def _hang(self):
-        try:
-            await asyncio.sleep(30)
-        except asyncio.CancelledError:
-            self.was_cancelled.set()
-            raise
-
-
-class Running:
-    """The service on an event loop in a thread."""
-
-    def __init__(self, doors=None):
-        self.service, self.counted = Service(), []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        inference = InferenceService(
-            self.service, LIMITS, doors or AccessMiddleware(), lambda *seen: self.counted.append(seen[:3])
-        )
-        self.port = free_port()
-        self._server = self.run(start(inference, "127.0.0.1", self.port, LIMITS.max_body_bytes))
-
-    @property
-    def address(self):
-        return f"127.0.0.1:{self.port}"
-
-    def run(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
-
-    def close(self):
-        self.run(self._server.stop(None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def running():
-    one = Running()
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def client(running):
-    with triton.InferenceServerClient(running.address) as one:
-        yield one
-
-
-def text_input(*texts, name="text", shape=None):
-    tensor = triton.InferInput(name, list(shape or [len(texts)]), "BYTES")
-    tensor.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object).reshape(shape or -1))
-    return tensor
+from fewshard_serve.rpc.inference import GRPC_STATUS, InferenceService, status_of
+from fewshard_serve.rpc.server import start
+from rpc_service import LIMITS, Running, stub, text_input
 
 
 def test_health(client):
@@ -237,10 +123,6 @@ def test_models_that_do_not_answer(client, model, version, status, words):
     assert refusal.value.status() == f"StatusCode.{status}"
 
 
-def stub(running):
-    return service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(running.address))
-
-
 def request(**changed):
     message = service_pb2.ModelInferRequest(model_name="text")
     message.inputs.add(name="text", datatype="BYTES", shape=[2]).contents.bytes_contents.extend(
@@ -287,9 +169,13 @@ def broken_requests():
     odd = request()
     odd.parameters["timeout"].string_param = "soon"
     yield "an odd timeout", odd
-    unset = request()
-    unset.parameters["truncate"].SetInParent()
-    yield "a parameter without a value", unset
+    typo = request()
+    typo.parameters["truncat"].bool_param = False
+    yield "a parameter that is none", typo
+    shared = service_pb2.ModelInferRequest(model_name="text")
+    entry = shared.inputs.add(name="text", datatype="BYTES", shape=[1])
+    entry.parameters["shared_memory_region"].string_param = "r"
+    yield "shared memory", shared
     cut = service_pb2.ModelInferRequest(model_name="text", raw_input_contents=[b"\xff\xff\xff\xffa"])
     cut.inputs.add(name="text", datatype="BYTES", shape=[1])
     yield "a length that lies", cut
@@ -314,6 +200,16 @@ def test_nasty_messages_are_the_callers_fault(running, name, message):
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert dict(refusal.value.trailing_metadata())["code"] == "malformed"
     assert stub(running).ModelInfer(request()).model_name == "text"
+
+
+def test_absent_values_are_none(running):
+    """MLServer's client leaves `contents` empty beside raw data, and others leave a parameter's value out."""
+    message = service_pb2.ModelInferRequest(model_name="text", raw_input_contents=[b"\x03\0\0\0abc"])
+    message.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.SetInParent()
+    message.parameters["truncate"].SetInParent()
+    message.outputs.add(name="logits")
+    answer = stub(running).ModelInfer(message)
+    assert answer.raw_output_contents[0] == np.array([3, 0], np.float32).tobytes()
 
 
 def test_a_message_over_the_limit_is_refused(running):

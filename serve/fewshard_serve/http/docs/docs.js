@@ -2,7 +2,7 @@
 
 async function nameOfSomeModel() {
   try {
-    const answer = await fetch("/", { headers: { Accept: "application/json" } });
+    const answer = await fetch("./", { headers: { Accept: "application/json" } });
     const { models } = await answer.json();
     const texts = models.filter((model) => model.task === "text");
     return (texts.find((model) => model.state === "READY") ?? texts[0])?.name;
@@ -12,19 +12,21 @@ async function nameOfSomeModel() {
 }
 
 function withModel(text, name) {
-  const document = JSON.parse(name ? text.replaceAll('"{model}"', JSON.stringify(name)) : text);
-  for (const operations of Object.values(document.paths)) {
+  const spec = JSON.parse(name ? text.replaceAll('"{model}"', JSON.stringify(name)) : text);
+  // A proxy may have mounted the server below a prefix.
+  spec.servers = [{ url: new URL(".", document.baseURI).pathname.replace(/\/$/, "") || "/" }];
+  for (const operations of Object.values(spec.paths)) {
     for (const { parameters } of Object.values(operations)) {
       for (const parameter of parameters) {
         if (name && parameter.in === "path" && parameter.name === "model") parameter.example = name;
       }
     }
   }
-  return document;
+  return spec;
 }
 
 async function show() {
-  const [answer, name] = await Promise.all([fetch("/openapi.json"), nameOfSomeModel()]);
+  const [answer, name] = await Promise.all([fetch("openapi.json"), nameOfSomeModel()]);
   SwaggerUIBundle({
     spec: withModel(await answer.text(), name),
     dom_id: "#swagger-ui",

@@ -54,8 +54,8 @@ class Task(ABC):
 
     media_range: ClassVar[str] = ""
     """The Content-Types of a body that is one item: "image/*", "text/csv". Empty if bodies must be JSON."""
-    item_noun: ClassVar[str] = "an item"
-    """What an item that is sent as the body is called: "an image"."""
+    signatures: ClassVar[tuple[bytes, ...]] = ()
+    """The first bytes of such bodies, by which they are known if their Content-Type is missing or wrong."""
     file_help: ClassVar[str] = ""
     """How such a body is sent, for use in a sentence."""
     body_refusal: ClassVar[str]

@@ -31,7 +31,8 @@ class ImageTask(Task):
     json_refusal = "an image model takes base64 strings or data URLs, not texts"
 
     media_range = "image/*"
-    item_noun = "an image"
+    # PNG, JPEG, WebP, GIF, BMP, TIFF. No JSON begins so.
+    signatures = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
     file_help = "the image file itself as image/*"
     body_refusal = "classifies images; send the image file itself as image/*, or JSON"
 

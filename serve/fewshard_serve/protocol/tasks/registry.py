@@ -50,6 +50,10 @@ class TaskRegistry:
         found = (task for task in self if task.media_range and fnmatchcase(media_type, task.media_range))
         return next(found, None)
 
+    def of_file(self, body: bytes) -> Task | None:
+        """The task whose items are files that begin like this body; None if there is none."""
+        return next((task for task in self if task.signatures and body.startswith(task.signatures)), None)
+
     def check_takes_texts(self, info: ModelInfo, advice: str) -> None:
         """Raise `UnsupportedMedia`, with this advice, if the model does not classify texts."""
         task = self.of(info)
