@@ -7,6 +7,7 @@ checkpoint are never run. What is loaded is what the files say, or it is refused
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,9 @@ def load_with_transformers(
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
     given = stored if weights is None else {name: _described(weights[name]) for name in weights}
     require_agreement(directory, model, given, found)
+    for tensor in chain(model.parameters(), model.buffers()):
+        # transformers leaves weights mapped: they would change when somebody overwrites the file.
+        tensor.data = tensor.data.clone()
     return model
 
 

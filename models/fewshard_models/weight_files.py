@@ -145,11 +145,11 @@ def _require_index(directory: Path, found: dict[str, StoredTensor]) -> None:
 
 
 def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor, mapped into memory rather than read. Raises CheckpointError for a damaged file."""
+    """Yield a copy of every tensor. Raises CheckpointError for a damaged file."""
     for file in dict.fromkeys(tensor.file for tensor in stored.values()):
         with opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a mapping
-                yield name, tensors.get_tensor(name)
+                yield name, tensors.get_tensor(name).clone()
 
 
 @contextmanager

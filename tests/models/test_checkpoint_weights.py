@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from fewshard_models.classifier.load import load
 from fewshard_models.errors import CheckpointError
 from fewshard_models.weight_files import INDEX, SINGLE
-from small_checkpoints import change_config, change_weights, reference, served, write_text
+from small_checkpoints import TEXTS, change_config, change_weights, reference, served, write_text
 
 ROBERTAS = {"roberta": tf.RobertaConfig, "xlm-roberta": tf.XLMRobertaConfig, "camembert": tf.CamembertConfig}
 
@@ -281,3 +281,15 @@ def test_cross_attention_that_gets_no_input_changes_nothing(tmp_path):
 def test_an_unknown_activation_is_named(bert):
     change_config(bert, hidden_act="snake")
     assert "snake" in refusal(bert)
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta"])
+def test_a_file_that_is_overwritten_does_not_change_a_loaded_model(family, request):
+    directory = request.getfixturevalue(family)
+    model = load(directory, "cpu", "fp32")
+    before = model(TEXTS).logits
+    size = (directory / SINGLE).stat().st_size
+    with (directory / SINGLE).open("r+b") as weights:
+        weights.seek(size // 8)
+        weights.write(b"\0" * (size - size // 8))
+    np.testing.assert_array_equal(model(TEXTS).logits, before)

@@ -26,6 +26,7 @@ from fewshard_models.classifier.load import load
 from fewshard_models.errors import ModelsError
 from small_checkpoints import SIZES, TEXTS, write_network, write_text
 
+tf.utils.logging.disable_progress_bar()
 MEMORY = 2 * 2**30
 EXAMPLES = int(os.environ.get("FEWSHARD_FUZZ_EXAMPLES", "8"))
 settings.register_profile(
