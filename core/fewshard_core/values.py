@@ -1,5 +1,6 @@
 """The plain values that classifiers take and return; the packages of models and server share them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -116,6 +117,18 @@ class ModelInfo:
     max_tokens: int
     version: str = "1"
     card: dict[str, Any] = field(default_factory=dict)
+
+
+def label_order(labels: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """Return the place in `labels` of each of `wanted`; None if the two do not match.
+
+    Two outputs of a model may have one name ("crane" of ImageNet). Such labels match in the same order alone.
+    """
+    if list(labels) == list(wanted):
+        return list(range(len(labels)))
+    if sorted(labels) != sorted(wanted) or len(set(labels)) < len(labels):
+        return None
+    return [labels.index(label) for label in wanted]
 
 
 @dataclass(frozen=True, slots=True)

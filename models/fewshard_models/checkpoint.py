@@ -1,28 +1,31 @@
 """Reads and writes classifiers as Hugging Face directories. `classifier.load` chooses the loading function.
 
 It loads only safetensors weights, of architectures of transformers or our own. Pickle files and code from a
-checkpoint are never run.
+checkpoint are never run. What is loaded is what the files say, or it is refused.
 """
 
-import json
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 import fewshard_models.image  # noqa: F401  registers its configuration
+from fewshard_models.agreement import require_agreement, require_plausible
 from fewshard_models.card import Card
+from fewshard_models.config_file import load_config as load_config
 from fewshard_models.errors import CheckpointError
+from fewshard_models.quantised import dequantised, quantisation_of
 from fewshard_models.text import FewshardTextForSequenceClassification
 from fewshard_models.text.convert import convert_config, convert_weights
+from fewshard_models.weight_files import StoredTensor, read_tensors, require_safetensors, stored_tensors
 
 ZOO = Path(__file__).parent / "zoo"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,6 @@ def resolve(path: str) -> Path:
             f"no checkpoint directory {path!r}; give zoo:<name>, hf:<owner>/<name> or a directory"
         )
     return directory
-
-
-def load_config(directory: Path) -> PreTrainedConfig:
-    """Read the directory's config.json. Raises CheckpointError if it is missing or damaged."""
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory} has no config.json; it is not a Hugging Face checkpoint")
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{directory}/config.json cannot be used: {error}") from error
 
 
 def save_checkpoint(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -91,71 +84,80 @@ def _hub_directory(name: str) -> Path:
         raise CheckpointError(f"hf:{name} could not be downloaded: {error}") from error
 
 
-def require_safetensors(directory: Path) -> list[Path]:
-    """Return the weight files. Raises CheckpointError if no permitted file exists."""
-    if files := weight_files(directory):
-        return files
-    if any(any(directory.glob(pattern)) for pattern in _PICKLES):
-        raise CheckpointError(
-            f"{directory} has pickle weights only, which can run code when loaded and are refused; "
-            "save them as safetensors: model.save_pretrained(directory)"
-        )
-    raise CheckpointError(f"{directory} has no model.safetensors")
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files. Raises CheckpointError if a shard is missing."""
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        single = directory / "model.safetensors"
-        return [single] if single.is_file() else []
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    if missing := [name for name in names if not (directory / name).is_file()]:
-        raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which its index names")
-    return [directory / name for name in names]
-
-
 def load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the weights of a BERT or a relative into our own encoder. Raises CheckpointError."""
-    weights: dict[str, Tensor] = {}
-    for file in require_safetensors(directory):
-        weights.update(_read(file))
-    model = FewshardTextForSequenceClassification(convert_config(config))
-    found = model.load_state_dict(convert_weights(weights, config), strict=False)
-    require_complete(directory, found.missing_keys)
-    return _cast(model, dtype)
+    """Load the weights of a BERT or a relative into our own encoder. Raises CheckpointError.
 
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
+    transformers reads them, so that the same files are refused for the same reasons as for every network.
+    """
+    source = load_with_transformers(AutoModelForSequenceClassification, directory, config, torch.float32)
+    with torch.device("meta"):
+        model = FewshardTextForSequenceClassification(convert_config(config))
+    model.load_state_dict(convert_weights(source.state_dict(), config), assign=True)
+    return _cast(model.eval(), dtype)
 
 
 def load_with_transformers(
     auto: Any, directory: Path, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Load the network with an Auto class of transformers. Raises CheckpointError."""
-    require_safetensors(directory)
-    options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    """Load the network with an Auto class of transformers; quantised weights are dequantised.
+
+    Raises CheckpointError, also for weights that are missing, of another shape, or not read.
+    """
+    stored = stored_tensors(directory, require_safetensors(directory))
+    plain, weights = _dequantised(config, stored)
     try:
-        model, found = auto.from_pretrained(
-            directory, config=config, dtype=dtype, output_loading_info=True, **options
+        with torch.device("meta"):
+            network = auto.from_config(plain, trust_remote_code=False)
+        _require_class(directory, config, type(network).__name__)
+        require_plausible(directory, network, stored)
+        model, found = type(network).from_pretrained(
+            directory if weights is None else None,
+            config=plain,
+            state_dict=weights,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    except CheckpointError:
+        raise
+    # transformers raises many kinds of errors; each means that these files are at fault
     except Exception as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
-    # transformers fills missing weights with random values, which a server must not use.
-    require_complete(directory, sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])))
+    given = stored if weights is None else {name: _described(weights[name]) for name in weights}
+    require_agreement(directory, model, given, found)
+    for tensor in chain(model.parameters(), model.buffers()):
+        # transformers leaves weights mapped: they would change when somebody overwrites the file.
+        tensor.data = tensor.data.clone()
     return model
 
 
-def require_complete(directory: Path, missing: list[str]) -> None:
-    if missing:
+def _require_class(directory: Path, config: PreTrainedConfig, name: str) -> None:
+    """Refuse an architecture of another model type: transformers goes by the type and never says so."""
+    if config.architectures and name not in config.architectures:
         raise CheckpointError(
-            f"{directory} lacks weights of the right shape for {', '.join(missing[:5])}"
-            f"{' …' if len(missing) > 5 else ''}; is it a classifier's checkpoint, copied whole?"
+            f"{directory}/config.json names the architecture {config.architectures[0]}, but its model_type "
+            f"{config.model_type} is that of {name}; correct the one that is wrong"
         )
+
+
+def _dequantised(
+    config: PreTrainedConfig, stored: Mapping[str, StoredTensor]
+) -> tuple[PreTrainedConfig, dict[str, Tensor] | None]:
+    """Return the configuration of plain weights, and these; None if the stored ones are plain already."""
+    is_quanto = any(name.endswith("._data") for name in stored)
+    settings = quantisation_of(config) or ({"quant_method": "quanto"} if is_quanto else None)
+    if settings is None:
+        return config, None
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config()):
+        vars(part).pop("quantization_config", None)
+    return plain, dequantised(dict(read_tensors(stored)), settings)
+
+
+def _described(tensor: Tensor) -> StoredTensor:
+    return StoredTensor(Path(), "F32" if tensor.is_floating_point() else "I64", tuple(tensor.shape))
 
 
 def _cast(model: FewshardTextForSequenceClassification, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_core.activation import activate
-from fewshard_core.values import ModelInfo, ProblemType
+from fewshard_core.values import ModelInfo, ProblemType, label_order
 from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
 from fewshard_serve.protocol.stats import ModelStatistics
@@ -129,7 +129,8 @@ class _Run:
         sure = confidence(activate(answer.logits, info.problem_type), info.problem_type) >= accept_above
         sure |= info is self._infos[-1]
         done = self.left[sure]
-        order = [info.labels.index(label) for label in self._labels]
+        order = label_order(info.labels, self._labels)
+        assert order is not None, "stages were found to fit"
         self._logits[done] = answer.logits[sure][:, order]
         for index in done.tolist():
             self._stage_of[index] = info.name
@@ -178,8 +179,8 @@ def _misfit(infos: Sequence[ModelInfo]) -> str:
             return f"{info.name} classifies {TASKS.of(info).plural} and {last.name} {TASKS.of(last).plural}"
         if info.problem_type != last.problem_type or info.problem_type == "regression":
             return f"{info.name} is {info.problem_type} and {last.name} {last.problem_type}"
-        if sorted(info.labels) != sorted(last.labels):
-            return f"{info.name} and {last.name} have different labels"
+        if label_order(info.labels, last.labels) is None:
+            return f"{info.name} and {last.name} have different labels, or equal names in another order"
     return ""
 
 

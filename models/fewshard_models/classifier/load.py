@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import torch
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+)
 
 from fewshard_core.formats import FORMATS
 from fewshard_models.card import load_card
@@ -11,6 +16,7 @@ from fewshard_models.classifier import image, packed_text, padded_text  # noqa: 
 from fewshard_models.classifier.network import NetworkClassifier, describe
 from fewshard_models.classifier.registry import CLASSIFIERS
 from fewshard_models.devices import choose_device, choose_dtype, storage_dtype
+from fewshard_models.errors import CheckpointError
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "") -> NetworkClassifier:
@@ -39,7 +45,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load the unprepared network, to change or measure it. Raises CheckpointError as `load` does."""
     config = load_config(directory)
-    kind = CLASSIFIERS.find(config.architectures or [], config, directory)
+    kind = CLASSIFIERS.find([_architecture(config, directory)], config, directory)
     network = kind.load_network(directory, config, dtype)
     return Checkpoint(directory, network.to(device).eval(), kind.task, load_card(directory))
 
@@ -56,4 +62,25 @@ def from_checkpoint(checkpoint: Checkpoint, name: str, device: str, dtype: str) 
 def task_of(directory: Path) -> str:
     """Return the task of a checkpoint, as in `ModelInfo.task`. Raises CheckpointError."""
     config = load_config(directory)
-    return CLASSIFIERS.find(config.architectures or [], config, directory).task
+    return CLASSIFIERS.find([_architecture(config, directory)], config, directory).task
+
+
+def _architecture(config: PreTrainedConfig, directory: Path) -> str:
+    """Return the name of the network's class. Raises CheckpointError if config.json leaves it open.
+
+    A model type with one class that classifies needs no name: the weights decide whether it fits.
+    """
+    stated: set[str] = set(config.architectures or [])
+    if len(stated) == 1:
+        return stated.pop()
+    mappings = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
+    known = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    names: list[str] = [
+        kind.__name__ for each in known for kind in (each if isinstance(each, tuple) else (each,))
+    ]
+    if not stated and len(names) == 1:
+        return names[0]
+    raise CheckpointError(
+        f"{directory}/config.json names {', '.join(sorted(stated)) or 'none'} as its architectures; name the "
+        f"one class whose weights these are{f', as {names[0]}' if names else ''}"
+    )

@@ -4,14 +4,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from fewshard_core.values import Item, ModelInfo, ProblemType, Task
+from fewshard_core.values import Item, ModelInfo, Task
 from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_with_transformers
 from fewshard_models.classifier.base import Classifier
@@ -102,7 +102,7 @@ def describe(
         task=kind.task,
         kind=str(fields.get("kind", "moe" if _has_experts(config) else "dense")),
         labels=tuple(config.id2label[index] for index in sorted(config.id2label)),
-        problem_type=_problem_type(config),
+        problem_type=config.problem_type or "single_label_classification",
         architecture=architecture,
         dtype=dtype,
         device=torch.cuda.get_device_name() if device == "cuda" else device,
@@ -117,11 +117,6 @@ def _public_card(fields: dict[str, Any]) -> dict[str, Any]:
     inputs = [golden["input"] for golden in fields.get("golden", ())]
     small = [given for given in inputs if isinstance(given, str) and len(given) <= MAX_EXAMPLE_LENGTH]
     return {**public, "examples": small[:MAX_EXAMPLES]} if small else public
-
-
-def _problem_type(config: PreTrainedConfig) -> ProblemType:
-    stated = config.problem_type
-    return stated if stated in get_args(ProblemType) else "single_label_classification"
 
 
 def _has_experts(config: PreTrainedConfig) -> bool:

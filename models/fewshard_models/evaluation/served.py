@@ -1,5 +1,6 @@
 """Records label shares and confidence on the held-out set in the card; the server compares its traffic."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +41,9 @@ def served_of(
     Also the share of items whose best probability is at or below each bound.
     """
     best = 1 / np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True)).sum(axis=1)
-    shares = np.bincount(logits.argmax(axis=1), minlength=len(names)) / len(logits)
+    shares: Counter[str] = Counter(dict.fromkeys(names, 0))
+    shares.update(names[label] for label in logits.argmax(axis=1))
     return {
-        "labels": {name: round(float(share), 5) for name, share in zip(names, shares, strict=True)},
+        "labels": {name: round(count / len(logits), 5) for name, count in shares.items()},
         "confidence": {str(bound): round(float((best <= bound).mean()), 5) for bound in bounds},
     }

@@ -7,19 +7,20 @@ mapped pages would count as the shard's memory.
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewshard_kernels import ExpertWeights
-from fewshard_models.checkpoint import load_config, require_complete, weight_files
+from fewshard_models.agreement import require_complete, require_read
+from fewshard_models.checkpoint import load_config
 from fewshard_models.errors import CheckpointError
+from fewshard_models.quantised import quantisation_of
 from fewshard_models.sharding.experts import ShardedFeedForward
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
+from fewshard_models.weight_files import opened, weight_files
 
 _EXPERT_TENSOR = re.compile(r"layers\.\d+\.ffn\.(w1|b1|w2|b2)$")
 
@@ -31,6 +32,11 @@ def load_shardable_config(directory: Path) -> FewshardTextConfig:
         raise CheckpointError(
             f"{directory} is a {config.model_type} model; only fewshard_text ones can be sharded: "
             "leave experts out of its configuration"
+        )
+    if quantisation_of(config) is not None:
+        raise CheckpointError(
+            f"{directory} has quantised weights, which are not read in parts; leave experts out of its "
+            "configuration"
         )
     if not config.num_experts:
         raise CheckpointError(
@@ -47,9 +53,9 @@ def fingerprint(directory: Path) -> str:
     """
     digest = hashlib.sha256((_existing(directory) / "config.json").read_bytes())
     for file in weight_files(directory):
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            digest.update(opened.read(min(length, file.stat().st_size)))
+        with file.open("rb") as head:
+            length = int.from_bytes(head.read(8), "little")
+            digest.update(head.read(min(length, file.stat().st_size)))
         digest.update(str(file.stat().st_size).encode())
     return digest.hexdigest()[:16]
 
@@ -85,20 +91,22 @@ def load_without_experts(
 def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors except the experts, as views that are valid only until the next one is requested."""
     for file in weight_files(directory):
-        with _opened(file) as opened:
-            for name in opened.keys():  # noqa: SIM118  not a mapping
+        with opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a mapping
                 if not _EXPERT_TENSOR.search(name):
-                    yield name, opened.get_tensor(name)
+                    yield name, tensors.get_tensor(name)
 
 
 def _require_fit(
     directory: Path, network: FewshardTextForSequenceClassification, weights: dict[str, Tensor]
 ) -> None:
-    """Require all of the network's tensors in their shapes; drop tensors that it does not have."""
+    """Require all of the network's tensors in their shapes; drop others, which must be harmless."""
     wanted = network.state_dict()
     found = {name: tensor.shape for name, tensor in weights.items()}
     require_complete(directory, [name for name, like in wanted.items() if found.get(name) != like.shape])
-    for name in found.keys() - wanted.keys():
+    unread = found.keys() - wanted.keys()
+    require_read(directory, unread)
+    for name in unread:
         del weights[name]
 
 
@@ -111,9 +119,9 @@ def read_experts(
     """
     missing = {f"layers.{layer}.ffn.{field}": getattr(into, field) for field in into._fields}
     for file in weight_files(directory):
-        with _opened(file) as opened:
-            for name in sorted(missing.keys() & set(opened.keys())):
-                found, target = opened.get_slice(name), missing[name]
+        with opened(file) as tensors:
+            for name in sorted(missing.keys() & set(tensors.keys())):
+                found, target = tensors.get_slice(name), missing[name]
                 if found.get_shape()[1:] == list(target.shape[1:]):
                     _copy_rows(found, experts, target, places)
                     del missing[name]
@@ -124,12 +132,3 @@ def _copy_rows(found: Any, experts: Sequence[int], target: Tensor, places: Seque
     """Copy rows `experts` of a file slice to rows `places` of `target`."""
     for expert, place in zip(experts, places, strict=True):
         target[place].copy_(found[expert])
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error

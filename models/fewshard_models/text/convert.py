@@ -42,6 +42,7 @@ _DISTILBERT_KEYS = [
     (r"^pre_classifier\.", "pooler."),
 ]
 _IGNORED = re.compile(r"position_ids$|^cls\.|^lm_head\.|^vocab_|embeddings\.token_type_ids$")
+_IGNORED_BY_ROBERTA = re.compile(rf"{_IGNORED.pattern}|^(?:roberta\.)?pooler\.")
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert")
 ARCHITECTURES = tuple(
@@ -77,8 +78,9 @@ def convert_weights(weights: Mapping[str, Tensor], config: PreTrainedConfig) -> 
     Raises CheckpointError if a layer's projections are incomplete.
     """
     keys = _DISTILBERT_KEYS if config.model_type == "distilbert" else _BERT_KEYS
-    renamed = {_rename(key, keys): tensor for key, tensor in weights.items()}
-    renamed = {key: tensor for key, tensor in renamed.items() if not _IGNORED.search(key)}
+    # The head of RoBERTa does not use the encoder's own pooler, which many files still hold.
+    ignored = _IGNORED if config.model_type in ("bert", "distilbert") else _IGNORED_BY_ROBERTA
+    renamed = {_rename(key, keys): tensor for key, tensor in weights.items() if not ignored.search(key)}
     positions = "embeddings.position_embeddings.weight"
     if _position_offset(config) and positions in renamed:
         renamed[positions] = renamed[positions][_position_offset(config) :]

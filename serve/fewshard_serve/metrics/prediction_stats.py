@@ -4,6 +4,7 @@ The recorder keeps one `PredictionStats` per model.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,8 +112,11 @@ def label_drift(recent: _Sums, info: ModelInfo) -> float | None:
     shares = _served(info).get("labels")
     if not isinstance(shares, Mapping) or recent.num_items < MIN_DRIFT_ITEMS or not recent.by_label.sum():
         return None
-    usual = np.array([float(shares.get(label, 0.0)) for label in info.labels])
-    return float(0.5 * np.abs(recent.by_label / recent.by_label.sum() - usual).sum())
+    total = int(recent.by_label.sum())
+    by_name: Counter[str] = Counter()
+    for label, count in zip(info.labels, recent.by_label.tolist(), strict=True):
+        by_name[label] += count
+    return 0.5 * sum(abs(count / total - float(shares.get(label, 0.0))) for label, count in by_name.items())
 
 
 def confidence_drift(recent: _Sums, info: ModelInfo) -> float | None:

@@ -51,9 +51,12 @@ def describe_diagnoses(parts: Sequence[Diagnosis], labels: Sequence[str]) -> dic
     if not parts:
         return {}
     tokens = reduce(add, (part.class_experts for part in parts))
+    by_name: dict[str, Any] = {}
+    for label, each in zip(labels, tokens, strict=True):
+        by_name[label] = by_name.get(label, 0) + each
     return {
         "class_items_sampled": sum(part.num_items for part in parts),
-        "class_tokens": {label: tokens[at].tolist() for at, label in enumerate(labels)},
+        "class_tokens": {label: each.tolist() for label, each in by_name.items()},
     }
 
 

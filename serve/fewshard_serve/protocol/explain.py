@@ -134,4 +134,9 @@ def _without(text: str, start: int, end: int) -> str:
 def _column(label: str, info: ModelInfo) -> int:
     if label not in info.labels:
         raise MalformedRequest(f"unknown label {label!r:.100}; {nearest(label, info.labels)}")
+    if info.labels.count(label) > 1:
+        raise MalformedRequest(
+            f"label {label!r:.100} is the name of {info.labels.count(label)} outputs of this model; leave "
+            "label out to explain the predicted one"
+        )
     return info.labels.index(label)

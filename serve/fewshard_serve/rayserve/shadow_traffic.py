@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshard_core.activation import activate
-from fewshard_core.values import ModelInfo
+from fewshard_core.values import ModelInfo, label_order
 from fewshard_serve.config import ShadowConfig
 from fewshard_serve.core import Caller, Classified, PredictionRequest
 from fewshard_serve.errors import ServeError
@@ -117,8 +117,8 @@ def shadow_elsewhere(name: str, app: str, calls: HostCalls) -> ShadowModel:
 
 def is_comparable(first: ModelInfo, second: ModelInfo) -> bool:
     """Return whether both models have the same labels, in any order."""
-    is_same = first.problem_type == second.problem_type and sorted(first.labels) == sorted(second.labels)
-    return is_same and first.problem_type != "regression"
+    is_same = first.problem_type == second.problem_type and first.problem_type != "regression"
+    return is_same and label_order(second.labels, first.labels) is not None
 
 
 def agreeing(
@@ -128,7 +128,8 @@ def agreeing(
 
     They agree if the best label is equal, or for several labels all labels with a score of at least 0.5.
     """
-    order = [other_info.labels.index(label) for label in info.labels]
+    order = label_order(other_info.labels, info.labels)
+    assert order is not None, "the models were found to be comparable"
     scores = activate(answer.logits, info.problem_type), activate(other.logits[:, order], info.problem_type)
     if info.problem_type == "multi_label_classification" or len(info.labels) == 1:
         first, second = (each >= 0.5 for each in scores)
