@@ -80,8 +80,8 @@ def convert_weights(weights: Mapping[str, Tensor], config: PreTrainedConfig) -> 
     renamed = {_rename(key, keys): tensor for key, tensor in weights.items()}
     renamed = {key: tensor for key, tensor in renamed.items() if not _IGNORED.search(key)}
     positions = "embeddings.position_embeddings.weight"
-    if _position_offset(config) and positions in renamed:
-        renamed[positions] = renamed[positions][_position_offset(config) :]
+    if position_offset(config) and positions in renamed:
+        renamed[positions] = renamed[positions][position_offset(config) :]
     return _join_qkv(renamed)
 
 
@@ -93,7 +93,7 @@ def _bert_fields(config: PreTrainedConfig) -> dict[str, Any]:
         "intermediate_size": config.intermediate_size,
         "hidden_act": config.hidden_act,
         "hidden_dropout_prob": config.hidden_dropout_prob,
-        "max_position_embeddings": config.max_position_embeddings - _position_offset(config),
+        "max_position_embeddings": config.max_position_embeddings - position_offset(config),
         "type_vocab_size": config.type_vocab_size,
         "layer_norm_eps": config.layer_norm_eps,
         "pooler_act": "tanh",
@@ -115,7 +115,7 @@ def _distilbert_fields(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _position_offset(config: PreTrainedConfig) -> int:
+def position_offset(config: PreTrainedConfig) -> int:
     """RoBERTa counts positions from the padding id + 1; ours count from 0."""
     return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
