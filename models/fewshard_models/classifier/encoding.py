@@ -83,7 +83,9 @@ class FastEncoder:
         ordered = [sorted((item.text, item.text_pair or ""), key=len) for item in pairs]
         others = self._encoded([less for less, _ in ordered])
         enough = [max(self._max_tokens, len(other) + 1) for other in others]
-        both = iter(zip(pairs, ordered, others, self._begun([more for _, more in ordered], enough), strict=True))
+        both = iter(
+            zip(pairs, ordered, others, self._begun([more for _, more in ordered], enough), strict=True)
+        )
         for item in texts:
             if item.text_pair is None:
                 yield next(singles), None
@@ -114,7 +116,7 @@ class FastEncoder:
         return list(self._backend.encode_batch_fast(texts, add_special_tokens=False))
 
     def _beginnings(self, text: str) -> Iterator[int]:
-        """Yield the ends of growing beginnings whose tokens are the first tokens of the text; then its own."""
+        """Yield the ends of growing beginnings whose tokens are the text's first tokens; then its own."""
         tried = CHARACTERS_PER_TOKEN * self._max_tokens
         while self._can_begin and tried < len(text):
             end = _boundary(text, tried)
@@ -125,7 +127,7 @@ class FastEncoder:
 
 
 class PlainEncoder:
-    """Calls transformers' tokenizer as it is: those in Python, and those that add more than special tokens."""
+    """Calls a tokenizer of transformers as it is: one in Python, or one that adds more than special tokens."""
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self._tokenizer = tokenizer
@@ -162,7 +164,7 @@ def _finisher(backend: Tokenizer) -> Tokenizer:
 
 
 def _boundary(text: str, start: int) -> int:
-    """Return where a word ends, at or after `start`, before one space and another word; 0 if not found soon."""
+    """Return where a word ends, after `start`, before one space and another word; 0 if not found soon."""
     place = start
     for _ in range(MAX_BOUNDARIES):
         place = text.find(" ", place + 1)
@@ -181,7 +183,7 @@ _LOCAL_PATTERNS = (" {2,}", r"\s+", r"[\n\r\t]", "`{2}", "''")
 
 
 def _splits_at_spaces(backend: Tokenizer) -> bool:
-    """Return whether the words of a text are tokenised one by one, so that a beginning has the same tokens."""
+    """Return whether words are tokenised one by one, so that a beginning has the same tokens."""
     added = [str(token) for token in backend.get_added_tokens_decoder().values()]
     if any(re.search(r"\w\s+\w", token) for token in added):
         return False

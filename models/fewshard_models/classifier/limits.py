@@ -1,4 +1,4 @@
-"""How many tokens a network takes, how many words and segments it knows, by its configuration and its modules."""
+"""How many tokens a network takes, and how many words and segments it knows."""
 
 from collections.abc import Iterator
 from inspect import Parameter, signature
@@ -41,7 +41,10 @@ def text_limit(network: Any) -> int:
 def _table_sizes(network: Any) -> Iterator[int]:
     for name, module in network.named_modules():
         table = getattr(module, "weight", None)
-        if name.rpartition(".")[2] not in _POSITION_TABLES or table is None or table.ndim != 2:
+        is_of_texts = not any(word in name for word in ("vision", "visual", "image"))
+        if not is_of_texts or name.rpartition(".")[2] not in _POSITION_TABLES:
+            continue
+        if table is None or table.ndim != 2:
             continue
         padding_id, offset = getattr(module, "padding_idx", None), getattr(module, "offset", 0)
         yield len(table) - (int(offset) if padding_id is None or offset else int(padding_id) + 1)

@@ -58,8 +58,8 @@ class PaddedText(TextClassifier):
         for name in self.preprocessor.input_names:
             if name not in _KNOWN_INPUTS and takes(self.network, name):
                 raise CheckpointError(
-                    f"{self.checkpoint.directory} holds {self.info.architecture}, whose tokenizer makes {name} "
-                    "besides token ids; Fewshard serves networks of token ids alone"
+                    f"{self.checkpoint.directory} holds {self.info.architecture}, whose tokenizer makes "
+                    f"{name} besides token ids; Fewshard serves networks of token ids alone"
                 )
 
     def _let_equal_lengths_share(self) -> None:
@@ -73,15 +73,33 @@ class PaddedText(TextClassifier):
             config.pad_token_id = NO_TOKEN
 
     def _try(self) -> Sharing:
+        number_format, pad = FORMATS[self.info.dtype], self.preprocessor.pad_token_id
         try:
-            items = self.preprocessor.items(self.preprocessor.probe_inputs(), True)
-            short, long = items[0].features, affordable(items, self.info.device, self.network)[-1].features
-            trial = Trial(self.network, self._pass, FORMATS[self.info.dtype], short, long)
-        # what the probe will say better
-        except Exception:  # noqa: BLE001
-            return Sharing(None, False)
-        pad = self.preprocessor.pad_token_id
+            items = self._probe_items()
+            long = affordable(items, self.info.device, self.network)[-1].features
+            trial = Trial(self.network, self._pass, number_format, items[0].features, long)
+        except Exception as error:  # a network that does not fit its files may raise anything
+            raise CheckpointError(
+                f"{self.checkpoint.directory} cannot answer an ordinary text: {type(error).__name__}: {error}"
+            ) from error
         return trial.sharing(candidates(self.network.config, pad, self.preprocessor.padding_side, self._rows))
+
+    def _probe_items(self) -> list[Item]:
+        """Return the probe's items, once it is known how short they may be."""
+        items = self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+        line = items[2].features
+        lengths = range(len(items[0].features.ids), len(line.ids))
+        shortest = next((number for number in lengths if self._can_answer(line, number)), 1)
+        self.preprocessor.min_tokens = 1 if shortest == lengths.start else shortest
+        return self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+
+    def _can_answer(self, line: TokenIds, num_tokens: int) -> bool:
+        types = None if line.types is None else line.types[:num_tokens]
+        try:
+            self._pass([TokenIds(line.ids[:num_tokens], types)], None)
+        except Exception:  # noqa: BLE001  as in `_try`
+            return False
+        return True
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
         """Run as few passes as the padding budget allows."""
@@ -129,9 +147,13 @@ class PaddedText(TextClassifier):
         """Return fp32 logits [len(features), num_labels]."""
         length = max(len(item.ids) for item in features)
         fill, side = (0, "right") if padding is None else (padding.token_id, padding.side)
-        inputs: dict[str, Any] = {self._ids_name: self._stack([item.ids for item in features], length, fill, side)}
+        inputs: dict[str, Any] = {
+            self._ids_name: self._stack([item.ids for item in features], length, fill, side)
+        }
         if self._takes_mask:
-            inputs["attention_mask"] = self._stack([[1] * len(item.ids) for item in features], length, 0, side)
+            inputs["attention_mask"] = self._stack(
+                [[1] * len(item.ids) for item in features], length, 0, side
+            )
         if features[0].types is not None:
             inputs["token_type_ids"] = self._stack([item.types or [] for item in features], length, 0, side)
         with torch.inference_mode():

@@ -7,6 +7,7 @@ architectures the mask does not hide padding. `PaddedText` calls it when it load
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,9 @@ class Trial:
     short, long: token ids of two texts.
     """
 
-    def __init__(self, network: Any, run: Pass, number_format: NumberFormat, short: TokenIds, long: TokenIds) -> None:
+    def __init__(
+        self, network: Any, run: Pass, number_format: NumberFormat, short: TokenIds, long: TokenIds
+    ) -> None:
         self._network, self._run, self._format = network, run, number_format
         self._short, self._long = short, long
         self._alone = run([short], None)[0]
@@ -134,7 +137,7 @@ def has_experts(config: Any) -> bool:
 def candidates(config: Any, tokenizer_id: int | None, side: str, num_rows: int) -> list[Padding]:
     """Return the paddings to try: the tokenizer's side first, the network's id first."""
     ids = [getattr(text_config(config), "pad_token_id", None), tokenizer_id]
-    usable = [each for each in ids if each is not None and 0 <= each and (not num_rows or each < num_rows)]
+    usable = [each for each in ids if each is not None and each >= 0 and (not num_rows or each < num_rows)]
     sides = ["left", "right"] if side == "left" else ["right", "left"]
     return [Padding(each, where) for where in sides for each in dict.fromkeys(usable)]
 
@@ -152,7 +155,7 @@ def groups(lengths: Sequence[int], max_ratio: float) -> list[int]:
         parts[-1][1] += 1
     room = (max_ratio - 1) * sum(lengths)
     while len(parts) > 1:
-        costs = [(above[0] - below[0]) * below[1] for below, above in zip(parts, parts[1:], strict=False)]
+        costs = [(above[0] - below[0]) * below[1] for below, above in pairwise(parts)]
         best = min(range(len(costs)), key=costs.__getitem__)
         if costs[best] > room:
             break

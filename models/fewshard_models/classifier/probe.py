@@ -40,9 +40,7 @@ def check_able(info: ModelInfo, preprocessor: Preprocessor, run: RunItems, netwo
         raise CheckpointError(problem)
 
 
-def probe_problem(
-    info: ModelInfo, preprocessor: Preprocessor, run: RunItems, network: Any = None
-) -> str:
+def probe_problem(info: ModelInfo, preprocessor: Preprocessor, run: RunItems, network: Any = None) -> str:
     """Run the preprocessor's probe inputs alone and in one batch. Returns what is wrong; "" if nothing.
 
     run: returns the logits of a batch; what it raises is raised.
@@ -58,7 +56,8 @@ def probe_problem(
         found.append(run(batch))
         if problem := _fault(info, found[-1], batch):
             return f"model {info.name!r} answers {_told(batch)} {problem}"
-    problem = _difference(info, np.concatenate(found[:-1]), found[-1])
+    alone = np.concatenate(found[:-1])
+    problem = _sameness(alone) or _difference(info, alone, found[-1])
     return problem and f"model {info.name!r} {problem}"
 
 
@@ -67,9 +66,7 @@ def affordable(items: Sequence[Item], device: str, network: Any) -> list[Item]:
     num_parameters = 0 if network is None else sum(each.numel() for each in network.parameters())
     budget = MAX_MULTIPLICATIONS.get(device, MAX_GPU_MULTIPLICATIONS)
     return [
-        item
-        for item in items
-        if item.num_tokens <= MIN_TOKENS or item.num_tokens * num_parameters <= budget
+        item for item in items if item.num_tokens <= MIN_TOKENS or item.num_tokens * num_parameters <= budget
     ]
 
 
@@ -84,6 +81,13 @@ def _fault(info: ModelInfo, logits: NDArray[np.float32], batch: Sequence[Item]) 
         return ""
     remedy = "its weights are damaged" if info.dtype == "fp32" else "try dtype fp32"
     return f"with logits that are not finite ({info.dtype}); {remedy}"
+
+
+def _sameness(alone: NDArray[np.float32]) -> str:
+    """Return "" unless all inputs have the same answer to the last bit, as where a kernel was left out."""
+    if len(alone) < 2 or np.any(alone != alone[0]):
+        return ""
+    return "gives every input the same answer; its network does not read its input on this device"
 
 
 def _difference(info: ModelInfo, alone: NDArray[np.float32], together: NDArray[np.float32]) -> str:

@@ -47,6 +47,8 @@ class TextPreprocessor:
         self.max_tokens = int(min(limits, default=DEFAULT_MAX_TOKENS))
         self._encoder = encoder_of(self._tokenizer, self.max_tokens)
         self._num_rows, self._num_types, self._refused_ids = num_rows, num_types, frozenset(refused_ids)
+        self.min_tokens = 1
+        """Networks that halve a text several times cannot answer shorter ones; set by who finds that out."""
         self._check_vocabulary(directory)
 
     def _check_vocabulary(self, directory: Path) -> None:
@@ -57,8 +59,8 @@ class TextPreprocessor:
         highest = getattr(self._tokenizer, "vocab_size", 0)
         if self._num_rows and highest > self._num_rows:
             raise CheckpointError(
-                f"{directory} has a tokenizer of {highest} tokens and a network with {self._num_rows} rows of "
-                "embeddings; they do not belong together: copy both from one checkpoint"
+                f"{directory} has a tokenizer of {highest} tokens and a network with {self._num_rows} rows "
+                "of embeddings; they do not belong together: copy both from one checkpoint"
             )
 
     @property
@@ -78,7 +80,7 @@ class TextPreprocessor:
         return list(self._tokenizer("a"))
 
     def estimate(self, inputs: Sequence[Input]) -> int:
-        """Return an upper estimate of the work, in tokens: those that are tokenised, not those that are kept."""
+        """Return an upper estimate of the tokens that are made, many of which may be cut off."""
         return sum(
             self._encoder.num_characters(item) // _CHARACTERS_PER_TOKEN + 3
             for item in inputs
@@ -110,7 +112,7 @@ class TextPreprocessor:
         words = self._words()
         num_words = min(self.max_tokens, MAX_PROBE_TOKENS)
         longest = (words * (num_words // len(words) + 1))[:num_words]
-        lines = [words[:1], words[1:], words, longest]
+        lines = [words[: self.min_tokens], words[1:], words, longest]
         return [TextInput(" ".join(line)) for line in lines]
 
     def _words(self) -> list[str]:
@@ -125,7 +127,10 @@ class TextPreprocessor:
         """Return token ids. Raises UnusableInput for an input that is empty, too long or not a text."""
         texts = [_text(index, item) for index, item in enumerate(inputs)]
         encoded = self._encoder.encode(texts, truncate)
-        return [self._item(index, text, each) for index, (text, each) in enumerate(zip(texts, encoded, strict=True))]
+        return [
+            self._item(index, text, each)
+            for index, (text, each) in enumerate(zip(texts, encoded, strict=True))
+        ]
 
     def _item(self, index: int, text: TextInput, encoded: TokenIds) -> Item:
         if not encoded.ids:
@@ -136,6 +141,11 @@ class TextPreprocessor:
             raise UnusableInput(
                 index,
                 f"{len(encoded.ids)} tokens, over the model's {self.max_tokens}; shorten it or set truncate",
+            )
+        if len(encoded.ids) < self.min_tokens:
+            raise UnusableInput(
+                index,
+                f"{len(encoded.ids)} tokens, and this network needs {self.min_tokens}; send a longer text",
             )
         self._check_ids(index, encoded)
         if self._num_types == 0:
@@ -157,7 +167,8 @@ class TextPreprocessor:
             )
         if self._num_types and encoded.types is not None and max(encoded.types) >= self._num_types:
             raise UnusableInput(
-                index, f"the network knows {self._num_types} kinds of segments, too few for this; send no pair"
+                index,
+                f"the network knows {self._num_types} kinds of segments, too few for this; send no pair",
             )
 
     def _spelled(self, token_id: int) -> str:

@@ -6,11 +6,12 @@ This file does not import torch itself: a server tokenises in a process that run
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import transformers.convert_slow_tokenizer as conversion
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import SentencePieceExtractor, import_protobuf
 from transformers.utils import is_sentencepiece_available
 
 from fewshard_models.errors import CheckpointError
@@ -18,7 +19,16 @@ from fewshard_models.errors import CheckpointError
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "*.model", "*.tiktoken")
 CHARACTER_TOKENIZERS = ("CanineTokenizer", "PerceiverTokenizer", "ByT5Tokenizer")
 """Tokenizers of characters or bytes, which have no vocabulary file."""
-PACKAGES = ("sentencepiece", "tiktoken", "sacremoses", "rjieba", "jieba", "fugashi", "mistral_common", "rhoknp")
+PACKAGES = (
+    "sentencepiece",
+    "tiktoken",
+    "sacremoses",
+    "rjieba",
+    "jieba",
+    "fugashi",
+    "mistral_common",
+    "rhoknp",
+)
 """Packages that tokenizers of transformers may need and this product does not."""
 
 
@@ -55,18 +65,19 @@ def _sentencepiece_files_read() -> Iterator[None]:
     transformers reads them with protobuf alone, but asks for the package all the same. Where it is missing,
     they are taken for files of tiktoken, and the error names that.
     """
-    original = conversion.SentencePieceExtractor
+    # transformers has a function of the module's name too, which hides it.
+    conversion: Any = import_module("transformers.convert_slow_tokenizer")
     if not is_sentencepiece_available():
         conversion.SentencePieceExtractor = _Extractor
     try:
         yield
     finally:
-        conversion.SentencePieceExtractor = original
+        conversion.SentencePieceExtractor = SentencePieceExtractor
 
 
-class _Extractor(conversion.SentencePieceExtractor):  # type: ignore[misc]
+class _Extractor(SentencePieceExtractor):
     """Reads the pieces of a model file as its base class does, without asking for a package."""
 
     def __init__(self, model: str) -> None:
-        self.proto = conversion.import_protobuf().ModelProto()
+        self.proto = import_protobuf().ModelProto()
         self.proto.ParseFromString(Path(model).read_bytes())

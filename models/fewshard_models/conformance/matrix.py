@@ -1,4 +1,4 @@
-"""What a comparison found, and the list of all comparisons. Called by `fewshard conformance` and the tests."""
+"""What a comparison found, and how many are run. Called by `fewshard conformance` and the tests."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 REFUSED = "refused"
+NOT_COMPARED = "not compared"
 Compare = Callable[[str, Path], "Conformance"]
 
 
@@ -15,7 +16,7 @@ class Conformance:
 
     model_type: its name in config.json.
     architecture: the name of its classifier.
-    mode: how it is served ("packed", "padded", "length by length" …), or `REFUSED`.
+    mode: how it is served ("packed", "padded", "length by length" …), `REFUSED` or `NOT_COMPARED`.
     reason: why it is refused; "" otherwise.
     faults: the cases in which Fewshard and transformers differ, or in which one of them failed.
     worst: the largest difference in fp32, relative to the largest logit where that is above 1.
@@ -30,7 +31,7 @@ class Conformance:
 
     @property
     def is_served(self) -> bool:
-        return self.mode != REFUSED
+        return self.mode not in (REFUSED, NOT_COMPARED)
 
 
 def run(compare: Compare, model_types: Sequence[str]) -> Iterator[Conformance]:

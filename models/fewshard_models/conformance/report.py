@@ -51,7 +51,9 @@ def _table(results: Sequence[Conformance]) -> str:
         f"| {each.model_type} | {each.architecture} | {each.mode} | {_told(each)} |"
         for each in sorted(results, key=lambda each: each.model_type)
     ]
-    return "\n".join(["| type | architecture | served | differences, or why not |", "| --- | --- | --- | --- |", *rows, ""])
+    return "\n".join(
+        ["| type | architecture | served | differences, or why not |", "| --- | --- | --- | --- |", *rows, ""]
+    )
 
 
 def _told(each: Conformance) -> str:

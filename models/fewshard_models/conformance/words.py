@@ -47,13 +47,19 @@ def save_tokenizer(directory: Path, model_type: str, frame: str, num_types: int)
 
 
 def _of_words(frame: str, num_types: int) -> Any:
-    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     single, pair = _FRAMES[frame]
     inner.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    names = ["input_ids", "token_type_ids", "attention_mask"] if num_types > 1 else ["input_ids", "attention_mask"]
+    names = (
+        ["input_ids", "token_type_ids", "attention_mask"]
+        if num_types > 1
+        else ["input_ids", "attention_mask"]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
@@ -68,5 +74,15 @@ def _of_words(frame: str, num_types: int) -> Any:
     )
 
 
-_ENCODERS = ("distilbert", "deberta", "deberta-v2", "mpnet", "esm", "modernbert", "eurobert", "xlm", "flaubert")
+_ENCODERS = (
+    "distilbert",
+    "deberta",
+    "deberta-v2",
+    "mpnet",
+    "esm",
+    "modernbert",
+    "eurobert",
+    "xlm",
+    "flaubert",
+)
 _OWN: dict[str, Any] = {"canine": CanineTokenizer, "perceiver": PerceiverTokenizer}

@@ -44,6 +44,8 @@ _DISTILBERT_KEYS = [
 _IGNORED = re.compile(r"position_ids$|^cls\.|^lm_head\.|^vocab_|embeddings\.token_type_ids$")
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert")
+_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Families that number positions from behind the padding id."""
 ARCHITECTURES = tuple(
     f"{name}ForSequenceClassification"
     for name in ("Bert", "DistilBert", "Roberta", "XLMRoberta", "Camembert")
@@ -54,6 +56,8 @@ ARCHITECTURES = tuple(
 def can_convert(config: PreTrainedConfig) -> bool:
     """Whether our encoder supports this configuration."""
     if config.model_type not in FAMILIES or getattr(config, "is_decoder", False):
+        return False
+    if config.pad_token_id is None and config.model_type in _BEHIND_PADDING:
         return False
     return getattr(config, "position_embedding_type", "absolute") == "absolute"
 
@@ -117,7 +121,7 @@ def _distilbert_fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 def position_offset(config: PreTrainedConfig) -> int:
     """RoBERTa counts positions from the padding id + 1; ours count from 0."""
-    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return config.pad_token_id + 1 if config.model_type in _BEHIND_PADDING else 0
 
 
 def _rename(key: str, rules: list[tuple[str, str]]) -> str:

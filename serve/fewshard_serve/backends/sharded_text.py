@@ -13,9 +13,9 @@ from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import golden_problem
-from fewshard_models.classifier.probe import probe_problem
 from fewshard_models.classifier.network import describe
 from fewshard_models.classifier.packed_text import PackedText
+from fewshard_models.classifier.probe import probe_problem
 from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.devices import choose_device, choose_dtype
 from fewshard_models.errors import ModelsError

@@ -15,7 +15,7 @@ def register(subparsers: Any) -> None:
         "conformance",
         help="compare every architecture with transformers",
         description="Make a tiny random checkpoint of every architecture that transformers maps to "
-        "classification, and compare the answers of Fewshard with those of transformers for one item at a time.",
+        "classification, and compare the answers with those of transformers for one item at a time.",
     )
     parser.add_argument("names", nargs="*", metavar="TYPE", help="model types of config.json; all by default")
     parser.add_argument("--task", choices=TASKS, help="compare only the architectures of this task")

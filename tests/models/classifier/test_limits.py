@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tiny_checkpoints import edit, load, make, right
 
 from fewshard_core.values import TextInput
 from fewshard_models.conformance.words import words
 from fewshard_models.errors import CheckpointError, UnusableInput
+from tiny_checkpoints import edit, load, make, right
 
 LONG = words(300)
 
@@ -14,8 +14,9 @@ LONG = words(300)
 @pytest.mark.parametrize(
     ("model_type", "rows", "limit"),
     [
-        ("mpnet", 66, 64), ("roberta", 66, 64), ("xlm-roberta-xl", 66, 64), ("ibert", 66, 64), ("esm", 66, 64),
-        ("data2vec-text", 66, 64), ("longformer", 66, 64), ("electra", 66, 66), ("bart", 66, 66), ("opt", 66, 66),
+        ("mpnet", 66, 64), ("roberta", 66, 64), ("xlm-roberta-xl", 66, 64), ("ibert", 66, 64),
+        ("esm", 66, 64), ("data2vec-text", 66, 64), ("longformer", 66, 64),
+        ("electra", 66, 66), ("bart", 66, 66), ("opt", 66, 66),
     ],
 )  # fmt: skip
 def test_positions_behind_the_padding_id_hold_fewer_tokens(model_type, rows, limit, tmp_path):
@@ -34,7 +35,9 @@ def test_a_limit_may_be_in_the_text_part_of_a_configuration(tmp_path):
     assert model.prepare([TextInput(words(1000))])[0].num_tokens == 1001
 
 
-@pytest.mark.parametrize(("model_type", "fields", "limit"), [("mpt", {"max_seq_len": 96}, 96), ("bloom", {}, 2048)])
+@pytest.mark.parametrize(
+    ("model_type", "fields", "limit"), [("mpt", {"max_seq_len": 96}, 96), ("bloom", {}, 2048)]
+)
 def test_a_limit_has_other_names_or_is_absent(model_type, fields, limit, tmp_path):
     make(tmp_path, model_type, **fields)
     assert load(tmp_path).info.max_tokens == limit
@@ -76,7 +79,9 @@ def test_the_tokenizer_of_another_network_is_refused(model_type, tmp_path):
 
 def test_a_network_without_segments_for_pairs_refuses_pairs(tmp_path):
     make(tmp_path, "bert", type_vocab_size=1)
-    edit(tmp_path, "tokenizer_config.json", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    edit(
+        tmp_path, "tokenizer_config.json", model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+    )
     model = load(tmp_path)
     np.testing.assert_allclose(model([LONG]).logits, right(tmp_path, [LONG], 64), atol=1e-4)
     with pytest.raises(UnusableInput, match="knows 1 kinds of segments"):

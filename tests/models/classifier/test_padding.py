@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny_checkpoints import edit, load, make, right
 
 from fewshard_models.classifier.padding import Padding, groups
 from fewshard_models.conformance.words import words
+from tiny_checkpoints import edit, load, make, right
 
 TEXTS = [words(1), words(5, 3), words(2, 8), words(12, 2)]
 BESIDE_LONG = [words(1), *[words(55, each) for each in range(10)]]
@@ -49,7 +49,9 @@ def test_a_padding_id_beyond_the_embedding_is_not_used(tmp_path):
     assert check(tmp_path, [*TEXTS, words(5, 9)]).sharing.mode == "length by length"
 
 
-@pytest.mark.parametrize(("model_type", "dtype"), [("fnet", "fp32"), ("mobilebert", "fp32"), ("mobilebert", "bf16")])
+@pytest.mark.parametrize(
+    ("model_type", "dtype"), [("fnet", "fp32"), ("mobilebert", "fp32"), ("mobilebert", "bf16")]
+)
 def test_what_a_mask_does_not_hide_is_not_padded(model_type, dtype, tmp_path):
     make(tmp_path, model_type)
     check(tmp_path, BESIDE_LONG)

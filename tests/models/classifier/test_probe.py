@@ -1,4 +1,4 @@
-"""A model that was loaded answers made-up inputs before it is ready; what cannot is refused with the reason."""
+"""A loaded model answers made-up inputs before it is ready; what cannot is refused with the reason."""
 
 import numpy as np
 import pytest
@@ -35,6 +35,7 @@ def test_a_model_that_answers_has_no_problem():
     [
         (lambda items: logits_of(items)[:, :1], r"of 1 tokens with logits of shape \[1, 1\], not \[1, 2\]"),
         (lambda items: logits_of(items) * np.nan, "not finite .fp32.; its weights are damaged"),
+        (lambda items: logits_of(items) * 0, "gives every input the same answer"),
         (lambda items: logits_of(items) + 0.5 * (len(items) > 1), "beside others: a logit is off by 0.5"),
     ],
 )
@@ -51,7 +52,9 @@ def test_a_network_that_raises_is_refused_with_the_size_of_its_input():
 
     with pytest.raises(CheckpointError, match="cannot answer an input of 100 tokens: IndexError: index out"):
         check_able(INFO, Words(), run)
-    check_able(INFO, Words(), run, torch.nn.Linear(100_000, 100_000, device="meta"))  # too large for 100 tokens
+    check_able(
+        INFO, Words(), run, torch.nn.Linear(100_000, 100_000, device="meta")
+    )  # too large for 100 tokens
 
 
 def test_an_input_that_cannot_be_prepared_is_the_reason():
