@@ -130,6 +130,13 @@ class ImagePreprocessor:
         """Decode base64, the form in which a card stores image files."""
         return EncodedImage(base64.b64decode(stored))
 
+    def probe_inputs(self) -> list[Input]:
+        """Return an image of the network's own size, and a wide one."""
+        height, width = self._shape[1:]
+        noise = np.random.default_rng(0)
+        shapes = [(height, width, 3), (height, 2 * width, 3)]
+        return [PixelArray(noise.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         return [Item(self._pixels(index, item), 0) for index, item in enumerate(inputs)]
 
