@@ -57,6 +57,10 @@ class Preprocessor(Protocol):
         """Convert a golden input from the form in which a card stores it."""
         ...
 
+    def probe_inputs(self) -> list[Input]:
+        """Return made-up inputs of the sizes that matter: small, large, and at the model's limit."""
+        ...
+
 
 class Classifier(ABC):
     """One loaded model. `prepare` and `run` may be called from different threads.

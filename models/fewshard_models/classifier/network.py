@@ -16,6 +16,8 @@ from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_with_transformers
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import check_golden
+from fewshard_models.classifier.limits import stated_limit
+from fewshard_models.classifier.probe import check_able
 from fewshard_models.devices import subnormals_flushed
 
 MAX_EXAMPLES = 4
@@ -62,8 +64,12 @@ class NetworkClassifier(Classifier):
             return super().run_all(items)
 
     def self_check(self) -> None:
-        """Compare with the card's golden answers. Raises CheckpointError with the worst difference."""
+        """Compare with the card's golden answers, and answer made-up inputs alone and in one batch.
+
+        Raises CheckpointError with the worst difference, or with what cannot be answered.
+        """
         check_golden(self, self.checkpoint.card)
+        check_able(self.info, self.preprocessor, lambda items: self.run(items).logits, self.network)
 
 
 class TextClassifier(NetworkClassifier):
@@ -79,7 +85,7 @@ class TextClassifier(NetworkClassifier):
     @classmethod
     def max_tokens(cls, config: PreTrainedConfig) -> int:
         """Return the number of positions."""
-        return int(getattr(config, "max_position_embeddings", 0))
+        return stated_limit(config)
 
 
 def describe(

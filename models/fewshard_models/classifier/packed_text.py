@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
 from fewshard_kernels import MoeStats
-from fewshard_models.checkpoint import Checkpoint, load_converted
+from fewshard_models.checkpoint import Checkpoint, load_config, load_converted
 from fewshard_models.classifier.network import TextClassifier
 from fewshard_models.classifier.registry import register
 from fewshard_models.classifier.tokenizer import TextPreprocessor
@@ -29,7 +30,7 @@ from fewshard_models.text import (
     pack,
     watched_experts,
 )
-from fewshard_models.text.convert import ARCHITECTURES, can_convert
+from fewshard_models.text.convert import ARCHITECTURES, can_convert, position_offset
 from fewshard_models.text.observers import ActivationStats, signs_of
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,16 @@ class PackedText(TextClassifier):
         assert isinstance(self.network, FewshardTextForSequenceClassification)
         self.network.prepare_for_inference()
         has_experts = bool(self.network.config.num_experts)
-        self.preprocessor = TextPreprocessor(checkpoint.directory, info.max_tokens, has_experts)
+        config = self.network.config
+        self.preprocessor = TextPreprocessor(
+            checkpoint.directory,
+            info.max_tokens,
+            has_experts,
+            num_rows=config.vocab_size,
+            num_types=config.type_vocab_size,
+            refused_ids=_unnumbered_ids(load_config(checkpoint.directory)),
+        )
+        self.info = replace(info, max_tokens=self.preprocessor.max_tokens)
         self._probe: ActivationProbe | None = None
         self._routing = _RoutingTotals(self.network) if has_experts else None
 
@@ -146,6 +156,11 @@ class PackedText(TextClassifier):
 
     def _watched(self, is_wanted: bool) -> AbstractContextManager[list[Tensor]]:
         return watched_experts(self.network) if is_wanted else nullcontext([])
+
+
+def _unnumbered_ids(config: PreTrainedConfig) -> set[int]:
+    """Return the padding id of RoBERTa and its relatives: within a text it would take no position."""
+    return {config.pad_token_id} if position_offset(config) else set()
 
 
 def _fill_routing(

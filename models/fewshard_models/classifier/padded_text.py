@@ -1,66 +1,166 @@
-"""Runs any text classifier of transformers: items sorted by length, padded under a token budget."""
+"""Runs any text classifier of transformers: padded where that changes no answer, else length by length."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fewshard_core.formats import FORMATS
 from fewshard_core.values import Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.checkpoint import Checkpoint
+from fewshard_models.classifier.limits import num_rows, num_types, takes, text_config, text_limit
 from fewshard_models.classifier.network import TextClassifier
+from fewshard_models.classifier.padding import Padding, Sharing, Trial, candidates, groups
+from fewshard_models.classifier.probe import affordable
 from fewshard_models.classifier.registry import register
 from fewshard_models.classifier.tokenizer import TextPreprocessor
+from fewshard_models.errors import CheckpointError
 
 MAX_PADDED_TOKENS = 16384
 """The most tokens, padding included, of one forward pass."""
+MAX_PADDING = 1.15
+"""The most tokens that a batch computes, relative to the tokens of its texts."""
+NO_TOKEN = -1
+_KNOWN_INPUTS = {"input_ids", "inputs", "attention_mask", "token_type_ids", "special_tokens_mask"}
 
 
 @register("*ForSequenceClassification")
 class PaddedText(TextClassifier):
-    """Splits a batch into passes. Without a padding token in the config, only equal lengths share a pass."""
+    """Splits a batch into passes.
+
+    sharing: which texts may share one; found by trial, with this network and its tokenizer.
+    """
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
-        self.preprocessor = TextPreprocessor(checkpoint.directory, info.max_tokens)
-        self._pad_token_id = self.preprocessor.pad_token_id
-        # A decoder whose config has no padding token cannot find the end of a padded text.
-        self._can_pad = getattr(checkpoint.model.config, "pad_token_id", None) is not None
+        self._rows = num_rows(self.network)
+        self.preprocessor: TextPreprocessor = TextPreprocessor(
+            checkpoint.directory,
+            text_limit(self.network),
+            num_rows=self._rows,
+            num_types=num_types(self.network),
+        )
+        self.info = replace(info, max_tokens=self.preprocessor.max_tokens)
+        self._check_inputs()
+        self._takes_mask = takes(self.network, "attention_mask")
+        self._ids_name = "input_ids" if takes(self.network, "input_ids") else self.network.main_input_name
+        self._end_id = getattr(self.network.config, "eos_token_id", None)
+        self._let_equal_lengths_share()
+        self.sharing = self._try()
+
+    def _check_inputs(self) -> None:
+        """Raise CheckpointError if the tokenizer makes an input of the network that is not passed here."""
+        for name in self.preprocessor.input_names:
+            if name not in _KNOWN_INPUTS and takes(self.network, name):
+                raise CheckpointError(
+                    f"{self.checkpoint.directory} holds {self.info.architecture}, whose tokenizer makes "
+                    f"{name} besides token ids; Fewshard serves networks of token ids alone"
+                )
+
+    def _let_equal_lengths_share(self) -> None:
+        """Give a network without padding id one that is no token.
+
+        Decoders refuse to run two texts at once without one. With it, each text's last token is taken, as
+        when it is alone.
+        """
+        config = text_config(self.network.config)
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = NO_TOKEN
+
+    def _try(self) -> Sharing:
+        number_format, pad = FORMATS[self.info.dtype], self.preprocessor.pad_token_id
+        try:
+            items = self._probe_items()
+            long = affordable(items, self.info.device, self.network)[-1].features
+            trial = Trial(self.network, self._pass, number_format, items[0].features, long)
+        except Exception as error:  # a network that does not fit its files may raise anything
+            raise CheckpointError(
+                f"{self.checkpoint.directory} cannot answer an ordinary text: {type(error).__name__}: {error}"
+            ) from error
+        return trial.sharing(candidates(self.network.config, pad, self.preprocessor.padding_side, self._rows))
+
+    def _probe_items(self) -> list[Item]:
+        """Return the probe's items, once it is known how short they may be."""
+        items = self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+        line = items[2].features
+        lengths = range(len(items[0].features.ids), len(line.ids))
+        shortest = next((number for number in lengths if self._can_answer(line, number)), 1)
+        self.preprocessor.min_tokens = 1 if shortest == lengths.start else shortest
+        return self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+
+    def _can_answer(self, line: TokenIds, num_tokens: int) -> bool:
+        types = None if line.types is None else line.types[:num_tokens]
+        try:
+            self._pass([TokenIds(line.ids[:num_tokens], types)], None)
+        except Exception:  # noqa: BLE001  as in `_try`
+            return False
+        return True
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
         """Run as few passes as the padding budget allows."""
-        order = sorted(range(len(items)), key=lambda index: items[index].num_tokens)
-        passes = [
-            self._pass([item.features for item in part]) for part in self._parts([items[i] for i in order])
-        ]
-        num_padded = sum(num for _, num in passes)
-        logits = np.empty((len(items), len(self.info.labels)), dtype=np.float32)
-        logits[order] = np.concatenate([part for part, _ in passes])
+        rows: list[int] = []
+        found: list[NDArray[np.float32]] = []
+        num_padded = 0
+        for part in self._parts(items):
+            features = [items[row].features for row in part]
+            found.append(self._pass(features, self.sharing.padding))
+            num_padded += len(part) * max(len(each.ids) for each in features)
+            rows += part
+        logits = np.concatenate(found)
+        logits[rows] = logits.copy()
         return ModelOutput(logits, num_padded - sum(item.num_tokens for item in items))
 
-    def _parts(self, items: list[Item]) -> Iterator[list[Item]]:
-        """Split length-sorted items where padding would exceed the budget, or is not possible."""
-        part: list[Item] = []
-        for item in items:
-            fits = (len(part) + 1) * item.num_tokens <= MAX_PADDED_TOKENS
-            if part and not (fits and (self._can_pad or part[0].num_tokens == item.num_tokens)):
-                yield part
-                part = []
-            part.append(item)
-        yield part
+    def _parts(self, items: Sequence[Item]) -> Iterator[list[int]]:
+        """Yield the rows of each pass."""
+        order = sorted(range(len(items)), key=lambda row: (self._kind(items[row]), items[row].num_tokens))
+        for kind, group in groupby(order, key=lambda row: self._kind(items[row])):
+            rows = list(group)
+            for part in self._split(rows, [items[row].num_tokens for row in rows], kind):
+                longest = items[part[-1]].num_tokens
+                at_once = max(1, MAX_PADDED_TOKENS // longest) if self.sharing.is_batched else 1
+                yield from (part[start : start + at_once] for start in range(0, len(part), at_once))
 
-    def _pass(self, features: list[TokenIds]) -> tuple[np.ndarray, int]:
-        """Return fp32 logits [len(features), num_labels] and the number of tokens, padding included."""
+    def _split(self, rows: list[int], lengths: list[int], kind: tuple[int, bool]) -> Iterator[list[int]]:
+        _, holds_padding = kind
+        can_pad = self.sharing.padding is not None and not holds_padding
+        start = 0
+        for count in groups(lengths, MAX_PADDING if can_pad else 1.0):
+            yield rows[start : start + count]
+            start += count
+
+    def _kind(self, item: Item) -> tuple[int, bool]:
+        """Return what the texts of a pass must have in common.
+
+        Encoder-decoders require equally many end tokens. A text that holds the padding token itself is not
+        padded with it.
+        """
+        ids, padding = item.features.ids, self.sharing.padding
+        ends = ids.count(self._end_id) if self.network.config.is_encoder_decoder else 0
+        return ends, padding is not None and padding.token_id in ids
+
+    def _pass(self, features: Sequence[TokenIds], padding: Padding | None) -> NDArray[np.float32]:
+        """Return fp32 logits [len(features), num_labels]."""
         length = max(len(item.ids) for item in features)
-        inputs = {
-            "input_ids": self._stack([item.ids for item in features], length, self._pad_token_id),
-            "attention_mask": self._stack([[1] * len(item.ids) for item in features], length, 0),
+        fill, side = (0, "right") if padding is None else (padding.token_id, padding.side)
+        inputs: dict[str, Any] = {
+            self._ids_name: self._stack([item.ids for item in features], length, fill, side)
         }
+        if self._takes_mask:
+            inputs["attention_mask"] = self._stack(
+                [[1] * len(item.ids) for item in features], length, 0, side
+            )
         if features[0].types is not None:
-            inputs["token_type_ids"] = self._stack([item.types or [] for item in features], length, 0)
+            inputs["token_type_ids"] = self._stack([item.types or [] for item in features], length, 0, side)
         with torch.inference_mode():
-            logits = self.network(**inputs).logits
-        return logits.float().cpu().numpy(), len(features) * length
+            logits: Tensor = self.network(**inputs).logits
+        return logits.float().cpu().numpy()
 
-    def _stack(self, rows: list[list[int]], length: int, fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (length - len(row)) for row in rows], device=self.device)
+    def _stack(self, rows: list[list[int]], length: int, fill: int, side: str) -> Tensor:
+        empty = [[fill] * (length - len(row)) for row in rows]
+        filled = [gap + row if side == "left" else row + gap for row, gap in zip(rows, empty, strict=True)]
+        return torch.tensor(filled, device=self.device)

@@ -3,51 +3,86 @@
 This file does not import torch itself: a server tokenises in a process that runs no network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-
-from transformers import AutoTokenizer
 
 from fewshard_core.values import Input, Item, TextInput, TokenIds, TokenRouting
 from fewshard_models.classifier.base import Value
+from fewshard_models.classifier.encoding import encoder_of
+from fewshard_models.classifier.tokenizer_files import load_tokenizer
 from fewshard_models.errors import CheckpointError, UnusableInput
 
+DEFAULT_MAX_TOKENS = 2048
+"""The limit of a model for which neither network nor tokenizer states one."""
+MAX_PROBE_TOKENS = 512
+"""Attention over 2,048 tokens takes even a tiny network seconds, and a large one gigabytes."""
 _CHARACTERS_PER_TOKEN = 3
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_HIGHEST_LIMIT = 10**7
+"""Tokenizers of older checkpoints state 1e30 for "no limit"."""
 
 
 class TextPreprocessor:
     """The checkpoint's own tokenizer. It truncates at `max_tokens` if the caller allows it.
 
+    max_tokens: the most tokens of one input, by the network; 0 if it has no limit.
     has_experts: the model can report expert routing, so items that request it get a place for it.
+    num_rows: the rows of the network's embedding; 0 if every id has one.
+    num_types: the segments that the network knows; 0 if it takes none, None if it is not known.
+    refused_ids: ids that the network cannot process within a text.
     """
 
-    def __init__(self, directory: Path, max_tokens: int, has_experts: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        max_tokens: int,
+        has_experts: bool = False,
+        num_rows: int = 0,
+        num_types: int | None = None,
+        refused_ids: Collection[int] = (),
+    ) -> None:
         self._has_experts = has_experts
-        # Without any of these files transformers silently creates an empty tokenizer.
-        if not any(any(directory.glob(name)) for name in _TOKENIZER_FILES):
+        self._tokenizer = load_tokenizer(directory)
+        stated = self._tokenizer.model_max_length
+        limits = [limit for limit in (max_tokens, stated) if limit and 0 < limit < _HIGHEST_LIMIT]
+        self.max_tokens = int(min(limits, default=DEFAULT_MAX_TOKENS))
+        self._encoder = encoder_of(self._tokenizer, self.max_tokens)
+        self._num_rows, self._num_types, self._refused_ids = num_rows, num_types, frozenset(refused_ids)
+        self.min_tokens = 1
+        """Networks that halve a text several times cannot answer shorter ones; set by who finds that out."""
+        self._check_vocabulary(directory)
+
+    def _check_vocabulary(self, directory: Path) -> None:
+        """Raise CheckpointError if the tokenizer is another network's: words of its own lack a row.
+
+        A word that was added to it may lack one: texts without that word can be answered.
+        """
+        highest = getattr(self._tokenizer, "vocab_size", 0)
+        if self._num_rows and highest > self._num_rows:
             raise CheckpointError(
-                f"{directory} has no usable tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there"
+                f"{directory} has a tokenizer of {highest} tokens and a network with {self._num_rows} rows "
+                "of embeddings; they do not belong together: copy both from one checkpoint"
             )
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=False, local_files_only=True
-            )
-        # transformers raises many kinds of errors; each means that these files are at fault
-        except Exception as error:
-            raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from error
-        # Tokenizers of older checkpoints state 1e30 for "no limit".
-        self.max_tokens = min(max_tokens or 512, self._tokenizer.model_max_length)
-        self._has_types = "token_type_ids" in self._tokenizer.model_input_names
 
     @property
-    def pad_token_id(self) -> int:
-        return self._tokenizer.pad_token_id or 0
+    def pad_token_id(self) -> int | None:
+        """The id that the tokenizer pads with; None if it has none."""
+        found: int | None = self._tokenizer.pad_token_id
+        return found
+
+    @property
+    def padding_side(self) -> str:
+        """Where the tokenizer pads: "right" or "left"."""
+        return str(self._tokenizer.padding_side)
+
+    @property
+    def input_names(self) -> list[str]:
+        """The arguments that the tokenizer makes for a network, of an ordinary text."""
+        return list(self._tokenizer("a"))
 
     def estimate(self, inputs: Sequence[Input]) -> int:
-        """Estimate the tokens from the number of characters."""
+        """Return an upper estimate of the tokens that are made, many of which may be cut off."""
         return sum(
-            min(self.max_tokens, len(item.text + (item.text_pair or "")) // _CHARACTERS_PER_TOKEN + 3)
+            self._encoder.num_characters(item) // _CHARACTERS_PER_TOKEN + 3
             for item in inputs
             if isinstance(item, TextInput)
         )
@@ -69,28 +104,33 @@ class TextPreprocessor:
         """Return the text: a card stores texts unchanged."""
         return TextInput(stored)
 
+    def probe_inputs(self) -> list[Input]:
+        """Return a word of the tokenizer's vocabulary, two lines of such words, and a text at the limit.
+
+        A limit above `MAX_PROBE_TOKENS` is not reached.
+        """
+        words = self._words()
+        num_words = min(self.max_tokens, MAX_PROBE_TOKENS)
+        longest = (words * (num_words // len(words) + 1))[:num_words]
+        lines = [words[: self.min_tokens], words[1:], words, longest]
+        return [TextInput(" ".join(line)) for line in lines]
+
+    def _words(self) -> list[str]:
+        """Return a few tokens of the vocabulary as text; letters if none can be read."""
+        size = len(self._tokenizer)
+        spelled = (self._tokenizer.decode([each]).strip() for each in range(0, size, max(1, size // 64)))
+        special = set(self._tokenizer.all_special_tokens)
+        words = [word for word in spelled if word.isalnum() and word not in special]
+        return words[-16:] if len(words) > 2 else ["a", "b", "c"]
+
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """Return token ids. Raises UnusableInput for an input that is empty, too long or not a text."""
         texts = [_text(index, item) for index, item in enumerate(inputs)]
+        encoded = self._encoder.encode(texts, truncate)
         return [
-            self._item(index, text, encoded)
-            for index, (text, encoded) in enumerate(zip(texts, self._encode(texts, truncate), strict=True))
+            self._item(index, text, each)
+            for index, (text, each) in enumerate(zip(texts, encoded, strict=True))
         ]
-
-    def _encode(self, texts: list[TextInput], truncate: bool) -> list[TokenIds]:
-        options = {"truncation": truncate, "max_length": self.max_tokens if truncate else None}
-        pairs = any(item.text_pair is not None for item in texts)
-        if pairs and not all(item.text_pair is not None for item in texts):
-            return [encoded for item in texts for encoded in self._encode([item], truncate)]
-        found = self._tokenizer(
-            [item.text for item in texts],
-            [item.text_pair for item in texts] if pairs else None,
-            return_attention_mask=False,
-            return_token_type_ids=self._has_types,
-            **options,
-        )
-        types = found["token_type_ids"] if self._has_types else [None] * len(texts)
-        return [TokenIds(ids, kinds) for ids, kinds in zip(found["input_ids"], types, strict=True)]
 
     def _item(self, index: int, text: TextInput, encoded: TokenIds) -> Item:
         if not encoded.ids:
@@ -102,7 +142,37 @@ class TextPreprocessor:
                 index,
                 f"{len(encoded.ids)} tokens, over the model's {self.max_tokens}; shorten it or set truncate",
             )
+        if len(encoded.ids) < self.min_tokens:
+            raise UnusableInput(
+                index,
+                f"{len(encoded.ids)} tokens, and this network needs {self.min_tokens}; send a longer text",
+            )
+        self._check_ids(index, encoded)
+        if self._num_types == 0:
+            encoded = TokenIds(encoded.ids, None)
         return Item(encoded, len(encoded.ids), self._routing_of(encoded) if text.wants_routing else None)
+
+    def _check_ids(self, index: int, encoded: TokenIds) -> None:
+        """Raise UnusableInput for a token that the network cannot process."""
+        highest = max(encoded.ids)
+        if self._num_rows and highest >= self._num_rows:
+            raise UnusableInput(
+                index,
+                f"the network has no embedding of the token {self._spelled(highest)} (id {highest} of "
+                f"{self._num_rows}); leave it out, or enlarge the embedding: model.resize_token_embeddings",
+            )
+        for refused in self._refused_ids.intersection(encoded.ids):
+            raise UnusableInput(
+                index, f"the text holds {self._spelled(refused)}, which stands for no text; leave it out"
+            )
+        if self._num_types and encoded.types is not None and max(encoded.types) >= self._num_types:
+            raise UnusableInput(
+                index,
+                f"the network knows {self._num_types} kinds of segments, too few for this; send no pair",
+            )
+
+    def _spelled(self, token_id: int) -> str:
+        return repr(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def _routing_of(self, encoded: TokenIds) -> TokenRouting | None:
         """Return the place for the experts of the tokens; None if the model has none."""

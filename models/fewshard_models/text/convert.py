@@ -44,6 +44,8 @@ _DISTILBERT_KEYS = [
 _IGNORED = re.compile(r"position_ids$|^cls\.|^lm_head\.|^vocab_|embeddings\.token_type_ids$")
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert")
+_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Families that number positions from behind the padding id."""
 ARCHITECTURES = tuple(
     f"{name}ForSequenceClassification"
     for name in ("Bert", "DistilBert", "Roberta", "XLMRoberta", "Camembert")
@@ -54,6 +56,8 @@ ARCHITECTURES = tuple(
 def can_convert(config: PreTrainedConfig) -> bool:
     """Whether our encoder supports this configuration."""
     if config.model_type not in FAMILIES or getattr(config, "is_decoder", False):
+        return False
+    if config.pad_token_id is None and config.model_type in _BEHIND_PADDING:
         return False
     return getattr(config, "position_embedding_type", "absolute") == "absolute"
 
@@ -80,8 +84,8 @@ def convert_weights(weights: Mapping[str, Tensor], config: PreTrainedConfig) -> 
     renamed = {_rename(key, keys): tensor for key, tensor in weights.items()}
     renamed = {key: tensor for key, tensor in renamed.items() if not _IGNORED.search(key)}
     positions = "embeddings.position_embeddings.weight"
-    if _position_offset(config) and positions in renamed:
-        renamed[positions] = renamed[positions][_position_offset(config) :]
+    if position_offset(config) and positions in renamed:
+        renamed[positions] = renamed[positions][position_offset(config) :]
     return _join_qkv(renamed)
 
 
@@ -93,7 +97,7 @@ def _bert_fields(config: PreTrainedConfig) -> dict[str, Any]:
         "intermediate_size": config.intermediate_size,
         "hidden_act": config.hidden_act,
         "hidden_dropout_prob": config.hidden_dropout_prob,
-        "max_position_embeddings": config.max_position_embeddings - _position_offset(config),
+        "max_position_embeddings": config.max_position_embeddings - position_offset(config),
         "type_vocab_size": config.type_vocab_size,
         "layer_norm_eps": config.layer_norm_eps,
         "pooler_act": "tanh",
@@ -115,9 +119,9 @@ def _distilbert_fields(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _position_offset(config: PreTrainedConfig) -> int:
+def position_offset(config: PreTrainedConfig) -> int:
     """RoBERTa counts positions from the padding id + 1; ours count from 0."""
-    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return config.pad_token_id + 1 if config.model_type in _BEHIND_PADDING else 0
 
 
 def _rename(key: str, rules: list[tuple[str, str]]) -> str:

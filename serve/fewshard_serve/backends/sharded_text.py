@@ -15,6 +15,7 @@ from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import golden_problem
 from fewshard_models.classifier.network import describe
 from fewshard_models.classifier.packed_text import PackedText
+from fewshard_models.classifier.probe import probe_problem
 from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.devices import choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
@@ -161,7 +162,8 @@ def _load(
     tokenizing = TextPreprocessor(directory, info.max_tokens)
 
     def check(run: Run) -> str:
-        return golden_problem(info, card, tokenizing, lambda inputs: run(_ids(tokenizing, inputs)))
+        golden = golden_problem(info, card, tokenizing, lambda inputs: run(_ids(tokenizing, inputs)))
+        return golden or probe_problem(info, tokenizing, lambda items: run([item.features for item in items]))
 
     if chosen == "cpu":
         torch.set_num_threads(settings.num_threads)

@@ -1,0 +1,44 @@
+"""`fewshard conformance`: compares every architecture of transformers with Fewshard, and writes the table."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fewshard_serve.errors import ConfigError
+
+TASKS = ("text",)
+
+
+def register(subparsers: Any) -> None:
+    """Add the command; `cli` calls it."""
+    parser = subparsers.add_parser(
+        "conformance",
+        help="compare every architecture with transformers",
+        description="Make a tiny random checkpoint of every architecture that transformers maps to "
+        "classification, and compare the answers with those of transformers for one item at a time.",
+    )
+    parser.add_argument("names", nargs="*", metavar="TYPE", help="model types of config.json; all by default")
+    parser.add_argument("--task", choices=TASKS, help="compare only the architectures of this task")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each architecture. Returns 1 if one of them differs."""
+    from fewshard_models.conformance import matrix, report
+    from fewshard_models.conformance.tasks import COMPARISONS
+
+    chosen = {task: each for task, each in COMPARISONS.items() if args.task in (None, task)}
+    known = {name for architectures, _ in chosen.values() for name in architectures}
+    if unknown := sorted(set(args.names) - known):
+        raise ConfigError(f"no architecture {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    found: dict[str, list[matrix.Conformance]] = {}
+    for task, (architectures, compare) in chosen.items():
+        names = [name for name in architectures if not args.names or name in args.names]
+        found[task] = []
+        for each in matrix.run(compare, names):
+            print(report.line(each), flush=True)
+            found[task].append(each)
+    if args.write is not None:
+        args.write.write_text(report.document(found), encoding="utf-8")
+    return int(any(each.faults for results in found.values() for each in results))
