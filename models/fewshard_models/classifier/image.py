@@ -35,6 +35,7 @@ class ImageClassifier(NetworkClassifier):
     """Any image classifier of transformers, with its own image processor; channels last in memory."""
 
     task = "image"
+    preprocessor: ImagePreprocessor
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)

@@ -1,8 +1,7 @@
 """Asks every image classifier of transformers the same images as transformers itself, one at a time."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from fewshard_core.activation import activate
 from fewshard_core.formats import FORMATS
-from fewshard_core.values import EncodedImage, Item
+from fewshard_core.values import EncodedImage, Item, ProblemType
 from fewshard_models.classifier.load import load
 from fewshard_models.classifier.network import NetworkClassifier
-from fewshard_models.conformance.image_checkpoints import ARCHITECTURES, make_checkpoint
+from fewshard_models.conformance.image_checkpoints import make_checkpoint
+from fewshard_models.conformance.matrix import REFUSED, Conformance
 from fewshard_models.errors import CheckpointError, UnusableInput
 
+ARCHITECTURES: dict[str, str] = {
+    model_type: names if isinstance(names, str) else ", ".join(names)
+    for model_type, names in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items()
+}
+"""The classes of each model type that transformers maps to image classification."""
 TOLERANCE = 1e-4
 SIZES = ((64, 64), (50, 40), (40, 50), (96, 32))
 FEW_PIXELS = ((50, 1), (50, 2), (50, 3), (50, 4), (1, 50), (3, 50), (4, 50), (1, 1), (3, 3))
@@ -36,50 +42,38 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """The labels by problem_type; "one label" states none."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageResult:
-    """What was found about one architecture.
-
-    architecture: the name of its class.
-    model_type: its type in configurations.
-    how: in what passes mixed images run; "" if it is refused.
-    refusal: why it is refused; "" if it is served.
-    faults: what is wrong although it is served.
-    """
-
-    architecture: str
-    model_type: str
-    how: str
-    refusal: str
-    faults: tuple[str, ...] = ()
+def compare(model_type: str, directory: Path) -> Conformance:
+    """Make checkpoints of all classes of this type in an empty directory, and compare all answers."""
+    found = [
+        _compare_class(model_type, name, directory / name) for name in ARCHITECTURES[model_type].split(", ")
+    ]
+    faults = tuple(fault for each in found for fault in each.faults)
+    worst = max(each.worst for each in found)
+    return replace(found[0], architecture=ARCHITECTURES[model_type], faults=faults, worst=worst)
 
 
-def check_images(architectures: Sequence[str] = tuple(ARCHITECTURES)) -> Iterator[ImageResult]:
-    """Yield one result for each architecture."""
-    for architecture in architectures:
-        with tempfile.TemporaryDirectory(prefix="fewshard-") as folder:
-            yield check_image_architecture(architecture, Path(folder))
-
-
-def check_image_architecture(architecture: str, folder: Path) -> ImageResult:
-    """Make checkpoints of one class in a folder and compare their answers with transformers' own."""
-    model_type = ARCHITECTURES[architecture]
+def _compare_class(model_type: str, architecture: str, folder: Path) -> Conformance:
     faults: list[str] = []
-    how = ""
+    mode, worst = "", 0.0
     for name, fields in VARIANTS.items():
         stated = {} if name == "one label" else {"problem_type": name}
-        directory = make_checkpoint(architecture, folder / name, **fields, **stated)
+        directory = make_checkpoint(model_type, architecture, folder / name, **fields, **stated)
         try:
             model = load(directory, "cpu", "fp32")
             model.self_check()
         except CheckpointError as error:
-            return ImageResult(architecture, model_type, "", str(error).replace(str(directory), "it"))
+            told = " ".join(str(error).replace(str(directory), "it").split())
+            return Conformance(model_type, architecture, REFUSED, told)
         images = IMAGES if name == "single_label_classification" else IMAGES[:4]
-        faults += [f"{name}: {fault}" for fault in _faults(model, directory, "fp32", images)]
-        how = how or _how(model)
+        differences, off = _differences(model, directory, images)
+        faults += [f"{architecture}, {name}: {each}" for each in differences]
+        mode, worst = mode or _mode(model), max(worst, off)
     half = folder / "single_label_classification"
-    faults += [f"bf16: {fault}" for fault in _faults(load(half, "cpu", "bf16"), half, "bf16", IMAGES[:4])]
-    return ImageResult(architecture, model_type, how, "", tuple(faults))
+    faults += [
+        f"{architecture}, bf16: {each}"
+        for each in _differences(load(half, "cpu", "bf16"), half, IMAGES[:4])[0]
+    ]
+    return Conformance(model_type, architecture, mode, "", tuple(faults), worst)
 
 
 def _drawn(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -103,39 +97,47 @@ def _file(image: Image.Image) -> EncodedImage:
     return EncodedImage(data.getvalue())
 
 
-def _faults(
-    model: NetworkClassifier, directory: Path, dtype: str, images: Sequence[Image.Image]
-) -> Iterator[str]:
-    """Yield what differs from transformers' own answers."""
+def _differences(
+    model: NetworkClassifier, directory: Path, images: Sequence[Image.Image]
+) -> tuple[list[str], float]:
+    """Return what differs from transformers' own answers, and the largest difference of logits."""
     files = [_file(image) for image in images]
-    rights = _reference(directory, files)
-    pairs = [(_prepared(model, file), right) for file, right in zip(files, rights, strict=True)]
-    for image, (item, right) in zip(images, pairs, strict=True):
-        if (item is None) != (right is None):
-            yield f"{_told(image)}: {'refused' if item is None else 'answered'}, unlike by transformers"
+    pairs = [
+        (_prepared(model, file), right)
+        for file, right in zip(files, _reference(directory, files), strict=True)
+    ]
+    found = [
+        f"{_told(image)}: {'refused' if item is None else 'answered'}, unlike by transformers"
+        for image, (item, right) in zip(images, pairs, strict=True)
+        if (item is None) != (right is None)
+    ]
     both = [(item, right) for item, right in pairs if item is not None and right is not None]
     items, expected = [item for item, _ in both], np.stack([right for _, right in both])
+    scale = max(1.0, float(np.abs(expected).max()))
+    is_exact = model.dtype == torch.float32
     # Random networks make more of rounding than the trained ones for which formats state a tolerance.
-    tolerance = TOLERANCE if dtype == "fp32" else 3 * FORMATS[dtype].tolerance
-    tolerance *= max(1.0, float(np.abs(expected).max()))
-    if dtype == "fp32" and np.ptp(expected, axis=0).max() < 20 * tolerance:
-        yield "all images have nearly the same logits, so that nothing is tested"
+    tolerance = TOLERANCE if is_exact else 3 * FORMATS[model.info.dtype].tolerance
+    if is_exact and np.ptp(expected, axis=0).max() < 20 * tolerance * scale:
+        found.append("all images have nearly the same logits, so that nothing is tested")
     alone = np.concatenate([model.run([item]).logits for item in items])
-    for name, found in (("alone", alone), ("in one batch", model.run_all(items))):
-        worst = float(np.abs(found - expected).max())
-        if not worst <= tolerance:
-            yield f"{name}: a logit is off by {worst:.3g}, more than {tolerance:.2g}"
-    if dtype == "fp32":
-        yield from _wrong_scores(model, files[0], expected[:1])
+    worst = 0.0
+    for name, logits in (("alone", alone), ("in one batch", model.run_all(items))):
+        off = float(np.abs(logits - expected).max()) / scale
+        worst = max(worst, off)
+        if not off <= tolerance:
+            found.append(f"{name}: a logit is off by {off:.3g}, more than {tolerance:.2g}")
+    if is_exact:
+        found += _wrong_scores(model, files[0], expected[:1])
+    return found, worst
 
 
 def _wrong_scores(model: NetworkClassifier, file: EncodedImage, logits: NDArray[np.float32]) -> Iterator[str]:
     config = model.checkpoint.model.config
-    stated = config.problem_type or "single_label_classification"
-    answer = model([file])
-    if answer.scores.shape != (1, config.num_labels):
-        yield f"scores of shape {answer.scores.shape} for {config.num_labels} labels"
-    elif np.abs(answer.scores - activate(logits, stated)).max() > TOLERANCE:
+    stated: ProblemType = config.problem_type or "single_label_classification"
+    scores = model([file]).scores
+    if scores.shape != (1, config.num_labels):
+        yield f"scores of shape {scores.shape} for {config.num_labels} labels"
+    elif not np.allclose(scores, activate(logits, stated), atol=TOLERANCE):
         yield f"scores are not those of {stated}"
 
 
@@ -167,7 +169,7 @@ def _told(image: Image.Image) -> str:
     return f"{image.width} x {image.height} {image.mode}"
 
 
-def _how(model: NetworkClassifier) -> str:
+def _mode(model: NetworkClassifier) -> str:
     items = model.prepare([_file(image) for image in IMAGES[:4]])
     shapes = {tuple(each.shape for each in item.features.values()) for item in items}
-    return "one pass" if len(shapes) == 1 else "one pass a shape"
+    return "together" if len(shapes) == 1 else "shape by shape"

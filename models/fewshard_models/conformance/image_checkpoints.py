@@ -13,14 +13,6 @@ from transformers.models.auto.image_processing_auto import (
     IMAGE_PROCESSOR_MAPPING_NAMES,
     get_image_processor_class_from_name,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-
-ARCHITECTURES: dict[str, str] = {
-    architecture: model_type
-    for model_type, names in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items()
-    for architecture in ((names,) if isinstance(names, str) else names)
-}
-"""The model type by the name of each class."""
 
 EDGE = 32
 
@@ -209,14 +201,13 @@ _CANNOT_BE_MADE = frozenset({"dinat", "shieldgemma2", "timm_wrapper"})
 """Types whose networks need other packages, or gigabytes: their checkpoints have no weights."""
 
 
-def make_checkpoint(architecture: str, directory: Path, **fields: Any) -> Path:
+def make_checkpoint(model_type: str, architecture: str, directory: Path, **fields: Any) -> Path:
     """Write a checkpoint with random weights to a new directory, and return it.
 
-    architecture: the name of a class in `ARCHITECTURES`.
+    architecture: the name of one of the type's classes.
     fields: of its configuration, such as id2label and problem_type.
     """
     directory.mkdir(parents=True)
-    model_type = ARCHITECTURES[architecture]
     _save_processor(model_type, directory)
     fields = {**CONFIGS[model_type], "architectures": [architecture], **fields}
     if model_type in _CANNOT_BE_MADE:
@@ -260,7 +251,7 @@ def _measure_batch_norms(model: PreTrainedModel, generator: torch.Generator) -> 
         model(pixel_values=torch.randn(16, 3, edge, edge, generator=generator))
     for norm in norms:
         # A channel that hardly varies would be enlarged until rounding shows.
-        norm.running_var.clamp_(min=0.1)
+        norm.get_buffer("running_var").clamp_(min=0.1)
     model.eval()
 
 
