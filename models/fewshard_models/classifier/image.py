@@ -1,58 +1,127 @@
 """Runs image classifiers: any that transformers loads, and our own CNN."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from fewshard_core.values import Item, ModelInfo, ModelOutput
 from fewshard_models.checkpoint import Checkpoint, load_with_transformers
-from fewshard_models.classifier.image_files import ImagePreprocessor, Preprocess
+from fewshard_models.classifier.convolution import guard_convolutions
+from fewshard_models.classifier.image_preprocessor import ImagePreprocessor, Preprocess
+from fewshard_models.classifier.image_processor import Features, load_processor, num_channels
 from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.classifier.registry import register
 from fewshard_models.errors import CheckpointError
 from fewshard_models.image import FewshardImageForImageClassification
-from fewshard_models.image.preprocessing import load_preprocessing
+from fewshard_models.image.preprocessing import ImagePreprocessing, load_preprocessing
+
+MAX_PASS_VALUES = 512 * 3 * 224 * 224
+"""The most numbers in the input of one forward pass; 308 MB in fp32."""
+
+_UNSERVED = {
+    "shieldgemma2": "it asks whether an image breaks a policy that a text states, and images come without one"
+}
 
 
-@register("*ForImageClassification")
+@register("*ForImageClassification*")
 class ImageClassifier(NetworkClassifier):
     """Any image classifier of transformers, with its own image processor; channels last in memory."""
 
     task = "image"
+    preprocessor: ImagePreprocessor
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
         # oneDNN and cuDNN run convolutions fastest with channels last.
         self.network = checkpoint.model.to(memory_format=torch.channels_last)
-        self.preprocessor = ImagePreprocessor(self.preprocessing(checkpoint.directory))
+        guard_convolutions(self.network)
+        directory, config = checkpoint.directory, checkpoint.model.config
+        try:
+            self.preprocessor = ImagePreprocessor(self.preprocessing(directory), _edge(config))
+        except CheckpointError:
+            raise
+        # a processor raises many kinds of errors for settings that contradict each other
+        except Exception as error:
+            raise CheckpointError(
+                f"{directory}: preprocessor_config.json cannot prepare an ordinary image: {error}"
+            ) from error
+        self._check_channels(num_channels(config))
+        self._learn_sizes()
 
     @classmethod
     def load_network(cls, directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         """See `NetworkClassifier.load_network`."""
+        if reason := _UNSERVED.get(config.model_type):
+            raise CheckpointError(f"{directory} holds a {config.model_type}, which is not served: {reason}")
         return load_with_transformers(AutoModelForImageClassification, directory, config, dtype)
 
     def preprocessing(self, directory: Path) -> Preprocess:
-        """Return a function from uint8 [height, width, 3] to fp32 [3, H, W]. Raises CheckpointError."""
-        return _processor(directory)
+        """Return what converts an image to the arguments of the network. Raises CheckpointError."""
+        return load_processor(directory, self.network.config, self.network.forward)
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        """One forward pass over the items' pixels."""
-        pixels = torch.from_numpy(np.stack([item.features for item in items]))
-        pixels = pixels.to(self.device, self.dtype, memory_format=torch.channels_last)
+        """Run one forward pass for each shape of features, more where one would be too large."""
+        passes = list(_passes(items))
+        parts = [self._pass([items[row].features for row in rows]) for rows in passes]
+        logits = np.empty((len(items), *parts[0].shape[1:]), dtype=np.float32)
+        for rows, part in zip(passes, parts, strict=True):
+            logits[rows] = part
+        return ModelOutput(logits)
+
+    def _pass(self, features: list[Features]) -> NDArray[np.float32]:
+        inputs = {name: self._tensor(np.stack([each[name] for each in features])) for name in features[0]}
         with torch.inference_mode():
-            logits = self.network(pixel_values=pixels).logits
-        return ModelOutput(logits.float().cpu().numpy())
+            return self.network(**inputs).logits.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if not tensor.is_floating_point():
+            return tensor.to(self.device)
+        is_image = tensor.ndim == 4
+        layout = torch.channels_last if is_image else torch.preserve_format
+        return tensor.to(self.device, self.dtype, memory_format=layout)
+
+    def _check_channels(self, expected: int) -> None:
+        shape = self.preprocessor.shape
+        if shape is not None and len(shape.smallest) == 3 and shape.smallest[0] != expected:
+            raise CheckpointError(
+                f"{self.checkpoint.directory}: preprocessor_config.json makes images of {shape.smallest[0]} "
+                f"channels, the network takes {expected}; is it another model's, or is do_convert_rgb set?"
+            )
+
+    def _learn_sizes(self) -> None:
+        """Find out whether images that are not resized must have the network's own size."""
+        if self.preprocessor.resizes:
+            return
+        items = self.preprocessor.items(self.preprocessor.probe_inputs(), truncate=True)
+        try:
+            self.run(items[1:])
+        except Exception:  # noqa: BLE001  networks raise many kinds of errors for sizes they do not take
+            self.preprocessor.require_own_size()
+
+
+def _passes(items: Sequence[Item]) -> Iterator[list[int]]:
+    """Yield rows of items that can share a forward pass."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for row, item in enumerate(items):
+        groups.setdefault(tuple((name, each.shape) for name, each in item.features.items()), []).append(row)
+    for rows in groups.values():
+        num_values = sum(each.size for each in items[rows[0]].features.values())
+        step = max(1, MAX_PASS_VALUES // num_values)
+        yield from (rows[start : start + step] for start in range(0, len(rows), step))
+
+
+def _edge(config: PreTrainedConfig) -> int:
+    """Return the edge of the square images that a network was made for; 64 if its configuration is silent."""
+    stated = getattr(getattr(config, "vision_config", config), "image_size", None)
+    return stated if isinstance(stated, int) else 64
 
 
 @register("FewshardImageForImageClassification")
@@ -66,21 +135,18 @@ class FusedImageClassifier(ImageClassifier):
 
     def preprocessing(self, directory: Path) -> Preprocess:
         """Return our own preprocessing, which needs no transformers."""
-        return load_preprocessing(directory)
+        return _OwnPreprocess(load_preprocessing(directory))
 
 
-def _processor(directory: Path) -> Preprocess:
-    """Return the checkpoint's image processor as a function of one image."""
-    try:
-        processor = AutoImageProcessor.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-    # transformers raises many kinds of errors; each means that these files are at fault
-    except Exception as error:
-        raise CheckpointError(f"{directory} has no usable preprocessor_config.json: {error}") from error
-    return partial(_processed, processor)
+@dataclass(frozen=True, slots=True)
+class _OwnPreprocess:
+    """Our own preprocessing as a `Preprocess`; every image becomes the same size."""
 
+    preprocessing: ImagePreprocessing
+    mode: str = "RGB"
 
-def _processed(processor: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    pixels: NDArray[np.float32] = processor(images=image, return_tensors="np")["pixel_values"][0]
-    return pixels.astype(np.float32)
+    def __call__(self, image: Image.Image) -> Features:
+        return {"pixel_values": self.preprocessing(np.asarray(image))}
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        return self.preprocessing.width, self.preprocessing.height

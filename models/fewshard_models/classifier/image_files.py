@@ -1,24 +1,36 @@
-"""Decodes untrusted image files, and converts them to the input of an image network.
+"""Decodes untrusted image files.
 
 This file does not import torch: a server decodes in a process that runs no network.
 """
 
-import base64
-from collections.abc import Callable, Sequence
 from io import BytesIO
-from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fewshard_core.errors import FewshardError
-from fewshard_core.values import EncodedImage, Input, Item, PixelArray
-from fewshard_models.classifier.base import PIXELS_PER_UNIT, Value
-from fewshard_models.errors import UnusableInput
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 25_000_000
+
+_OTHER_KINDS = {
+    b"%PDF": "a PDF",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"\0\0\1\0": "an icon",
+    b"\xff\x0a": "a JPEG XL",
+    b"<": "XML, HTML or SVG",
+    b"{": "JSON",
+    b"iVBOR": "base64 of a PNG; send the bytes that it stands for",
+    b"/9j/": "base64 of a JPEG; send the bytes that it stands for",
+    b"data:": "a data URL; send the bytes that it stands for",
+}
+"""What files are that people send for images, by their first bytes."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_NOTES = frozenset({b"iCCP", b"tEXt", b"zTXt", b"iTXt"})
+"""Chunks of a PNG that are not needed for its pixels. Pillow refuses the whole file if one exceeds 1 MiB."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -36,44 +48,88 @@ class ImageError(FewshardError):
     """The bytes are not a usable image. The message says why."""
 
 
-def decode_image(data: bytes, max_pixels: int = 25_000_000) -> NDArray[np.uint8]:
-    """Return the pixels of an image file: uint8 [height, width, 3] RGB, rotated as its EXIF orientation says.
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return the pixels of an image file: uint8 [height, width, 3] RGB. See `read_image`."""
+    return np.array(read_image(data, max_pixels))
 
-    Animations give their first frame. Alpha is dropped, and palettes and CMYK are converted, as by Pillow's
-    `convert("RGB")`, on whose output checkpoints were trained. 16-bit grey is scaled to 8 bits. Raises
-    `ImageError`. The size is checked before decoding.
+
+def read_image(data: bytes, max_pixels: int = MAX_PIXELS, mode: str = "RGB") -> Image.Image:
+    """Return a decoded image file in a mode of Pillow, rotated as its EXIF orientation says.
+
+    Animations give their first frame. Alpha is dropped unless `mode` has it, and palettes and CMYK are
+    converted, as by Pillow's `convert`, on whose output checkpoints were trained. 16-bit grey is scaled to
+    8 bits. Raises `ImageError`. The size is checked before decoding.
     """
+    try:
+        return _read(data, max_pixels, mode)
+    except ImageError:
+        bare = _without_notes(data)
+        if bare == data:
+            raise
+        return _read(bare, max_pixels, mode)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return width and height as the file's header states them, without decoding. Raises `ImageError`."""
+    try:
+        return _open(data).size
+    except ImageError:
+        return _open(_without_notes(data)).size
+
+
+def _read(data: bytes, max_pixels: int, mode: str) -> Image.Image:
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"the image is {width} x {height}, over {max_pixels} pixels; send a smaller one")
     try:
         image.load()
-        return np.array(_to_rgb(_upright(image)))
+        return _converted(_upright(image), mode)
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged data
-        raise ImageError(f"the image is damaged or cut short: {error}") from error
-
-
-def num_pixels(image: Input) -> int:
-    """Return the pixels of an image that would be decoded; 0 if it would be refused before."""
-    if isinstance(image, PixelArray):
-        return image.pixels.size // 3
-    if not isinstance(image, EncodedImage):
-        return 0
-    try:
-        width, height = _open(image.data).size
-    except ImageError:
-        return 0
-    return width * height if width * height <= image.max_pixels else 0
+        raise ImageError(f"the {image.format} image is damaged or cut short: {error}") from error
 
 
 def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ImageError("not an image but an empty file; send the bytes of an image file")
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError("the image has far too many pixels; send a smaller one") from None
+    except UnidentifiedImageError as error:
+        raise ImageError(_unknown(data)) from error
     except Exception as error:
-        raise ImageError(f"not an image of a kind that is read here ({', '.join(FORMATS)})") from error
+        raise ImageError(f"the image's header is damaged: {error}") from error
+
+
+def _unknown(data: bytes) -> str:
+    for first, kind in (
+        (_PNG_SIGNATURE, "PNG"),
+        (b"\xff\xd8\xff", "JPEG"),
+        (b"GIF8", "GIF"),
+        (b"RIFF", "WebP"),
+    ):
+        if data.startswith(first):
+            return f"the file begins as a {kind} whose header is damaged or cut short; send the whole file"
+    kind = next((kind for first, kind in _OTHER_KINDS.items() if data.startswith(first)), "")
+    if data[4:8] == b"ftyp":
+        kind = "an AVIF, HEIC or video"
+    return f"not an image of a kind that is read here ({', '.join(FORMATS)})" + (
+        f"; it begins as {kind}" if kind else ""
+    )
+
+
+def _without_notes(data: bytes) -> bytes:
+    """Return a PNG without colour profile and texts; other files and damaged ones as they are."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return data
+    kept, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in _PNG_NOTES:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -85,84 +141,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip to white
         grey = np.asarray(image).astype(np.uint32) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-Preprocess = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
-
-class ImagePreprocessor:
-    """Makes items whose features are fp32 pixels [3, H, W]."""
-
-    def __init__(self, preprocess: Preprocess) -> None:
-        self._preprocess = preprocess
-        self._shape = preprocess(np.zeros((8, 8, 3), dtype=np.uint8)).shape
-
-    def estimate(self, inputs: Sequence[Input]) -> int:
-        return 0
-
-    def costs(self, inputs: Sequence[Input]) -> list[int]:
-        """Return the cost of each image by its size, which the beginning of its file states."""
-        return [1 + num_pixels(item) // PIXELS_PER_UNIT for item in inputs]
-
-    def to_input(self, value: Value) -> Input:
-        """Accept a path, the bytes of a file, or uint8 [height, width, 3]. Raises TypeError, and OSError for
-        a path."""
-        match value:
-            case str() | Path():
-                return EncodedImage(Path(value).read_bytes())
-            case bytes():
-                return EncodedImage(value)
-            case np.ndarray() if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
-                return PixelArray(value)
-            case Input():
-                return value
-        raise TypeError(
-            "this model classifies images; give a path, the bytes of an image file, or a uint8 array "
-            f"[height, width, 3], not {type(value).__name__}"
-        )
-
-    def from_card(self, stored: str) -> Input:
-        """Decode base64, the form in which a card stores image files."""
-        return EncodedImage(base64.b64decode(stored))
-
-    def probe_inputs(self) -> list[Input]:
-        """Return an image of the network's own size, and a wide one."""
-        height, width = self._shape[1:]
-        noise = np.random.default_rng(0)
-        shapes = [(height, width, 3), (height, 2 * width, 3)]
-        return [PixelArray(noise.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
-
-    def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
-        return [Item(self._pixels(index, item), 0) for index, item in enumerate(inputs)]
-
-    def _pixels(self, index: int, item: Input) -> NDArray[np.float32]:
-        read = self._READERS.get(type(item))
-        if read is None:
-            raise UnusableInput(index, "this model classifies images; send an image")
-        return read(self, index, item)
-
-    def _decoded(self, index: int, item: EncodedImage) -> NDArray[np.float32]:
-        try:
-            return self._preprocess(decode_image(item.data, item.max_pixels))
-        except ImageError as error:
-            raise UnusableInput(index, str(error)) from error
-
-    def _checked(self, index: int, item: PixelArray) -> NDArray[np.float32]:
-        if item.pixels.dtype == np.uint8:
-            return self._preprocess(item.pixels)
-        if item.pixels.shape != self._shape:
-            raise UnusableInput(
-                index,
-                f"pixel_values of shape {list(item.pixels.shape)}, this model takes {list(self._shape)}",
-            )
-        return item.pixels.astype(np.float32)
-
-    _READERS: ClassVar[dict[type[Input], Callable[[Any, int, Any], NDArray[np.float32]]]] = {
-        EncodedImage: _decoded,
-        PixelArray: _checked,
-    }
+    return image if image.mode == mode else image.convert(mode)

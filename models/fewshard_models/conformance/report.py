@@ -12,6 +12,8 @@ _MEANINGS = {
     "padded": "texts of similar length share a pass; a trial at load showed that padding changes no answer",
     "length by length": "only texts of equal length share a pass, because padding changes answers",
     "one by one": "each text has a pass of its own",
+    "together": "all images become one size and share a pass",
+    "shape by shape": "images of one shape after resizing share a pass",
     REFUSED: "at load, with the reason",
 }
 

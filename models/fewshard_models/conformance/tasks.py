@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 
-from fewshard_models.conformance import text
+from fewshard_models.conformance import image, text
 from fewshard_models.conformance.matrix import Compare
 
-COMPARISONS: dict[str, tuple[Mapping[str, str], Compare]] = {"text": (text.ARCHITECTURES, text.compare)}
+COMPARISONS: dict[str, tuple[Mapping[str, str], Compare]] = {
+    "text": (text.ARCHITECTURES, text.compare),
+    "image": (image.ARCHITECTURES, image.compare),
+}
 """The class of each model type of a task, and the function that compares one."""

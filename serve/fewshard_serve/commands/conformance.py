@@ -6,7 +6,7 @@ from typing import Any
 
 from fewshard_serve.errors import ConfigError
 
-TASKS = ("text",)
+TASKS = ("text", "image")
 
 
 def register(subparsers: Any) -> None:

@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from fewshard_models.classifier.image_files import FORMATS, ImageError, decode_image
+from fewshard_models.classifier.image_files import (
+    FORMATS,
+    ImageError,
+    decode_image,
+    image_size,
+    read_image,
+)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -125,11 +132,71 @@ def test_the_result_owns_its_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not an image", b"%PDF-1.7", b"<svg/>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"]
+    ("data", "seen"),
+    [
+        (b"not an image", r"\)$"),
+        (b"%PDF-1.7", "begins as a PDF"),
+        (b"<svg/>", "begins as XML, HTML or SVG"),
+        (b"II*\0....", "begins as a TIFF"),
+        (b"\0\0\0\x20ftypheic", "begins as an AVIF, HEIC or video"),
+        (b"iVBORw0KGgoAAAA", "begins as base64 of a PNG; send the bytes"),
+        (b"data:image/png;base64,iVBOR", "begins as a data URL; send the bytes"),
+    ],
 )
-def test_what_is_not_an_image_is_refused(data: bytes) -> None:
-    with pytest.raises(ImageError, match=r"not an image of a kind that is read here \(PNG, JPEG"):
+def test_what_is_not_an_image_is_refused_as_what_it_is(data: bytes, seen: str) -> None:
+    with pytest.raises(ImageError, match=rf"not an image of a kind that is read here \(PNG, JPEG.*{seen}"):
         decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "an empty file"),
+        (b"\x89PNG\r\n\x1a\n", "begins as a PNG whose header is damaged or cut short"),
+        (b"\xff\xd8\xff", "begins as a JPEG whose header is damaged or cut short"),
+        (b"GIF89a", "begins as a GIF whose header is damaged or cut short"),
+        (b"RIFF....WEBP", "begins as a WebP whose header is damaged or cut short"),
+    ],
+)
+def test_each_failure_has_its_own_message(data: bytes, said: str) -> None:
+    with pytest.raises(ImageError, match=said):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_large_colour_profile_is_no_reason_to_refuse(kind: str) -> None:
+    image = corners().resize((64, 32), Image.Resampling.NEAREST)
+    profile = b"\0" * 3_000_000
+    with_profile = encoded(image, kind, icc_profile=profile, lossless=True)
+    assert np.array_equal(decode_image(with_profile), decode_image(encoded(image, kind, lossless=True)))
+    assert image_size(with_profile) == (64, 32)
+
+
+def test_of_a_png_with_a_large_profile_everything_else_is_kept() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = corners().convert("P", palette=Image.Palette.ADAPTIVE)
+    data = encoded(image, icc_profile=b"\0" * 3_000_000, exif=exif.tobytes(), transparency=0)
+    assert np.array_equal(decode_image(data), np.rot90(np.asarray(corners()), 3))
+
+
+def test_damaged_pixels_are_told_from_a_damaged_header() -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    with pytest.raises(ImageError, match="the PNG image is damaged or cut short"):
+        decode_image(data[: len(data) // 2])
+
+
+def test_long_texts_in_a_png_are_no_reason_to_refuse() -> None:
+    info = PngInfo()
+    info.add_text("note", "x" * 3_000_000, zip=True)
+    info.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    assert decode_image(encoded(corners(), pnginfo=info)).shape == (2, 4, 3)
+
+
+def test_a_mode_with_alpha_keeps_it() -> None:
+    data = encoded(Image.new("RGBA", (3, 2), (10, 20, 30, 40)))
+    assert read_image(data, mode="RGBA").getpixel((1, 1)) == (10, 20, 30, 40)
+    assert read_image(data, mode="L").getpixel((1, 1)) == 18
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PCX"])
