@@ -23,7 +23,7 @@ def tree(tmp_path: Path) -> Path:
 
 def make(tree: Path, *arguments: str, data: str | None = None) -> str:
     # These tests run under make themselves, which hands its own settings on.
-    ours = ("FEWSHARD_DATA", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV")
+    ours = ("FEWSHARD_DATA", "JOBS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV")
     keep = {key: value for key, value in os.environ.items() if key not in ours}
     environment = {**keep, **({} if data is None else {"FEWSHARD_DATA": data})}
     done = subprocess.run(

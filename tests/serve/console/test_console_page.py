@@ -11,8 +11,6 @@ from fewshard_serve.auth import hash_of
 from fewshard_serve.engine.settings import AdmissionSettings, EngineSettings
 from fewshard_serve.protocol.limits import Limits
 
-pytestmark = pytest.mark.server
-
 TEXT = "An unexpectedly moving story, told with wit and without a single false note."
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -7,8 +7,6 @@ import pytest
 from fewshard_serve.auth import hash_of
 from fewshard_serve.http.routes import ROUTES
 
-pytestmark = pytest.mark.server
-
 CLASSIFY = "#operations-default-post_v2_models_model_classify"
 
 

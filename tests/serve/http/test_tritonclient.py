@@ -25,7 +25,7 @@ from local_service import LocalService
 
 tritonclient = pytest.importorskip("tritonclient.http")
 
-pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class Lengths(Classifier):

@@ -4,11 +4,7 @@ Needs FEWSHARD_DATA. A label may differ from the offline one only where its two 
 the tolerance of the dtype that serves, and for one item in a thousand (fp32) or a hundred (bf16).
 """
 
-import functools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -34,8 +30,6 @@ MAX_ROUTING_EXCEPTIONS = 0.01
 NUM_IMAGES = 2000
 SENTENCE_BY_SENTENCE = ["sst2-dense", "sst2-moe", pytest.param("sst2-narrow", marks=pytest.mark.slow)]
 """The third is a dense one, too, only narrower."""
-SLOWLY_TOLD = ["cifar10-dense", "cifar10-dst", "cifar10-static"]
-"""Evaluating 10,000 images takes a while; one image model is enough for every run."""
 
 
 @pytest.fixture(scope="module")
@@ -239,61 +233,3 @@ def test_experts_of_the_moe_add_up(zoo_url):
     assert len(totals) == 1
     assert totals.pop() > 0
     assert "fewshard_expert_tokens_total{" in metrics
-
-
-QUICKLY_TOLD = [name for name in [*TEXT_MODELS, *IMAGE_MODELS] if name not in SLOWLY_TOLD]
-
-
-@functools.cache
-def printed_by_evaluate(*models: str) -> dict[str, list[str]]:
-    """The words of each model's line."""
-    paths = [f"zoo:{model}" for model in models]
-    command = [str(Path(sys.executable).with_name("fewshard")), "evaluate", *paths]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [line.split() for line in printed.splitlines()[-len(paths) :]]
-    assert [row[0] for row in rows] == paths
-    return dict(zip(models, rows, strict=True))
-
-
-@pytest.mark.parametrize(
-    "model", [*QUICKLY_TOLD, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY_TOLD)]
-)
-def test_evaluate_prints_what_the_card_says(model):
-    card = load_card(resolve(f"zoo:{model}"))
-    measured = printed_by_evaluate(*(QUICKLY_TOLD if model in QUICKLY_TOLD else [model]))[model]
-    assert f"{card.accuracy:.5f}" in measured
-    assert measured.count(f"{card.accuracy:.5f}") == 2  # measured now, and on the card
-    assert str(card.num_examples) in measured
-
-
-def test_floors_of_the_tiny_tier():
-    """What the bundled models promise: accuracy, active MACs, and experts that are all in use."""
-    dense, moe, image = (
-        load_card(resolve(f"zoo:{name}")) for name in ("sst2-dense", "sst2-moe", "cifar10-dense")
-    )
-    assert dense.num_examples == moe.num_examples == 872
-    assert dense.accuracy >= 0.85
-    assert moe.accuracy >= dense.accuracy - 0.01
-    assert moe.macs <= 0.6 * dense.macs
-    assert image.num_examples == 10_000
-    assert image.accuracy >= 0.91
-    shares = expert_shares(load_sst2("dev")[0])
-    assert shares.shape[1] >= 4
-    assert shares.min() >= 0.02
-
-
-def expert_shares(texts: list[str]) -> np.ndarray:
-    """The share of the dev set's tokens each expert of `sst2-moe` takes, [num_layers, num_experts]."""
-    from fewshard_core.values import TextInput
-    from fewshard_serve.backends.load import load_model
-
-    model = load_model("sst2-moe", "zoo:sst2-moe", "cpu", "fp32")
-    model.run(model.prepare([TextInput(text) for text in texts]))
-    counts = model.expert_counts()
-    return counts.tokens / counts.tokens.sum(axis=1, keepdims=True)
-
-
-def test_bundled_zoo_is_small():
-    from fewshard_models.checkpoint import ZOO
-
-    assert sum(file.stat().st_size for file in ZOO.rglob("*") if file.is_file()) < 32 * 2**20
