@@ -72,16 +72,33 @@ def read_image(data: bytes, max_pixels: int = MAX_PIXELS, mode: str = "RGB") -> 
 def image_size(data: bytes) -> tuple[int, int]:
     """Return width and height as the file's header states them, without decoding. Raises `ImageError`."""
     try:
-        return _open(data).size
+        return _webp_size(data) or _open(data).size
     except ImageError:
         return _open(_without_notes(data)).size
 
 
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size of a WebP; None for other files. To open one, Pillow allocates all its pixels."""
+    if len(data) < 30 or (data[:4], data[8:12]) != (b"RIFF", b"WEBP"):
+        return None
+    first, second, both = (int.from_bytes(data[a:b], "little") for a, b in ((24, 27), (27, 30), (21, 25)))
+    match data[12:16]:
+        case b"VP8X":
+            return first + 1, second + 1
+        case b"VP8L":
+            return (both & 0x3FFF) + 1, (both >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(
+                data[28:30], "little"
+            ) & 0x3FFF
+    return None
+
+
 def _read(data: bytes, max_pixels: int, mode: str) -> Image.Image:
-    image = _open(data)
-    width, height = image.size
+    width, height = _webp_size(data) or _open(data).size
     if width * height > max_pixels:
         raise ImageError(f"the image is {width} x {height}, over {max_pixels} pixels; send a smaller one")
+    image = _open(data)
     try:
         image.load()
         return _converted(_upright(image), mode)

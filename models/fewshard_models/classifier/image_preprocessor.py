@@ -6,6 +6,7 @@ This file does not import torch: a server decodes in a process that runs no netw
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -87,7 +88,7 @@ class ImagePreprocessor:
         self.resizes = preprocess.resized_size(1, 3) != (1, 3)
         self.own_size = (_PROBE_EDGE, _PROBE_EDGE) if self.resizes else (own_edge, own_edge)
         self.takes_only_own_size = False
-        own, wide, high = (preprocess(self._noise(*size)) for size in self._probe_sizes())
+        own, wide, high = (preprocess(self._drawn(*size)) for size in self._probe_sizes())
         self._names = tuple(own)
         self.shape = None
         if self._names == ("pixel_values",):
@@ -100,7 +101,7 @@ class ImagePreprocessor:
     def require_own_size(self) -> None:
         """From now on, refuse images of another size: the network takes no other."""
         self.takes_only_own_size = True
-        own = self._preprocess(self._noise(*self.own_size))["pixel_values"].shape
+        own = self._preprocess(self._drawn(*self.own_size))["pixel_values"].shape
         self.shape = FeatureShape.of([own])
 
     def estimate(self, inputs: Sequence[Input]) -> int:
@@ -141,7 +142,7 @@ class ImagePreprocessor:
     def probe_inputs(self) -> list[Input]:
         """Return an image of the network's own size, and a wide and a high one if it takes them."""
         sizes = self._probe_sizes()[: 1 if self.takes_only_own_size else None]
-        return [PixelArray(np.asarray(self._noise(*size, mode="RGB"))) for size in sizes]
+        return [PixelArray(np.asarray(self._drawn(*size, mode="RGB"))) for size in sizes]
 
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """See `Preprocessor.items`."""
@@ -151,9 +152,12 @@ class ImagePreprocessor:
         width, height = self.own_size
         return [(width, height), (2 * width, height), (width, 2 * height)]
 
-    def _noise(self, width: int, height: int, mode: str = "") -> Image.Image:
-        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        return Image.fromarray(noise).convert(mode or self._preprocess.mode)
+    def _drawn(self, width: int, height: int, mode: str = "") -> Image.Image:
+        """Return a made-up image of coloured blocks; noise of single pixels would become grey."""
+        generator = np.random.default_rng([width, height])
+        blocks = generator.integers(0, 256, (ceil(height / 8), ceil(width / 8), 3), dtype=np.uint8)
+        pixels = blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+        return Image.fromarray(pixels).convert(mode or self._preprocess.mode)
 
     def _num_pixels(self, item: Input) -> int:
         """Return the pixels that preparing an input takes, as far as its header is true; 0 if unusable."""

@@ -95,6 +95,10 @@ def _loaded(directory: Path) -> Any:
         )
     # transformers raises many kinds of errors; each means that these files are at fault
     except Exception as error:
+        if "dependencies: torchvision" in str(error):
+            raise CheckpointError(
+                f"{directory}: the image processor of preprocessor_config.json needs torchvision; install it"
+            ) from error
         raise CheckpointError(f"{directory} has no usable preprocessor_config.json: {error}") from error
 
 

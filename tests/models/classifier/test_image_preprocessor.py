@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import pickle
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from PIL import Image
+from PIL import Image, ImageFile
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 from fewshard_core.values import EncodedImage, PixelArray
@@ -31,9 +33,18 @@ def resnet(**fields: Any) -> tf.PreTrainedConfig:
     return tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], **LABELS, **fields)
 
 
+VIT: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
 def vit(**fields: Any) -> tf.PreTrainedConfig:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return tf.ViTConfig(image_size=32, patch_size=8, **sizes, **LABELS, **fields)
+    return tf.ViTConfig(**VIT, **LABELS, **fields)
 
 
 def checkpoint(directory: Path, config: tf.PreTrainedConfig, processor: Any) -> Path:
@@ -222,7 +233,7 @@ def test_costs_are_known_from_headers(cropped, monkeypatch):
         EncodedImage(b"no image"),
         EncodedImage(png(Image.new("RGB", (640, 480))).data, max_pixels=1000),
     ]
-    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it was decoded"))
     # 2 x 40 becomes 32 x 640.
     assert preprocessor.costs(inputs) == [
         1 + 640 * 480 // 64,
@@ -309,10 +320,7 @@ def test_a_processor_of_another_kind_of_network_is_refused(tmp_path):
 
 
 def test_a_model_of_patches_takes_no_ready_made_pixels(tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = tf.Siglip2Config(
-        vision_config={**sizes, "patch_size": 8, "num_patches": 16}, text_config=sizes, **LABELS
-    )
+    config = tf.Siglip2Config(vision_config={**VIT, "num_patches": 16}, text_config=VIT, **LABELS)
     processor = tf.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
     model = load(checkpoint(tmp_path, config, processor), "cpu", "fp32")
     images = [drawn(50, 40), drawn(90, 20), drawn(8, 8)]
@@ -336,7 +344,7 @@ def test_fast_and_old_names_of_processors_load_without_torchvision(name, tmp_pat
 
 def test_a_processor_that_needs_torchvision_is_refused_by_the_packages_name(tmp_path):
     directory = checkpoint(tmp_path, resnet(), {"image_processor_type": "PPLCNetImageProcessor"})
-    with pytest.raises(CheckpointError, match="torchvision"):
+    with pytest.raises(CheckpointError, match="needs torchvision; install it"):
         load(directory, "cpu", "fp32")
 
 
@@ -356,3 +364,69 @@ def test_shapes_of_features_are_told():
     assert str(shape) == "[3, 8, 8 or more]"
     assert shape.includes((3, 8, 9))
     assert not shape.includes((3, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "reason"),
+    [
+        (vit(), tf.ViTImageProcessorPil(size={"height": 40, "width": 40}), r"cannot answer .*40\*40.*32\*32"),
+        (vit(), KEEPS_RATIO, r"cannot answer .*32\*64.*32\*32"),
+        (resnet(), tf.ViTImageProcessorPil(size={"height": 40, "width": 40}), ""),
+        (tf.Dinov2Config(**VIT, **LABELS), tf.ViTImageProcessorPil(size={"height": 40, "width": 40}), ""),
+    ],
+    ids=["another size", "other ratios", "a network of any size", "a network that interpolates"],
+)
+def test_a_processor_of_another_size_than_the_networks_is_found_before_it_is_ready(
+    config, processor, reason, tmp_path
+):
+    directory = checkpoint(tmp_path, config, processor)
+    model = load(directory, "cpu", "fp32")
+    if reason:
+        with pytest.raises(CheckpointError, match=reason):
+            model.self_check()
+        return
+    model.self_check()
+    image = drawn(50, 40)
+    np.testing.assert_allclose(model([png(image)]).logits, reference(directory, [image]), atol=1e-4)
+
+
+def test_probes_of_a_model_of_one_size_have_that_size(tmp_path):
+    model = load(checkpoint(tmp_path, vit(), tf.ViTImageProcessorPil(do_resize=False)), "cpu", "fp32")
+    assert [each.pixels.shape for each in model.preprocessor.probe_inputs()] == [(32, 32, 3)]
+    model.self_check()
+
+
+def test_probes_are_wide_and_high_and_differ(cropped):
+    model = load(cropped, "cpu", "fp32")
+    shapes = [each.pixels.shape for each in model.preprocessor.probe_inputs()]
+    assert shapes == [(64, 64, 3), (64, 128, 3), (128, 64, 3)]
+    model.self_check()
+
+
+def test_labels_that_do_not_fit_the_head_are_found_before_the_model_is_ready(cropped, tmp_path):
+    directory = checkpoint(tmp_path, resnet(), CROPS)
+    model = load(directory, "cpu", "fp32")
+    model.info = replace(model.info, labels=("red", "green"))
+    with pytest.raises(CheckpointError, match=r"id2label of config.json does not fit the network's head"):
+        model.self_check()
+
+
+def test_in_bf16_convolutions_that_torch_multiplies_wrongly_answer_right(tmp_path):
+    config = tf.SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2], **LABELS
+    )
+    directory = checkpoint(tmp_path, config, tf.ViTImageProcessorPil(size=SQUARE))
+    images = [drawn(32, 32), drawn(50, 40)]
+    found = load(directory, "cpu", "bf16")([png(each) for each in images]).logits
+    right = reference(directory, images)
+    np.testing.assert_allclose(found, right, atol=0.06 * np.abs(right).max())
+
+
+def test_features_can_be_prepared_in_another_process(cropped):
+    model = load(cropped, "cpu", "fp32")
+    copy = pickle.loads(pickle.dumps(model.preprocessor))
+    image = png(drawn(50, 40))
+    np.testing.assert_array_equal(
+        copy.items([image], True)[0].features["pixel_values"],
+        model.prepare([image])[0].features["pixel_values"],
+    )

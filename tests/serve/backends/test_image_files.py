@@ -193,6 +193,40 @@ def test_long_texts_in_a_png_are_no_reason_to_refuse() -> None:
     assert decode_image(encoded(corners(), pnginfo=info)).shape == (2, 4, 3)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (300, 200), (2000, 17)])
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("WEBP", "RGB", {"lossless": True}),
+        ("WEBP", "RGB", {"quality": 50}),
+        ("WEBP", "RGBA", {"quality": 50}),
+        ("WEBP", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (5, 5))]}),
+        ("PNG", "RGB", {}),
+        ("JPEG", "RGB", {}),
+        ("GIF", "P", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_the_size_is_read_from_the_header(
+    kind: str, mode: str, options: dict[str, object], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "append_images" in options:
+        options = {**options, "append_images": [Image.new("RGB", size, (1, 2, 3))]}
+    data = encoded(Image.new(mode, size), kind, **options)
+    if kind == "WEBP":
+        monkeypatch.setattr(Image, "open", lambda *given, **options: pytest.fail("it was opened"))
+    assert image_size(data) == size
+
+
+def test_a_webp_bomb_is_refused_before_pillow_allocates_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(encoded(Image.new("RGBA", (5, 5)), "WEBP", quality=50))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = b"\xff\x3f\x00\xff\x3f\x00"
+    monkeypatch.setattr(Image, "open", lambda *given, **options: pytest.fail("it was opened"))
+    with pytest.raises(ImageError, match="16384 x 16384"):
+        decode_image(bytes(data))
+
+
 def test_a_mode_with_alpha_keeps_it() -> None:
     data = encoded(Image.new("RGBA", (3, 2), (10, 20, 30, 40)))
     assert read_image(data, mode="RGBA").getpixel((1, 1)) == (10, 20, 30, 40)
