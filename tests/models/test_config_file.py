@@ -57,7 +57,7 @@ class TestLabels:
             ),
             ({"1": "ant", "2": "bee", "3": "cow"}, "none for 0"),
             ({"0": "ant", "1": ["bee"], "2": "cow"}, 'id2label names 1 ["bee"]; a name is a string'),
-            ({"0": "ant", "1": "\ud83d", "2": "cow"}, 'names 1 "\\ud83d"; a name is a string, in whole'),
+            ({"0": "ant", "1": "\ud83d", "2": "cow"}, 'names 1 "\\ud83d"; a name is a string of whole'),
             ({"ant": 0, "bee": 1, "cow": 2}, "config.json cannot be used"),
             (["ant", "bee", "cow"], "id2label must be an object from numbers to names"),
             ({}, "id2label"),
