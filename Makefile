@@ -53,8 +53,8 @@ check-all: check ## check, then every test, the slow ones included
 bench: $(VENV)/.installed ## measure the server beside an application that does nothing
 	$(BIN)/python benchmarks/server.py
 
-fuzz: $(VENV)/.installed ## made-up requests for every parser and endpoint, EXAMPLES=1000 each, on this machine alone
-	FEWSHARD_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m '' -rP tests/serve/fuzz
+fuzz: $(VENV)/.installed ## made-up requests and checkpoint files, EXAMPLES=1000 for each test, on this machine alone
+	FEWSHARD_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m '' -rP tests/serve/fuzz tests/models/fuzz
 
 chaos: $(VENV)/.installed ## kill, update, flood and drain under load: the shards of a model, then a server; prints tables
 	$(BIN)/python benchmarks/chaos.py $(CHAOS)

@@ -27,7 +27,8 @@ _COUNTS = (
     ),
 )
 """Names of counts, and the largest number that is believed: Python objects are made for layers and labels."""
-_POSITIONS = ("absolute", "rotary", "rope", "nope")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half a character, which JSON can write and UTF-8 cannot."""
 _CHANGES_WEIGHTS = ("transformers_weights", "fusion_config")
 """Keys by which transformers takes other files or other arithmetic than those of the checkpoint."""
 
@@ -48,6 +49,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
             directory, trust_remote_code=False, local_files_only=True
         )
         config.id2label = _names(config.id2label)
+        _require_positions(config)
     # transformers raises many kinds of errors; each means that this file is at fault
     except Exception as error:
         raise CheckpointError(f"{file} cannot be used: {error}") from error
@@ -67,12 +69,6 @@ def _require_sane(fields: dict[str, Any]) -> None:
         )
     if keys := [key for key in _CHANGES_WEIGHTS if fields.get(key)]:
         raise ValueError(f"{keys[0]} is not supported; delete it, and name the weights model.safetensors")
-    positions = fields.get("position_embedding_type")
-    if positions is not None and positions not in _POSITIONS:
-        raise ValueError(
-            f"position_embedding_type is {positions!r}, which transformers 5 no longer computes: it would be "
-            "overlooked; serve a checkpoint with absolute positions"
-        )
     stated = fields.get("problem_type")
     if stated is not None and stated not in get_args(ProblemType):
         raise ValueError(
@@ -84,6 +80,17 @@ def _require_sane(fields: dict[str, Any]) -> None:
     if labels is not None and not isinstance(labels, dict):
         raise ValueError(
             'id2label must be an object from numbers to names, as {"0": "negative", "1": "positive"}'
+        )
+
+
+def _require_positions(config: PreTrainedConfig) -> None:
+    """Raise ValueError for relative positions of BERT and its relatives, which transformers 5 overlooks."""
+    stated = getattr(config, "position_embedding_type", None)
+    is_known = "position_embedding_type" in type(config).__dataclass_fields__
+    if stated not in (None, "absolute") and (not is_known or "relative" in str(stated)):
+        raise ValueError(
+            f"position_embedding_type is {stated!r}, which transformers 5 does not compute for "
+            f"{config.model_type}: it would be overlooked; serve a checkpoint with absolute positions"
         )
 
 
@@ -128,8 +135,10 @@ def _name(number: int, name: Any) -> str:
     match name:
         case None:
             return f"LABEL_{number}"
-        case str():
+        case str() if not _SURROGATE.search(name):
             return name
         case bool() | int() | float():
             return json.dumps(name)
-    raise ValueError(f"id2label names {number} {json.dumps(name):.60}; a name is a string")
+    raise ValueError(
+        f"id2label names {number} {json.dumps(name):.60}; a name is a string of whole characters"
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fewshard_core.values import ExpertCounts
+from fewshard_core.values import ExpertCounts, label_order
 
 
 def counts(tokens: list[list[int]], shard_tokens: list[list[int]] | None = None) -> ExpertCounts:
@@ -45,3 +45,18 @@ def test_a_reading_without_shards_counts_as_one_shards(is_first_kept: bool) -> N
     kept, implied = counts([[4, 2]], [[6]]), counts([[2, 0]])
     total = kept + implied if is_first_kept else implied + kept
     assert total.by_shard.tolist() == [[8]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted", "order"),
+    [
+        (("a", "b"), ("b", "a"), [1, 0]),
+        (("a", "b"), ("a", "c"), None),
+        (("a", "b"), ("a",), None),
+        (("crane", "cat", "crane"), ("crane", "cat", "crane"), [0, 1, 2]),
+        (("crane", "cat", "crane"), ("crane", "crane", "cat"), None),
+        (("crane", "cat", "crane"), ("cat", "cat", "crane"), None),
+    ],
+)
+def test_outputs_are_matched_by_name_and_two_of_one_name_by_place_alone(labels, wanted, order):
+    assert label_order(labels, wanted) == order

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import transformers as tf
 
 from fewshard_models.classifier.load import load
 from fewshard_models.config_file import MAX_BYTES, load_config
@@ -56,6 +57,7 @@ class TestLabels:
             ),
             ({"1": "ant", "2": "bee", "3": "cow"}, "none for 0"),
             ({"0": "ant", "1": ["bee"], "2": "cow"}, 'id2label names 1 ["bee"]; a name is a string'),
+            ({"0": "ant", "1": "\ud83d", "2": "cow"}, 'names 1 "\\ud83d"; a name is a string of whole'),
             ({"ant": 0, "bee": 1, "cow": 2}, "config.json cannot be used"),
             (["ant", "bee", "cow"], "id2label must be an object from numbers to names"),
             ({}, "id2label"),
@@ -123,10 +125,15 @@ class TestArchitectures:
         assert "DebertaV2ForSequenceClassification, but its model_type bert is that of Bert" in refusal(bert)
 
 
-@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query", "rotary"])
 def test_relative_positions_that_transformers_overlooks_are_refused(kind, bert):
     change_config(bert, position_embedding_type=kind)
-    assert f"position_embedding_type is '{kind}', which transformers 5 no longer computes" in refusal(bert)
+    assert f"position_embedding_type is '{kind}', which transformers 5 does not compute" in refusal(bert)
+
+
+def test_positions_that_the_network_knows_are_served(tmp_path):
+    directory = write_text(tmp_path, tf.EsmConfig, position_embedding_type="rotary", mask_token_id=4)
+    np.testing.assert_allclose(load(directory, "cpu", "fp32")(TEXTS).logits, reference(directory), atol=1e-4)
 
 
 @pytest.mark.parametrize("key", ["transformers_weights", "fusion_config"])

@@ -114,6 +114,10 @@ def test_labels_in_another_order_are_put_in_the_last_stages():
         ([info_of("cheap"), None], "no answer from dear"),
         ([None, None], "no answer from cheap, dear"),
         ([info_of("cheap", labels=("a", "b")), info_of("dear")], "different labels"),
+        (
+            [info_of("cheap", labels=("a", "a", "b")), info_of("dear", labels=("a", "b", "a"))],
+            "equal names in another order",
+        ),
         ([info_of("cheap", task="image"), info_of("dear")], "classifies images"),
         ([info_of("cheap", problem_type="regression"), info_of("dear")], "is regression"),
         ([info_of(name, problem_type="regression") for name in ("cheap", "dear")], "is regression"),

@@ -139,6 +139,12 @@ def test_tokens_by_class_are_summed_over_replicas():
     }
 
 
+def test_classes_of_one_name_are_summed_up():
+    part = Diagnosis(2, (0.5,), np.array([[[1, 2]], [[3, 4]], [[5, 6]]]))
+    described = describe_diagnoses([part], ["crane", "cat", "crane"])
+    assert described["class_tokens"] == {"crane": [[6, 8]], "cat": [[3, 4]]}
+
+
 def test_use_is_the_perplexity_of_the_load_over_the_experts():
     counts = ExpertCounts(
         tokens=np.array([[4, 4, 4, 4], [9, 0, 0, 0], [0, 0, 0, 0]]),

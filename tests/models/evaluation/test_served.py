@@ -21,6 +21,12 @@ def test_shares_and_the_distribution_of_the_best_probability():
     }
 
 
+def test_labels_of_one_name_share_an_entry():
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
+    served = served_of(logits, ["crane", "cat", "crane"], (1.0,))
+    assert served["labels"] == {"crane": 0.75, "cat": 0.25}
+
+
 @pytest.mark.data
 def test_the_card_keeps_the_rest(tmp_path):
     try:

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import transformers as tf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -32,6 +32,8 @@ EXAMPLES = int(os.environ.get("FEWSHARD_FUZZ_EXAMPLES", "8"))
 settings.register_profile(
     "files",
     deadline=None,
+    # A directory that fails is told as it is: making it smaller would take minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[
         HealthCheck.too_slow,
         HealthCheck.function_scoped_fixture,

@@ -18,9 +18,9 @@ from fewshard_serve.metrics.prediction_stats import (
 SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.6": 0.25, "0.9": 0.5}}
 
 
-def tally(card=None):
+def tally(card=None, labels=("no", "yes")):
     info = ModelInfo(
-        "m", "text", "dense", ("no", "yes"), "single_label_classification", "a", "fp32", "cpu", 1,
+        "m", "text", "dense", labels, "single_label_classification", "a", "fp32", "cpu", 1,
         card={"extra": {"served": SERVED}} if card is None else card,
     )  # fmt: skip
     return PredictionStats(info)
@@ -64,6 +64,12 @@ def test_drift_is_the_distance_from_the_card():
     label, confidence = drifts(one)
     assert label == pytest.approx(0.25)
     assert confidence == pytest.approx(0.5), "at 0.6: 3 of 4 are below it, by the card 1 of 4"
+
+
+def test_labels_of_one_name_drift_as_one():
+    one = tally({"extra": {"served": {"labels": {"crane": 0.75, "cat": 0.25}}}}, ("crane", "cat", "crane"))
+    one.add(np.eye(3, dtype=np.float32)[[0, 1, 2, 2] * 100])
+    assert drifts(one)[0] == pytest.approx(0.0)
 
 
 def test_little_said_or_a_card_without_figures_is_no_drift():

@@ -64,6 +64,8 @@ def test_what_cannot_be_explained():
         parse("a " * (MAX_WORDS + 1))
     with pytest.raises(MalformedRequest, match="yes"):
         parse("a", label="yess")
+    with pytest.raises(MalformedRequest, match="'crane' is the name of 2 outputs of this model"):
+        parse("a", info(labels=("crane", "cat", "crane")), label="crane")
     with pytest.raises(UnsupportedMedia):
         parse("a", info(task="image"))
     with pytest.raises(MalformedRequest, match="inputs"):

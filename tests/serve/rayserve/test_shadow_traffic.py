@@ -17,6 +17,7 @@ from fewshard_serve.rayserve.shadow_traffic import (
     Shadow,
     ShadowModel,
     agreeing,
+    is_comparable,
     shadow_elsewhere,
 )
 
@@ -73,6 +74,13 @@ def test_several_labels_agree_where_all_do():
     kinds = [info(name, problem_type="multi_label_classification") for name in ("m", "other")]
     first, second = answer([1, -1], [1, 1]), answer([3, -2], [1, -1])
     assert agreeing(kinds[0], first, kinds[1], second).tolist() == [True, False]
+
+
+def test_outputs_of_one_name_are_not_taken_for_each_other():
+    twins = info("m", ("crane", "crane"))
+    assert agreeing(twins, answer([0, 1]), twins, answer([0, 1])).tolist() == [True]
+    assert agreeing(twins, answer([0, 1]), twins, answer([1, 0])).tolist() == [False]
+    assert not is_comparable(info("m", ("a", "a", "b")), info("other", ("a", "b", "a")))
 
 
 @pytest.mark.parametrize("other", [None, info("other", ("a", "b")), info("other", problem_type="regression")])
