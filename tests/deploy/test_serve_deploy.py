@@ -46,9 +46,13 @@ class Head:
         assert line == "READY\n", line
 
     def deploy(self, config, folder):
-        """Hand a Serve configuration over, as a user does, on a port of our own."""
+        """Hand a Serve configuration over, as a user does, on a port of our own.
+
+        The root path says that a proxy takes a prefix off; every path must be found all the same.
+        """
         path = Path(folder, "serve.yaml")
-        config = {**config, "http_options": {"host": "127.0.0.1", "port": self.port}}
+        options = {"host": "127.0.0.1", "port": self.port, "root_path": "/below/a/prefix"}
+        config = {**config, "http_options": options}
         path.write_text(yaml.safe_dump(config))
         done = subprocess.run(
             [sys.executable, "-c", SERVE, "deploy", str(path)],

@@ -226,6 +226,16 @@ def _() -> str:
     return "answered"
 
 
+@check("curl", "a preflight request of a page (CORS)")
+def _() -> str:
+    page = ("-H", "Origin: https://app.example", "-H", "Access-Control-Request-Method: POST")
+    command = ["curl", "-sS", "-i", "-X", "OPTIONS", *page, f"http://{URL}{CLASSIFY}"]
+    head = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.lower()
+    assert head.startswith("http/1.1 200"), head
+    assert "access-control-allow-origin: https://app.example" in head, head
+    return "allowed"
+
+
 @check("curl", "SageMaker's /ping and /invocations")
 def _() -> str:
     assert curl("/ping")[0] == 200

@@ -20,7 +20,7 @@ from fewshard_serve.engine import Engine
 from fewshard_serve.errors import UnusableItem
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
-from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.http.service import ModelEntry, stats_answer
 from fewshard_serve.protocol.stats import ModelStatistics
 from local_service import LocalService
 
@@ -102,6 +102,10 @@ class OneGateway:
 
     async def classify(self, model, request):
         return await self._models[model].classify(request)
+
+    async def merged_stats(self, model):
+        served = self._models[model]
+        return stats_answer(served.info, [served.stats])
 
     async def reload_tokens(self):
         return 0

@@ -99,6 +99,14 @@ def test_refused_with_status_code_and_advice(zoo_url, case):
     assert len(answer["error"]) <= 1000
 
 
+@pytest.mark.parametrize("path", ["/classify", "/", "/invocations"])
+def test_what_the_door_admits_passes_between_gateway_and_replica(zoo_url, path):
+    """Ray Serve's own limit between processes is 4 MiB. What is refused here was read by the replica."""
+    body = b"\x89PNG" + bytes(5 * 2**20)
+    response = httpx.post(f"{zoo_url}{path}?model=cifar10-dense", content=body, timeout=60)
+    assert (response.status_code, response.json()["code"]) == (422, "unusable_item"), response.text
+
+
 def test_pixels_that_are_not_numbers_name_their_item(zoo_url):
     body, headers = nan_pixels()
     response = httpx.post(f"{zoo_url}{IMAGE}/infer", content=body, headers=headers)
