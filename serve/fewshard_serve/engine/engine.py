@@ -210,7 +210,7 @@ class Engine:
 
 
 async def _costs_of(model: Classifier, inputs: Sequence[Input]) -> list[int]:
-    """The inputs' costs. Of many inputs another thread finds them: the header of an image takes 20 to 50 us."""
+    """The inputs' costs. Another thread finds those of many: the header of an image takes 20 to 50 us."""
     if len(inputs) < MANY_INPUTS:
         return model.costs(inputs)
     return await asyncio.to_thread(model.costs, inputs)
