@@ -13,28 +13,30 @@ import io
 import json
 import random
 import statistics
-import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import httpx
 from PIL import Image
 
 NUM_CALLERS = 4
+LEAD_S = 1.0
+"""How long callers send before the first probe."""
 PROBES_PER_S = 50
 LETTERS = "".join(random.Random(0).choices("abcdefgh", k=990_000))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Load:
-    """A load by several callers: the model, the request's inputs, and what the callers were answered."""
+    """A load by several callers: the model, and the inputs of each request."""
 
     name: str
     model: str
     inputs: list[Any]
-    answers: Counter[str] = field(default_factory=Counter)
 
 
 def image() -> str:
@@ -49,18 +51,19 @@ def client(url: str, caller: int) -> httpx.Client:
     return httpx.Client(base_url=url, timeout=60, transport=transport)
 
 
-def send(url: str, caller: int, load: Load, stop: threading.Event) -> None:
+def send(url: str, caller: int, load: Load, seconds: float) -> Counter[str]:
+    """Send one request after the other; begin none after these seconds. Return the answers by status."""
     body = json.dumps({"inputs": load.inputs}).encode()
+    headers = {"Content-Type": "application/json", "X-Request-Timeout-Ms": "5000"}
+    answers: Counter[str] = Counter()
+    give_up_at = time.monotonic() + seconds
     with client(url, caller) as own:
-        while not stop.is_set():
-            answer = own.post(
-                f"/v2/models/{load.model}/classify",
-                content=body,
-                headers={"Content-Type": "application/json", "X-Request-Timeout-Ms": "5000"},
-            )
-            load.answers[str(answer.status_code)] += 1
+        while time.monotonic() < give_up_at:
+            answer = own.post(f"/v2/models/{load.model}/classify", content=body, headers=headers)
+            answers[str(answer.status_code)] += 1
             if answer.status_code == 429:
-                stop.wait(min(float(answer.headers["Retry-After"]), 1.0))
+                time.sleep(min(float(answer.headers["Retry-After"]), 1.0))
+    return answers
 
 
 def probe(url: str, model: str, seconds: float) -> list[float]:
@@ -77,20 +80,15 @@ def probe(url: str, model: str, seconds: float) -> list[float]:
     return found
 
 
-def under_load(url: str, model: str, seconds: float, load: Load) -> list[float]:
-    stop = threading.Event()
-    threads = [
-        threading.Thread(target=send, args=(url, caller, load, stop)) for caller in range(2, 2 + NUM_CALLERS)
-    ]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.5)
-    try:
-        return probe(url, model, seconds)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+def under_load(
+    pool: Executor, url: str, model: str, seconds: float, load: Load
+) -> tuple[list[float], Counter[str]]:
+    """The milliseconds of probes beside the load, and what its callers were answered."""
+    callers = range(2, 2 + NUM_CALLERS)
+    sending = [pool.submit(send, url, caller, load, seconds + LEAD_S) for caller in callers]
+    time.sleep(LEAD_S)
+    found = probe(url, model, seconds)
+    return found, sum((each.result() for each in sending), Counter[str]())
 
 
 def summary(found: list[float]) -> dict[str, float]:
@@ -114,18 +112,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
+    # Processes, because the probes must not wait for the senders' interpreter.
+    with ProcessPoolExecutor(NUM_CALLERS, get_context("spawn")) as pool:
+        measure(pool, options)
+
+
+def measure(pool: Executor, options: argparse.Namespace) -> None:
     loads = [Load(f"1 text, {model}", model, [LETTERS]) for model in options.texts]
     loads += [Load(f"15 texts, {model}", model, [LETTERS] * 15) for model in options.texts]
     loads += [Load(f"20 images, {model}", model, [image()] * 20) for model in options.images]
     probe(options.url, options.probed, 2.0)
     for load in loads:
-        ratios = []
+        ratios, answers = [], Counter[str]()
         for _ in range(options.repeats):
             alone = summary(probe(options.url, options.probed, options.seconds))
-            beside = summary(under_load(options.url, options.probed, options.seconds, load))
+            found, answered = under_load(pool, options.url, options.probed, options.seconds, load)
+            beside = summary(found)
             ratios.append(beside["p99"] / alone["p99"])
+            answers += answered
             print(f"{load.name}: alone {alone}, beside {beside}", flush=True)
-        said = f"p99 {statistics.median(ratios):.2f}x, callers got {dict(load.answers)}"
+        said = f"p99 {statistics.median(ratios):.2f}x, callers got {dict(answers)}"
         print(f"{load.name}: {said}", flush=True)
 
 

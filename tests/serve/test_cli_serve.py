@@ -78,7 +78,8 @@ def running(config_file: Path) -> Iterator[Running]:
     (port, grpc_port), log = free_ports(2), config_file.with_name("log")
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*FEWSHARD, "serve", str(config_file), "--port", str(port), "--grpc-port", str(grpc_port)],
+            [*FEWSHARD, "serve", "./words", "--port", str(port), "--grpc-port", str(grpc_port)],
+            cwd=config_file.parent,
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -396,3 +397,16 @@ async def test_the_length_of_large_inputs_does_not_lower_the_limit(model):
         with pytest.raises(DeadlineExceeded):
             await opened.classify("1")
         assert opened.engine.served["fake"].admission.limit_items < before
+
+
+@on_a_loop
+async def test_the_costs_of_many_inputs_are_found_off_the_event_loop(model, monkeypatch):
+    threads = []
+    monkeypatch.setattr(
+        model, "costs", lambda inputs: threads.append(threading.current_thread()) or [1] * len(inputs)
+    )
+    async with Opened(model) as opened:
+        await opened.classify("1")
+        await opened.classify(*["1"] * 200)
+    assert threads[0] is threading.main_thread()
+    assert threads[1] is not threading.main_thread()
