@@ -1,5 +1,6 @@
 """Loads a checkpoint as a classifier. Importing this file registers the bundled classes."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from fewshard_core.formats import FORMATS
+from fewshard_core.formats import AUTO, FORMATS
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import Checkpoint, load_config, resolve
 from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
@@ -18,26 +19,44 @@ from fewshard_models.classifier.registry import CLASSIFIERS
 from fewshard_models.devices import choose_device, choose_dtype, storage_dtype
 from fewshard_models.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "") -> NetworkClassifier:
     """Load a checkpoint for inference, as the server does.
 
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
-    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for a fast one on the device.
+    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for a fast one on the device that the network
+        can run in.
     name: the model's name in answers; by default the last part of the path.
 
-    Raises CheckpointError for a checkpoint that is missing, damaged or unsupported, and ValueError for an
-    unknown device or format.
+    Raises CheckpointError for a checkpoint that is missing, damaged or unsupported, or that cannot answer
+    ordinary inputs; and ValueError for an unknown device or format.
     """
     directory = resolve(str(path))
+    name = name or directory.resolve().name
     chosen = choose_device(device).name
     chosen_dtype = choose_dtype(dtype, chosen).name
-    checkpoint = load_checkpoint(directory, storage_dtype(chosen_dtype), chosen)
-    prepare = FORMATS[chosen_dtype].prepare
+    try:
+        return _load_able(directory, name, chosen, chosen_dtype)
+    except CheckpointError as error:
+        if dtype != AUTO or chosen_dtype == "fp32":
+            raise
+        model = _load_able(directory, name, chosen, "fp32")
+        logger.warning("model %r runs in fp32, since it cannot in %s: %s", name, chosen_dtype, error)
+        return model
+
+
+def _load_able(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:
+    """Load a model that answers ordinary inputs. Raises CheckpointError."""
+    checkpoint = load_checkpoint(directory, storage_dtype(dtype), device)
+    prepare = FORMATS[dtype].prepare
     if prepare is not None:
         prepare(checkpoint.model)
-    return from_checkpoint(checkpoint, name or directory.resolve().name, chosen, chosen_dtype)
+    model = from_checkpoint(checkpoint, name, device, dtype)
+    model.check_able()
+    return model
 
 
 def load_checkpoint(

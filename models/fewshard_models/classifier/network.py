@@ -63,13 +63,13 @@ class NetworkClassifier(Classifier):
         with subnormals_flushed():
             return super().run_all(items)
 
-    def self_check(self) -> None:
-        """Compare with the card's golden answers, and answer made-up inputs alone and in one batch.
-
-        Raises CheckpointError with the worst difference, or with what cannot be answered.
-        """
-        check_golden(self, self.checkpoint.card)
+    def check_able(self) -> None:
+        """Answer made-up inputs, alone and in one batch, as `load` does. Raises CheckpointError."""
         check_able(self.info, self.preprocessor, lambda items: self.run(items).logits, self.network)
+
+    def self_check(self) -> None:
+        """Compare with the card's golden answers. Raises CheckpointError with the worst difference."""
+        check_golden(self, self.checkpoint.card)
 
 
 class TextClassifier(NetworkClassifier):

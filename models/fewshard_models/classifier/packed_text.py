@@ -139,12 +139,20 @@ class PackedText(TextClassifier):
         return None if self._probe is None else self._probe.read()
 
     def expert_counts(self) -> ExpertCounts | None:
-        """Return counts since loading, without the golden inputs; None for a dense model."""
+        """Return counts since loading, without its checks; None for a dense model."""
         return None if self._routing is None else self._routing.copy()
 
+    def check_able(self) -> None:
+        """See `NetworkClassifier.check_able`; it is not counted as routing."""
+        super().check_able()
+        self._forget_routing()
+
     def self_check(self) -> None:
-        """Compare with the golden answers and reset the routing counts. Raises CheckpointError."""
+        """See `NetworkClassifier.self_check`; it is not counted as routing."""
         super().self_check()
+        self._forget_routing()
+
+    def _forget_routing(self) -> None:
         if self._routing is not None:
             self._routing.clear()
 

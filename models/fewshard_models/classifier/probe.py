@@ -1,6 +1,6 @@
 """Asks a model that was just loaded a few made-up inputs, so that one that cannot answer is never ready.
 
-`NetworkClassifier.self_check` and groups of shards call it, after the golden inputs of the card.
+`load` and groups of shards call it.
 """
 
 from collections.abc import Callable, Sequence

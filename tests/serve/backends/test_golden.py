@@ -14,6 +14,7 @@ from fewshard_models.card import Card, Golden
 from fewshard_models.checkpoint import save_checkpoint
 from fewshard_models.errors import CheckpointError
 from fewshard_serve.backends.load import load_model
+from fewshard_serve.errors import NotReady
 
 TEXTS = ["good film", "bad film", "the film is good and not bad", "is"]
 
@@ -82,8 +83,8 @@ def test_weights_that_are_not_numbers_are_found(directory):
     weights = load_file(directory / "model.safetensors")
     weights["classifier.bias"][0] = float("nan")
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="golden inputs wrongly"):
-        load_model("m", str(directory), "cpu", "fp32").self_check()
+    with pytest.raises(NotReady, match="logits that are not finite"):
+        load_model("m", str(directory), "cpu", "fp32")
 
 
 def test_routing_counts_are_exact_and_start_after_the_check(directory):
