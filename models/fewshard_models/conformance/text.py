@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from fewshard_core.activation import activate
 from fewshard_core.formats import FORMATS
-from fewshard_models.classifier.limits import takes
+from fewshard_models.classifier.limits import takes, text_limit
 from fewshard_models.classifier.load import load
 from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.classifier.tokenizer import TextPreprocessor
@@ -38,6 +38,16 @@ BESIDE_LONG = [words(1), *[words(MAX_TOKENS - 6, each) for each in range(9)]]
 def compare(model_type: str, directory: Path) -> Conformance:
     """Make a checkpoint of this type in an empty directory, and compare all answers."""
     return _Comparison(model_type, directory).result()
+
+
+def write_checkpoint(directory: Path, model_type: str, **fields: Any) -> None:
+    """Write a tiny random checkpoint of a type. `fields`: of its configuration."""
+    config = tiny_config(model_type, num_rows(model_type), **fields)
+    torch.manual_seed(0)
+    network = shake(AutoModelForSequenceClassification.from_config(config))
+    network.save_pretrained(directory)
+    max_tokens = None if text_limit(network) else MAX_TOKENS
+    save_tokenizer(directory, model_type, frame_of(config), getattr(config, "type_vocab_size", 0), max_tokens)
 
 
 class _Reference:
@@ -91,10 +101,7 @@ class _Comparison:
         return Conformance(*names, sharing.mode if sharing else "packed", "", faults, self._worst)
 
     def _write(self, **fields: Any) -> None:
-        config = tiny_config(self._type, num_rows(self._type), **fields)
-        torch.manual_seed(0)
-        shake(AutoModelForSequenceClassification.from_config(config)).save_pretrained(self._directory)
-        save_tokenizer(self._directory, self._type, frame_of(config), getattr(config, "type_vocab_size", 0))
+        write_checkpoint(self._directory, self._type, **fields)
 
     def _load(self, dtype: str) -> NetworkClassifier:
         return load(self._directory, device="cpu", dtype=dtype)

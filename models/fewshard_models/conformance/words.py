@@ -56,14 +56,19 @@ def frame_of(config: Any) -> str:
     return "encoder" if config.model_type in _ENCODERS or hasattr(config, "type_vocab_size") else "decoder"
 
 
-def save_tokenizer(directory: Path, model_type: str, frame: str, num_types: int) -> Any:
-    """Write a tokenizer of `WORDS` with the special tokens of a `frame`; the own one of a few types."""
-    tokenizer = _OWN[model_type](directory) if model_type in _OWN else _of_words(frame, num_types)
+def save_tokenizer(
+    directory: Path, model_type: str, frame: str, num_types: int, max_tokens: int | None
+) -> Any:
+    """Write a tokenizer of `WORDS` with the special tokens of a `frame`; the own one of a few types.
+
+    max_tokens: the limit that it states; None for none.
+    """
+    tokenizer = _OWN[model_type](directory) if model_type in _OWN else _of_words(frame, num_types, max_tokens)
     tokenizer.save_pretrained(directory)
     return tokenizer
 
 
-def _of_words(frame: str, num_types: int) -> Any:
+def _of_words(frame: str, num_types: int, max_tokens: int | None) -> Any:
     inner = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>")
     )
@@ -88,6 +93,7 @@ def _of_words(frame: str, num_types: int) -> Any:
         mask_token="<mask>",
         padding_side="left" if frame == "xlnet" else "right",
         model_input_names=names,
+        model_max_length=max_tokens,
     )
 
 

@@ -1,4 +1,4 @@
-"""The text classifiers of transformers on tiny random checkpoints: served equally, or refused with the reason.
+"""transformers' text classifiers on tiny random checkpoints: served equally, or refused with the reason.
 
 Every run compares a share of the architectures, another one each day; the slow test compares all.
 """
@@ -8,7 +8,7 @@ from datetime import date
 
 import pytest
 
-from fewshard_models.classifier import padded_text
+from fewshard_models.classifier import network, padded_text
 from fewshard_models.classifier.padding import Padding, Sharing
 from fewshard_models.conformance import matrix, report
 from fewshard_models.conformance.matrix import REFUSED, Conformance
@@ -43,6 +43,8 @@ def test_all_architectures():
 def test_a_wrong_decision_is_found(monkeypatch, tmp_path):
     """FNet mixes padding into every token; here it is padded all the same."""
     monkeypatch.setattr(padded_text.PaddedText, "_try", lambda self: Sharing(Padding(1, "right"), True))
+    assert "differently beside others" in compare("fnet", tmp_path).reason
+    monkeypatch.setattr(network, "check_able", lambda *_: None)
     found = compare("fnet", tmp_path)
     assert found.mode == "padded"
     assert any(fault.startswith("beside long texts: AssertionError: off by") for fault in found.faults)
