@@ -8,16 +8,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fewshard_models
 from fewshard_models.classifier.limits import takes
-from fewshard_models.conformance.tiny import shake, tiny_config
-from fewshard_models.conformance.words import VOCAB_SIZE, frame_of, save_tokenizer
+from fewshard_models.conformance.text import write_checkpoint
 
 
 def make(directory, model_type, **fields):
     """Write a checkpoint of this type; `fields` are those of its configuration."""
-    config = tiny_config(model_type, VOCAB_SIZE, **fields)
-    torch.manual_seed(0)
-    shake(AutoModelForSequenceClassification.from_config(config)).save_pretrained(directory)
-    save_tokenizer(directory, model_type, frame_of(config), getattr(config, "type_vocab_size", 0))
+    write_checkpoint(directory, model_type, **fields)
     return directory
 
 

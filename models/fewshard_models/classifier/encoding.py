@@ -127,7 +127,7 @@ class FastEncoder:
 
 
 class PlainEncoder:
-    """Calls a tokenizer of transformers as it is: one in Python, or one that adds more than special tokens."""
+    """Calls a tokenizer of transformers as it is: one in Python, or one that does more than usual."""
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self._tokenizer = tokenizer

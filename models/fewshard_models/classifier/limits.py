@@ -50,6 +50,20 @@ def _table_sizes(network: Any) -> Iterator[int]:
         yield len(table) - (int(offset) if padding_id is None or offset else int(padding_id) + 1)
 
 
+def switching_length(config: PreTrainedConfig) -> int:
+    """Return the length above which the network turns positions in another way; 0 if there is none.
+
+    It then does so for all texts of a pass, the short ones too ("longrope").
+    """
+    part = text_config(config)
+    rope = getattr(part, "rope_parameters", None) or {}
+    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if each.get("rope_type") == "longrope":
+            found = each.get("original_max_position_embeddings")
+            return int(found or getattr(part, "original_max_position_embeddings", 0) or 0)
+    return 0
+
+
 def num_rows(network: Any) -> int:
     """Return the rows of the table of words; 0 if there is no such table."""
     try:

@@ -93,14 +93,8 @@ class PackedText(TextClassifier):
         assert isinstance(self.network, FewshardTextForSequenceClassification)
         self.network.prepare_for_inference()
         has_experts = bool(self.network.config.num_experts)
-        config = self.network.config
-        self.preprocessor = TextPreprocessor(
-            checkpoint.directory,
-            info.max_tokens,
-            has_experts,
-            num_rows=config.vocab_size,
-            num_types=config.type_vocab_size,
-            refused_ids=_unnumbered_ids(load_config(checkpoint.directory)),
+        self.preprocessor = packed_preprocessor(
+            checkpoint.directory, self.network.config, reports_routing=has_experts
         )
         self.info = replace(info, max_tokens=self.preprocessor.max_tokens)
         self._probe: ActivationProbe | None = None
@@ -156,6 +150,20 @@ class PackedText(TextClassifier):
 
     def _watched(self, is_wanted: bool) -> AbstractContextManager[list[Tensor]]:
         return watched_experts(self.network) if is_wanted else nullcontext([])
+
+
+def packed_preprocessor(
+    directory: Path, config: FewshardTextConfig, reports_routing: bool
+) -> TextPreprocessor:
+    """Return the preprocessor of our encoder with this configuration, for the tokenizer of a directory."""
+    return TextPreprocessor(
+        directory,
+        config.max_position_embeddings,
+        reports_routing,
+        num_rows=config.vocab_size,
+        num_types=config.type_vocab_size,
+        refused_ids=_unnumbered_ids(load_config(directory)),
+    )
 
 
 def _unnumbered_ids(config: PreTrainedConfig) -> set[int]:

@@ -13,7 +13,14 @@ from torch import Tensor
 from fewshard_core.formats import FORMATS
 from fewshard_core.values import Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.checkpoint import Checkpoint
-from fewshard_models.classifier.limits import num_rows, num_types, takes, text_config, text_limit
+from fewshard_models.classifier.limits import (
+    num_rows,
+    num_types,
+    switching_length,
+    takes,
+    text_config,
+    text_limit,
+)
 from fewshard_models.classifier.network import TextClassifier
 from fewshard_models.classifier.padding import Padding, Sharing, Trial, candidates, groups
 from fewshard_models.classifier.probe import affordable
@@ -50,12 +57,14 @@ class PaddedText(TextClassifier):
         self._takes_mask = takes(self.network, "attention_mask")
         self._ids_name = "input_ids" if takes(self.network, "input_ids") else self.network.main_input_name
         self._end_id = getattr(self.network.config, "eos_token_id", None)
+        self._switching_length = switching_length(self.network.config)
+        self._sparse = [each for each in self.network.modules() if _switches_for_good(each)]
         self._let_equal_lengths_share()
         self.sharing = self._try()
 
     def _check_inputs(self) -> None:
         """Raise CheckpointError if the tokenizer makes an input of the network that is not passed here."""
-        for name in self.preprocessor.input_names:
+        for name in self.preprocessor.input_names():
             if name not in _KNOWN_INPUTS and takes(self.network, name):
                 raise CheckpointError(
                     f"{self.checkpoint.directory} holds {self.info.architecture}, whose tokenizer makes "
@@ -82,6 +91,8 @@ class PaddedText(TextClassifier):
             raise CheckpointError(
                 f"{self.checkpoint.directory} cannot answer an ordinary text: {type(error).__name__}: {error}"
             ) from error
+        if self._sparse:  # the blocks that a text attends to depend on the length of its pass
+            return trial.sharing([])
         return trial.sharing(candidates(self.network.config, pad, self.preprocessor.padding_side, self._rows))
 
     def _probe_items(self) -> list[Item]:
@@ -125,23 +136,25 @@ class PaddedText(TextClassifier):
                 at_once = max(1, MAX_PADDED_TOKENS // longest) if self.sharing.is_batched else 1
                 yield from (part[start : start + at_once] for start in range(0, len(part), at_once))
 
-    def _split(self, rows: list[int], lengths: list[int], kind: tuple[int, bool]) -> Iterator[list[int]]:
-        _, holds_padding = kind
-        can_pad = self.sharing.padding is not None and not holds_padding
+    def _split(
+        self, rows: list[int], lengths: list[int], kind: tuple[int, bool, bool]
+    ) -> Iterator[list[int]]:
+        can_pad = self.sharing.padding is not None and not kind[-1]
         start = 0
         for count in groups(lengths, MAX_PADDING if can_pad else 1.0):
             yield rows[start : start + count]
             start += count
 
-    def _kind(self, item: Item) -> tuple[int, bool]:
+    def _kind(self, item: Item) -> tuple[int, bool, bool]:
         """Return what the texts of a pass must have in common.
 
-        Encoder-decoders require equally many end tokens. A text that holds the padding token itself is not
-        padded with it.
+        Encoder-decoders require equally many end tokens. Some networks turn positions in another way once a
+        text of the pass is long. A text that holds the padding token itself is not padded with it.
         """
         ids, padding = item.features.ids, self.sharing.padding
         ends = ids.count(self._end_id) if self.network.config.is_encoder_decoder else 0
-        return ends, padding is not None and padding.token_id in ids
+        is_turned = 0 < self._switching_length < len(ids)
+        return ends, is_turned, padding is not None and padding.token_id in ids
 
     def _pass(self, features: Sequence[TokenIds], padding: Padding | None) -> NDArray[np.float32]:
         """Return fp32 logits [len(features), num_labels]."""
@@ -156,6 +169,8 @@ class PaddedText(TextClassifier):
             )
         if features[0].types is not None:
             inputs["token_type_ids"] = self._stack([item.types or [] for item in features], length, 0, side)
+        for module in self._sparse:
+            module.set_attention_type("block_sparse")
         with torch.inference_mode():
             logits: Tensor = self.network(**inputs).logits
         return logits.float().cpu().numpy()
@@ -164,3 +179,13 @@ class PaddedText(TextClassifier):
         empty = [[fill] * (length - len(row)) for row in rows]
         filled = [gap + row if side == "left" else row + gap for row, gap in zip(rows, empty, strict=True)]
         return torch.tensor(filled, device=self.device)
+
+
+def _switches_for_good(module: Any) -> bool:
+    """Return whether a module attends to blocks, until a short text makes it attend to everything.
+
+    BigBird never switches back, so a long text would get another answer after a short one.
+    """
+    config = getattr(module, "config", None)
+    is_sparse = getattr(config, "attention_type", "") == "block_sparse"
+    return is_sparse and hasattr(module, "set_attention_type") and hasattr(module, "attention_type")

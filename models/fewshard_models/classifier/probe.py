@@ -56,6 +56,10 @@ def probe_problem(info: ModelInfo, preprocessor: Preprocessor, run: RunItems, ne
         found.append(run(batch))
         if problem := _fault(info, found[-1], batch):
             return f"model {info.name!r} answers {_told(batch)} {problem}"
+    if _difference(info, found[0], run(items[:1])):
+        return (
+            f"model {info.name!r} answers the same input differently each time; its network draws at random"
+        )
     alone = np.concatenate(found[:-1])
     problem = _sameness(alone) or _difference(info, alone, found[-1])
     return problem and f"model {info.name!r} {problem}"
@@ -98,8 +102,9 @@ def _difference(info: ModelInfo, alone: NDArray[np.float32], together: NDArray[n
     if worst <= tolerance:
         return ""
     return (
-        f"answers an input differently beside others: a logit is off by {worst:.3g}, more than "
-        f"{tolerance:.2g} ({info.dtype}); Fewshard cannot serve a network whose items are not independent"
+        "answers an input differently beside others, or a second time: a logit is off by "
+        f"{worst:.3g}, more than {tolerance:.2g} ({info.dtype}); Fewshard cannot serve a network that draws "
+        "at random, or whose inputs are not independent"
     )
 
 

@@ -74,10 +74,15 @@ class TextPreprocessor:
         """Where the tokenizer pads: "right" or "left"."""
         return str(self._tokenizer.padding_side)
 
-    @property
     def input_names(self) -> list[str]:
-        """The arguments that the tokenizer makes for a network, of an ordinary text."""
-        return list(self._tokenizer("a"))
+        """Return the arguments that the tokenizer makes for a network. Raises CheckpointError if texts alone
+        are not enough for it."""
+        try:
+            return list(self._tokenizer("a"))
+        except Exception as error:  # each tokenizer raises its own
+            raise CheckpointError(
+                f"its {type(self._tokenizer).__name__} needs more than a text: {error}"
+            ) from error
 
     def estimate(self, inputs: Sequence[Input]) -> int:
         """Return an upper estimate of the tokens that are made, many of which may be cut off."""

@@ -24,8 +24,8 @@ _NAMES_BY_SIZE: dict[int, str] = {
     "num_self_attention_heads num_cross_attention_heads index_n_heads linear_num_value_heads rotary_dim "
     "num_experts num_local_experts n_routed_experts index_topk mamba_dt_rank qk_rope_head_dim",
     8: "head_dim d_head d_kv attention_head_size kv_channels v_head_dim linear_key_head_dim "
-    "linear_value_head_dim index_head_dim qk_nope_head_dim num_latents attention_window patch_size mamba_d_state "
-    "query_pre_attn_scalar",
+    "linear_value_head_dim index_head_dim qk_nope_head_dim num_latents attention_window patch_size "
+    "mamba_d_state query_pre_attn_scalar",
     16: "q_lora_rank kv_lora_rank sliding_window window_size local_attention entity_vocab_size",
     1: "n_group topk_group first_k_dense_replace",
 }
@@ -43,6 +43,8 @@ _BOXES = {"coordinate_size": 6, "shape_size": 4}
 SPECIAL: dict[str, dict[str, Any]] = {
     "axk1": _LATENT,
     "axk2": _LATENT,
+    "big_bird": {"block_size": 4, "num_random_blocks": 1},
+    "bigbird_pegasus": {"block_size": 4, "num_random_blocks": 1},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "deepseek_v2": {**_LATENT, "num_experts_per_tok": 2},
     "deepseek_v3": _LATENT,

@@ -1,16 +1,33 @@
 """A tokenizer of a few made-up words, and texts of them. Used by the comparisons of texts."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CanineTokenizer, PerceiverTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    CanineTokenizer,
+    LayoutLMv3Tokenizer,
+    LukeTokenizer,
+    MarkupLMTokenizer,
+    PerceiverTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    RoCBertTokenizer,
+    TapasTokenizer,
+)
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 WORDS = [f"w{number}" for number in range(40)]
 VOCABULARY = [*SPECIAL_TOKENS, *WORDS]
-VOCAB_SIZE = len(VOCABULARY) + 3
+_NUM_ROWS = len(VOCABULARY) + 3
 """A few rows more than words, as networks often have; some stand for images."""
+
+
+def num_rows(model_type: str) -> int:
+    """Return the size of the vocabulary of a network whose tokenizer `save_tokenizer` writes."""
+    return _ROWS.get(model_type, _NUM_ROWS)
 
 
 def words(number: int, first: int = 0) -> str:
@@ -39,14 +56,19 @@ def frame_of(config: Any) -> str:
     return "encoder" if config.model_type in _ENCODERS or hasattr(config, "type_vocab_size") else "decoder"
 
 
-def save_tokenizer(directory: Path, model_type: str, frame: str, num_types: int) -> Any:
-    """Write a tokenizer of `WORDS` with the special tokens of a `frame`; the own one of a few types."""
-    tokenizer = _OWN[model_type]() if model_type in _OWN else _of_words(frame, num_types)
+def save_tokenizer(
+    directory: Path, model_type: str, frame: str, num_types: int, max_tokens: int | None
+) -> Any:
+    """Write a tokenizer of `WORDS` with the special tokens of a `frame`; the own one of a few types.
+
+    max_tokens: the limit that it states; None for none.
+    """
+    tokenizer = _OWN[model_type](directory) if model_type in _OWN else _of_words(frame, num_types, max_tokens)
     tokenizer.save_pretrained(directory)
     return tokenizer
 
 
-def _of_words(frame: str, num_types: int) -> Any:
+def _of_words(frame: str, num_types: int, max_tokens: int | None) -> Any:
     inner = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>")
     )
@@ -71,6 +93,7 @@ def _of_words(frame: str, num_types: int) -> Any:
         mask_token="<mask>",
         padding_side="left" if frame == "xlnet" else "right",
         model_input_names=names,
+        model_max_length=max_tokens,
     )
 
 
@@ -85,4 +108,54 @@ _ENCODERS = (
     "xlm",
     "flaubert",
 )
-_OWN: dict[str, Any] = {"canine": CanineTokenizer, "perceiver": PerceiverTokenizer}
+
+
+_BYTES = {
+    letter: index
+    for index, letter in enumerate([*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+}
+
+
+def _qwen(directory: Path) -> Any:
+    """Return a tokenizer of bytes: transformers makes Qwen's of what the file holds, whatever its class."""
+    return Qwen2Tokenizer(vocab=_BYTES, merges=[], pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+
+
+def _luke(directory: Path) -> Any:
+    entities = {name: index for index, name in enumerate(("[PAD]", "[UNK]", "[MASK]", "[MASK2]"))}
+    return LukeTokenizer(vocab=_BYTES, merges=[], entity_vocab=entities)
+
+
+def _markuplm(directory: Path) -> Any:
+    return MarkupLMTokenizer({"a": 0}, vocab=_BYTES, merges=[])
+
+
+def _layoutlmv3(directory: Path) -> Any:
+    return LayoutLMv3Tokenizer(vocab=_BYTES, merges=[])
+
+
+def _of_file(kind: Any, directory: Path, *tables: str) -> Any:
+    """Return a tokenizer that reads a list of words, and tables of numbers of them."""
+    pieces = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", "[EMPTY]", *WORDS]
+    (directory / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
+    for table in tables:
+        numbers = {piece: index % 7 for index, piece in enumerate(pieces)}
+        (directory / table).write_text(json.dumps(numbers), encoding="utf-8")
+    return kind(*(str(directory / name) for name in ("vocab.txt", *tables)))
+
+
+_OWN: dict[str, Callable[[Path], Any]] = {
+    "canine": lambda directory: CanineTokenizer(),
+    "layoutlmv3": _layoutlmv3,
+    "luke": _luke,
+    "markuplm": _markuplm,
+    "perceiver": lambda directory: PerceiverTokenizer(),
+    "qwen2": _qwen,
+    "qwen3_5": _qwen,
+    "roc_bert": lambda directory: _of_file(
+        RoCBertTokenizer, directory, "word_shape.json", "word_pronunciation.json"
+    ),
+    "tapas": lambda directory: _of_file(TapasTokenizer, directory),
+}
+"""The tokenizers that come with these types, where another one would hide what they need."""
+_ROWS = {"perceiver": 262, **dict.fromkeys(("layoutlmv3", "luke", "markuplm", "qwen2", "qwen3_5"), 264)}

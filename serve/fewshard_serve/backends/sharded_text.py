@@ -14,7 +14,7 @@ from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import golden_problem
 from fewshard_models.classifier.network import describe
-from fewshard_models.classifier.packed_text import PackedText
+from fewshard_models.classifier.packed_text import PackedText, packed_preprocessor
 from fewshard_models.classifier.probe import probe_problem
 from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.devices import choose_device, choose_dtype
@@ -159,7 +159,7 @@ def _load(
     settings = _settings(path, number_format.name, chosen, experts, config.num_experts, address)
     architecture = "FewshardTextForSequenceClassification"
     info = describe(name, PackedText, config, card, architecture, settings.device, settings.dtype)
-    tokenizing = TextPreprocessor(directory, info.max_tokens)
+    tokenizing = packed_preprocessor(directory, config, reports_routing=False)
 
     def check(run: Run) -> str:
         golden = golden_problem(info, card, tokenizing, lambda inputs: run(_ids(tokenizing, inputs)))

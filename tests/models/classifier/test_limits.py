@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import fewshard_models
 from fewshard_core.values import TextInput
 from fewshard_models.conformance.words import words
 from fewshard_models.errors import CheckpointError, UnusableInput
@@ -13,12 +14,8 @@ LONG = words(300)
 
 @pytest.mark.parametrize(
     ("model_type", "rows", "limit"),
-    [
-        ("mpnet", 66, 64), ("roberta", 66, 64), ("xlm-roberta-xl", 66, 64), ("ibert", 66, 64),
-        ("esm", 66, 64), ("data2vec-text", 66, 64), ("longformer", 66, 64),
-        ("electra", 66, 66), ("bart", 66, 66), ("opt", 66, 66),
-    ],
-)  # fmt: skip
+    [("mpnet", 66, 64), ("ibert", 66, 64), ("roberta", 66, 64), ("electra", 66, 66), ("opt", 66, 66)],
+)
 def test_positions_behind_the_padding_id_hold_fewer_tokens(model_type, rows, limit, tmp_path):
     make(tmp_path, model_type, max_position_embeddings=rows)
     model = load(tmp_path)
@@ -36,14 +33,15 @@ def test_a_limit_may_be_in_the_text_part_of_a_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "fields", "limit"), [("mpt", {"max_seq_len": 96}, 96), ("bloom", {}, 2048)]
+    ("model_type", "fields", "limit"), [("mpt", {"max_seq_len": 96}, 96), ("t5", {}, 2048)]
 )
 def test_a_limit_has_other_names_or_is_absent(model_type, fields, limit, tmp_path):
     make(tmp_path, model_type, **fields)
-    assert load(tmp_path).info.max_tokens == limit
+    edit(tmp_path, "tokenizer_config.json", model_max_length=...)
+    assert fewshard_models.load(tmp_path, device="cpu", dtype="fp32").info.max_tokens == limit
 
 
-@pytest.mark.parametrize(("stated", "limit"), [(20, 20), (500, 64), (int(1e30), 64), (-1, 64), (0, 64)])
+@pytest.mark.parametrize(("stated", "limit"), [(20, 20), (500, 64), (int(1e30), 64), (-1, 64)])
 def test_the_smaller_limit_counts(stated, limit, tmp_path):
     make(tmp_path, "electra")
     edit(tmp_path, "tokenizer_config.json", model_max_length=stated)

@@ -36,7 +36,10 @@ def test_a_model_that_answers_has_no_problem():
         (lambda items: logits_of(items)[:, :1], r"of 1 tokens with logits of shape \[1, 1\], not \[1, 2\]"),
         (lambda items: logits_of(items) * np.nan, "not finite .fp32.; its weights are damaged"),
         (lambda items: logits_of(items) * 0, "gives every input the same answer"),
-        (lambda items: logits_of(items) + 0.5 * (len(items) > 1), "beside others: a logit is off by 0.5"),
+        (
+            lambda items: logits_of(items) + 0.5 * (len(items) > 1),
+            "a second time: a logit is off by 0.5",
+        ),
     ],
 )
 def test_a_model_that_answers_wrongly_is_refused(run, reason):
