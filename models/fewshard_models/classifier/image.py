@@ -121,7 +121,7 @@ def _passes(items: Sequence[Item]) -> Iterator[list[int]]:
 def _edge(config: PreTrainedConfig) -> int:
     """Return the edge of the square images that a network was made for; 64 if its configuration is silent."""
     stated = getattr(getattr(config, "vision_config", config), "image_size", None)
-    return stated if isinstance(stated, int) else 64
+    return stated if isinstance(stated, int) and 0 < stated <= 2048 else 64
 
 
 @register("FewshardImageForImageClassification")

@@ -4,7 +4,7 @@ This file imports transformers inside functions only: a server prepares images i
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -22,6 +22,8 @@ Features = Mapping[str, NDArray[Any]]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """The mode of Pillow by the number of a network's channels."""
 
+MAX_MODEL_PIXELS = 8192 * 8192
+"""A processor that makes more pixels of an ordinary image is refused; its file must be damaged."""
 _NEEDLESS = frozenset({"pixel_mask"})
 """Marks padding, which an image that is prepared alone does not have."""
 
@@ -105,12 +107,23 @@ def _loaded(directory: Path) -> Any:
 def _made(directory: Path, processor: Any, mode: str) -> frozenset[str]:
     """Return the names of what the processor makes of an image."""
     try:
+        largest = max(width * height for width, height in _sizes(processor))
+        if largest > MAX_MODEL_PIXELS:
+            raise ValueError(f"it would have {largest} pixels, more than {MAX_MODEL_PIXELS}")
         return frozenset(processor(images=Image.new(mode, (64, 64)), return_tensors="np"))
     except Exception as error:
         raise CheckpointError(
             f"{directory}: {type(processor).__name__} of preprocessor_config.json cannot prepare an image of "
             f"{len(Image.new(mode, (1, 1)).getbands())} channels: {error}"
         ) from error
+
+
+def _sizes(processor: Any) -> Iterator[tuple[int, int]]:
+    """Yield the sizes that a processor gives to an ordinary image."""
+    yield resized_size(processor, 64, 64)
+    for size in (getattr(processor, "crop_size", None), getattr(processor, "pad_size", None)):
+        lengths = [int(length) for length in dict(size or {}).values() if length]
+        yield max(lengths, default=0), max(lengths, default=0)
 
 
 def resized_size(processor: Any, width: int, height: int) -> tuple[int, int]:

@@ -427,3 +427,37 @@ def test_features_can_be_prepared_in_another_process(cropped):
         copy.items([image], True)[0].features["pixel_values"],
         model.prepare([image])[0].features["pixel_values"],
     )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": {"height": 200_000, "width": 200_000}},
+        {"size": {"shortest_edge": 100_000}},
+        {"size": SQUARE, "do_center_crop": True, "crop_size": {"height": 90_000, "width": 90_000}},
+        {"size": {"height": 0, "width": 0}},
+        {"size": {"height": -5, "width": 32}},
+        {"size": {"height": "large", "width": 32}},
+        {"size": {"shortest_edge": None}},
+        {"size": SQUARE, "resample": 77},
+        {"size": SQUARE, "image_mean": ["a", "b", "c"]},
+        {"size": SQUARE, "image_std": [0.5, 0.5]},
+        {"image_processor_type": "NoSuchImageProcessor", "size": SQUARE},
+        {"image_processor_type": 7, "size": SQUARE},
+        {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 10_000},
+    ],
+    ids=str,
+)
+def test_a_damaged_processor_is_refused_at_load(fields, tmp_path):
+    directory = checkpoint(tmp_path, resnet(), {"image_processor_type": "ViTImageProcessor", **fields})
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
+        load(directory, "cpu", "fp32")
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("fields", [{"image_std": [0.0] * 3}, {"rescale_factor": 0.0}])
+def test_a_processor_that_leaves_nothing_of_an_image_is_found_before_the_model_is_ready(fields, tmp_path):
+    fields = {"image_processor_type": "ViTImageProcessor", "size": SQUARE, **fields}
+    model = load(checkpoint(tmp_path, resnet(), fields), "cpu", "fp32")
+    with pytest.raises(CheckpointError, match=r"not finite|the same answer"):
+        model.self_check()
