@@ -82,8 +82,9 @@ def vit(tmp_path_factory):
 
 
 def image_file(format: str) -> bytes:
+    """An image of the network's own size, which it takes even if nothing resizes it."""
     out = BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(out, format)
     return out.getvalue()
 
