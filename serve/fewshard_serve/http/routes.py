@@ -122,7 +122,7 @@ ROUTES = (
         gives=tei.ModelInfoBody,
         errors=(400, 404, 503),
     ),
-    Route("GET", "/version", server.version, scope="open", summary="The version, where vLLM has it"),
+    Route("GET", "/version", server.version, summary="The version, where vLLM has it"),
     Route(
         "GET",
         "/v1/models",

@@ -227,6 +227,7 @@ def test_the_console_fetches_from_nowhere_else() -> None:
     assert sum(len(file.body) for file in files) < 300_000
     for file in files:
         text = file.body.decode()
+        assert not re.search(r"[\"'`]/(v2|console|docs|metrics|openapi)\b", text), "all are relative"
         addresses = set(re.findall(r"https?://[^\s\"']+", text))
         assert addresses <= {"http://www.w3.org/2000/svg"}
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(|document\.write", text)

@@ -57,7 +57,7 @@ PATHS = [
     ("/invocations", "any any predict admin", "tei"),
     ("/ping", "open open open open", None),
     ("/health", "open open open open", None),
-    ("/version", "open open open open", None),
+    ("/version", "any any admin admin", None),
     ("/info", "any any admin admin", None),
     ("/v1/models", "any any admin admin", None),
     ("/v1/models/m", "any any admin admin", None),
