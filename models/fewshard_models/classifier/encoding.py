@@ -65,6 +65,12 @@ class FastEncoder:
         begun = next(self._beginnings(second))
         return len(first) + (begun if begun >= len(first) else len(second))
 
+    def exceeds(self, item: TextInput) -> bool:
+        """Return whether a beginning of a text shows already that it has more than `max_tokens` tokens."""
+        longest = max(item.text, item.text_pair or "", key=len)
+        (begun,) = self._begun([longest], [self._max_tokens + 1])
+        return len(begun) > self._max_tokens
+
     def _all(self, texts: Sequence[TextInput]) -> Iterator[tuple[Encoding, Encoding | None]]:
         firsts = self._encoded([item.text for item in texts])
         pairs = iter(self._encoded([item.text_pair for item in texts if item.text_pair is not None]))
@@ -142,6 +148,10 @@ class PlainEncoder:
     def num_characters(self, item: TextInput) -> int:
         """Return the length of the text or pair: all of it is tokenised."""
         return len(item.text) + len(item.text_pair or "")
+
+    def exceeds(self, item: TextInput) -> bool:
+        """Return False: only the whole text shows it."""
+        return False
 
     def _ids(self, item: TextInput, truncate: bool) -> TokenIds:
         found = self._tokenizer(

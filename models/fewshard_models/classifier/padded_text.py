@@ -97,17 +97,19 @@ class PaddedText(TextClassifier):
 
     def _probe_items(self) -> list[Item]:
         """Return the probe's items, once it is known how short they may be."""
-        items = self.preprocessor.items(self.preprocessor.probe_inputs(), True)
-        line = items[2].features
-        lengths = range(len(items[0].features.ids), len(line.ids))
-        shortest = next((number for number in lengths if self._can_answer(line, number)), 1)
-        self.preprocessor.min_tokens = 1 if shortest == lengths.start else shortest
+        word, _, line, *_ = items = self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+        if self._can_answer(word.features):
+            return items
+        shorter = (
+            _shortened(line.features, number) for number in range(word.num_tokens + 1, line.num_tokens)
+        )
+        answered = next((each for each in shorter if self._can_answer(each)), line.features)
+        self.preprocessor.min_tokens = len(answered.ids)
         return self.preprocessor.items(self.preprocessor.probe_inputs(), True)
 
-    def _can_answer(self, line: TokenIds, num_tokens: int) -> bool:
-        types = None if line.types is None else line.types[:num_tokens]
+    def _can_answer(self, features: TokenIds) -> bool:
         try:
-            self._pass([TokenIds(line.ids[:num_tokens], types)], None)
+            self._pass([features], None)
         except Exception:  # noqa: BLE001  as in `_try`
             return False
         return True
@@ -189,3 +191,11 @@ def _switches_for_good(module: Any) -> bool:
     config = getattr(module, "config", None)
     is_sparse = getattr(config, "attention_type", "") == "block_sparse"
     return is_sparse and hasattr(module, "set_attention_type") and hasattr(module, "attention_type")
+
+
+def _shortened(features: TokenIds, num_tokens: int) -> TokenIds:
+    """Return the first tokens of a text and its last one, which may be the token that ends it."""
+    ids, types = features.ids, features.types
+    return TokenIds(
+        [*ids[: num_tokens - 1], ids[-1]], None if types is None else [*types[: num_tokens - 1], types[-1]]
+    )

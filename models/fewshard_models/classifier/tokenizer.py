@@ -17,6 +17,8 @@ DEFAULT_MAX_TOKENS = 2048
 MAX_PROBE_TOKENS = 512
 """Attention over 2,048 tokens takes even a tiny network seconds, and a large one gigabytes."""
 _CHARACTERS_PER_TOKEN = 3
+_LONG = 50_000
+"""Characters of a text from which on a beginning is tokenised first, to see whether it is too long."""
 _HIGHEST_LIMIT = 10**7
 """Tokenizers of older checkpoints state 1e30 for "no limit"."""
 
@@ -85,12 +87,19 @@ class TextPreprocessor:
             ) from error
 
     def estimate(self, inputs: Sequence[Input]) -> int:
-        """Return an upper estimate of the tokens that are made, many of which may be cut off."""
+        """Estimate the tokens from the number of characters."""
         return sum(
-            self._encoder.num_characters(item) // _CHARACTERS_PER_TOKEN + 3
+            min(self.max_tokens, len(item.text + (item.text_pair or "")) // _CHARACTERS_PER_TOKEN + 3)
             for item in inputs
             if isinstance(item, TextInput)
         )
+
+    def costs(self, inputs: Sequence[Input]) -> list[int]:
+        """Return the characters that are tokenised of each input, plus 1. Of a long text with spaces only a
+        beginning is."""
+        return [
+            self._encoder.num_characters(item) + 1 if isinstance(item, TextInput) else 1 for item in inputs
+        ]
 
     def to_input(self, value: Value) -> Input:
         """Accept a text or a (text, pair) tuple. Raises TypeError."""
@@ -131,11 +140,25 @@ class TextPreprocessor:
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """Return token ids. Raises UnusableInput for an input that is empty, too long or not a text."""
         texts = [_text(index, item) for index, item in enumerate(inputs)]
-        encoded = self._encoder.encode(texts, truncate)
+        if not truncate:
+            self._check_lengths(texts)
+        try:
+            encoded = self._encoder.encode(texts, truncate)
+        except (TypeError, UnicodeEncodeError):
+            _check_characters(texts)
+            raise
         return [
             self._item(index, text, each)
             for index, (text, each) in enumerate(zip(texts, encoded, strict=True))
         ]
+
+    def _check_lengths(self, texts: Sequence[TextInput]) -> None:
+        """Raise UnusableInput for a long text whose beginning has too many tokens, before all are made."""
+        for index, item in enumerate(texts):
+            if len(item.text) + len(item.text_pair or "") > _LONG and self._encoder.exceeds(item):
+                raise UnusableInput(
+                    index, f"more than the model's {self.max_tokens} tokens; shorten it or set truncate"
+                )
 
     def _item(self, index: int, text: TextInput, encoded: TokenIds) -> Item:
         if not encoded.ids:
@@ -184,6 +207,15 @@ class TextPreprocessor:
         if not self._has_experts:
             return None
         return TokenRouting(self._tokenizer.convert_ids_to_tokens(encoded.ids))
+
+
+def _check_characters(texts: Sequence[TextInput]) -> None:
+    """Raise UnusableInput for half of a surrogate pair, which JSON can hold and tokenizers cannot."""
+    for index, item in enumerate(texts):
+        try:
+            (item.text + (item.text_pair or "")).encode()
+        except UnicodeEncodeError as error:
+            raise UnusableInput(index, "the text holds half of a character; send valid Unicode") from error
 
 
 def _text(index: int, item: Input) -> TextInput:

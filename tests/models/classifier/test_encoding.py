@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fewshard_core.values import TextInput
+from fewshard_core.values import EncodedImage, TextInput
 from fewshard_models.checkpoint import ZOO
 from fewshard_models.classifier.encoding import FastEncoder, encoder_of
 from fewshard_models.classifier.tokenizer import TextPreprocessor
@@ -80,7 +80,7 @@ def test_ids_and_types_are_those_of_transformers(name, side, truncate):
     encoder = encoder_of(tokenizer(name, truncation_side=side), ROWS)
     reference = tokenizer(name, truncation_side=side)
     assert isinstance(encoder, FastEncoder)
-    numbers = [0, 1, 3, 7, 12, 30, 200]
+    numbers = [0, 1, 3, 7, 12, 40]
     texts = [TextInput(text_of(number, number)) for number in numbers]
     texts += [TextInput(text_of(a, a), text_of(b + 1, b)) for a in numbers for b in numbers if b]
     found = encoder.encode(texts, truncate)
@@ -147,11 +147,27 @@ def test_threads_do_not_disturb_one_another():
     assert not faults
 
 
-def test_an_estimate_is_of_what_is_read_not_of_what_is_kept():
+def test_costs_are_of_what_is_tokenised_not_of_what_is_kept():
     preprocessor = TextPreprocessor(ZOO / "sst2-dense", 128)
-    letters = TextInput("x" * 900_000)
-    assert preprocessor.estimate([letters]) >= 300_000
-    assert preprocessor.estimate([letters, letters]) == 2 * preprocessor.estimate([letters])
-    film = TextInput("a warm and funny film " * 40_000)
-    assert 128 < preprocessor.estimate([film]) < 1000
-    assert preprocessor.estimate([TextInput("a film", "b" * 3000)]) > 1000
+    letters, film = TextInput("x" * 900_000), TextInput("a warm and funny film " * 40_000)
+    pair = TextInput("a film", "b" * 3000)
+    assert preprocessor.costs([letters, film, pair, EncodedImage(b"")]) == [900_001, 1029, 3007, 1]
+    assert preprocessor.estimate([letters, film]) == 256
+
+
+def test_a_text_far_too_long_is_refused_by_its_beginning(monkeypatch):
+    preprocessor = TextPreprocessor(ZOO / "sst2-dense", 128)
+    read = []
+    whole = FastEncoder._encoded
+    monkeypatch.setattr(
+        FastEncoder, "_encoded", lambda self, texts: read.append(sum(map(len, texts))) or whole(self, texts)
+    )
+    with pytest.raises(UnusableInput, match="item 1: more than the model's 128 tokens; shorten it or set"):
+        preprocessor.items([TextInput("a"), TextInput("a warm film " * 80_000)], False)
+    assert sum(read) < 2000
+
+
+def test_half_a_character_is_the_callers():
+    preprocessor = TextPreprocessor(ZOO / "sst2-dense", 128)
+    with pytest.raises(UnusableInput, match="item 1: the text holds half of a character"):
+        preprocessor.items([TextInput("a"), TextInput("b", "c \ud83d")], True)
