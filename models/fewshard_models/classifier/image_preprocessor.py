@@ -140,8 +140,8 @@ class ImagePreprocessor:
         return EncodedImage(base64.b64decode(stored))
 
     def probe_inputs(self) -> list[Input]:
-        """Return an image of the network's own size, and a wide and a high one if it takes them."""
-        sizes = self._probe_sizes()[: 1 if self.takes_only_own_size else None]
+        """Return an image of the network's own size, and a wide one if it takes other sizes."""
+        sizes = self._probe_sizes()[: 1 if self.takes_only_own_size else 2]
         return [PixelArray(np.asarray(self._drawn(*size, mode="RGB"))) for size in sizes]
 
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
