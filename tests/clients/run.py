@@ -31,7 +31,7 @@ CHECKS = {
 """The environment of each file of checks. MLServer's requirements contradict those of the others."""
 PERF, PERF_OLD = "perf", "perf-old-glibc"
 """perf_analyzer needs glibc 2.38 since it is published by itself; before, tritonclient had it."""
-START_S, CHECKS_S = 180, 900
+START_S, CHECKS_S = 600, 900
 
 
 def environment(name: str) -> Path:
