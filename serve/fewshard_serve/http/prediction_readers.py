@@ -87,7 +87,7 @@ async def read_named_classify(request: Request, body: bytes, limits: Limits) -> 
     def bind(info: ModelInfo) -> Prediction:
         return _classification(request, classify.to_inputs(parsed, info, limits), parsed, info)
 
-    return UnboundPrediction(parsed.model, len(body), bind)
+    return UnboundPrediction(parsed.model or request.query.get("model"), len(body), bind)
 
 
 async def read_explain(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -150,7 +150,7 @@ async def read_vllm(request: Request, body: bytes, limits: Limits) -> UnboundPre
         asked = PredictionRequest(inputs, truncate, request.seconds_left(), request.caller)
         return Prediction(asked, lambda answer: _vllm(request, parsed, info, answer))
 
-    return UnboundPrediction(parsed.model, len(body), bind)
+    return UnboundPrediction(parsed.model or request.query.get("model"), len(body), bind)
 
 
 def infer_inputs(parsed: oip.InferRequest, info: ModelInfo, limits: Limits) -> list[Input]:

@@ -125,6 +125,15 @@ def test_sagemaker_may_ask_as_vllm_does(ask: Call, text_model: Model) -> None:
     assert (neither.status_code, "send `inputs`" in neither.json()["error"]) == (400, True)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/classify", {"inputs": "a"}), ("/v1/classify", {"input": "a"}), ("/invocations", {"input": "a"})],
+)
+def test_the_query_may_name_the_model(ask: Call, text_model: Model, path: str, body: dict[str, Any]) -> None:
+    assert ask(f"{path}?model=sst2", body).status_code == 200
+    assert len(text_model.calls) == 1
+
+
 @pytest.mark.parametrize("path", ["/", "/invocations"])
 def test_one_of_several_models_must_be_named(ask: Call, path: str) -> None:
     answer = ask(path, {"inputs": "a"})
