@@ -8,6 +8,7 @@ import argparse
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -62,13 +63,14 @@ class Option:
             raise ConfigError(f"{self.name}: {text!r} is not valid YAML") from None
 
 
-def all_options() -> list[Option]:
+@cache
+def all_options() -> tuple[Option, ...]:
     """Every key of a model but its name and path, and every other key but the server's own.
 
     The server's keys have options of their own: --host, --port and --grpc-port.
     """
     of_models = _leaves(ModelConfig, (), True, {"name", "path"})
-    return [*of_models, *_leaves(FewshardConfig, (), False, {"models", "cascades", "server"})]
+    return (*of_models, *_leaves(FewshardConfig, (), False, {"models", "cascades", "server"}))
 
 
 def _leaves(section: type, at: tuple[str, ...], is_of_models: bool, without: set[str]) -> Iterator[Option]:
@@ -100,7 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     )
     parser.add_argument("--host", help="listen on this address instead of the configured one")
     parser.add_argument("--port", type=int, help="listen on this port instead of the configured one")
-    parser.add_argument("--grpc-port", type=int, help="listen for gRPC on this port; 0 for not at all")
+    parser.add_argument(
+        "--grpc-port", "--grpc_port", type=int, help="listen for gRPC on this port; 0 for not at all"
+    )
     for is_of_models, title in ((True, "keys of every model"), (False, "other keys")):
         options = [option for option in all_options() if option.is_of_models is is_of_models]
         names = ", ".join(option.name for option in options)
