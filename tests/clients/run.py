@@ -81,7 +81,9 @@ def server() -> Iterator[dict[str, str]]:
     port, grpc_port = free_ports(2)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "fewshard.yaml")
-        models = [f"  - {{name: {n}, path: 'zoo:{n}', dtype: fp32}}" for n in ("sst2-dense", "cifar10-dense")]
+        # No answer depends on how fast this machine is.
+        patient = "dtype: fp32, admission: {deadline_ms: 120000}"
+        models = [f"  - {{name: {n}, path: 'zoo:{n}', {patient}}}" for n in ("sst2-dense", "cifar10-dense")]
         ports = f"server: {{port: {port}, grpc_port: {grpc_port}}}"
         config.write_text(
             "\n".join(["models:", *models, ports, "cors: {origins: [https://app.example]}", ""])

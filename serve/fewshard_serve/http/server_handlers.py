@@ -149,7 +149,8 @@ def _wants_only_ready(body: bytes, limits: Limits) -> bool:
     if not body.strip():
         return False
     options = read_json(body, limits.max_json_depth)
-    wanted = given(options, "ready", False) if isinstance(options, dict) else None
+    is_known = isinstance(options, dict) and not any(options[key] for key in options.keys() - {"ready"})
+    wanted = given(options, "ready", False) if is_known else None
     if not isinstance(wanted, bool):
         raise MalformedRequest('the body must be empty or {"ready": true | false}')
     return wanted

@@ -65,7 +65,7 @@ def test_the_index_lists_every_model(gateway: GatewayApp, call: Call) -> None:
     assert call(gateway, "POST", "/v2/repository/index", json={"ready": True}).json() == lines[:2]
 
 
-@pytest.mark.parametrize("body", [b"[]", b"x", b'{"ready": 1}', b"null"])
+@pytest.mark.parametrize("body", [b"[]", b"x", b'{"ready": 1}', b"null", b'{"repository_name": "other"}'])
 def test_an_index_request_with_mistakes_is_malformed(gateway: GatewayApp, call: Call, body: bytes) -> None:
     assert call(gateway, "POST", "/v2/repository/index", content=body).status_code == 400
 
