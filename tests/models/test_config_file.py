@@ -166,6 +166,11 @@ def test_counts_that_nobody_has_are_refused_before_anything_is_made(field, value
         load_config(bert)
 
 
+def test_no_limit_as_tokenizers_write_it_is_believed(bert):
+    change_config(bert, model_max_length=10**30)
+    assert load_config(bert).num_hidden_layers == 2
+
+
 def test_files_and_lists_of_absurd_length(bert):
     change_config(bert, layer_types=list(range(5000)))
     with pytest.raises(CheckpointError, match="layer_types is a list of 5,000"):
