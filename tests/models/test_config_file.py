@@ -131,7 +131,7 @@ def test_relative_positions_that_transformers_overlooks_are_refused(kind, bert):
     assert f"position_embedding_type is '{kind}', which transformers 5 does not compute" in refusal(bert)
 
 
-@pytest.mark.parametrize("limit", ["many", {}, [512]])
+@pytest.mark.parametrize("limit", ["many", {"tokens": 512}, [512]])
 def test_a_tokenizer_whose_limit_is_no_number(limit, bert):
     change_config(bert, "tokenizer_config.json", model_max_length=limit)
     assert str(bert) in refusal(bert)
