@@ -58,11 +58,17 @@ def require_agreement(
     """
     require_complete(directory, sorted(found["missing_keys"]))
     _require_shapes(directory, found["mismatched_keys"])
-    own = set(network.state_dict())
-    _require_one_each(directory, names, own, network.base_model_prefix)
+    _require_one_each(directory, names, set(network.state_dict()), network.base_model_prefix)
     require_read(directory, found["unexpected_keys"], names)
-    tables = {name for name, buffer in network.named_buffers() if not buffer.is_floating_point()}
-    if integers := sorted(name for name in own & names.keys() - tables if not names[name].is_floating):
+    _require_fractions(directory, network, names)
+
+
+def _require_fractions(directory: Path, network: Any, names: Mapping[str, StoredTensor]) -> None:
+    """Refuse whole numbers where the network has fractions: quantised weights whose scales are unknown."""
+    fractions = {name for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+    whole = [name for name, tensor in names.items() if not tensor.is_floating]
+    integers = sorted(name for name in whole if {name, f"{network.base_model_prefix}.{name}"} & fractions)
+    if integers:
         raise CheckpointError(
             f"{directory} stores {_some(integers)} as {names[integers[0]].dtype}, where the network has "
             "fractions, and config.json has no quantization_config that says how; save the model unquantised"

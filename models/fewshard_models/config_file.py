@@ -19,10 +19,12 @@ MAX_BYTES = 16 * 2**20
 _MAX_LIST = 4096
 _COUNTS = (
     (re.compile(r"(?:^|_)(?:layers?|blocks|depths?|stages|groups)$"), 1024),
-    (re.compile(r"(?:^|_)(?:experts|heads?|window_layers)$"), 65536),
+    (re.compile(r"(?:^|_)(?:experts|heads?)$"), 65536),
     (re.compile(r"(?:^|_)(?:labels|classes)$"), 2**20),
     (
-        re.compile(r"(?:^|_)(?:size|sizes|positions?|embeddings|dim|dims|channels|tokens|length|len|ctx)$"),
+        re.compile(
+            r"(?:^|_)(?:size|sizes|positions?|embeddings|dim|dims|channels|tokens|(?<!model_max_)length|len|ctx)$"
+        ),
         2**28,
     ),
 )

@@ -100,6 +100,14 @@ class TestBothPathsRefuseAlike:
         change_weights(directory, lambda weights: weights.update({name: weights[name].to(torch.int8)}))
         assert f"stores {name} as I8, where the network has fractions" in refusal(directory)
 
+        def shorten(weights):
+            for name in list(weights):
+                weights[name.removeprefix(f"{self.prefix(directory)}.")] = weights.pop(name)
+
+        change_weights(directory, shorten)
+        short = "encoder.layer.0.output.dense.weight"
+        assert f"stores {short} as I8, where the network has fractions" in refusal(directory)
+
     def test_two_names_of_one_weight(self, directory):
         short = "encoder.layer.0.output.dense.weight"
         name = f"{self.prefix(directory)}.{short}"

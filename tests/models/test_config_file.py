@@ -131,6 +131,12 @@ def test_relative_positions_that_transformers_overlooks_are_refused(kind, bert):
     assert f"position_embedding_type is '{kind}', which transformers 5 does not compute" in refusal(bert)
 
 
+@pytest.mark.parametrize("limit", ["many", {"tokens": 512}, [512]])
+def test_a_tokenizer_whose_limit_is_no_number(limit, bert):
+    change_config(bert, "tokenizer_config.json", model_max_length=limit)
+    assert str(bert) in refusal(bert)
+
+
 def test_positions_that_the_network_knows_are_served(tmp_path):
     directory = write_text(tmp_path, tf.EsmConfig, position_embedding_type="rotary", mask_token_id=4)
     np.testing.assert_allclose(load(directory, "cpu", "fp32")(TEXTS).logits, reference(directory), atol=1e-4)
@@ -158,6 +164,11 @@ def test_counts_that_nobody_has_are_refused_before_anything_is_made(field, value
     change_config(bert, **{field: value})
     with pytest.raises(CheckpointError, match=f"{field} is .*; it must be a number up to"):
         load_config(bert)
+
+
+def test_no_limit_as_tokenizers_write_it_is_believed(bert):
+    change_config(bert, model_max_length=10**30)
+    assert load_config(bert).num_hidden_layers == 2
 
 
 def test_files_and_lists_of_absurd_length(bert):

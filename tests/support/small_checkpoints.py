@@ -77,9 +77,9 @@ def change_weights(directory: Path, change: Callable[[dict[str, Tensor]], Any]) 
     )
 
 
-def change_config(directory: Path, **fields: Any) -> None:
-    """Set fields of config.json."""
-    file = directory / "config.json"
+def change_config(directory: Path, name: str = "config.json", **fields: Any) -> None:
+    """Set fields of config.json, or of another file of JSON."""
+    file = directory / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 

@@ -70,12 +70,23 @@ def load_checkpoint(
 
 
 def from_checkpoint(checkpoint: Checkpoint, name: str, device: str, dtype: str) -> NetworkClassifier:
-    """Make a classifier of a network already on `device` in `dtype`. Prepares the network in place."""
+    """Make a classifier of a network already on `device` in `dtype`. Prepares the network in place.
+
+    Raises CheckpointError if the directory's other files cannot be used.
+    """
     # The network's own configuration: the checkpoint may have been converted.
     config, architecture = checkpoint.model.config, type(checkpoint.model).__name__
     kind = CLASSIFIERS.find([architecture], config, checkpoint.directory)
     info = describe(name, kind, config, checkpoint.card, architecture, device, dtype)
-    return kind(checkpoint, info)
+    try:
+        return kind(checkpoint, info)
+    except CheckpointError:
+        raise
+    # tokenizers and processors raise many kinds of errors; each means that their files are at fault
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint.directory} has files that cannot be used: {type(error).__name__}: {error}"
+        ) from error
 
 
 def task_of(directory: Path) -> str:
