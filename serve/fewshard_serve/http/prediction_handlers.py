@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fewshard_serve.core import Classified
-from fewshard_serve.errors import InternalError, Overloaded
+from fewshard_serve.errors import InternalError, MalformedRequest, Overloaded
 from fewshard_serve.http.prediction_readers import Prediction, Reader
 from fewshard_serve.http.request import LARGE_BYTES, Request, off_loop, read_body, while_connected
 from fewshard_serve.http.responses import Response
@@ -25,6 +25,7 @@ from fewshard_serve.http.service import (
     find_host_model,
     not_ready,
 )
+from fewshard_serve.protocol.json_guard import quoted
 
 _JSON_BYTES_PER_NUMBER = 20
 
@@ -39,6 +40,10 @@ def predict_with_model(read: Reader) -> Handler:
                 raise not_ready(model)
             _refuse_early(request, model)
             unbound = await read(request, await read_body(request, host.limits), host.limits)
+            if unbound.model not in (None, model.info.name):
+                raise MalformedRequest(
+                    f"the path names the model {model.info.name}, the request {quoted(unbound.model)}"
+                )
             prediction = await off_loop(unbound.num_bytes, unbound.bind, model.info)
             answer = await _answer(request, model.classify(prediction.request))
             response = await _encode(prediction, answer)

@@ -16,6 +16,7 @@ from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
 from fewshard_serve.http.request import Request, off_loop
 from fewshard_serve.http.responses import OCTETS, Response
 from fewshard_serve.protocol import classify, explain, model_tensors, oip, pipeline, tei, vllm
+from fewshard_serve.protocol.json_guard import quoted
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tasks import TASKS, Task
 
@@ -73,7 +74,7 @@ async def read_classify(request: Request, body: bytes, limits: Limits) -> Unboun
         parsed = classify.parse_classify(body, limits)
         return _classification(request, classify.to_inputs(parsed, info, limits), parsed, info)
 
-    return UnboundPrediction(None, len(body), bind)
+    return UnboundPrediction(_model_of(request, None), len(body), bind)
 
 
 async def read_named_classify(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -87,7 +88,7 @@ async def read_named_classify(request: Request, body: bytes, limits: Limits) -> 
     def bind(info: ModelInfo) -> Prediction:
         return _classification(request, classify.to_inputs(parsed, info, limits), parsed, info)
 
-    return UnboundPrediction(parsed.model or request.query.get("model"), len(body), bind)
+    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
 
 
 async def read_explain(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -111,7 +112,7 @@ async def read_tei(request: Request, body: bytes, limits: Limits) -> UnboundPred
         asked = PredictionRequest(inputs, parsed.cuts, request.seconds_left(), request.caller)
         return Prediction(asked, lambda answer: _tei(request, parsed, info, tei.encode, answer))
 
-    return UnboundPrediction(parsed.model or request.query.get("model"), len(body), bind)
+    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
 
 
 async def read_pipeline(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -127,7 +128,7 @@ async def read_pipeline(request: Request, body: bytes, limits: Limits) -> Unboun
         asked = PredictionRequest(inputs, parsed.cuts, request.seconds_left(), request.caller)
         return Prediction(asked, lambda answer: _tei(request, parsed, info, pipeline.encode, answer))
 
-    return UnboundPrediction(parsed.model or request.query.get("model"), len(body), bind)
+    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
 
 
 async def read_invocation(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -150,7 +151,7 @@ async def read_vllm(request: Request, body: bytes, limits: Limits) -> UnboundPre
         asked = PredictionRequest(inputs, truncate, request.seconds_left(), request.caller)
         return Prediction(asked, lambda answer: _vllm(request, parsed, info, answer))
 
-    return UnboundPrediction(parsed.model or request.query.get("model"), len(body), bind)
+    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
 
 
 def infer_inputs(parsed: oip.InferRequest, info: ModelInfo, limits: Limits) -> list[Input]:
@@ -180,6 +181,20 @@ def file_options(query: dict[str, str]) -> classify.ClassifyOptions:
         return classify.ClassifyOptions.model_validate_strings(query)
     except ValidationError as error:
         raise MalformedRequest(classify.explain(error, classify.ClassifyOptions)) from None
+
+
+def _model_of(request: Request, stated: str | None) -> str | None:
+    """The model that the JSON or the query names. Raises `MalformedRequest` if they name two, and for options
+    in the query, where those of JSON are not heard."""
+    query = request.query
+    for key in query.keys() & classify.ClassifyOptions.model_fields.keys():
+        raise MalformedRequest(f"the query holds {key}, and the body is JSON; put options into the JSON")
+    asked = query.get("model")
+    if stated and asked and stated != asked:
+        raise MalformedRequest(
+            f"the body names the model {quoted(stated)}, the query {quoted(asked)}; name one"
+        )
+    return stated or asked
 
 
 def _file(

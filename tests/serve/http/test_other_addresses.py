@@ -134,6 +134,33 @@ def test_the_query_may_name_the_model(ask: Call, text_model: Model, path: str, b
     assert len(text_model.calls) == 1
 
 
+@pytest.mark.parametrize(
+    "path", ["/v2/models/sst2/classify", "/classify", "/predict", "/", "/invocations", "/v2/models/sst2"]
+)
+@pytest.mark.parametrize("option", ["top_k=1", "raw_scores=true", "truncate=false"])
+def test_options_beside_json_are_refused_in_the_query(
+    ask: Call, text_model: Model, path: str, option: str
+) -> None:
+    answer = ask(f"{path}?{option}", {"inputs": "a"})
+    assert (answer.status_code, "put options into the JSON" in answer.json()["error"]) == (400, True)
+    assert not text_model.calls
+
+
+def test_body_and_query_name_one_model(ask: Call) -> None:
+    for path, key in (("/classify", "inputs"), ("/predict", "inputs"), ("/v1/classify", "input")):
+        assert ask(f"{path}?model=sst2", {key: "a", "model": "sst2"}).status_code == 200
+        assert ask(f"{path}?model=sst2", {key: "a", "model": "cifar"}).status_code == 400
+
+
+def test_path_and_request_name_one_model(ask: Call, text_model: Model) -> None:
+    path = "/v2/models/sst2"
+    assert ask(path, {"inputs": "a", "model": "cifar"}).status_code == 400
+    assert ask(f"{path}/classify?model=cifar", {"inputs": "a"}).status_code == 400
+    assert ask("/v2/models/cifar?model=sst2", content=PNG).status_code == 400
+    assert not text_model.calls
+    assert ask(f"{path}?model=sst2", {"inputs": "a", "model": "sst2"}).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/", "/invocations"])
 def test_one_of_several_models_must_be_named(ask: Call, path: str) -> None:
     answer = ask(path, {"inputs": "a"})
