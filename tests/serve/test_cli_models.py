@@ -17,10 +17,21 @@ Configured = Callable[..., FewshardConfig]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with some checkpoints."""
-    for name in ("a", "b", "My Modèle (v2)", "stats", "run/checkpoint-5", "one/model", "two/model", "***"):
+    for name in (
+        "a",
+        "b",
+        "My Modèle (v2)",
+        "stats",
+        "run/checkpoint-5",
+        "one/model",
+        "two/model",
+        "***",
+        "v1.yaml",
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
     (tmp_path / "a/model.safetensors").touch()
+    (tmp_path / "current").symlink_to("run/checkpoint-5")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -58,10 +69,12 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, command: str = 
         (["good=./stats", "a"], ["good", "a"]),
         (["x=hf:me/bert", "y=hf:me/bert"], ["x", "y"]),
         (["x=***"], ["x"]),
+        (["current", "../{folder}/b"], ["current", "b"]),
+        (["v1.yaml"], ["v1.yaml"]),
     ],
 )
 def test_names_come_from_the_paths(folder: Path, given: list[str], names: list[str]) -> None:
-    models = named_models(given)
+    models = named_models([each.format(folder=folder.name) for each in given])
     assert [model.name for model in models] == names
     assert all(Path(model.path).is_absolute() for model in models if ":" not in model.path)
 
@@ -77,6 +90,7 @@ def test_names_come_from_the_paths(folder: Path, given: list[str], names: list[s
         (["google/bert"], "did you mean hf:google/bert?"),
         (["run"], "run holds no config.json, so it is no checkpoint; these are: run/checkpoint-5"),
         (["a/model.safetensors"], "is a file; give the directory that holds it and config.json"),
+        (["a/config.json"], "is a file; give the directory that holds it and config.json"),
         (
             ["stats"],
             "is part of the server's URLs and cannot name a model; choose another; name it, as in my",
@@ -97,6 +111,19 @@ def test_what_cannot_be_served_is_refused_with_the_remedy(
     said = refusal(capsys, *given)
     assert said.startswith("fewshard: error: ")
     assert words in said
+
+
+def test_a_directory_may_be_called_as_a_file_of_the_configuration(
+    folder: Path, configured: Configured
+) -> None:
+    assert [one.name for one in configured("./v1.yaml").models] == ["v1.yaml"]
+
+
+def test_a_link_names_its_model_and_is_followed(folder: Path) -> None:
+    """So it can be set to a newer checkpoint: the name stays, and the path shows the change."""
+    assert [(one.name, one.path) for one in named_models(["current"])] == [
+        ("current", str(folder / "run/checkpoint-5"))
+    ]
 
 
 def test_one_line_serves_models_of_ones_own(folder: Path, configured: Configured) -> None:

@@ -104,8 +104,7 @@ class PaddedText(TextClassifier):
             _shortened(line.features, number) for number in range(word.num_tokens + 1, line.num_tokens)
         )
         answered = next((each for each in shorter if self._can_answer(each)), line.features)
-        if answered is line.features:
-            self._pass([answered], None)  # where not even this has an answer, the network says why
+        self._pass([answered], None)  # raises where the length is not the reason
         self.preprocessor.min_tokens = len(answered.ids)
         return self.preprocessor.items(self.preprocessor.probe_inputs(), True)
 

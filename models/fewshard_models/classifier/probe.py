@@ -61,7 +61,9 @@ def probe_problem(info: ModelInfo, preprocessor: Preprocessor, run: RunItems, ne
             f"model {info.name!r} answers the same input differently each time; its network draws at random"
         )
     alone = np.concatenate(found[:-1])
-    problem = _sameness(alone) or _difference(info, alone, found[-1])
+    problem = _difference(info, alone, found[-1])
+    if _are_same(alone) and not (_rounds(info) and _reads(network, info, items, run)):
+        problem = "gives every input the same answer; its network does not read its input on this device"
     return problem and f"model {info.name!r} {problem}"
 
 
@@ -87,11 +89,36 @@ def _fault(info: ModelInfo, logits: NDArray[np.float32], batch: Sequence[Item]) 
     return f"with logits that are not finite ({info.dtype}); {remedy}"
 
 
-def _sameness(alone: NDArray[np.float32]) -> str:
-    """Return "" unless all inputs have the same answer to the last bit, as where a kernel was left out."""
-    if len(alone) < 2 or np.any(alone != alone[0]):
-        return ""
-    return "gives every input the same answer; its network does not read its input on this device"
+def _are_same(alone: NDArray[np.float32]) -> bool:
+    """Return whether all inputs have the same answer to the last bit, as where a kernel was left out."""
+    return len(alone) > 1 and bool(np.all(alone == alone[0]))
+
+
+def _rounds(info: ModelInfo) -> bool:
+    """Return whether the number format may round different answers to one, as the few of a regression."""
+    return FORMATS[info.dtype].compute != "float32"
+
+
+def _reads(network: Any, info: ModelInfo, items: Sequence[Item], run: RunItems) -> bool:
+    """Return whether the network's head is given something else for another item.
+
+    The head is the last layer to run that has as many outputs as the model has labels. Without one: False.
+    """
+    given: list[Any] = []
+    modules = () if network is None else network.modules()
+    heads = [each for each in modules if getattr(each, "out_features", 0) == len(info.labels)]
+    hooks = [head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for head in heads]
+    rows: list[NDArray[np.float32]] = []
+    try:
+        for item in items:
+            run([item])
+            # A decoder's head is given every position, and the last one is the text's.
+            rows += [each.reshape(-1, each.shape[-1])[-1].float().cpu().numpy() for each in given[-1:]]
+            given.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return any(not np.array_equal(row, rows[0]) for row in rows)
 
 
 def _difference(info: ModelInfo, alone: NDArray[np.float32], together: NDArray[np.float32]) -> str:

@@ -21,25 +21,31 @@ FORMS = "give a checkpoint's directory, hf:<owner>/<name>, zoo:<name> or a fewsh
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """One model of the command line: as it was given, its name ("" if not given), and its checked path."""
+    """One model of the command line: as it was given, its name ("" if not given), and its checked path.
+
+    place: the path that names it, in which links have their own names.
+    """
 
     text: str
     name: str
     path: str
+    place: str
 
     @property
     def last_part(self) -> str:
-        return _slug(re.split(r"[/:]", self.path)[-1])
+        return _slug(re.split(r"[/:]", self.place)[-1])
 
     @property
     def last_two_parts(self) -> str:
-        return _slug("-".join(re.split(r"[/:]", self.path)[-2:]))
+        return _slug("-".join(re.split(r"[/:]", self.place)[-2:]))
 
 
 def is_config_file(given: str) -> bool:
     """Whether an argument is a configuration file, rather than a model."""
     path = Path(given).expanduser()
-    return path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS)
+    if path.is_file():
+        return path.suffix not in WEIGHTS and path.name != "config.json"
+    return path.suffix in (".yaml", ".yml") and not path.is_dir()
 
 
 def named_models(given: Sequence[str], taken: Iterable[str] = ()) -> list[ModelConfig]:
@@ -68,7 +74,11 @@ def _parsed(given: str) -> _Given:
         raise ConfigError(f"{given!r} names no model; {FORMS}")
     if path.startswith("zoo:"):
         checkpoint_dir(path)
-    return _Given(given, name, path if path.startswith(("hf:", "zoo:")) else _directory(path))
+    if path.startswith(("hf:", "zoo:")):
+        return _Given(given, name, path, path)
+    absolute = Path(path).expanduser().absolute()
+    directory = _directory(path)
+    return _Given(given, name, directory, directory if ".." in absolute.parts else str(absolute))
 
 
 def _directory(given: str) -> str:

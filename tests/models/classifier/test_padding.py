@@ -144,6 +144,13 @@ def test_a_text_that_is_too_short_for_a_network_is_the_callers(tmp_path):
         model(["w1"])
 
 
+def test_a_network_that_answers_no_text_is_refused_with_its_own_reason(tmp_path):
+    """Not as one that needs longer texts: FNet has no Fourier transform of bf16 on a CPU."""
+    make(tmp_path, "fnet")
+    with pytest.raises(CheckpointError, match=r"ordinary text: RuntimeError: .*BFloat16"):
+        load(tmp_path, "bf16")
+
+
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [("roc_bert", "makes input_shape_ids besides token ids"), ("layoutlmv3", "needs more than a text")],

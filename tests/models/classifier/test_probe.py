@@ -1,5 +1,7 @@
 """A loaded model answers made-up inputs before it is ready; what cannot is refused with the reason."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,21 @@ def test_a_model_that_answers_has_no_problem():
 def test_a_model_that_answers_wrongly_is_refused(run, reason):
     with pytest.raises(CheckpointError, match=reason):
         check_able(INFO, Words(), run)
+
+
+@pytest.mark.parametrize(("hidden", "problem"), [(1.0, ""), (0.0, "the same answer")])
+def test_answers_that_16_bits_round_to_one_are_no_fault_of_a_network_that_reads_its_input(hidden, problem):
+    network, info = torch.nn.Linear(3, 1), replace(INFO, labels=("stars",), dtype="bf16")
+
+    def run(items):  # 4.3 and a little, of which bf16 keeps nothing
+        network(torch.tensor([[0.0, 0.0, hidden * items[0].features]]))
+        return np.full((len(items), 1), 4.3125, np.float32)
+
+    assert problem in probe_problem(info, Words(), run, network)
+    assert bool(problem) == bool(probe_problem(info, Words(), run, network))
+    assert "the same answer" in probe_problem(info, Words(), run)
+    assert "the same answer" in probe_problem(replace(info, dtype="fp32"), Words(), run, network)
+    assert not network._forward_pre_hooks
 
 
 def test_a_network_that_raises_is_refused_with_the_size_of_its_input():
