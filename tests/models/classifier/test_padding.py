@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fewshard_core.formats import FORMATS
+from fewshard_models.classifier import load as loading
 from fewshard_models.classifier.padding import Padding, groups
 from fewshard_models.conformance.words import words
 from fewshard_models.errors import CheckpointError, UnusableInput
@@ -157,3 +159,15 @@ def test_a_network_that_needs_more_than_token_ids_is_refused(model_type, reason,
     make(tmp_path, model_type)
     with pytest.raises(CheckpointError, match=reason):
         load(tmp_path)
+
+
+def test_a_network_that_cannot_run_in_16_bits_says_so_and_auto_takes_fp32(tmp_path, monkeypatch, caplog):
+    """A CPU has no Fourier transform in bf16."""
+    make(tmp_path, "fnet")
+    with pytest.raises(
+        CheckpointError, match="cannot answer an ordinary text: RuntimeError: Unsupported dtype"
+    ):
+        load(tmp_path, "bf16")
+    monkeypatch.setattr(loading, "choose_dtype", lambda *_: FORMATS["bf16"])
+    assert load(tmp_path, "auto").info.dtype == "fp32"
+    assert "runs in fp32, since it cannot in bf16" in caplog.text

@@ -18,7 +18,6 @@ from fewshard_core.formats import FORMATS
 from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier.load import load
 from fewshard_models.classifier.network import NetworkClassifier
-from fewshard_models.devices import choose_dtype
 from fewshard_models.evaluation.accuracy import evaluate
 from fewshard_models.evaluation.store import Asked, Found, measure
 from fewshard_models.evaluation.tasks import held_out
@@ -109,9 +108,9 @@ def test_the_same_rows_have_the_same_logits(
     results = tmp_path / "results"
     measure([Found("sst2-dense", 0, directory)], Asked("tiny", results, False, False, NUM_ROWS))
     by_table2 = seen[0]
-    dtype = choose_dtype("auto", "cpu").name
     served_fp32 = asyncio.run(served(directory, texts, "fp32"))
-    served_fast = asyncio.run(served(directory, texts, dtype))
+    served_fast = asyncio.run(served(directory, texts, "auto"))
+    dtype = load(directory, "cpu").info.dtype
     alone = np.concatenate([load(directory, "cpu", "fp32")([text]).logits for text in texts[:10]])
     print(
         f"{model_type}, {len(texts)} rows, largest differences: server and evaluate (fp32) "
