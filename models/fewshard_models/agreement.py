@@ -20,9 +20,11 @@ _HARMLESS = re.compile(
     r"(?:^|\.)pooler\."  # summary of the first token that this class's head does not use
     r"|^(?:\w+\.)?(?:cls|lm_head|lm_loss|pred_layer|predictions|sop_classifier|mlm_head|qa_outputs)\."
     r"|^(?:lm|mask|discriminator|generator)_(?:predictions|lm_head)\.|^vocab_(?:transform|layer_norm|projector)\."
+    r"|^decoder\.(?:weight|bias)$"  # ModernBERT's head of words
     r"|(?:^|\.)mask_token$|(?:^|\.)final_logits_bias$"  # heads and tokens of pretraining
     r"|^(?:loss|loss_fct|loss_fn|criterion)\."  # class weights of the training loss
-    r"|(?:^|\.)(?:inv_freq|masked_bias|_float_tensor|version)$"  # tables that the network computes itself
+    # Tables that the network computes itself.
+    r"|(?:^|\.)(?:inv_freq|cos_cached|sin_cached|masked_bias|_float_tensor|version)$"
 )
 """Tensors with fractions that may stay unread: heads of other tasks, and tables. They change no answer."""
 

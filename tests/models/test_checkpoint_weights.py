@@ -121,6 +121,10 @@ class TestBothPathsRefuseAlike:
             "lm_head.bias": torch.ones(3),
             "cls.predictions.bias": torch.ones(3),
             "loss_fct.weight": torch.ones(3),
+            "decoder.weight": torch.ones(3, 3),
+            "decoder.bias": torch.ones(3),
+            "layers.0.self_attn.rotary_emb.cos_cached": torch.ones(3),
+            "layers.0.self_attn.rotary_emb.sin_cached": torch.ones(3),
         }
         change_weights(directory, lambda weights: weights.update(harmless))
         np.testing.assert_allclose(served(directory), right, atol=1e-4)
