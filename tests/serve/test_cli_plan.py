@@ -159,8 +159,8 @@ def test_the_exit_codes_are_those_of_other_commands(tmp_path, capsys, monkeypatc
 
 
 class _Parsed:
-    def parse_args(self, argv: list[str]) -> argparse.Namespace:
-        return parsed(*argv)
+    def parse_known_args(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        return parsed(*argv), []
 
 
 def test_defaults_are_those_of_the_model():

@@ -14,7 +14,7 @@ from fewshard_serve.rayserve.signals import StopRequest
 
 POLL_S = 1.0
 UPDATE_TIMEOUT_S = 900.0
-FIXED = ("server", "auth", "limits", "logging", "tracing", "cascades")
+FIXED = ("server", "auth", "limits", "logging", "tracing", "cascades", "cors")
 """Parts of the configuration that are read only at the start."""
 
 
