@@ -205,6 +205,7 @@ def test_a_placement_is_planned_first_and_then_applied(server, expected):
     assert (planned["moves"], planned["applied"], planned["replicas"]) == (moves, False, 1)
     assert planned["bytes"] > 1000 * moves
     with Load(server, expected, 20) as load:
+        wait_until(lambda: load.num_answered)
         assert server.place(**wanted, apply=True).json() == {**planned, "applied": True}
     assert set(load.outcomes) == {"ok"}
     after = server.experts()["layers"]
