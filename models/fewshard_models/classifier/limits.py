@@ -66,12 +66,24 @@ def switching_length(config: PreTrainedConfig) -> int:
 
 def num_rows(network: Any) -> int:
     """Return the rows of the table of words; 0 if there is no such table."""
+    table = word_table(network)
+    return 0 if table is None else len(table)
+
+
+def word_table(network: Any) -> Any:
+    """Return the embeddings of the words, [rows, width]; None if there is no such table."""
     try:
         table = network.get_input_embeddings()
     except (NotImplementedError, AttributeError):
-        return 0
+        return None
     weight = getattr(table, "weight", None)
-    return 0 if weight is None or weight.ndim != 2 else len(weight)
+    return None if weight is None or weight.ndim != 2 else weight
+
+
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration names experts."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any(getattr(text_config(config), name, 0) for name in names)
 
 
 def num_types(network: Any) -> int | None:

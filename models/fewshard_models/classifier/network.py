@@ -16,7 +16,7 @@ from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_with_transformers
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import check_golden
-from fewshard_models.classifier.limits import stated_limit
+from fewshard_models.classifier.limits import has_experts, stated_limit
 from fewshard_models.classifier.probe import check_able
 from fewshard_models.devices import subnormals_flushed
 
@@ -106,7 +106,7 @@ def describe(
     return ModelInfo(
         name=name,
         task=kind.task,
-        kind=str(fields.get("kind", "moe" if _has_experts(config) else "dense")),
+        kind=str(fields.get("kind", "moe" if has_experts(config) else "dense")),
         labels=tuple(config.id2label[index] for index in sorted(config.id2label)),
         problem_type=config.problem_type or "single_label_classification",
         architecture=architecture,
@@ -123,9 +123,3 @@ def _public_card(fields: dict[str, Any]) -> dict[str, Any]:
     inputs = [golden["input"] for golden in fields.get("golden", ())]
     small = [given for given in inputs if isinstance(given, str) and len(given) <= MAX_EXAMPLE_LENGTH]
     return {**public, "examples": small[:MAX_EXAMPLES]} if small else public
-
-
-def _has_experts(config: PreTrainedConfig) -> bool:
-    return any(
-        getattr(config, field, 0) for field in ("num_experts", "num_local_experts", "n_routed_experts")
-    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fewshard_core.formats import NumberFormat
 from fewshard_core.values import TokenIds
-from fewshard_models.classifier.limits import text_config
+from fewshard_models.classifier.limits import has_experts, text_config, word_table
 
 Rows = Sequence[TokenIds]
 
@@ -107,9 +107,9 @@ class Trial:
     @contextmanager
     def _other_padding(self, padding: Padding) -> Iterator[None]:
         """Meanwhile the padding token has another embedding, which no answer may show."""
-        weight = getattr(_embedding(self._network), "weight", None)
+        weight = word_table(self._network)
         # Decoders of an encoder-decoder start with the padding token.
-        if weight is None or weight.ndim != 2 or self._network.config.is_encoder_decoder:
+        if weight is None or self._network.config.is_encoder_decoder:
             yield
             return
         with torch.no_grad():
@@ -119,19 +119,6 @@ class Trial:
                 yield
             finally:
                 weight[padding.token_id] = kept
-
-
-def _embedding(network: Any) -> Any:
-    try:
-        return network.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
-
-
-def has_experts(config: Any) -> bool:
-    """Return whether a configuration names experts."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any(getattr(text_config(config), name, 0) for name in names)
 
 
 def candidates(config: Any, tokenizer_id: int | None, side: str, num_rows: int) -> list[Padding]:
