@@ -1,0 +1,154 @@
+"""Compares what `auto` chooses with every choice forced one by one, and with another version's default.
+
+Every round starts a server for each way of running one model, in an order that changes from round to round;
+one load generator drives them all. Run it on a machine that does nothing else:
+
+    .venv/bin/python benchmarks/choices.py zoo:sst2-moe --before ../before --rounds 3
+    .venv/bin/python benchmarks/choices.py runs/bench-minilm --int8 runs/bench-minilm-int8
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fewshard_core.formats import FORMATS
+from fewshard_loadtest import Plan, run_headless
+from fewshard_loadtest.peers.machine import cpu_slug, machine, markdown_table, num_cores
+from fewshard_loadtest.peers.processes import serving
+
+AUTO, BEFORE = "auto", "before"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run the model.
+
+    name: as it is printed.
+    fewshard: the command of the checkout that runs it.
+    path: of the checkpoint.
+    dtype: a number format, or "auto".
+    num_threads: what FEWSHARD_NUM_THREADS says; 0 leaves it unset.
+    """
+
+    name: str
+    fewshard: Path
+    path: str
+    dtype: str = AUTO
+    num_threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One start of one server: requests/s and median latency in ms, by number of users."""
+
+    way: str
+    rps: dict[int, float]
+    p50_ms: dict[int, float]
+
+
+def main() -> int:
+    options = _parse()
+    folder = options.out or Path("docs/results/cpu") / cpu_slug()
+    folder.mkdir(parents=True, exist_ok=True)
+    ways = list(_ways(options))
+    runs: list[Measured] = []
+    for number in range(options.rounds):
+        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            runs.append(measure(way, folder, options))
+            print(runs[-1], file=sys.stderr, flush=True)
+        _write(runs, ways, folder, options)
+    print(_markdown(runs, ways, options.users))
+    return 0
+
+
+def _ways(options: argparse.Namespace) -> Iterator[Way]:
+    own = Path(sys.executable).with_name("fewshard")
+    if options.before:
+        yield Way(BEFORE, options.before.resolve() / ".venv/bin/fewshard", options.path)
+    yield Way(AUTO, own, options.path)
+    threads = sorted({1, num_cores()})
+    for each in FORMATS:
+        if each.prepare is None and each.storage != "int8" and each.multiplies("cpu"):
+            for number in threads:
+                yield Way(f"{each.name}, {number} threads", own, options.path, each.name, number)
+    if options.int8:
+        yield Way("int8", own, options.int8)
+        for number in threads:
+            yield Way(f"int8, {number} threads", own, options.int8, num_threads=number)
+
+
+def measure(way: Way, folder: Path, options: argparse.Namespace) -> Measured:
+    """Start one server, measure it and stop it."""
+    url = f"http://127.0.0.1:{options.port}"
+    config = folder / "choices.yaml"
+    path = way.path if ":" in way.path else str(Path(way.path).resolve())
+    config.write_text(f"models:\n  - {{name: model, path: '{path}', dtype: {way.dtype}}}\n")
+    environment = dict(os.environ) | ({"FEWSHARD_NUM_THREADS": str(way.num_threads)} if way.num_threads else {})
+    command = [str(way.fewshard), "serve", str(config.resolve()), "--port", str(options.port)]
+    log = folder / "choices.log"
+    with serving(command, f"{url}/v2/models/model/ready", log, environment):
+        plans = [
+            Plan(url, "model", num_users=users, duration_s=options.duration, warmup_s=options.warmup)
+            for users in options.users
+        ]
+        results = [run_headless(plan) for plan in plans]
+    if any(result.num_failures for result in results):
+        raise SystemExit(f"{way.name}: requests failed; see {log}")
+    log.unlink()
+    config.unlink()
+    return Measured(
+        way.name,
+        {users: round(result.rps, 1) for users, result in zip(options.users, results, strict=True)},
+        {users: round(result.p50_ms or 0, 2) for users, result in zip(options.users, results, strict=True)},
+    )
+
+
+def _write(runs: Sequence[Measured], ways: Sequence[Way], folder: Path, options: argparse.Namespace) -> None:
+    found = {"command": ["python", *sys.argv], "machine": machine(), "runs": [asdict(run) for run in runs]}
+    name = "choices-" + options.path.split(":")[-1].rstrip("/").split("/")[-1]
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(_markdown(runs, ways, options.users) + "\n")
+
+
+def _markdown(runs: Sequence[Measured], ways: Sequence[Way], users: Sequence[int]) -> str:
+    """Return medians of each way, and of its ratios to the first way within each round."""
+    rows = []
+    first = [run for run in runs if run.way == ways[0].name]
+    for way in ways:
+        own = [run for run in runs if run.way == way.name]
+        if not own:
+            continue
+        cells = [way.name]
+        for number in users:
+            ratios = [mine.rps[number] / other.rps[number] for mine, other in zip(own, first, strict=False)]
+            cells.append(f"{statistics.median(run.rps[number] for run in own):,.0f}")
+            cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+            cells.append(f"{statistics.median(run.p50_ms[number] for run in own):.1f}")
+        rows.append(cells)
+    header = [""]
+    for number in users:
+        header += [f"requests/s, {number} users", f"relative to {ways[0].name}", "p50 ms"]
+    return markdown_table(header, rows)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", help="a checkpoint: a directory, or zoo:NAME")
+    parser.add_argument("--int8", help="the same checkpoint, quantised by fewshard quantize")
+    parser.add_argument("--before", type=Path, help="another checkout with its .venv, whose default is run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--users", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--duration", type=float, default=6.0, help="seconds a run (default: %(default)s)")
+    parser.add_argument("--warmup", type=float, default=2.0, help="seconds before it (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8124)
+    parser.add_argument("--out", type=Path, help="default: docs/results/cpu/ and this CPU's name")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
