@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # No test speaks TLS, but each new httpx client loads the machine's certificates: 40 to 60 ms of a core.
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = tempfile.mkdtemp(prefix="no-certificates-")
+    # No test reads or fills the user's own measurements, and what is not about them need not wait for any.
+    os.environ["FEWSHARD_CACHE"] = tempfile.mkdtemp(prefix="fewshard-cache-")
+    os.environ["FEWSHARD_MEASURE"] = "0"
     if hasattr(config, "workerinput"):
         # There is a worker for each core, so that further threads of torch's would only wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     """Leave no folder behind."""
     Path(os.environ["SSL_CERT_DIR"]).rmdir()
+    shutil.rmtree(os.environ["FEWSHARD_CACHE"])
 
 
 @functools.cache

@@ -103,6 +103,22 @@ class ModelOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """How a model is run on this machine, beside its device and number format.
+
+    dtype_reason: why it has its number format, in words.
+    num_threads: the threads of a forward pass; 0 leaves them as they are.
+    threads_reason: why so many, in words.
+    max_batch_tokens: the most tokens of one batch that pay; 0 for the device's usual number.
+    """
+
+    dtype_reason: str = ""
+    num_threads: int = 0
+    threads_reason: str = ""
+    max_batch_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The description of a served model, from which V2 metadata, `/config` and `model_info` are built."""
 
@@ -117,6 +133,7 @@ class ModelInfo:
     max_tokens: int
     version: str = "1"
     card: dict[str, Any] = field(default_factory=dict)
+    execution: Execution = Execution()
 
 
 def label_order(labels: Sequence[str], wanted: Sequence[str]) -> list[int] | None:

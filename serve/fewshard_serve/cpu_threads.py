@@ -1,29 +1,43 @@
-"""The number of cores that this process may use, and of threads that a model should compute with."""
+"""The number of threads that a model computes with: what the user asked for, or what may be measured."""
 
+import logging
 import os
-from pathlib import Path
+
+from fewshard_core.cpu import available_cores, cpu_quota
+
+logger = logging.getLogger(__name__)
 
 NUM_THREADS = "FEWSHARD_NUM_THREADS"
 """The environment variable with which a user sets the number of threads."""
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-
-
-def available_cores(cpu_max: Path = _CPU_MAX) -> int:
-    """The number of cores for this process: at most its container's quota (cgroup v2), at least 1."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text(encoding="ascii").split()
-        return cores if quota == "max" else min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return cores
 
 
 def num_threads(num_processes: int) -> int:
-    """The number of compute threads for each of `num_processes` processes on this machine.
+    """The number of compute threads for each of `num_processes` processes, where none was measured.
 
     One core is left for HTTP, tokenizers and the proxy. OpenMP threads wait for each other, so one thread
     without a core of its own delays all of them (docs/log.md).
     """
+    return _asked() or max(1, (available_cores() - 1) // num_processes)
+
+
+def threads_to_measure(num_processes: int) -> tuple[int, ...]:
+    """The numbers of threads to time for a model of one of `num_processes` processes; `num_threads` first.
+
+    Empty where nothing is to be measured: the user decides, or there is no more than one core.
+    """
+    quota = cpu_quota()
+    if quota is not None and quota < 1:
+        logger.warning("the container's quota is %.2f of a core: models compute with one thread", quota)
+    most = available_cores() // num_processes
+    if _asked() or most < 2:
+        return ()
+    doubled = [1 << power for power in range(most.bit_length())]
+    return tuple(dict.fromkeys([num_threads(num_processes), *doubled, most]))
+
+
+def _asked() -> int:
+    """What the user asked for; 0 for nothing, or nothing usable, which is said."""
     asked = os.environ.get(NUM_THREADS, "")
-    return int(asked) if asked.isdigit() and int(asked) else max(1, (available_cores() - 1) // num_processes)
+    if asked and not (asked.isdigit() and int(asked)):
+        logger.warning("%s is %r, which is no number of threads; it is ignored", NUM_THREADS, asked)
+    return int(asked) if asked.isdigit() else 0

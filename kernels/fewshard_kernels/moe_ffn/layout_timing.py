@@ -1,13 +1,15 @@
 """Measures which weight layout is fastest on this machine for each number of rows, once per layer shape.
 
-Called by `pack_experts`.
+Called by `pack_experts`. A measurement is kept for the life of the process, and in the `Memory` of
+`remember_in`: two processes that measured for themselves would round differently.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -27,7 +29,29 @@ _CHANGE_PRICE = 1.25
 # Number of experts in a batched product while it is timed.
 _BATCHED_EXPERTS = 8
 
-_remembered: dict[object, "_Timed"] = {}
+
+class Memory(Protocol):
+    """Keeps measurements beyond the process, as JSON values by key."""
+
+    def recall(self, key: str) -> Any:
+        """Return the value of a key; None if there is none."""
+
+    def keep(self, key: str, value: Any) -> None:
+        """Store a value. Never raises."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """While the context lasts, no other process measures into this memory."""
+
+
+_remembered: dict[str, "_Timed"] = {}
+_memory: Memory | None = None
+
+
+def remember_in(memory: Memory | None) -> None:
+    """From now on, take measurements from `memory`, and keep new ones there; None: in the process alone."""
+    global _memory
+    _memory = memory
+    _remembered.clear()
 
 
 class Tier(NamedTuple):
@@ -64,6 +88,22 @@ class _Timed(NamedTuple):
     alone: Cost
     together: Cost | None
 
+    def as_json(self) -> dict[str, Any]:
+        together = None if self.together is None else list(self.together.seconds)
+        return {"names": self.names, "alone": list(self.alone.seconds), "together": together}
+
+    @classmethod
+    def of_json(cls, value: Any, candidates: Sequence[Layout]) -> "_Timed | None":
+        """What `as_json` wrote; None if it is something else, or of other candidates."""
+        try:
+            names, together = list(value["names"]), value["together"]
+            known = {layout.name for layout in candidates}
+            if len(names) != len(_ROWS) or not known.issuperset(names):
+                return None
+            return cls(names, _cost(value["alone"]), None if together is None else _cost(together))
+        except (KeyError, TypeError, ValueError):
+            return None
+
 
 def choose(
     candidates: Sequence[Layout], num_experts: int, hidden: int, width: int, *, for_any_number: bool = False
@@ -71,18 +111,43 @@ def choose(
     """The fastest of `candidates` for each number of rows, and the batched layout where it is faster.
 
     Adjacent row counts with the same winner share a tier. The winner at the largest timed row count is used
-    beyond it. The result is cached by shape, candidates and number of threads, so equal layers choose alike.
-    `for_any_number` drops the number of experts from the cache key, where there is no time to measure again.
+    beyond it. The result is kept by shape, candidates and number of threads, so equal layers choose alike.
+    `for_any_number` drops the number of experts from the key, where there is no time to measure again.
     """
-    number = None if for_any_number else num_experts
-    key = (tuple(layout.name for layout in candidates), number, hidden, width, torch.get_num_threads())
+    number = "any" if for_any_number else num_experts
+    shape = f"{number} x {hidden} x {width}, {torch.get_num_threads()} threads"
+    key = f"experts {shape}: {', '.join(layout.name for layout in candidates)}"
     batched = next((layout for layout in candidates if isinstance(layout, BatchedLayout)), None)
     if key not in _remembered:
-        _remembered[key] = _measure(candidates, batched, min(num_experts, _MAX_EXPERTS), hidden)
+        _remembered[key] = _recall_or_measure(
+            key, candidates, batched, min(num_experts, _MAX_EXPERTS), hidden
+        )
     found = _remembered[key]
     by_name = {layout.name: layout for layout in candidates}
     tiers = _merge([by_name[name] for name in found.names])
     return Choice(tiers, found.alone, batched if found.together else None, found.together)
+
+
+def _recall_or_measure(
+    key: str, candidates: Sequence[Layout], batched: BatchedLayout | None, num_experts: int, hidden: int
+) -> _Timed:
+    if _memory is None:
+        return _measure(candidates, batched, num_experts, hidden)
+    if found := _Timed.of_json(_memory.recall(key), candidates):
+        return found
+    with _memory.alone():
+        # Another process may have measured meanwhile.
+        if found := _Timed.of_json(_memory.recall(key), candidates):
+            return found
+        timed = _measure(candidates, batched, num_experts, hidden)
+        _memory.keep(key, timed.as_json())
+        return timed
+
+
+def _cost(seconds: Sequence[float]) -> Cost:
+    if len(seconds) != len(_ROWS) or not all(0 < each < math.inf for each in seconds):
+        raise ValueError("not one positive time for each number of rows")
+    return Cost(_ROWS, tuple(seconds))
 
 
 def _measure(

@@ -72,6 +72,10 @@ class Preprocessor(Protocol):
         """Return made-up inputs of the sizes that matter: small, large, and at the model's limit."""
         ...
 
+    def usual_inputs(self, number: int) -> list[Input]:
+        """Return so many made-up inputs of the sizes that users send, to time the model with."""
+        ...
+
 
 class Classifier(ABC):
     """One loaded model. `prepare` and `run` may be called from different threads.
@@ -119,7 +123,7 @@ class Classifier(ABC):
     def run_all(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """Return fp32 logits [len(items), C]. Items run in batches, the shortest first."""
         logits = np.empty((len(items), len(self.info.labels)), dtype=np.float32)
-        for rows in batches(items, max_batch_tokens(self.info.device), MAX_BATCH_ITEMS):
+        for rows in batches(items, max_batch_tokens(self.info), MAX_BATCH_ITEMS):
             logits[rows] = self.run([items[row] for row in rows]).logits
         return logits
 

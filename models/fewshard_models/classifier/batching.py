@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 
-from fewshard_core.values import Item
+from fewshard_core.values import Item, ModelInfo
 
 CPU_BATCH_TOKENS = 4096
-"""Larger batches leave the caches: 512 sentences take up to 1.3 times as long each as 128 (docs/log.md)."""
+"""Where it is not measured. Larger batches may leave the caches: 512 sentences took up to 1.3 times as long
+each as 128 (docs/log.md)."""
 GPU_BATCH_TOKENS = 16384
 MAX_BATCH_ITEMS = 512
 
 
-def max_batch_tokens(device: str) -> int:
-    """Return the most tokens of one batch on a device, given as in `ModelInfo.device`."""
-    return CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
+def max_batch_tokens(info: ModelInfo) -> int:
+    """Return the most tokens of one batch of a model: as measured, or what suits its device."""
+    usual = CPU_BATCH_TOKENS if info.device == "cpu" else GPU_BATCH_TOKENS
+    return info.execution.max_batch_tokens or usual
 
 
 def batches(items: Sequence[Item], max_tokens: int, max_items: int) -> Iterator[list[int]]:

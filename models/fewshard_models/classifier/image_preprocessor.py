@@ -144,6 +144,10 @@ class ImagePreprocessor:
         sizes = self._probe_sizes()[: 1 if self.takes_only_own_size else 2]
         return [PixelArray(np.asarray(self._drawn(*size, mode="RGB"))) for size in sizes]
 
+    def usual_inputs(self, number: int) -> list[Input]:
+        """Return an image of the network's own size, so many times."""
+        return [self.probe_inputs()[0]] * number
+
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """See `Preprocessor.items`."""
         return [Item(self._features(index, item), 0) for index, item in enumerate(inputs)]

@@ -1,6 +1,8 @@
 """Loads a checkpoint as a classifier. Importing this file registers the bundled classes."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,25 +13,41 @@ from transformers import (
 )
 
 from fewshard_core.formats import AUTO, FORMATS
+from fewshard_core.values import Execution
+from fewshard_kernels.moe_ffn.layout_timing import remember_in
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import Checkpoint, load_config, resolve
 from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
+from fewshard_models.classifier.execution import (
+    Shape,
+    is_measuring,
+    measured_budget,
+    measured_format,
+    measured_threads,
+    recalled_threads,
+)
 from fewshard_models.classifier.network import NetworkClassifier, describe
 from fewshard_models.classifier.registry import CLASSIFIERS
-from fewshard_models.devices import choose_device, choose_dtype, storage_dtype
+from fewshard_models.devices import Choice, choose_device, choose_dtype, storage_dtype
 from fewshard_models.errors import CheckpointError
+from fewshard_models.tuning.cache import tuning_cache
+from fewshard_models.weight_files import require_safetensors, stored_tensors
 
 logger = logging.getLogger(__name__)
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "") -> NetworkClassifier:
+def load(
+    path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "", threads: Sequence[int] = ()
+) -> NetworkClassifier:
     """Load a checkpoint for inference, as the server does.
 
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
-    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for a fast one on the device that the network
-        can run in.
+    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for the fastest in which the checkpoint answers
+        as it should. On a CPU it is measured, once for each shape of a checkpoint, and kept in a cache.
     name: the model's name in answers; by default the last part of the path.
+    threads: numbers of threads to choose from by measurement, on a CPU, the first being the one that others
+        must beat; torch's number is then changed.
 
     Raises CheckpointError for a checkpoint that is missing, damaged or unsupported, or that cannot answer
     ordinary inputs; and ValueError for an unknown device or format.
@@ -37,15 +55,82 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str 
     directory = resolve(str(path))
     name = name or directory.resolve().name
     chosen = choose_device(device).name
-    chosen_dtype = choose_dtype(dtype, chosen).name
+    remember_in(tuning_cache())
+    if chosen != "cpu" or not is_measuring():
+        return _load_by_rule(directory, name, chosen, dtype)
+    return _Measuring(directory, name).load(dtype, threads)
+
+
+def _load_by_rule(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:
+    chosen = choose_dtype(dtype, device)
     try:
-        return _load_able(directory, name, chosen, chosen_dtype)
+        model = _load_able(directory, name, device, chosen.name)
     except CheckpointError as error:
-        if dtype != AUTO or chosen_dtype == "fp32":
+        if dtype != AUTO or chosen.name == "fp32":
             raise
-        model = _load_able(directory, name, chosen, "fp32")
-        logger.warning("model %r runs in fp32, since it cannot in %s: %s", name, chosen_dtype, error)
-        return model
+        model = _load_able(directory, name, device, "fp32")
+        logger.warning("model %r runs in fp32, since it cannot in %s: %s", name, chosen.name, error)
+        chosen = Choice("fp32", f"it cannot run in {chosen.name}")
+    return executed(model, Execution(chosen.reason))
+
+
+class _Measuring:
+    """Loads one checkpoint on this CPU as measurements say."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory, self._name = directory, name
+        self.shape = shape_of(directory)
+
+    def load(self, dtype: str, threads: Sequence[int]) -> NetworkClassifier:
+        if dtype != AUTO:
+            return self._with_threads(FORMATS[dtype].name, "asked for", threads)
+        measured = measured_format(self.shape, self.load_in)
+        failures: list[CheckpointError] = []
+        for each in measured.order:
+            try:
+                model = self._with_threads(each, measured.reason, threads)
+                if len(measured.order) > 1:
+                    model.self_check()
+                return model
+            except CheckpointError as error:
+                logger.warning("model %r does not run in %s: %s", self._name, each, error)
+                failures.append(error)
+        raise failures[0]
+
+    def load_in(self, dtype: str) -> NetworkClassifier:
+        return _load_able(self._directory, self._name, "cpu", dtype)
+
+    def _with_threads(self, dtype: str, reason: str, threads: Sequence[int]) -> NetworkClassifier:
+        """Load in a format, with the number of threads that is fastest, and its layouts."""
+        if not threads:
+            model = self.load_in(dtype)
+            return executed(model, Execution(reason, max_batch_tokens=self._budget(model)))
+        found = recalled_threads(self.shape, dtype, threads)
+        torch.set_num_threads(int(found.chosen) if found else threads[0])
+        model = self.load_in(dtype)
+        if found is None:
+            found = measured_threads(self.shape, model, threads)
+            if int(found.chosen) != threads[0]:
+                torch.set_num_threads(int(found.chosen))
+                model = self.load_in(dtype)  # experts' layouts depend on the number of threads
+        return executed(model, Execution(reason, int(found.chosen), found.reason, self._budget(model)))
+
+    def _budget(self, model: NetworkClassifier) -> int:
+        return int(measured_budget(self.shape, model).chosen)
+
+
+def executed(model: NetworkClassifier, execution: Execution) -> NetworkClassifier:
+    """Return the model, having noted and said how it runs."""
+    model.info = replace(model.info, execution=execution)
+    logger.info("model %r runs in %s (%s)", model.info.name, model.info.dtype, execution.dtype_reason)
+    return model
+
+
+def shape_of(directory: Path) -> Shape:
+    """Return the shape by which measurements of a checkpoint are kept. Raises CheckpointError."""
+    config = load_config(directory)
+    stored = stored_tensors(directory, require_safetensors(directory))
+    return Shape.of(_architecture(config, directory), config, sum(each.size for each in stored.values()))
 
 
 def _load_able(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:

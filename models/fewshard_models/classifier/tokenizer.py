@@ -129,6 +129,15 @@ class TextPreprocessor:
         lines = [words[: self.min_tokens], words[1:], words, longest]
         return [TextInput(" ".join(line)) for line in lines]
 
+    def usual_inputs(self, number: int) -> list[Input]:
+        """Return texts of 4 to 40 words, 22 on average, as sentences have; of many different lengths."""
+        words = self._words()
+        lengths = (min(self.max_tokens, 4 + 11 * index % 37) for index in range(number))
+        return [
+            TextInput(" ".join((words * (length // len(words) + 1))[: max(length, self.min_tokens)]))
+            for length in lengths
+        ]
+
     def _words(self) -> list[str]:
         """Return a few tokens of the vocabulary as text; letters if none can be read."""
         size = len(self._tokenizer)

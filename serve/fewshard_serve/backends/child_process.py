@@ -38,8 +38,9 @@ logger = logging.getLogger(__name__)
 class Loading:
     """How to load a model.
 
-    loader: `module:function`, called with name, path, device and dtype.
+    loader: `module:function`, called with name, path, device and dtype, and with `threads` if there are any.
     diagnostics_share: the share of items to diagnose, for `Probeable.diagnose`.
+    threads: numbers of threads that the loader chooses from.
     """
 
     loader: str
@@ -48,6 +49,7 @@ class Loading:
     device: str
     dtype: str
     diagnostics_share: float = 0.0
+    threads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,17 @@ class Child:
     def __init__(self) -> None:
         self._models: dict[str, _Watched] = {}
         self._torch_settings: ExitStack | None = None
+        self._num_threads = 0
 
     def load(self, loading: Loading) -> Loaded:
         """Load a model and check its golden inputs."""
         load = find_loader(loading.loader)
         self._flush_subnormals()  # before torch starts threads, which inherit the setting
-        model = load(loading.name, loading.path, loading.device, loading.dtype)
+        choice = (loading.threads,) if loading.threads else ()
+        model = load(loading.name, loading.path, loading.device, loading.dtype, *choice)
         self._flush_subnormals()
+        self._num_threads = 0  # the loader may have changed it
+        self._use_threads(model.info.execution.num_threads)
         _check(model)
         if isinstance(model, Probeable):
             model.diagnose(loading.diagnostics_share)
@@ -121,8 +127,17 @@ class Child:
 
     def run(self, name: str, items: Sequence[Item]) -> Passed:
         watched = self._models[name]
+        self._use_threads(watched.model.info.execution.num_threads)
         output = watched.model.run(items)
         return Passed(output, watched.seen(), [item.routing for item in items])
+
+    def _use_threads(self, number: int) -> None:
+        """Compute with so many threads from now on; 0 leaves them as they are. A change takes about 1 us."""
+        if number and number != self._num_threads:
+            import torch
+
+            torch.set_num_threads(number)
+            self._num_threads = number
 
     def _flush_subnormals(self) -> None:
         if "torch" in sys.modules and self._torch_settings is None:

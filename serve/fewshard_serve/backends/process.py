@@ -216,6 +216,8 @@ def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": str(num_threads),
+                # Threads that spin while they wait take the core that another process needs (docs/log.md).
+                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
                 "PYTHONPATH": os.pathsep.join(sys.path),
                 "TQDM_DISABLE": "1",  # transformers would draw progress bars on the user's terminal
             },

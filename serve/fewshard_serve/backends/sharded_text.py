@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fewshard_core.cpu import available_cores
 from fewshard_core.formats import FORMATS
 from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.card import load_card
@@ -22,7 +23,6 @@ from fewshard_models.errors import ModelsError
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import load_shardable_config
 from fewshard_serve.core import GroupState
-from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.errors import NotReady
 from fewshard_serve.group.expert_placement import describe_change, first_placement, wanted_placement
 from fewshard_serve.group.launcher import Launcher

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from fewshard_core.cpu import available_cores
 from fewshard_core.values import Input, Item
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.errors import UnusableInput
 from fewshard_serve.core import ANYBODY, Caller
-from fewshard_serve.cpu_threads import available_cores
 from fewshard_serve.engine.budget import SLICE_COST
 from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady, ServeError, UnusableItem

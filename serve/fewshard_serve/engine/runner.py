@@ -47,7 +47,7 @@ class ScheduledModel:
     _last_size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.max_tokens = self.settings.max_tokens_on(self.model.info.device)
+        self.max_tokens = self.settings.max_tokens_of(self.model.info)
         self.max_items = self.settings.max_items
         self.pace = _pace_of(self.model)
 

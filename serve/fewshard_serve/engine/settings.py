@@ -5,6 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from fewshard_core.values import ModelInfo
 from fewshard_models.classifier.batching import MAX_BATCH_ITEMS, max_batch_tokens
 from fewshard_serve.settings import NO_OTHER_KEYS, STRICT, Positive, PositiveInt, WithExponent
 
@@ -13,7 +14,7 @@ from fewshard_serve.settings import NO_OTHER_KEYS, STRICT, Positive, PositiveInt
 class BatchingSettings:
     """What one forward pass may hold, and how long a batch that is not full may wait for more.
 
-    Without `max_tokens` a batch has as many as suit the device.
+    Without `max_tokens` a batch has as many as suit the model and its device.
     """
 
     __pydantic_config__ = NO_OTHER_KEYS
@@ -22,9 +23,9 @@ class BatchingSettings:
     max_items: PositiveInt = MAX_BATCH_ITEMS
     max_wait_ms: Annotated[float, STRICT, Ge(0), Le(60_000), WithExponent()] = 0.0
 
-    def max_tokens_on(self, device: str) -> int:
-        """The largest number of tokens in one batch on this device."""
-        return self.max_tokens or max_batch_tokens(device)
+    def max_tokens_of(self, info: ModelInfo) -> int:
+        """The largest number of tokens in one batch of this model."""
+        return self.max_tokens or max_batch_tokens(info)
 
     @property
     def max_wait_s(self) -> float:

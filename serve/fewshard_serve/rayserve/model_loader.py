@@ -10,8 +10,9 @@ from fewshard_core.values import ModelInfo
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.process import ModelProcess
+from fewshard_serve.cpu_threads import threads_to_measure
 from fewshard_serve.errors import ServeError
-from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
+from fewshard_serve.rayserve.deployment_plan import DEFAULT_LOADER, HostSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,11 @@ def load_models(spec: HostSpec, process: ModelProcess | None) -> list[Classifier
 
 def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Classifier:
     if process is not None:
-        return process.load(
-            Loading(host.loader, spec.name, spec.path, spec.device, spec.dtype, spec.diagnostics_share)
+        threads = threads_to_measure(host.num_neighbours) if host.loader == DEFAULT_LOADER else ()
+        loading = Loading(
+            host.loader, spec.name, spec.path, spec.device, spec.dtype, spec.diagnostics_share, threads
         )
+        return process.load(loading)
     from fewshard_serve.rayserve.shard_actors import load_with_shards
 
     return load_with_shards(spec, host.num_gpus, host.is_on_one_machine)

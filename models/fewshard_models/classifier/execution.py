@@ -1,0 +1,297 @@
+"""Chooses how a checkpoint runs on this CPU, by timing it: its number format, threads, and tokens of a batch.
+
+`load` calls it. Choices are kept by the shape of the checkpoint, so models of one shape are timed once.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+from math import log
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from fewshard_core.formats import FORMATS
+from fewshard_core.values import Item
+from fewshard_models.classifier.batching import CPU_BATCH_TOKENS, MAX_BATCH_ITEMS
+from fewshard_models.classifier.network import NetworkClassifier
+from fewshard_models.devices import choose_dtype, subnormals_flushed
+from fewshard_models.errors import CheckpointError
+from fewshard_models.tuning.cache import tuning_cache
+from fewshard_models.tuning.choice import BATCHES, Candidate, Measured, decide
+from fewshard_models.tuning.machine import digest
+from fewshard_models.tuning.product import measure_products
+from fewshard_models.tuning.rounds import Run, busy_core, sustained, time_batches
+
+logger = logging.getLogger(__name__)
+
+LoadIn = Callable[[str], NetworkClassifier]
+"""Loads the checkpoint in a number format; raises CheckpointError if it cannot answer."""
+
+MEASURE = "FEWSHARD_MEASURE"
+"""The environment variable: 0 keeps `auto` from measuring."""
+LOAD_LIMIT_S, FORMATS_LIMIT_S, THREADS_LIMIT_S, BUDGET_LIMIT_S = 2.0, 1.2, 0.5, 0.5
+PROCESS_LIMIT_S = 20.0
+"""What one process spends on measuring. Models that it loads afterwards wait for the next start."""
+THREADS_PRICE = 1.15
+"""Threads cost other processes their cores, so another number must be faster by this factor."""
+MAX_PARAMETERS = 200_000_000
+"""Larger networks are not loaded once for each format; a product decides."""
+BUDGETS = (CPU_BATCH_TOKENS, CPU_BATCH_TOKENS // 2, 2 * CPU_BATCH_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a time depends on, of a checkpoint: its configuration, but not its names and weights."""
+
+    text: str
+    num_parameters: int
+
+    @property
+    def size_class(self) -> str:
+        """Networks of one kind and about one size share their numbers of threads and of tokens."""
+        return f"{self.text.split()[0]} of 4^{round(log(max(1, self.num_parameters), 4))} parameters"
+
+    @classmethod
+    def of(cls, architecture: str, config: PreTrainedConfig, num_parameters: int) -> "Shape":
+        names = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id")
+        fields = {key: value for key, value in config.to_dict().items() if key not in names}
+        return cls(f"{architecture} {digest([fields, len(config.id2label)])}", num_parameters)
+
+
+def is_measuring() -> bool:
+    """Return whether `auto` measures. Raises ValueError for a value of the variable that means nothing."""
+    value = os.environ.get(MEASURE, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{MEASURE} is {value!r}; set 1 to let auto measure, or 0")
+    return value == "1"
+
+
+def formats_of_cpu() -> list[str]:
+    """Return the formats that this CPU multiplies in and that a cast makes, the most exact first."""
+    return [each.name for each in FORMATS if each.prepare is None and each.multiplies("cpu")]
+
+
+def recalled_format(shape: Shape) -> Measured | None:
+    """Return the measurement of a shape's formats; None if there is none yet."""
+    return Measured.of_json(tuning_cache().recall(f"format {shape.text}"), formats_of_cpu())
+
+
+def measured_format(shape: Shape, load_in: LoadIn, anew: bool = False) -> Measured:
+    """Return the measurement of the formats, from the cache where it is there and not wanted `anew`.
+
+    A product stands in for a network that is large, or that is loaded after much else was measured.
+    Raises CheckpointError if the checkpoint can be used in no format.
+    """
+    names, found = formats_of_cpu(), None
+    if shape.num_parameters <= MAX_PARAMETERS:
+        found = _kept(f"format {shape.text}", names, partial(_measure_formats, shape, load_in), anew)
+    return found or _measured_product(names)
+
+
+def _measured_product(names: Sequence[str]) -> Measured:
+    cache, key = tuning_cache(), "product"
+    with cache.alone():
+        found = Measured.of_json(cache.recall(key), names)
+        if found is None:
+            with _one_thread(), torch.inference_mode():
+                found = measure_products(names)
+            cache.keep(key, found.as_json())
+    return replace(found, reason=f"by one product, as the network was not timed; {found.reason}")
+
+
+@dataclass(slots=True)
+class _Spent:
+    """Seconds that this process has spent on measuring."""
+
+    seconds: float = 0.0
+
+
+_spent = _Spent()
+
+
+def _kept(key: str, names: Sequence[str], measure: Callable[[], Measured], anew: bool) -> Measured | None:
+    """Return what the cache has of these candidates, else measure and keep it; one process at a time.
+
+    Returns None if this process has spent enough on measuring.
+    """
+    cache = tuning_cache()
+    with cache.alone():
+        found = None if anew else Measured.of_json(cache.recall(key), names)
+        if found is not None:
+            return found
+        if _spent.seconds > PROCESS_LIMIT_S and not anew:
+            return None
+        start = time.monotonic()
+        found = measure()
+        took_s = time.monotonic() - start
+        _spent.seconds += took_s
+        logger.info("measured %s in %.1f s: %s", key, took_s, found.chosen)
+        cache.keep(key, found.as_json())
+    return found
+
+
+def _measure_formats(shape: Shape, load_in: LoadIn) -> Measured:
+    names = formats_of_cpu()
+    if len(names) == 1:
+        return decide([Candidate(names[0], {})])
+    with _one_thread(), torch.inference_mode():
+        models, dropped = _load_all(names, load_in)
+        items = usual_items(next(iter(models.values())))
+        dropped |= {name: told for name in models if (told := _departs(name, models, items))}
+        runs = {name: runner(model, items) for name, model in models.items() if name not in dropped}
+        with subnormals_flushed():
+            rates = time_batches(runs, BATCHES, FORMATS_LIMIT_S) if runs else {}
+    for name, why in dropped.items():
+        logger.warning("%s is no candidate for %s: %s", name, shape.text, why)
+    return decide([Candidate(name, rates.get(name, {}), dropped.get(name, "")) for name in names])
+
+
+def _load_all(names: Sequence[str], load_in: LoadIn) -> tuple[dict[str, NetworkClassifier], dict[str, str]]:
+    """Return the models by format, and why the others cannot be used; the one that serves if time is short
+    is loaded first. Raises CheckpointError if there is none."""
+    safe = choose_dtype().name
+    end = time.monotonic() + LOAD_LIMIT_S
+    models: dict[str, NetworkClassifier] = {}
+    dropped: dict[str, str] = {}
+    for name in sorted(names, key=lambda each: each != safe):
+        if models and time.monotonic() > end:
+            dropped[name] = "loading took too long to try it"
+            continue
+        try:
+            model = load_in(name)
+            model.self_check()
+            models[name] = model
+        except CheckpointError as error:
+            dropped[name], first = str(error), error
+    if not models:
+        raise first
+    return models, dropped
+
+
+def _departs(name: str, models: Mapping[str, NetworkClassifier], items: Sequence[Item]) -> str:
+    """Return by how much a format's answers differ from fp32's, if by too much; "" otherwise.
+
+    A card's golden answers have been compared already; this is for checkpoints without.
+    """
+    exact, model = models.get("fp32"), models[name]
+    if exact is None or (model.checkpoint.card is not None and model.checkpoint.card.golden):
+        return ""
+    expected, found = (each.run(items[:8]).logits for each in (exact, model))
+    tolerance = FORMATS[name].tolerance * max(1.0, float(np.abs(expected).max()))
+    worst = float(np.abs(expected - found).max())
+    return "" if worst <= tolerance else f"a logit is {worst:.3g} from fp32's, more than {tolerance:.2g}"
+
+
+def usual_items(model: NetworkClassifier) -> list[Item]:
+    """Return made-up items of usual sizes, as many as the largest batch that is timed."""
+    return model.prepare(model.preprocessor.usual_inputs(BATCHES[-1]))
+
+
+def runner(model: NetworkClassifier, items: Sequence[Item]) -> Run:
+    """Return a function that runs a batch of so many of the items."""
+    return lambda size: model.run([items[row % len(items)] for row in range(size)])
+
+
+def measured_threads(
+    shape: Shape, model: NetworkClassifier, numbers: Sequence[int], anew: bool = False
+) -> Measured:
+    """Return the measurement of the numbers of threads for a loaded model, from the cache or by timing it.
+
+    The first is taken where none is clearly faster. Throughput is measured beside a process that keeps a core
+    busy, since a server's other processes do.
+    """
+    names = [str(number) for number in numbers]
+    measure = partial(_measure_threads, model, numbers)
+    found = _kept(_threads_key(shape, model.info.dtype), names, measure, anew)
+    return found or Measured(names[0], "not measured yet", tuple(Candidate(name, {}) for name in names))
+
+
+def recalled_threads(shape: Shape, dtype: str, numbers: Sequence[int]) -> Measured | None:
+    """Return the measurement of the numbers of threads in a format; None if there is none yet."""
+    names = [str(number) for number in numbers]
+    return Measured.of_json(tuning_cache().recall(_threads_key(shape, dtype)), names)
+
+
+def _threads_key(shape: Shape, dtype: str) -> str:
+    """OpenMP's threads wait for each other in a way that the environment names."""
+    return f"threads {os.environ.get('OMP_WAIT_POLICY', 'active')} {dtype} {shape.size_class}"
+
+
+def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measured:
+    items = usual_items(model)
+    runs = {str(number): _with_threads(number, runner(model, items)) for number in numbers}
+    with _one_thread(), torch.inference_mode(), subnormals_flushed():
+        alone = time_batches(runs, BATCHES[:1], THREADS_LIMIT_S / 3)
+        sizes = _affordable(BATCHES[1:], min(rates[1] for rates in alone.values()), len(runs))
+        with busy_core(10.0):
+            beside = sustained(runs, sizes, THREADS_LIMIT_S)
+    candidates = [Candidate(name, alone[name] | beside[name]) for name in runs]
+    return decide(candidates, " threads", THREADS_PRICE)
+
+
+def _affordable(sizes: Sequence[int], items_per_s: float, num_runs: int) -> list[int]:
+    """Return the sizes of which each run may do four passes within four times the limit, or the least."""
+    return [size for size in sizes if num_runs * size / items_per_s < THREADS_LIMIT_S] or [1]
+
+
+def measured_budget(shape: Shape, model: NetworkClassifier, anew: bool = False) -> Measured:
+    """Return the measurement of how many tokens of a batch pay, from the cache or by timing it."""
+    key, names = f"tokens {model.info.dtype} {shape.size_class}", [str(budget) for budget in BUDGETS]
+    return _kept(key, names, partial(_measure_budget, model), anew) or _no_budget("not measured yet")
+
+
+def _measure_budget(model: NetworkClassifier) -> Measured:
+    items = usual_items(model)
+    tokens = sum(item.num_tokens for item in items) / len(items)
+    if not tokens:
+        return _no_budget("its items have no tokens")
+    run = runner(model, items)
+    sizes = {str(budget): min(MAX_BATCH_ITEMS, max(1, int(budget / tokens))) for budget in BUDGETS}
+    with _one_thread(), torch.inference_mode(), subnormals_flushed():
+        rate = time_batches({"": run}, BATCHES[-1:], 0.1)[""][BATCHES[-1]]
+        runs = {name: _batch_of(run, size) for name, size in _first_affordable(sizes, rate).items()}
+        if len(runs) < 2:
+            return _no_budget("larger batches take too long to be timed")
+        batches_per_s = time_batches(runs, (1,), BUDGET_LIMIT_S)
+    rates = {name: {sizes[name]: found[1] * sizes[name]} for name, found in batches_per_s.items()}
+    return decide([Candidate(name, rates.get(name, {})) for name in sizes], unit=" tokens", price=1.1)
+
+
+def _first_affordable(sizes: Mapping[str, int], items_per_s: float) -> dict[str, int]:
+    """Return the first sizes that may run three times each within twice the limit."""
+    totals = accumulate(3 * size / items_per_s for size in sizes.values())
+    return {name: sizes[name] for name, s in zip(sizes, totals, strict=True) if s < 2 * BUDGET_LIMIT_S}
+
+
+def _no_budget(why: str) -> Measured:
+    return Measured(str(BUDGETS[0]), why, tuple(Candidate(str(each), {}) for each in BUDGETS))
+
+
+def _batch_of(run: Run, size: int) -> Run:
+    """Return a run whose one item is a batch of `size` items."""
+    return lambda _: run(size)
+
+
+def _with_threads(number: int, run: Run) -> Run:
+    def limited(size: int) -> None:
+        torch.set_num_threads(number)
+        run(size)
+
+    return limited
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
