@@ -79,7 +79,9 @@ def serve_until_signalled(
             cascades = plan_cascades(config, hosts)
             stop = stack.enter_context(stop_request())
             num_cpus = num_cpus_wanted([*hosts, *cascades])
-            stack.enter_context(ray_cluster(address, num_cpus, forwards_output=not log_path))
+            # Replicas print to our stderr themselves where they can. Shards, which run in actors, do not.
+            forwards_output = not log_path or any(host.experts for host in hosts)
+            stack.enter_context(ray_cluster(address, num_cpus, forwards_output))
             listen(stop)
             running = stack.enter_context(
                 _deployed(hosts, cascades, doors, config.server, owns_ray=address is None)
