@@ -21,7 +21,7 @@ from fewshard_models.classifier.padded_text import PaddedText
 from fewshard_models.errors import CheckpointError
 from fewshard_models.evaluation.accuracy import GOLDEN_TEXTS, drawn_images, evaluate
 from fewshard_models.evaluation.tasks import label_order
-from fewshard_models.image.preprocessing import ImagePreprocessing
+from fewshard_models.image_preprocessing import ImagePreprocessing
 
 TEXTS = GOLDEN_TEXTS[:9]
 PAIRS = [("a warm film", "it is hard to hate"), ("dull", "two hours of noise, and then some more of it")]

@@ -19,7 +19,7 @@ from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.counting import count_macs, count_parameters
 from fewshard_models.errors import CheckpointError, RecipeError
 from fewshard_models.evaluation.accuracy import kind_of, write_card
-from fewshard_models.image.preprocessing import ImagePreprocessing
+from fewshard_models.image_preprocessing import ImagePreprocessing
 from fewshard_models.sparsify.allocation import choose_widths
 from fewshard_models.sparsify.checkpoints import sparsify
 from fewshard_models.sparsify.latency import LatencyTable, measure_cnn, measure_text

@@ -11,19 +11,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from fewshard_core.values import TextInput, TokenIds
 
 CHARACTERS_PER_TOKEN = 8
 """A beginning of a text that has this many characters for each token that is kept is tried first."""
+LIKELY_CHARACTERS_PER_TOKEN = 3
+"""A text with fewer characters for each token of the limit is taken to fit; most languages have more."""
 MAX_BOUNDARIES = 64
 """Spaces that are looked at for a boundary, before the whole text is taken."""
 _LOCK = threading.Lock()
 
 
 def encoder_of(tokenizer: Any, max_tokens: int) -> "FastEncoder | PlainEncoder":
-    """Return an encoder that cuts at `max_tokens`."""
+    """Return an encoder that cuts at `max_tokens`, for a tokenizer of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
     kind = type(tokenizer)
     is_ordinary = (
         isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -34,11 +37,11 @@ def encoder_of(tokenizer: Any, max_tokens: int) -> "FastEncoder | PlainEncoder":
 
 
 class FastEncoder:
-    """Calls the Rust tokenizer, whose state it never changes.
+    """Calls the Rust tokenizer, whose state it never changes. It can be pickled, and needs no transformers.
 
-    transformers sets truncation on the tokenizer that all threads share, before each call. Here texts are
-    encoded without special tokens; then another tokenizer, which has the same post-processor and no
-    vocabulary, truncates and adds them.
+    transformers sets truncation on the tokenizer that all threads share, before each call. Here a text that
+    is likely to fit is encoded whole. Another one is encoded without special tokens; then another tokenizer,
+    which has the same post-processor and no vocabulary, truncates and adds them.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
@@ -46,18 +49,32 @@ class FastEncoder:
         # A tokenizer.json may hold both, of a training run.
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = tokenizer.split_special_tokens
+        self._splits_special = self._backend.encode_special_tokens = tokenizer.split_special_tokens
         self._max_tokens = max_tokens
         self._has_types = "token_type_ids" in tokenizer.model_input_names
-        self._whole, self._cut = _finisher(self._backend), _finisher(self._backend)
+        self._cut = _finisher(self._backend)
         self._cut.enable_truncation(max_tokens, strategy="longest_first", direction=tokenizer.truncation_side)
         self._can_begin = tokenizer.truncation_side == "right" and _splits_at_spaces(self._backend)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The Rust object forgets this when it is pickled.
+        self._backend.encode_special_tokens = self._splits_special
 
     def encode(self, texts: Sequence[TextInput], truncate: bool) -> list[TokenIds]:
         """Return the token ids of each text or pair."""
         if not truncate:
-            return [self._ids(self._whole.post_process(*each, True)) for each in self._all(texts)]
-        return [self._ids(self._cut.post_process(*each, True)) for each in self._as_far_as_kept(texts)]
+            return self._whole(texts)
+        likely = [row for row, item in enumerate(texts) if self._is_likely_to_fit(item)]
+        found = dict(zip(likely, self._whole([texts[row] for row in likely]), strict=True))
+        rows = [row for row in range(len(texts)) if row not in found or self._is_too_long(found[row])]
+        for row, each in zip(rows, self._as_far_as_kept([texts[row] for row in rows]), strict=True):
+            found[row] = self._ids(self._cut.post_process(*each, True))
+        return [found[row] for row in range(len(texts))]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the token of each id."""
+        return [self._backend.id_to_token(each) for each in ids]
 
     def num_characters(self, item: TextInput) -> int:
         """Return how many characters are tokenised at first, if the text is cut."""
@@ -71,11 +88,16 @@ class FastEncoder:
         (begun,) = self._begun([longest], [self._max_tokens + 1])
         return len(begun) > self._max_tokens
 
-    def _all(self, texts: Sequence[TextInput]) -> Iterator[tuple[Encoding, Encoding | None]]:
-        firsts = self._encoded([item.text for item in texts])
-        pairs = iter(self._encoded([item.text_pair for item in texts if item.text_pair is not None]))
-        for item, first in zip(texts, firsts, strict=True):
-            yield first, None if item.text_pair is None else next(pairs)
+    def _is_likely_to_fit(self, item: TextInput) -> bool:
+        return len(item.text) + len(item.text_pair or "") <= LIKELY_CHARACTERS_PER_TOKEN * self._max_tokens
+
+    def _is_too_long(self, found: TokenIds) -> bool:
+        return len(found.ids) > self._max_tokens
+
+    def _whole(self, texts: Sequence[TextInput]) -> list[TokenIds]:
+        """Return all ids of each text or pair, with special tokens."""
+        given = [item.text if item.text_pair is None else (item.text, item.text_pair) for item in texts]
+        return [self._ids(each) for each in self._backend.encode_batch_fast(given)]
 
     def _as_far_as_kept(self, texts: Sequence[TextInput]) -> Iterator[tuple[Encoding, Encoding | None]]:
         """Yield tokens of texts and pairs, of which enough to cut them as if they were whole.
@@ -148,6 +170,10 @@ class PlainEncoder:
     def num_characters(self, item: TextInput) -> int:
         """Return the length of the text or pair: all of it is tokenised."""
         return len(item.text) + len(item.text_pair or "")
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the token of each id."""
+        return list(self._tokenizer.convert_ids_to_tokens(list(ids)))
 
     def exceeds(self, item: TextInput) -> bool:
         """Return False: only the whole text shows it."""

@@ -1,13 +1,11 @@
 """Runs image classifiers: any that transformers loads, and our own CNN."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
@@ -20,7 +18,7 @@ from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.classifier.registry import register
 from fewshard_models.errors import CheckpointError
 from fewshard_models.image import FewshardImageForImageClassification
-from fewshard_models.image.preprocessing import ImagePreprocessing, load_preprocessing
+from fewshard_models.image_preprocessing import OwnPreprocess, load_preprocessing
 
 MAX_PASS_VALUES = 512 * 3 * 224 * 224
 """The most numbers in the input of one forward pass; 308 MB in fp32."""
@@ -135,18 +133,4 @@ class FusedImageClassifier(ImageClassifier):
 
     def preprocessing(self, directory: Path) -> Preprocess:
         """Return our own preprocessing, which needs no transformers."""
-        return _OwnPreprocess(load_preprocessing(directory))
-
-
-@dataclass(frozen=True, slots=True)
-class _OwnPreprocess:
-    """Our own preprocessing as a `Preprocess`; every image becomes the same size."""
-
-    preprocessing: ImagePreprocessing
-    mode: str = "RGB"
-
-    def __call__(self, image: Image.Image) -> Features:
-        return {"pixel_values": self.preprocessing(np.asarray(image))}
-
-    def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        return self.preprocessing.width, self.preprocessing.height
+        return OwnPreprocess(load_preprocessing(directory))

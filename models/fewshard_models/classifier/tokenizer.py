@@ -1,15 +1,16 @@
 """Tokenises texts and text pairs for every text model.
 
-This file does not import torch itself: a server tokenises in a process that runs no network.
+It is made where the network is, with transformers, and used in a server's process that runs no network.
+There, unpickling it imports neither torch nor transformers, unless the tokenizer is one in Python.
 """
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from fewshard_core.values import Input, Item, TextInput, TokenIds, TokenRouting
 from fewshard_models.classifier.base import Value
 from fewshard_models.classifier.encoding import encoder_of
-from fewshard_models.classifier.tokenizer_files import load_tokenizer
 from fewshard_models.errors import CheckpointError, UnusableInput
 
 DEFAULT_MAX_TOKENS = 2048
@@ -42,49 +43,31 @@ class TextPreprocessor:
         num_types: int | None = None,
         refused_ids: Collection[int] = (),
     ) -> None:
-        self._has_experts = has_experts
-        self._tokenizer = load_tokenizer(directory)
-        stated = self._tokenizer.model_max_length
+        from fewshard_models.classifier.tokenizer_files import load_tokenizer
+
+        tokenizer = load_tokenizer(directory)
+        _check_vocabulary(directory, tokenizer, num_rows)
+        stated = tokenizer.model_max_length
         limits = [limit for limit in (max_tokens, stated) if limit and 0 < limit < _HIGHEST_LIMIT]
         self.max_tokens = int(min(limits, default=DEFAULT_MAX_TOKENS))
-        self._encoder = encoder_of(self._tokenizer, self.max_tokens)
-        self._num_rows, self._num_types, self._refused_ids = num_rows, num_types, frozenset(refused_ids)
+        self.pad_token_id: int | None = tokenizer.pad_token_id
+        """The id that the tokenizer pads with; None if it has none."""
+        self.padding_side = str(tokenizer.padding_side)
+        """Where the tokenizer pads: "right" or "left"."""
         self.min_tokens = 1
         """Networks that halve a text several times cannot answer shorter ones; set by who finds that out."""
-        self._check_vocabulary(directory)
-
-    def _check_vocabulary(self, directory: Path) -> None:
-        """Raise CheckpointError if the tokenizer is another network's: words of its own lack a row.
-
-        A word that was added to it may lack one: texts without that word can be answered.
-        """
-        highest = getattr(self._tokenizer, "vocab_size", 0)
-        if self._num_rows and highest > self._num_rows:
-            raise CheckpointError(
-                f"{directory} has a tokenizer of {highest} tokens and a network with {self._num_rows} rows "
-                "of embeddings; they do not belong together: copy both from one checkpoint"
-            )
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The id that the tokenizer pads with; None if it has none."""
-        found: int | None = self._tokenizer.pad_token_id
-        return found
-
-    @property
-    def padding_side(self) -> str:
-        """Where the tokenizer pads: "right" or "left"."""
-        return str(self._tokenizer.padding_side)
+        self._encoder = encoder_of(tokenizer, self.max_tokens)
+        self._outputs = _outputs(tokenizer)
+        self._words = _words(tokenizer)
+        self._has_experts, self._num_rows, self._num_types = has_experts, num_rows, num_types
+        self._refused_ids = frozenset(refused_ids)
 
     def input_names(self) -> list[str]:
         """Return the arguments that the tokenizer makes for a network. Raises CheckpointError if texts alone
         are not enough for it."""
-        try:
-            return list(self._tokenizer("a"))
-        except Exception as error:  # each tokenizer raises its own
-            raise CheckpointError(
-                f"its {type(self._tokenizer).__name__} needs more than a text: {error}"
-            ) from error
+        if isinstance(self._outputs, str):
+            raise CheckpointError(self._outputs)
+        return self._outputs
 
     def estimate(self, inputs: Sequence[Input]) -> int:
         """Estimate the tokens from the number of characters."""
@@ -123,7 +106,7 @@ class TextPreprocessor:
 
         A limit above `MAX_PROBE_TOKENS` is not reached.
         """
-        words = self._words()
+        words = self._words
         num_words = min(self.max_tokens, MAX_PROBE_TOKENS)
         longest = (words * (num_words // len(words) + 1))[:num_words]
         lines = [words[: self.min_tokens], words[1:], words, longest]
@@ -131,20 +114,12 @@ class TextPreprocessor:
 
     def usual_inputs(self, number: int) -> list[Input]:
         """Return texts of 4 to 40 words, 22 on average, as sentences have; of many different lengths."""
-        words = self._words()
+        words = self._words
         lengths = (min(self.max_tokens, 4 + 11 * index % 37) for index in range(number))
         return [
             TextInput(" ".join((words * (length // len(words) + 1))[: max(length, self.min_tokens)]))
             for length in lengths
         ]
-
-    def _words(self) -> list[str]:
-        """Return a few tokens of the vocabulary as text; letters if none can be read."""
-        size = len(self._tokenizer)
-        spelled = (self._tokenizer.decode([each]).strip() for each in range(0, size, max(1, size // 64)))
-        special = set(self._tokenizer.all_special_tokens)
-        words = [word for word in spelled if word.isalnum() and word not in special]
-        return words[-16:] if len(words) > 2 else ["a", "b", "c"]
 
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """Return token ids. Raises UnusableInput for an input that is empty, too long or not a text."""
@@ -209,13 +184,43 @@ class TextPreprocessor:
             )
 
     def _spelled(self, token_id: int) -> str:
-        return repr(self._tokenizer.convert_ids_to_tokens(token_id))
+        return repr(self._encoder.tokens([token_id])[0])
 
     def _routing_of(self, encoded: TokenIds) -> TokenRouting | None:
         """Return the place for the experts of the tokens; None if the model has none."""
         if not self._has_experts:
             return None
-        return TokenRouting(self._tokenizer.convert_ids_to_tokens(encoded.ids))
+        return TokenRouting(self._encoder.tokens(encoded.ids))
+
+
+def _check_vocabulary(directory: Path, tokenizer: Any, num_rows: int) -> None:
+    """Raise CheckpointError if the tokenizer is another network's: words of its own lack a row.
+
+    A word that was added to it may lack one: texts without that word can be answered.
+    """
+    highest = getattr(tokenizer, "vocab_size", 0)
+    if num_rows and highest > num_rows:
+        raise CheckpointError(
+            f"{directory} has a tokenizer of {highest} tokens and a network with {num_rows} rows "
+            "of embeddings; they do not belong together: copy both from one checkpoint"
+        )
+
+
+def _outputs(tokenizer: Any) -> list[str] | str:
+    """Return the names of what the tokenizer makes of a text, or why it makes nothing of it."""
+    try:
+        return list(tokenizer("a"))
+    except Exception as error:  # noqa: BLE001  each tokenizer raises its own
+        return f"its {type(tokenizer).__name__} needs more than a text: {error}"
+
+
+def _words(tokenizer: Any) -> list[str]:
+    """Return a few tokens of the vocabulary as text; letters if none can be read."""
+    size = len(tokenizer)
+    spelled = (tokenizer.decode([each]).strip() for each in range(0, size, max(1, size // 64)))
+    special = set(tokenizer.all_special_tokens)
+    words = [word for word in spelled if word.isalnum() and word not in special]
+    return words[-16:] if len(words) > 2 else ["a", "b", "c"]
 
 
 def _check_characters(texts: Sequence[TextInput]) -> None:

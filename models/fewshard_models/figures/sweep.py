@@ -19,7 +19,7 @@ from fewshard_models.evaluation.accuracy import evaluate
 from fewshard_models.figures.tradeoff import Point
 from fewshard_models.image import FewshardImageConfig
 from fewshard_models.image import FewshardImageForImageClassification as Cnn
-from fewshard_models.image.preprocessing import ImagePreprocessing
+from fewshard_models.image_preprocessing import ImagePreprocessing
 from fewshard_models.recipes.images import ImageBatches, prepare, smoothed_loss
 from fewshard_models.recipes.training_loop import FitSettings, fit
 from fewshard_models.recipes.width import narrowed, widened

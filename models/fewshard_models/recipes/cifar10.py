@@ -16,7 +16,7 @@ from fewshard_models.data.cifar10 import CLASSES, MEAN, STD, load_cifar10
 from fewshard_models.evaluation.accuracy import write_card
 from fewshard_models.files import whole_folder
 from fewshard_models.image import FewshardImageConfig
-from fewshard_models.image.preprocessing import ImagePreprocessing
+from fewshard_models.image_preprocessing import ImagePreprocessing
 from fewshard_models.recipes.images import ImageBatches, image_distillation_loss, prepare, smoothed_loss
 from fewshard_models.recipes.progress import image_accuracy
 from fewshard_models.recipes.tiers import ImageTier

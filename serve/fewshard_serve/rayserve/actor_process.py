@@ -41,6 +41,21 @@ def configure_logging(settings: LogSettings = LogSettings(), path: str = "") -> 
             logger.propagate = False
 
 
+def print_to(path: str) -> None:
+    """Print to the file at `path` from now on, also from C and from processes that are started later.
+
+    Ray directs what an actor prints to a file of its own. "" leaves it there.
+    """
+    if not path:
+        return
+    try:
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    except OSError:  # the server has ended
+        return
+
+
 def own_stderr() -> str:
     """Return a path by which this user's other processes can write to our stderr, or "" if there is none.
 

@@ -5,10 +5,11 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from fewshard_serve.config import ServerConfig
 from fewshard_serve.errors import StartError
+from fewshard_serve.rayserve.minimal_head import minimal_head
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,18 @@ def _why_no_port(host: str, port: int, option: str, error: OSError) -> str:
 
 
 @contextmanager
-def ray_cluster(address: str | None, num_cpus_wanted: int) -> Iterator[None]:
-    """Start Ray here if `address` is None, else join it. On exit disconnect; a Ray started here ends."""
+def ray_cluster(address: str | None, num_cpus_wanted: int, forwards_output: bool = True) -> Iterator[None]:
+    """Start Ray here if `address` is None, else join it. On exit disconnect; a Ray started here ends.
+
+    forwards_output: print what the workers of a Ray started here print.
+    """
     import ray
 
     for tries_left in reversed(range(START_TRIES if address is None else 1)):
         try:
-            _init(address, num_cpus_wanted)
+            # Ray reports a raylet that cannot live like this as too slow; the last try is the ordinary one.
+            with minimal_head(forwards_output) if address is None and tries_left else nullcontext():
+                _init(address, num_cpus_wanted)
             break
         except Exception as error:
             ray.shutdown()

@@ -15,7 +15,13 @@ from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.protocol.stats import ModelStatistics
-from fewshard_serve.rayserve.actor_process import RAY_LOGGING, CountedApp, configure_logging, freeze_loaded
+from fewshard_serve.rayserve.actor_process import (
+    RAY_LOGGING,
+    CountedApp,
+    configure_logging,
+    freeze_loaded,
+    print_to,
+)
 from fewshard_serve.rayserve.autoscaling import ITEMS, autoscaling, counted_start
 from fewshard_serve.rayserve.broadcast import MergedService
 from fewshard_serve.rayserve.cascade_replica import CascadeReplica
@@ -41,6 +47,7 @@ class Host:
 
     def __init__(self, spec: AppSpec) -> None:
         self._spec = spec
+        print_to(spec.doors.log_path)
         configure_logging(spec.doors.logs, spec.doors.log_path)
         register_only_by_import()  # the networks run in another process
         context = serve.get_replica_context()

@@ -11,7 +11,13 @@ from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.metrics import Metrics
-from fewshard_serve.rayserve.actor_process import RAY_LOGGING, CountedApp, configure_logging, freeze_loaded
+from fewshard_serve.rayserve.actor_process import (
+    RAY_LOGGING,
+    CountedApp,
+    configure_logging,
+    freeze_loaded,
+    print_to,
+)
 from fewshard_serve.rayserve.deployment import DEPLOYMENT, MAX_ONGOING_REQUESTS, SURGE_PERCENT
 from fewshard_serve.rayserve.deployment_plan import GATEWAY_CPUS, AppSpec
 from fewshard_serve.rayserve.discovery import find_targets
@@ -28,6 +34,7 @@ class Gateway:
     def __init__(
         self, hosts: list[AppSpec], drain_timeout_s: float, doors: AccessSettings, server: ServerConfig
     ) -> None:
+        print_to(doors.log_path)
         configure_logging(doors.logs, doors.log_path)
         self._access_settings = doors
         self._server = server

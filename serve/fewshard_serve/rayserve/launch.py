@@ -68,7 +68,8 @@ def serve_until_signalled(
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
             has_own_haproxy = prepare_environment(work_dir, haproxy_waits(config))
-            doors = door_settings(config, own_stderr() if address is None else "", has_own_haproxy)
+            log_path = own_stderr() if address is None else ""
+            doors = door_settings(config, log_path, has_own_haproxy)
             starts_dir = work_dir or ""
 
             def plan(wanted: FewshardConfig) -> list[HostSpec]:
@@ -77,7 +78,10 @@ def serve_until_signalled(
             hosts = plan(config)
             cascades = plan_cascades(config, hosts)
             stop = stack.enter_context(stop_request())
-            stack.enter_context(ray_cluster(address, num_cpus_wanted([*hosts, *cascades])))
+            num_cpus = num_cpus_wanted([*hosts, *cascades])
+            # Replicas print to our stderr themselves where they can. Shards, which run in actors, do not.
+            forwards_output = not log_path or any(host.experts for host in hosts)
+            stack.enter_context(ray_cluster(address, num_cpus, forwards_output))
             listen(stop)
             running = stack.enter_context(
                 _deployed(hosts, cascades, doors, config.server, owns_ray=address is None)

@@ -1,5 +1,6 @@
 """Token ids are those of transformers' tokenizer, cut or not, from any thread, however long the text is."""
 
+import pickle
 import random
 import sys
 import threading
@@ -55,17 +56,19 @@ def _whole_text():
 def tokenizer(name, **fields):
     if name == "zoo":
         return AutoTokenizer.from_pretrained(ZOO / "sst2-dense", **fields)
-    inner = {"bytes": _bytes, "unigram": _unigram, "whole": _whole_text}[name]()
+    inner = {"bytes": _bytes, "bare": _bytes, "unigram": _unigram, "whole": _whole_text}[name]()
+    names = ["input_ids", "token_type_ids"]
+    if name == "bare":
+        return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=names, **fields)
     inner.add_special_tokens(["<s>", "</s>"])
     ids = [(token, inner.token_to_id(token)) for token in ("<s>", "</s>")]
     inner.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ids
     )
-    names = ["input_ids", "token_type_ids"]
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=names, **fields)
 
 
-KINDS = ["zoo", "bytes", "unigram", "whole"]
+KINDS = ["zoo", "bytes", "unigram", "whole", "bare"]
 
 
 def expected(reference, text, truncate):
@@ -87,6 +90,21 @@ def test_ids_and_types_are_those_of_transformers(name, side, truncate):
     assert [(each.ids, each.types) for each in found] == [
         expected(reference, text, truncate) for text in texts
     ]
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_pickled_encoder_gives_the_same_ids(splits):
+    encoder = encoder_of(tokenizer("zoo", split_special_tokens=splits), ROWS)
+    reference = tokenizer("zoo", split_special_tokens=splits)
+    copy = pickle.loads(pickle.dumps(encoder))
+    text, pair = TextInput("a [SEP] warm [MASK] film"), TextInput("[CLS] " * 12, "dull " * 30)
+    for truncate in (True, False):
+        found = copy.encode([text, pair, text], truncate)
+        assert [(each.ids, each.types) for each in found] == [
+            expected(reference, each, truncate) for each in (text, pair, text)
+        ]
+    ids = expected(reference, text, False)[0]
+    assert copy.tokens(ids) == reference.convert_ids_to_tokens(ids)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -17,7 +17,7 @@ from fewshard_models.evaluation import comparison, store
 from fewshard_models.evaluation.accuracy import write_card
 from fewshard_models.evaluation.result import load
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
-from fewshard_models.image.preprocessing import ImagePreprocessing
+from fewshard_models.image_preprocessing import ImagePreprocessing
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
 
 commands = pytest.importorskip("fewshard_serve.commands", reason="the commands belong to the server")

@@ -18,7 +18,7 @@ from fewshard_models.classifier.load import load, load_checkpoint
 from fewshard_models.data.cifar10 import load_cifar10
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.devices import choose_dtype, storage_dtype
-from fewshard_models.image.preprocessing import load_preprocessing
+from fewshard_models.image_preprocessing import load_preprocessing
 
 pytestmark = [pytest.mark.server, pytest.mark.data, pytest.mark.usefixtures("data_dir")]
 

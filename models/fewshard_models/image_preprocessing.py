@@ -1,6 +1,10 @@
-"""Image preprocessing for our CNN: resize, scale, normalise; stored in `preprocessor_config.json`."""
+"""Image preprocessing for our CNN: resize, scale, normalise; stored in `preprocessor_config.json`.
+
+This file imports no torch: a server prepares images in a process that runs no network.
+"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +48,22 @@ class ImagePreprocessing:
             "image_std": list(self.std),
         }
         (directory / PREPROCESSOR_FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPreprocess:
+    """Our own preprocessing as a `Preprocess`; every image becomes the same size."""
+
+    preprocessing: ImagePreprocessing
+    mode: str = "RGB"
+
+    def __call__(self, image: Image.Image) -> Mapping[str, NDArray[np.float32]]:
+        """Return `pixel_values`, fp32 [3, height, width], of an image of `mode`."""
+        return {"pixel_values": self.preprocessing(np.asarray(image))}
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height after resizing, whatever they were."""
+        return self.preprocessing.width, self.preprocessing.height
 
 
 def load_preprocessing(directory: Path) -> ImagePreprocessing:
