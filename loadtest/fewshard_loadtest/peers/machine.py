@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,6 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_FILLING = re.compile(r"\((r|tm|c)\)|\b(cpu|processor|with .*|\d+-core|\d+th gen)\b|@.*", re.IGNORECASE)
+_MATRIX_FEATURES = (
+    ("amx_tile", "amx"),
+    ("avx512_bf16", "avx512bf16"),
+    ("avx512_vnni", "avx512vnni"),
+    ("avx_vnni", "avxvnni"),
+    ("avx512f", "avx512"),
+    ("avx2", "avx2"),
+    ("i8mm", "i8mm"),
+    ("asimddp", "dotprod"),
+    ("asimd", "asimd"),
+)
+"""Flags of /proc/cpuinfo that say how matrices are multiplied, the fastest first, and their short names."""
 
 
 def machine(packages: Sequence[str] = ("ray", "torch", "locust")) -> dict[str, str]:
@@ -33,6 +47,23 @@ def cpu_name(cpuinfo: Path) -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def matrix_feature(cpuinfo: Path = _CPUINFO) -> str:
+    """The short name of the fastest instructions for matrices that `cpuinfo` names; "plain" without any."""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    known = set(flags[0].split()) if flags else set()
+    return next((name for flag, name in _MATRIX_FEATURES if flag in known), "plain")
+
+
+def cpu_slug(cpuinfo: Path = _CPUINFO) -> str:
+    """A folder's name for results of this CPU: its model and its fastest instructions for matrices.
+
+    Virtual machines often hide the model, so that the instructions tell more: "intel-xeon-amx".
+    """
+    words = re.findall(r"[a-z0-9]+", _FILLING.sub(" ", cpu_name(cpuinfo)).lower())
+    return "-".join([*words, matrix_feature(cpuinfo)])
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
