@@ -110,12 +110,16 @@ class Execution:
     num_threads: the threads of a forward pass; 0 leaves them as they are.
     threads_reason: why so many, in words.
     max_batch_tokens: the most tokens of one batch that pay; 0 for the device's usual number.
+    engine: what computes it: "torch" or "openvino".
+    engine_reason: why, in words; "" where there was no choice.
     """
 
     dtype_reason: str = ""
     num_threads: int = 0
     threads_reason: str = ""
     max_batch_tokens: int = 0
+    engine: str = "torch"
+    engine_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ class ModelConfig(_WithSettings):
     path: CheckpointPath
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: FormatName = AUTO
+    engine: Literal["auto", "torch", "openvino"] = "auto"
     replicas: ReplicasConfig | None = None
     batching: BatchingSettings = BatchingSettings()
     admission: AdmissionSettings = AdmissionSettings()
@@ -161,6 +162,15 @@ class ModelConfig(_WithSettings):
     cost: CostSettings = CostSettings()
     shadow: Shadow = None
     diagnostics_share: Share = 0.0
+
+    @model_validator(mode="after")
+    def _has_an_engine(self) -> "ModelConfig":
+        if self.engine == "openvino" and (self.experts is not None or self.device == "cuda"):
+            part = "spread over shards" if self.experts is not None else "on a GPU"
+            raise ValueError(
+                f"engine openvino computes a whole model on a CPU, not one {part}; leave engine out"
+            )
+        return self
 
     @property
     def has_own_host(self) -> bool:

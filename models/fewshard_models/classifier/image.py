@@ -33,12 +33,13 @@ class ImageClassifier(NetworkClassifier):
     """Any image classifier of transformers, with its own image processor; channels last in memory."""
 
     task = "image"
+    can_compile = True
     preprocessor: ImagePreprocessor
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
         # oneDNN and cuDNN run convolutions fastest with channels last.
-        self.network = checkpoint.model.to(memory_format=torch.channels_last)
+        self.network = self.forward = checkpoint.model.to(memory_format=torch.channels_last)
         guard_convolutions(self.network)
         directory, config = checkpoint.directory, checkpoint.model.config
         try:
@@ -76,7 +77,7 @@ class ImageClassifier(NetworkClassifier):
     def _pass(self, features: list[Features]) -> NDArray[np.float32]:
         inputs = {name: self._tensor(np.stack([each[name] for each in features])) for name in features[0]}
         with torch.inference_mode():
-            return self.network(**inputs).logits.float().cpu().numpy()  # type: ignore[no-any-return]
+            return self.forward(**inputs).logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -125,6 +126,8 @@ def _edge(config: PreTrainedConfig) -> int:
 @register("FewshardImageForImageClassification")
 class FusedImageClassifier(ImageClassifier):
     """Our CNN. Convolutions are fused with the layers after them."""
+
+    can_compile = False
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from fewshard_kernels.moe_ffn.layout_timing import remember_in
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import Checkpoint, load_config, resolve
 from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
+from fewshard_models.classifier.engines import ENGINES, TORCH, use_engine
 from fewshard_models.classifier.execution import (
     Shape,
     is_measuring,
@@ -37,7 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def load(
-    path: str | Path, device: str = "auto", dtype: str = "auto", name: str = "", threads: Sequence[int] = ()
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    name: str = "",
+    threads: Sequence[int] = (),
+    engine: str = "auto",
 ) -> NetworkClassifier:
     """Load a checkpoint for inference, as the server does.
 
@@ -48,17 +55,26 @@ def load(
     name: the model's name in answers; by default the last part of the path.
     threads: numbers of threads to choose from by measurement, on a CPU, the first being the one that others
         must beat; torch's number is then changed.
+    engine: "torch", "openvino" (the extra of this name, on a CPU), or "auto" for OpenVINO where it is installed,
+        answers as torch does and is faster.
 
     Raises CheckpointError for a checkpoint that is missing, damaged or unsupported, or that cannot answer
-    ordinary inputs; and ValueError for an unknown device or format.
+    ordinary inputs or run in the engine; and ValueError for an unknown device, format or engine.
     """
+    if engine not in (AUTO, *ENGINES):
+        raise ValueError(f"there is no engine {engine!r}; there are {AUTO}, {', '.join(ENGINES)}")
     directory = resolve(str(path))
     name = name or directory.resolve().name
     chosen = choose_device(device).name
     remember_in(tuning_cache())
-    if chosen != "cpu" or not is_measuring():
-        return _load_by_rule(directory, name, chosen, dtype)
-    return _Measuring(directory, name).load(dtype, threads)
+    if chosen == "cpu" and is_measuring():
+        measuring = _Measuring(directory, name)
+        model, shape = measuring.load(dtype, threads), measuring.shape.text
+    else:
+        model, shape = _load_by_rule(directory, name, chosen, dtype), ""
+        engine = TORCH if engine == AUTO else engine
+    use_engine(model, engine, shape, partial(_load_able, directory, name, chosen, "fp32"))
+    return model
 
 
 def _load_by_rule(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:

@@ -1,7 +1,7 @@
 """A classifier whose network runs in this process: the base class of every class that runs a checkpoint."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,17 +29,21 @@ class NetworkClassifier(Classifier):
     """Subclasses load and run the network, and set `preprocessor`.
 
     task: the task they classify.
+    can_compile: whether every call of the network goes through `forward`, so that it may be another engine's.
     checkpoint: the source of the network.
     network: the network, in evaluation mode.
+    forward: what is called for a pass: the network, or its compiled form.
     device, dtype: of the network's first parameter.
     """
 
     task: ClassVar[Task]
+    can_compile: ClassVar[bool] = False
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         self.info = info
         self.checkpoint = checkpoint
         self.network: Any = checkpoint.model
+        self.forward: Callable[..., Any] = checkpoint.model
         parameter = next(checkpoint.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 

@@ -43,6 +43,8 @@ class PaddedText(TextClassifier):
     sharing: which texts may share one; found by trial, with this network and its tokenizer.
     """
 
+    can_compile = True
+
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
         self._rows = num_rows(self.network)
@@ -61,6 +63,11 @@ class PaddedText(TextClassifier):
         self._sparse = [each for each in self.network.modules() if _switches_for_good(each)]
         self._let_equal_lengths_share()
         self.sharing = self._try()
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the network computes a long text in another way than a short one."""
+        return bool(self._sparse or self._switching_length)
 
     def _check_inputs(self) -> None:
         """Raise CheckpointError if the tokenizer makes an input of the network that is not passed here."""
@@ -175,7 +182,7 @@ class PaddedText(TextClassifier):
         for module in self._sparse:
             module.set_attention_type("block_sparse")
         with torch.inference_mode():
-            logits: Tensor = self.network(**inputs).logits
+            logits: Tensor = self.forward(**inputs).logits
         return logits.float().cpu().numpy()
 
     def _stack(self, rows: list[list[int]], length: int, fill: int, side: str) -> Tensor:

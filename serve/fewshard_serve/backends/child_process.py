@@ -17,6 +17,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
+from fewshard_core.formats import AUTO
 from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
 from fewshard_models.classifier.base import (
     ChecksItself,
@@ -38,9 +39,11 @@ logger = logging.getLogger(__name__)
 class Loading:
     """How to load a model.
 
-    loader: `module:function`, called with name, path, device and dtype, and with `threads` if there are any.
+    loader: `module:function`, called with name, path, device and dtype, and with `threads` and `engine` if they
+        are given.
     diagnostics_share: the share of items to diagnose, for `Probeable.diagnose`.
     threads: numbers of threads that the loader chooses from.
+    engine: what computes the network; "auto" lets the loader choose.
     """
 
     loader: str
@@ -50,6 +53,13 @@ class Loading:
     dtype: str
     diagnostics_share: float = 0.0
     threads: tuple[int, ...] = ()
+    engine: str = AUTO
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The loader's further arguments."""
+        given: dict[str, Any] = {"threads": self.threads} if self.threads else {}
+        return given if self.engine == AUTO else {**given, "engine": self.engine}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +120,7 @@ class Child:
         """Load a model and check its golden inputs."""
         load = find_loader(loading.loader)
         self._flush_subnormals()  # before torch starts threads, which inherit the setting
-        choice = (loading.threads,) if loading.threads else ()
-        model = load(loading.name, loading.path, loading.device, loading.dtype, *choice)
+        model = load(loading.name, loading.path, loading.device, loading.dtype, **loading.choices)
         self._flush_subnormals()
         self._num_threads = 0  # the loader may have changed it
         self._use_threads(model.info.execution.num_threads)

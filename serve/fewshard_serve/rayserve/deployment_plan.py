@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fewshard_core.formats import AUTO
 from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig, ReplicasConfig, ShadowConfig
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.group.settings import ExpertsSettings
@@ -31,6 +32,7 @@ class ModelSpec:
     shadow_app: the application that serves its shadow; "" if it has none.
     diagnostics_share: the share of items that are diagnosed.
     stamp: changes when the files of the checkpoint directory change.
+    engine: what computes the network; "auto" lets its machine choose.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ModelSpec:
     shadow_app: str = ""
     diagnostics_share: float = 0.0
     stamp: str = ""
+    engine: str = AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,7 @@ def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
         _shadow_app(model, config),
         model.diagnostics_share,
         _stamp(model.path),
+        model.engine,
     )
 
 

@@ -49,7 +49,14 @@ def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Clas
     if process is not None:
         threads = threads_to_measure(host.num_neighbours) if host.loader == DEFAULT_LOADER else ()
         loading = Loading(
-            host.loader, spec.name, spec.path, spec.device, spec.dtype, spec.diagnostics_share, threads
+            host.loader,
+            spec.name,
+            spec.path,
+            spec.device,
+            spec.dtype,
+            spec.diagnostics_share,
+            threads,
+            spec.engine,
         )
         return process.load(loading)
     from fewshard_serve.rayserve.shard_actors import load_with_shards
