@@ -88,9 +88,8 @@ def measure(way: Way, folder: Path, options: argparse.Namespace) -> Measured:
     config = folder / "choices.yaml"
     path = way.path if ":" in way.path else str(Path(way.path).resolve())
     config.write_text(f"models:\n  - {{name: model, path: '{path}', dtype: {way.dtype}}}\n")
-    environment = dict(os.environ) | (
-        {"FEWSHARD_NUM_THREADS": str(way.num_threads)} if way.num_threads else {}
-    )
+    threads = {"FEWSHARD_NUM_THREADS": str(way.num_threads)} if way.num_threads else {}
+    environment = {**os.environ, **threads}
     command = [str(way.fewshard), "serve", str(config.resolve()), "--port", str(options.port)]
     log = folder / "choices.log"
     with serving(command, f"{url}/v2/models/model/ready", log, environment):

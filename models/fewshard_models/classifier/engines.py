@@ -117,8 +117,8 @@ def _compiled(
     worst = float(np.abs(expected - found).max())
     if not worst <= tolerance:
         raise CheckpointError(
-            f"OpenVINO answers otherwise than torch: a logit is off by {worst:.3g}, more than {tolerance:.2g} "
-            f"({model.info.dtype})"
+            f"OpenVINO answers otherwise than torch: a logit is off by {worst:.3g}, more than "
+            f"{tolerance:.2g} ({model.info.dtype})"
         )
     return compiled
 

@@ -55,8 +55,8 @@ def load(
     name: the model's name in answers; by default the last part of the path.
     threads: numbers of threads to choose from by measurement, on a CPU, the first being the one that others
         must beat; torch's number is then changed.
-    engine: "torch", "openvino" (the extra of this name, on a CPU), or "auto" for OpenVINO where it is installed,
-        answers as torch does and is faster.
+    engine: "torch", "openvino" (the extra of this name, on a CPU), or "auto" for OpenVINO where it is
+        installed, answers as torch does and is faster.
 
     Raises CheckpointError for a checkpoint that is missing, damaged or unsupported, or that cannot answer
     ordinary inputs or run in the engine; and ValueError for an unknown device, format or engine.

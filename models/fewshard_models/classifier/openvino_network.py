@@ -95,7 +95,8 @@ def _import_quietly() -> Any:
 
     The import alone would write an identifier below the home directory and report to a server (2026.4).
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  OpenVINO then does without
+    hidden: Any = None
+    sys.modules.setdefault("openvino_telemetry", hidden)  # OpenVINO then does without
     return importlib.import_module("openvino")
 
 

@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 class Loading:
     """How to load a model.
 
-    loader: `module:function`, called with name, path, device and dtype, and with `threads` and `engine` if they
-        are given.
+    loader: `module:function`, called with name, path, device and dtype, and with `threads` and `engine` if
+        they are given.
     diagnostics_share: the share of items to diagnose, for `Probeable.diagnose`.
     threads: numbers of threads that the loader chooses from.
     engine: what computes the network; "auto" lets the loader choose.

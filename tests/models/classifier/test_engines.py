@@ -137,7 +137,7 @@ def test_another_answer_is_refused(text, monkeypatch, caplog, tmp_path):
         return lambda **inputs: engines.openvino_network.Output(compiled(**inputs).logits + 0.1)
 
     monkeypatch.setattr(engines.openvino_network, "compile_network", another)
-    with pytest.raises(CheckpointError, match="answers otherwise than torch: a logit is off by 0.1"):
+    with pytest.raises(CheckpointError, match=r"answers otherwise than torch: a logit is off by 0\.1"):
         load(text, "cpu", "fp32", engine="openvino")
     monkeypatch.setenv("FEWSHARD_MEASURE", "1")
     monkeypatch.setenv("FEWSHARD_CACHE", str(tmp_path))
