@@ -1,35 +1,52 @@
-"""How many threads a model computes with."""
-
-import os
+"""How many threads a model computes with, and which numbers are measured."""
 
 import pytest
 
 from fewshard_serve import cpu_threads
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("odd", 8)]
-)
-def test_a_containers_quota_counts(tmp_path, monkeypatch, content, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    file = tmp_path / "cpu.max"
-    file.write_text(content)
-    assert cpu_threads.available_cores(file) == expected
-    assert cpu_threads.available_cores(tmp_path / "none") == 8
-
-
-def test_one_core_is_left_to_everything_else(monkeypatch):
+@pytest.fixture
+def cores(monkeypatch):
+    """Sets the number of cores and the quota."""
     monkeypatch.delenv(cpu_threads.NUM_THREADS, raising=False)
-    monkeypatch.setattr(cpu_threads, "available_cores", lambda: 9)
+
+    def use(number, quota=None):
+        monkeypatch.setattr(cpu_threads, "available_cores", lambda: number)
+        monkeypatch.setattr(cpu_threads, "cpu_quota", lambda: quota)
+
+    return use
+
+
+def test_one_core_is_left_to_everything_else(cores):
+    cores(9)
     assert [cpu_threads.num_threads(processes) for processes in (1, 2, 3, 20)] == [8, 4, 2, 1]
-    monkeypatch.setattr(cpu_threads, "available_cores", lambda: 1)
+    cores(1)
     assert cpu_threads.num_threads(1) == 1
 
 
-def test_the_user_may_decide(monkeypatch):
-    monkeypatch.setattr(cpu_threads, "available_cores", lambda: 9)
+def test_the_user_may_decide(cores, monkeypatch, caplog):
+    cores(9)
     monkeypatch.setenv(cpu_threads.NUM_THREADS, "3")
     assert cpu_threads.num_threads(2) == 3
+    assert cpu_threads.threads_to_measure(2) == ()
+    assert not caplog.messages
     for odd in ("0", "many", "-1"):
         monkeypatch.setenv(cpu_threads.NUM_THREADS, odd)
         assert cpu_threads.num_threads(2) == 4
+        assert f"{cpu_threads.NUM_THREADS} is {odd!r}" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "processes", "expected"),
+    [(1, 1, ()), (2, 1, (1, 2)), (8, 1, (7, 1, 2, 4, 8)), (8, 2, (3, 1, 2, 4)), (2, 2, ())],
+)
+def test_the_usual_number_is_measured_against_others(cores, number, processes, expected):
+    cores(number)
+    assert cpu_threads.threads_to_measure(processes) == expected
+
+
+def test_a_quota_below_one_core_is_said(cores, caplog):
+    cores(1, quota=0.5)
+    assert cpu_threads.threads_to_measure(1) == ()
+    assert cpu_threads.num_threads(1) == 1
+    assert "quota is 0.50 of a core: models compute with one thread" in caplog.text

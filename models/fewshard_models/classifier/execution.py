@@ -228,7 +228,7 @@ def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measur
     items = usual_items(model)
     runs = {str(number): _with_threads(number, runner(model, items)) for number in numbers}
     with _one_thread(), torch.inference_mode(), subnormals_flushed():
-        alone = time_batches(runs, BATCHES[:1], THREADS_LIMIT_S / 3)
+        alone = time_batches(runs, BATCHES[:1], THREADS_LIMIT_S / 3, stopwatch=time.perf_counter)
         sizes = _affordable(BATCHES[1:], min(rates[1] for rates in alone.values()), len(runs))
         with busy_core(10.0):
             beside = sustained(runs, sizes, THREADS_LIMIT_S)

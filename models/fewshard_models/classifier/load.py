@@ -33,6 +33,7 @@ from fewshard_models.classifier.registry import CLASSIFIERS
 from fewshard_models.devices import Choice, choose_device, choose_dtype, storage_dtype
 from fewshard_models.errors import CheckpointError
 from fewshard_models.tuning.cache import tuning_cache
+from fewshard_models.tuning.choice import Measured
 from fewshard_models.weight_files import require_safetensors, stored_tensors
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,20 @@ def _load_by_rule(directory: Path, name: str, device: str, dtype: str) -> Networ
     return executed(model, Execution(chosen.reason))
 
 
+def compare(path: str | Path, dtype: str, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
+    """Return what `load` decides by on this CPU: "format" if `dtype` is "auto", "threads" if any are given,
+    and "tokens".
+
+    anew: measure again what is in the cache. Raises as `load` does.
+    """
+    directory = resolve(str(path))
+    cache = tuning_cache()
+    if anew:
+        cache.forget("experts ")
+    remember_in(cache)
+    return _Measuring(directory, directory.resolve().name).compare(dtype, threads, anew)
+
+
 class _Measuring:
     """Loads one checkpoint on this CPU as measurements say."""
 
@@ -100,8 +115,10 @@ class _Measuring:
     def load(self, dtype: str, threads: Sequence[int]) -> NetworkClassifier:
         if dtype != AUTO:
             return self._with_threads(FORMATS[dtype].name, "asked for", threads)
-        measured = measured_format(self.shape, self.load_in)
-        failures: list[CheckpointError] = []
+        try:
+            measured = measured_format(self.shape, self.load_in)
+        except CheckpointError:  # in every format; the server's own check, or this, tells the user why
+            return _load_by_rule(self._directory, self._name, "cpu", dtype)
         for each in measured.order:
             try:
                 model = self._with_threads(each, measured.reason, threads)
@@ -110,8 +127,18 @@ class _Measuring:
                 return model
             except CheckpointError as error:
                 logger.warning("model %r does not run in %s: %s", self._name, each, error)
-                failures.append(error)
-        raise failures[0]
+        return _load_by_rule(self._directory, self._name, "cpu", dtype)
+
+    def compare(self, dtype: str, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
+        """See `compare`."""
+        found: dict[str, Measured] = {}
+        if dtype == AUTO:
+            found["format"] = measured_format(self.shape, self.load_in, anew)
+            dtype = found["format"].order[0]
+        model = self.load_in(FORMATS[dtype].name)
+        if threads:
+            found["threads"] = measured_threads(self.shape, model, threads, anew)
+        return found | {"tokens": measured_budget(self.shape, model, anew)}
 
     def load_in(self, dtype: str) -> NetworkClassifier:
         return _load_able(self._directory, self._name, "cpu", dtype)

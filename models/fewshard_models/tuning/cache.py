@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,19 @@ class TuningCache:
     def keep(self, key: str, value: Any) -> None:
         """Store a value, or say that it cannot be stored."""
         self._own[key] = value
+        self._change(lambda entries: {**entries, key: value})
+
+    def forget(self, beginning: str) -> None:
+        """Forget every value whose key begins so."""
+        self._own = _without(self._own, beginning)
+        self._change(lambda entries: _without(entries, beginning))
+
+    def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         if self.file is None:
             return
         with self.alone():
             try:
-                self._write({**self._read(), key: value})
+                self._write(change(self._read()))
             except OSError as error:
                 self._say(
                     f"measurements cannot be kept in {self.file.parent} ({error}); the next start measures "
@@ -102,6 +110,10 @@ class TuningCache:
         if message not in self._told:
             self._told.add(message)
             logger.warning("%s", message)
+
+
+def _without(entries: dict[str, Any], beginning: str) -> dict[str, Any]:
+    return {key: value for key, value in entries.items() if not key.startswith(beginning)}
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from typing import Any
 
 BATCHES = (1, 8, 32)
 """Items of the batches that are timed: one user's request, and batches of a busy server."""
-LATENCY_SLACK = 1.1
-"""A choice may answer a request alone this many times slower than the first candidate, and no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Candidate:
     items_per_s: Mapping[int, float]
     dropped: str = ""
 
-    def throughput(self, sizes: Collection[int] = ()) -> float:
+    def score(self, sizes: Collection[int] = ()) -> float:
         """Return the geometric mean of items/s over batches of these sizes; of all sizes by default."""
         rates = [rate for size, rate in self.items_per_s.items() if size in sizes or not sizes]
         return float(prod(rates) ** (1 / len(rates))) if rates else 0.0
@@ -44,10 +42,14 @@ class Measured:
     candidates: tuple[Candidate, ...]
 
     @property
+    def is_timed(self) -> bool:
+        return any(each.items_per_s for each in self.candidates)
+
+    @property
     def order(self) -> list[str]:
         """The names to try, the chosen one first; without those that were dropped."""
         able = [each for each in self.candidates if not each.dropped]
-        ranked = sorted(able, key=lambda each: (each.name != self.chosen, -each.throughput()))
+        ranked = sorted(able, key=lambda each: (each.name != self.chosen, -each.score()))
         return [each.name for each in ranked]
 
     def as_json(self) -> dict[str, Any]:
@@ -79,7 +81,10 @@ def _candidate(value: Any) -> Candidate:
 
 
 def decide(candidates: Sequence[Candidate], unit: str = "", price: float = 1.05) -> Measured:
-    """Choose the candidate of the highest throughput that answers alone no later than the first.
+    """Choose the candidate with the most items/s: the geometric mean over the sizes that all were timed with.
+
+    One user's request alone is among the sizes, so a choice that answers many faster but one late does not
+    pay.
 
     price: how many times faster than one before it a candidate must be: those before are safer.
     unit: what follows a name in the reason, as " threads".
@@ -91,30 +96,15 @@ def decide(candidates: Sequence[Candidate], unit: str = "", price: float = 1.05)
     timed = [each for each in able if each.items_per_s]
     if len(timed) < 2:
         return Measured((timed or able)[0].name, "no other was timed", tuple(candidates))
-    first = best = timed[0]
-    sizes = _shared_sizes(timed)
+    best = timed[0]
+    sizes = set.intersection(*(set(each.items_per_s) for each in timed))
     for each in timed[1:]:
-        if each.throughput(sizes) > price * best.throughput(sizes) and _is_prompt(each, first):
+        if each.score(sizes) > price * best.score(sizes):
             best = each
     return Measured(best.name, _reason(best, timed, sizes, unit), tuple(candidates))
 
 
-def _shared_sizes(timed: Sequence[Candidate]) -> set[int]:
-    """Return the sizes that all were timed with, without 1 if there are others; empty if there is none."""
-    shared = set.intersection(*(set(each.items_per_s) for each in timed))
-    return shared - {1} or shared
-
-
-def _is_prompt(each: Candidate, first: Candidate) -> bool:
-    return each.items_per_s.get(1, 0.0) * LATENCY_SLACK >= first.items_per_s.get(1, 0.0)
-
-
 def _reason(best: Candidate, timed: Sequence[Candidate], sizes: Collection[int], unit: str) -> str:
-    others = sorted((each for each in timed if each is not best), key=lambda each: -each.throughput(sizes))
-    compared = ", ".join(_told(each, timed[0], sizes, unit) for each in others)
-    return f"measured: {best.throughput(sizes):,.0f} items/s; {compared}"
-
-
-def _told(each: Candidate, first: Candidate, sizes: Collection[int], unit: str) -> str:
-    rate = f"{each.name}{unit} {each.throughput(sizes):,.0f}"
-    return rate if _is_prompt(each, first) else f"{rate} (slower alone)"
+    others = sorted((each for each in timed if each is not best), key=lambda each: -each.score(sizes))
+    compared = ", ".join(f"{each.name}{unit} {each.score(sizes):,.0f}" for each in others)
+    return f"measured: {best.score(sizes):,.0f} items/s; {compared}"

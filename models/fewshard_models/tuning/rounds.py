@@ -11,7 +11,7 @@ Run = Callable[[int], object]
 """Runs one batch of so many items."""
 Clock = Callable[[], float]
 
-MAX_ROUNDS = 7
+MAX_ROUNDS = 12
 MIN_ROUNDS = 2
 CLEAR = 1.3
 """Times that differ by this factor need no more than `MIN_ROUNDS`."""
@@ -21,9 +21,16 @@ SLOT_S = 0.03
 
 
 def time_batches(
-    runs: Mapping[str, Run], sizes: Sequence[int], limit_s: float, clock: Clock = time.perf_counter
+    runs: Mapping[str, Run],
+    sizes: Sequence[int],
+    limit_s: float,
+    stopwatch: Clock = time.thread_time,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, dict[int, float]]:
     """Return items/s of each run for each size, ascending; from its shortest time.
+
+    stopwatch: times a run. By default it counts what this thread computes, so that other processes disturb
+        little; a run of several threads needs a clock.
 
     Sizes that would exceed `limit_s` are left out, but never the first. Who is far behind in batches is not
     timed with larger ones.
@@ -35,7 +42,7 @@ def time_batches(
         if number and clock() + expected_s > end:
             break
         share = (end - clock()) / (len(sizes) - number)
-        for name, seconds in _shortest(racing, size, clock() + share, clock).items():
+        for name, seconds in _shortest(racing, size, share, stopwatch, clock).items():
             found[name][size] = size / seconds
         best = max(found[name][size] for name in racing)
         if size > 1:
@@ -43,17 +50,19 @@ def time_batches(
     return found
 
 
-def _shortest(runs: Mapping[str, Run], size: int, until: float, clock: Clock) -> dict[str, float]:
+def _shortest(
+    runs: Mapping[str, Run], size: int, limit_s: float, stopwatch: Clock, clock: Clock
+) -> dict[str, float]:
     """Return the shortest seconds of each run for batches of `size` items."""
-    names = list(runs)
+    names, until = list(runs), clock() + limit_s
     for name in names:
         runs[name](size)  # compiles kernels
     samples: dict[str, list[float]] = {name: [] for name in names}
     for number in range(MAX_ROUNDS):
         for name in names:
-            start = clock()
+            start = stopwatch()
             runs[name](size)
-            samples[name].append(max(clock() - start, 1e-9))
+            samples[name].append(max(stopwatch() - start, 1e-9))
         if clock() > until or (number + 1 >= MIN_ROUNDS and _is_clear(samples)):
             break
         names = names[1:] + names[:1]

@@ -134,6 +134,11 @@ class Child:
             keep_freed_memory()
         return Loaded(model.info, model.preprocessor, watched.seen(), _gpu_uuid(model.info))
 
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function that is named `module:function`, where torch is set up as for a server's models."""
+        found: Callable[..., Any] = find_loader(function)
+        return found(*arguments)
+
     def run(self, name: str, items: Sequence[Item]) -> Passed:
         watched = self._models[name]
         self._use_threads(watched.model.info.execution.num_threads)

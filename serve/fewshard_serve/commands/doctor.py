@@ -9,27 +9,34 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fewshard_core.cpu import CPUINFO, cpu_flags
+from fewshard_models.errors import ModelsError
 from fewshard_serve.commands import formatting
 from fewshard_serve.commands.config_options import add_arguments, configured
 from fewshard_serve.commands.inspect import checkpoint_dir, read_json
 from fewshard_serve.config import ModelConfig, ServerConfig
 from fewshard_serve.config_file import zoo_names
-from fewshard_serve.errors import ConfigError, StartError
+from fewshard_serve.errors import ConfigError, ServeError, StartError
 from fewshard_serve.rayserve.cluster import check_port
 from fewshard_serve.rayserve.environment import has_haproxy
+
+if TYPE_CHECKING:
+    from fewshard_models.tuning.choice import Measured
+    from fewshard_serve.backends.process import ModelProcess
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report."""
+    """One line of the report. `candidates` are those that were timed, as `tuning.choice` writes them."""
 
     topic: str
     value: str
     reason: str = ""
+    candidates: tuple[dict[str, Any], ...] = ()
 
 
 def register(subparsers: Any) -> None:
@@ -37,13 +44,16 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="say what this machine can do",
-        description="Say what this machine can do, which path each op will take, and why; and whether models "
-        "that are given are there, and the port free.",
+        description="Say what this machine can do, which path each op will take, and why; whether models "
+        "that are given are there, how fast each runs in which way, and which is chosen; and whether the "
+        "port is free.",
     )
     add_arguments(parser, "doctor")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
-        "--measure", action="store_true", help="also time how experts are multiplied, for some seconds"
+        "--measure",
+        action="store_true",
+        help="time again what is kept of the models given, and how experts are multiplied, for some seconds",
     )
     parser.set_defaults(run=run)
 
@@ -51,14 +61,72 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings. Returns 0, because a finding is not a failure."""
     config = configured(args)
-    findings = list(examine(config.server, config.models if args.given else ()))
+    models = config.models if args.given else ()
+    findings = [*examine(config.server, models), *choices(models, args.measure)]
     if args.measure:
         findings.append(experts_finding())
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         print(formatting.table(("what", "found", "why"), [(f.topic, f.value, f.reason) for f in findings]))
+        for finding in findings:
+            if finding.candidates:
+                print(f"\n{finding.topic}, items/s\n{_candidates(finding)}")
     return 0
+
+
+def _candidates(finding: Finding) -> str:
+    """Return the table of what was timed: one line a candidate, one column for each size of a batch."""
+    sizes = sorted({int(size) for each in finding.candidates for size in each["items_per_s"]})
+    rows = [
+        (each["name"], *(_rate(each, size) for size in sizes), each["dropped"] or _mark(each, finding))
+        for each in finding.candidates
+    ]
+    return formatting.table(("candidate", *(f"batch of {size}" for size in sizes), ""), rows)
+
+
+def _rate(candidate: dict[str, Any], size: int) -> str:
+    rate = candidate["items_per_s"].get(str(size))
+    return formatting.UNKNOWN if rate is None else f"{rate:,.0f}"
+
+
+def _mark(candidate: dict[str, Any], finding: Finding) -> str:
+    return "chosen" if candidate["name"] == finding.value else ""
+
+
+def choices(models: Sequence[ModelConfig], anew: bool) -> Iterator[Finding]:
+    """Yield how each model would run on this CPU and why, measured in a process like the server's.
+
+    anew: measure again what is kept. Otherwise nothing is measured that the server would not measure.
+    """
+    from fewshard_models.classifier.execution import is_measuring
+    from fewshard_models.devices import choose_device
+    from fewshard_serve.backends.process import ModelProcess
+    from fewshard_serve.cpu_threads import num_threads
+
+    here = [model for model in models if choose_device(model.device).name == "cpu"]
+    if not here or not (anew or is_measuring()):
+        return
+    process = ModelProcess(num_threads(1))
+    try:
+        for model in here:
+            yield from _choices_of(model, process, anew)
+    finally:
+        process.close()
+
+
+def _choices_of(model: ModelConfig, process: "ModelProcess", anew: bool) -> Iterator[Finding]:
+    from fewshard_serve.cpu_threads import threads_to_measure
+
+    asked = (model.path, model.dtype, threads_to_measure(1), anew)
+    try:
+        found: dict[str, Measured] = process.ask("call", "fewshard_models.classifier.load:compare", *asked)
+    except (ModelsError, ServeError, ValueError) as error:
+        yield Finding(f"auto: {model.name}", "not measured", str(error))
+        return
+    for what, measured in found.items():
+        candidates = tuple(each for each in measured.as_json()["candidates"] if measured.is_timed)
+        yield Finding(f"auto: {model.name}, {what}", measured.chosen, measured.reason, candidates)
 
 
 def examine(
@@ -76,16 +144,9 @@ def examine(
     yield Finding("bundled models", ", ".join(zoo_names()) or "none")
 
 
-def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+def cpu_features(cpuinfo: Path = CPUINFO) -> list[str]:
     """Return the `CPU_FEATURES` that the first processor has; none if the file is missing."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    flags = next(
-        (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))),
-        [],
-    )
+    flags = cpu_flags(cpuinfo)
     return [feature for feature in CPU_FEATURES if feature in flags]
 
 

@@ -1,0 +1,208 @@
+"""How `load` chooses a number format, threads and tokens of a batch, by times that these tests make up."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fewshard_core.formats import FORMATS, NumberFormat
+from fewshard_models.checkpoint import resolve
+from fewshard_models.classifier import execution
+from fewshard_models.classifier.load import compare, load
+from fewshard_models.errors import CheckpointError
+from fewshard_models.tuning import product
+
+PATH = "zoo:sst2-narrow"
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def measuring(monkeypatch, tmp_path):
+    """An empty cache, and a process that has measured nothing."""
+    monkeypatch.setenv("FEWSHARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEWSHARD_MEASURE", "1")
+    monkeypatch.setattr(execution, "_spent", execution._Spent())
+
+
+@pytest.fixture
+def timed(measuring, monkeypatch):
+    """Sets the items/s of each candidate. Returns the names of all candidates that were timed."""
+    rates = {"fp32": 100.0, "bf16": 300.0, "1": 100.0, "2": 100.0, "": 1e6}
+    names = []
+
+    def made_up(runs, sizes, *_, **__):
+        for name, run in runs.items():
+            names.append(name)
+            run(sizes[0])
+        return {name: {size: rates.get(name, 100.0) for size in sizes} for name in runs}
+
+    monkeypatch.setattr(execution, "formats_of_cpu", lambda: ["fp32", "bf16"])
+    for module, function in (
+        (execution, "time_batches"),
+        (execution, "sustained"),
+        (product, "time_batches"),
+    ):
+        monkeypatch.setattr(module, function, made_up)
+    return rates, names
+
+
+@pytest.fixture
+def rough():
+    """A format whose answers differ from the golden ones by more than it allows."""
+
+    def prepare(network):
+        network.classifier.weight.data *= 2
+
+    FORMATS.register(NumberFormat("rough", "float32", "float32", 1e-3, 2e-2, lambda _: True, prepare))
+    yield "rough"
+    FORMATS.remove("rough")
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "expected"), [(100.0, 300.0, "bf16"), (300.0, 100.0, "fp32")])
+def test_the_faster_format_is_chosen(timed, fp32, bf16, expected):
+    timed[0].update(fp32=fp32, bf16=bf16)
+    model = load(PATH, "cpu")
+    assert model.info.dtype == expected
+    assert model.info.execution.dtype_reason.startswith("measured: 300 items/s;")
+
+
+def test_a_second_load_measures_nothing_and_chooses_alike(timed):
+    rates, names = timed
+    first = load(PATH, "cpu", threads=(1, 2))
+    assert {"fp32", "bf16", "1", "2"} <= set(names)
+    names.clear()
+    rates.update(fp32=900.0)
+    second = load(PATH, "cpu", threads=(1, 2))
+    assert names == []
+    assert second.info == first.info
+    assert compare(PATH, "auto", (1, 2), anew=True)["format"].chosen == "fp32"
+    assert load(PATH, "cpu").info.dtype == "fp32"
+
+
+def test_models_of_one_shape_are_timed_once(timed, tmp_path):
+    load(PATH, "cpu")
+    timed[1].clear()
+    shutil.copytree(resolve(PATH), tmp_path / "copy")
+    load(tmp_path / "copy", "cpu")
+    assert timed[1] == []
+    load("zoo:sst2-dense", "cpu")
+    assert "bf16" in timed[1]
+
+
+def test_a_format_that_is_asked_for_is_not_compared(timed):
+    model = load(PATH, "cpu", "fp32")
+    assert model.info.dtype == "fp32"
+    assert model.info.execution.dtype_reason == "asked for"
+    assert not {"fp32", "bf16"} & set(timed[1])
+
+
+def test_nothing_is_measured_where_that_is_asked_for(timed, monkeypatch):
+    monkeypatch.setenv("FEWSHARD_MEASURE", "0")
+    assert load(PATH, "cpu").info.dtype in FORMATS.names
+    assert timed[1] == []
+    monkeypatch.setenv("FEWSHARD_MEASURE", "perhaps")
+    with pytest.raises(ValueError, match="FEWSHARD_MEASURE is 'perhaps'"):
+        load(PATH, "cpu")
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_a_format_that_answers_otherwise_is_dropped_and_that_is_said(
+    timed, rough, has_card, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(execution, "formats_of_cpu", lambda: ["fp32", rough])
+    timed[0][rough] = 900.0
+    shutil.copytree(resolve(PATH), tmp_path / "m")
+    if not has_card:
+        (tmp_path / "m" / "card.json").unlink()
+    assert load(tmp_path / "m", "cpu").info.dtype == "fp32"
+    assert "rough is no candidate" in caplog.text
+    dropped = {
+        each.name: each.dropped
+        for each in compare(tmp_path / "m", "auto", (), anew=False)["format"].candidates
+    }
+    assert dropped["fp32"] == ""
+    assert "a logit is" in dropped[rough]
+
+
+def test_a_kept_choice_that_answers_otherwise_is_not_served(timed, rough, tmp_path, monkeypatch, caplog):
+    """A checkpoint without golden answers had the same shape."""
+    monkeypatch.setattr(execution, "formats_of_cpu", lambda: ["fp32", rough])
+    monkeypatch.setattr(execution, "_departs", lambda *_: "")
+    timed[0][rough] = 900.0
+    shutil.copytree(resolve(PATH), tmp_path / "m")
+    (tmp_path / "m" / "card.json").unlink()
+    assert load(tmp_path / "m", "cpu").info.dtype == rough
+    assert load(PATH, "cpu").info.dtype == "fp32"
+    assert "does not run in rough: model 'sst2-narrow' answers its golden inputs wrongly" in caplog.text
+
+
+def test_of_a_card_that_is_wrong_in_every_format_the_self_check_tells(timed, tmp_path):
+    """`load` serves it, so that `fewshard evaluate` can make the card anew; the server does not."""
+    shutil.copytree(resolve(PATH), tmp_path / "m")
+    card = json.loads((tmp_path / "m" / "card.json").read_text())
+    card["golden"][0]["logits"][0] += 9.0
+    (tmp_path / "m" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="answers its golden inputs wrongly: a logit is off by"):
+        load(tmp_path / "m", "cpu").self_check()
+
+
+def test_the_faster_number_of_threads_is_used(timed):
+    timed[0].update({"1": 100.0, "2": 200.0})
+    model = load(PATH, "cpu", "fp32", threads=(1, 2))
+    assert model.info.execution.num_threads == torch.get_num_threads() == 2
+    timed[0].update({"1": 200.0, "2": 210.0})
+    assert compare(PATH, "fp32", (1, 2), anew=True)["threads"].chosen == "1"
+
+
+def test_threads_are_left_alone_where_none_are_given(timed):
+    torch.set_num_threads(2)
+    assert load(PATH, "cpu").info.execution.num_threads == 0
+    assert torch.get_num_threads() == 2
+
+
+def test_larger_batches_are_made_where_they_pay(timed):
+    timed[0].update({"4096": 100.0, "8192": 300.0, "2048": 100.0})
+    model = load(PATH, "cpu", "fp32")
+    assert model.info.execution.max_batch_tokens == 8192
+
+
+def test_a_process_that_has_measured_enough_times_a_product_alone(timed, monkeypatch):
+    monkeypatch.setattr(execution._spent, "seconds", execution.PROCESS_LIMIT_S + 1)
+    model = load(PATH, "cpu", threads=(1, 2))
+    assert model.info.dtype == "bf16"
+    assert model.info.execution.dtype_reason.startswith("by one product, as the network was not timed")
+    assert model.info.execution.num_threads == 1
+    assert model.info.execution.threads_reason == "not measured yet"
+    execution._spent.seconds = 0.0
+    assert load(PATH, "cpu").info.execution.dtype_reason.startswith("measured")
+
+
+def test_a_large_network_is_not_loaded_in_each_format(timed, monkeypatch):
+    monkeypatch.setattr(execution, "MAX_PARAMETERS", 1000)
+    monkeypatch.setattr(execution, "_measure_formats", lambda *_: pytest.fail("it was"))
+    assert load(PATH, "cpu").info.dtype == "bf16"
+
+
+@pytest.mark.parametrize("path", [PATH, "zoo:cifar10-narrow"])
+def test_a_real_measurement(measuring, path):
+    found = compare(path, "auto", (1, 2), anew=False)
+    names = execution.formats_of_cpu()
+    assert [each.name for each in found["format"].candidates] == names
+    assert found["format"].chosen in names
+    assert found["threads"].chosen in ("1", "2")
+    assert int(found["tokens"].chosen) in execution.BUDGETS
+    for each in (*found["format"].candidates, *found["threads"].candidates):
+        assert all(rate > 0 for rate in each.items_per_s.values())
+    first, second = load(path, "cpu"), load(path, "cpu")
+    assert first.info == second.info
+    assert first.info.dtype == found["format"].chosen
+    items = execution.usual_items(first)
+    assert np.array_equal(first.run_all(items), second.run_all(items))
