@@ -10,15 +10,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fewshard_core.formats import AUTO
-from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
+from fewshard_core.values import Diagnosis, ExpertCounts, ModelInfo
 from fewshard_models.classifier.base import (
     ChecksItself,
     Classifier,
@@ -28,6 +28,7 @@ from fewshard_models.classifier.base import (
     Probed,
 )
 from fewshard_models.errors import ModelsError
+from fewshard_serve.backends.packing import Packed, pack_counts, pack_output, unpack_items
 from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import GroupState
 from fewshard_serve.errors import InternalError, NotReady
@@ -81,17 +82,20 @@ class Loaded:
     gpu_uuid: str
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """The result of a forward pass.
+class Passed(NamedTuple):
+    """The result of a forward pass, as it is sent.
 
-    seen: counters after the pass.
-    routing: for each item, the experts of its tokens; None unless requested.
+    output: of `pack_output`.
+    counts: of `pack_counts`, after the pass.
+    diagnosis, group: those of `Seen`; None if they have not changed since they were sent.
+    experts: for each item, the experts of its tokens; None unless requested.
     """
 
-    output: ModelOutput
-    seen: Seen
-    routing: list[TokenRouting | None]
+    output: Packed
+    counts: Packed | None
+    diagnosis: Diagnosis | None
+    group: GroupState | None
+    experts: list[Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +143,14 @@ class Child:
         found: Callable[..., Any] = find_loader(function)
         return found(*arguments)
 
-    def run(self, name: str, items: Sequence[Item]) -> Passed:
-        watched = self._models[name]
+    def run(self, name: str, packed: Packed) -> Passed:
+        """Run the items of `pack_items`."""
+        watched, items = self._models[name], unpack_items(packed)
         self._use_threads(watched.model.info.execution.num_threads)
         output = watched.model.run(items)
-        return Passed(output, watched.seen(), [item.routing for item in items])
+        wants = any(item.routing for item in items)
+        experts = [item.routing and item.routing.experts for item in items] if wants else None
+        return Passed(pack_output(output), *watched.news(), experts)
 
     def _use_threads(self, number: int) -> None:
         """Compute with so many threads from now on; 0 leaves them as they are. A change takes about 1 us."""
@@ -182,12 +189,28 @@ class _Watched:
         self._expert_counts = model.expert_counts if isinstance(model, CountsExperts) else None
         self._diagnosis = model.diagnosis if isinstance(model, Probed) else None
         self._group = model.group if isinstance(model, Grouped) else None
+        self._sent: Seen | None = None
 
     def seen(self) -> Seen:
         return Seen(
             self._expert_counts() if self._expert_counts else None,
             self._diagnosis() if self._diagnosis else None,
             self._group() if self._group else None,
+        )
+
+    def news(self) -> tuple[Packed | None, Diagnosis | None, GroupState | None]:
+        """Return the counts, and what else has changed since the last call."""
+        seen, before = self.seen(), self._sent
+        self._sent = seen
+        if before is None:
+            return pack_counts(seen.expert_counts), seen.diagnosis, seen.group
+        has_looked = seen.diagnosis and (
+            before.diagnosis is None or seen.diagnosis.num_items != before.diagnosis.num_items
+        )
+        return (
+            pack_counts(seen.expert_counts),
+            seen.diagnosis if has_looked else None,
+            seen.group if seen.group != before.group else None,
         )
 
 
@@ -242,10 +265,19 @@ def _hide_scipy() -> None:
     sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
 
 
+def send(connection: Connection, value: Any) -> None:
+    """Send a value. `Connection.send` builds a pickler of its own class for each one, which takes longer."""
+    connection.send_bytes(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+
+
+def receive(connection: Connection) -> Any:
+    return pickle.loads(connection.recv_bytes())
+
+
 def _answer_all(connection: Connection, child: Child) -> None:
     while True:
         try:
-            asked = connection.recv()
-            connection.send(answer(child, asked))
+            asked = receive(connection)
+            send(connection, answer(child, asked))
         except (EOFError, OSError):
             return

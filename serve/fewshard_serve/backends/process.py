@@ -19,7 +19,8 @@ from typing import Any
 from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelOutput
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends import child_process
-from fewshard_serve.backends.child_process import Failed, Loaded, Loading, Passed
+from fewshard_serve.backends.child_process import Failed, Loaded, Loading, Passed, Seen
+from fewshard_serve.backends.packing import pack_items, unpack_counts, unpack_output
 from fewshard_serve.core import GroupState
 from fewshard_serve.errors import InternalError, ModelRestarted
 
@@ -128,7 +129,7 @@ class _Line:
         try:
             with self._sending:
                 self._check()
-                self._connection.send((method, arguments))
+                child_process.send(self._connection, (method, arguments))
                 number = self._num_asked
                 self._num_asked += 1
             answer = self._answer_to(number, in_turn)
@@ -143,7 +144,7 @@ class _Line:
             self._turn.wait_for(lambda: self._num_answered == number)
         try:
             self._check()
-            answer = self._connection.recv()
+            answer = child_process.receive(self._connection)
             if in_turn is not None and not isinstance(answer, Failed):
                 in_turn(answer)
             return answer
@@ -183,16 +184,19 @@ class RemoteModel(Classifier):
         self._counts_of_the_dead: ExpertCounts | None = None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        passed: Passed = self._process.ask("run", self.info.name, list(items), in_turn=self._see)
-        for item, routing in zip(items, passed.routing, strict=True):
-            if item.routing is not None and routing is not None:
-                item.routing.experts = routing.experts
-        return passed.output
+        passed: Passed = self._process.ask("run", self.info.name, pack_items(items), in_turn=self._see)
+        for item, experts in zip(items, passed.experts or (), strict=passed.experts is not None):
+            if item.routing is not None:
+                item.routing.experts = experts
+        return unpack_output(passed.output)
 
     def _see(self, passed: Passed) -> None:
         if self._process.pid != self._pid:
             self._pid, self._counts_of_the_dead = self._process.pid, self.expert_counts()
-        self._seen = passed.seen
+        seen = self._seen
+        self._seen = Seen(
+            unpack_counts(passed.counts), passed.diagnosis or seen.diagnosis, passed.group or seen.group
+        )
 
     def expert_counts(self) -> ExpertCounts | None:
         """Return the counts after the last pass. A call would wait for the running pass."""

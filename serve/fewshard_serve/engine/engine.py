@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fewshard_core.values import Input, Item
 from fewshard_models.classifier.base import PIXELS_PER_UNIT, Classifier
@@ -27,6 +27,7 @@ from fewshard_serve.errors import (
 
 DRAIN_POLL_S = 0.02
 MANY_INPUTS = 64
+LATE = "the deadline passed before the model answered; send less or wait"
 STUCK = "this replica hangs and is being replaced; come back soon"
 
 
@@ -114,8 +115,8 @@ class Engine:
         ticket = served.admission.admit(len(inputs), num_tokens, caller)
         with ticket, served.heavy.held(heavy, caller):
             try:
-                async with _until(deadline_at):
-                    return await self._classify_admitted(served, request, costs, deadline_at, ticket)
+                work = self._classify_admitted(served, request, costs, deadline_at, ticket)
+                return await self._in_time(work, deadline_at)
             except DeadlineExceeded:
                 _note_wait(ticket, time.monotonic() - ticket.admitted_at, costs)
                 raise
@@ -164,6 +165,17 @@ class Engine:
             return self.served[model]
         except KeyError:
             raise UnknownModel(model, sorted(self.served)) from None
+
+    async def _in_time(self, work: Coroutine[Any, Any, Classified], deadline_at: float) -> Classified:
+        """Await `work`. Raises `DeadlineExceeded` when it runs past `deadline_at` (monotonic seconds)."""
+        timeout = asyncio.timeout_at(deadline_at - time.monotonic() + self._loop.time())
+        try:
+            async with timeout:
+                return await work
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise DeadlineExceeded(LATE) from None
 
     async def _classify_admitted(
         self,
@@ -240,16 +252,3 @@ def _served(model: Classifier, settings: Mapping[str, EngineSettings]) -> ModelH
     )
     budget = Budget(limits.max_heavy_cost)
     return ModelHandle(ScheduledModel(model, own.batching), admission, budget, limits.deadline_s)
-
-
-@asynccontextmanager
-async def _until(deadline_at: float) -> AsyncIterator[None]:
-    """Raise `DeadlineExceeded` when the body runs past `deadline_at` (monotonic seconds)."""
-    timeout = asyncio.timeout_at(deadline_at - time.monotonic() + asyncio.get_running_loop().time())
-    try:
-        async with timeout:
-            yield
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        raise DeadlineExceeded("the deadline passed before the model answered; send less or wait") from None

@@ -1,6 +1,7 @@
-"""Prepares inputs (tokenises, decodes images) off the event loop; the engine calls it for every request.
+"""Prepares inputs (tokenises, decodes images); the engine calls it for every request.
 
-A request is prepared in slices of bounded cost. Each slice waits for its caller's turn, and does not begin
+A short text costs less than handing it to a thread and back: it is prepared on the event loop while the
+threads have nothing to do. All other requests go to threads. There, a request is prepared in slices of bounded cost. Each slice waits for its caller's turn, and does not begin
 when the deadline has passed or the caller has gone. A single input may cost more than a slice; such heavy
 inputs have threads of their own, so that they never hold up the light ones.
 """
@@ -30,6 +31,12 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 4
 LATE = "the deadline passed while the inputs were prepared; send fewer or smaller ones, or allow more time"
 CLOSED = "the server is draining; ask another replica or come back"
+INLINE_COST, INLINE_INPUTS = 512, 4
+"""The most that is prepared on the event loop: some 0.1 ms, as long as a thread takes to begin and to answer."""
+INLINE_S = 2e-3
+INLINE_PAUSE = 50
+"""A model that takes longer than `INLINE_S` twice in a row uses the threads for the next so many requests. Once
+may happen to any: the system may give the core to another process."""
 HEAVY_NICENESS = 5
 """Under this niceness a thread yields its core to the model, the event loop and light inputs."""
 
@@ -75,6 +82,11 @@ class _Lane:
         self.running: Counter[Caller] = Counter()
         self._max_of_one_caller = max_of_one_caller
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a slice waits or runs. It may be read without the lock: the event loop adds the slices."""
+        return bool(self.slices or self.running)
+
     def take(self) -> _Slice | None:
         """The next slice; None if none waits whose caller holds less than its share of the threads."""
         return self.slices.pop_if(lambda caller: self.running[caller] < self._max_of_one_caller)
@@ -94,6 +106,10 @@ class Preparer:
         self._heavy = _Lane("heavy", num_heavy, num_heavy - 1, HEAVY_NICENESS)
         self._lock = threading.Lock()
         self._is_closed = False
+        self._num_slow: Counter[str] = Counter()
+        """By model, how often in a row it was slow on the event loop."""
+        self._pauses: Counter[str] = Counter()
+        """By model, the number of requests for which it uses the threads."""
 
     async def prepare(
         self,
@@ -114,6 +130,8 @@ class Preparer:
         unusable input, `DeadlineExceeded`, `NotReady` once closed, and `InternalError` if the model fails.
         """
         job = _Job(model, inputs, costs or model.costs(inputs), truncate, caller, deadline_at)
+        if self._is_inline(job):
+            return self._prepare_here(job)
         self._enqueue(job)
         return await asyncio.wrap_future(job.prepared)
 
@@ -125,6 +143,31 @@ class Preparer:
             lane.pool.shutdown(wait=True, cancel_futures=True)
             while lane.slices:
                 _settle(lane.slices.pop().job.prepared, NotReady(CLOSED))
+
+    def _is_inline(self, job: _Job) -> bool:
+        """Whether the request is so small that no thread is worth waking, and would overtake nobody."""
+        if len(job.inputs) > INLINE_INPUTS or sum(job.costs) > INLINE_COST:
+            return False
+        if self._is_closed or self._light.is_busy or self._heavy.is_busy:
+            return False
+        if self._pauses[job.model.info.name]:
+            self._pauses[job.model.info.name] -= 1
+            return False
+        return True
+
+    def _prepare_here(self, job: _Job) -> list[Item]:
+        if time.monotonic() >= job.deadline_at:
+            raise DeadlineExceeded(LATE)
+        began_at = time.monotonic()
+        try:
+            return _prepare(job, 0, len(job.inputs))
+        finally:
+            self._judge(job.model.info.name, time.monotonic() - began_at)
+
+    def _judge(self, model: str, spent_s: float) -> None:
+        self._num_slow[model] = self._num_slow[model] + 1 if spent_s > INLINE_S else 0
+        if self._num_slow[model] > 1:
+            self._pauses[model] = INLINE_PAUSE
 
     def _enqueue(self, job: _Job) -> None:
         end, cost = job.next_slice()

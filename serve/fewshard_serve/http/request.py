@@ -146,6 +146,9 @@ def full_path(scope: Scope) -> str:
 LARGE_BYTES = 64 * 1024
 """From this size on, unpacking or parsing a body could block the event loop for a millisecond or more."""
 
+LISTEN_AFTER_S = 0.05
+"""A request that is answered sooner is worth no listener for its client's disconnect."""
+
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
@@ -182,24 +185,50 @@ async def off_loop(
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Await `work`. If the client disconnects, cancel it and raise `CallerGone`. Read the body first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
+    """Await `work`. If the client disconnects, cancel it and raise `CallerGone`. Read the body first.
+
+    Listening for the disconnect costs a task, so it begins only after `LISTEN_AFTER_S`.
+    """
+    listener = _Listener(request.receive)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait((task,))
-        raise CallerGone("the client hung up before the model answered")
+        return await work
+    except asyncio.CancelledError:
+        if not listener.has_cancelled():
+            raise
+        raise CallerGone("the client hung up before the model answered") from None
     finally:
-        gone.cancel()
-        task.cancel()
+        listener.stop()
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Listener:
+    """Cancels the task that creates it once the client has disconnected."""
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a request is handled by a task. This is a bug."
+        self._task = task
+        self._receive = receive
+        self._is_gone = False
+        self._listening: asyncio.Task[None] | None = None
+        self._start = task.get_loop().call_later(LISTEN_AFTER_S, self._listen)
+
+    def has_cancelled(self) -> bool:
+        """Whether a cancellation that the task has just received came from here alone."""
+        return self._is_gone and self._task.uncancel() == 0
+
+    def stop(self) -> None:
+        self._start.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
+
+    def _listen(self) -> None:
+        self._listening = self._task.get_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._is_gone = True
+        self._task.cancel()
 
 
 def _check_length(request: Request, max_bytes: int) -> None:
