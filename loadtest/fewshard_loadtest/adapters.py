@@ -53,6 +53,7 @@ DIALECTS: dict[str, Adapter] = {
     "bentoml": Adapter(
         _one_text("/classify", lambda _, text: {"texts": [text]}), lambda a: str(a[0]["label"])
     ),
+    "mosec": Adapter(_one_text("/inference", lambda _, text: {"text": text}), lambda a: str(a["label"])),
     "infinity": Adapter(
         _one_text("/classify", lambda model, text: {"model": model, "input": [text]}),
         lambda answer: _best(answer["data"][0]),

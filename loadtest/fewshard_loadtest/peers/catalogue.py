@@ -1,109 +1,19 @@
 """The benchmarked servers: how to start, address and configure each, as shipped and tuned."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from fewshard_core.formats import FORMATS
-from fewshard_loadtest.peers.settings import SHIPPED, Setting, grid
+from fewshard_loadtest.peers.launch import TORCH_DTYPES, Launch, Server
+from fewshard_loadtest.peers.settings import SHIPPED, Setting
 
 MODEL = "bench"
 OURS, ECHO = "fewshard", "echo"
-SETTINGS_VARIABLE = "PEER_SETTINGS"
 _APPS = Path(str(files("fewshard_loadtest.peers"))) / "apps"
 _FEWSHARD_BIN = Path(sys.executable).parent
-_QUIET = {
-    "DO_NOT_TRACK": "1",
-    "BENTOML_DO_NOT_TRACK": "True",
-    "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "HF_HUB_OFFLINE": "1",
-}
-TORCH_DTYPES = {each.name: each.storage for each in FORMATS}
-"""Names of a setting's dtypes in torch and Infinity."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Parameters for starting a server.
-
-    bin: folder of its environment's programs.
-    model: the checkpoint.
-    port: port to listen on.
-    work: folder for files.
-    setting: how to run it.
-    """
-
-    bin: Path
-    model: Path
-    port: int
-    work: Path
-    setting: Setting
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One server.
-
-    dialect: key of its adapter in `adapters.DIALECTS`.
-    ready: path for which a GET succeeds once the server is ready.
-    command: builds the command line; may write files to the launch's `work` folder.
-    shipped: the setting with its defaults.
-    note: explains its settings in the report.
-    packages: packages whose versions the report shows; empty for our own servers.
-    most_workers, wait_ms: limits of the tuning grid.
-    tuned_environment: environment variables of tuned settings.
-    """
-
-    name: str
-    title: str
-    dialect: str
-    ready: str
-    command: Callable[[Launch], list[str]]
-    shipped: Setting
-    note: str
-    packages: tuple[str, ...] = ()
-    most_workers: int = 2
-    wait_ms: float | None = 5.0
-    tuned_environment: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def is_peer(self) -> bool:
-        """Whether it runs in its own environment."""
-        return bool(self.packages)
-
-    def grid(self, dtype: str, num_cores: int) -> list[Setting]:
-        """The candidate settings for tuning."""
-        return grid(dtype, num_cores, self.most_workers, self.wait_ms)
-
-    def environment(self, launch: Launch) -> dict[str, str]:
-        """This process's environment variables without those that affect a server, plus the launch's."""
-        given = {key: str(value) for key, value in asdict(launch).items() if key in ("model", "port")}
-        torch_dtype = TORCH_DTYPES.get(launch.setting.dtype or "")
-        settings = {**given, **asdict(launch.setting), "torch_dtype": torch_dtype}
-        own = dict(self.tuned_environment) if launch.setting.name != SHIPPED else {}
-        if launch.setting.threads is not None:
-            own["OMP_NUM_THREADS"] = str(launch.setting.threads)
-        return {**clean_environment(self.is_peer), **own, SETTINGS_VARIABLE: json.dumps(settings)}
-
-
-def clean_environment(is_peer: bool = False) -> dict[str, str]:
-    """This process's environment variables without thread counts and server settings.
-
-    For a peer, Python's paths, which belong to another environment, are removed too, and telemetry is off.
-    """
-    kept = {key: value for key, value in os.environ.items() if not _is_private(key, is_peer)}
-    return {**kept, **_QUIET} if is_peer else kept
-
-
-def _is_private(variable: str, is_peer: bool) -> bool:
-    if variable.startswith(("OMP_", "MKL_", "KMP_", "RAY_", "TORCH_", "BENTOML_", "INFINITY_")):
-        return True
-    return is_peer and variable.startswith(("PYTHON", "VIRTUAL_ENV"))
 
 
 def _app(name: str) -> Callable[[Launch], list[str]]:
@@ -115,6 +25,11 @@ def _bentoml(launch: Launch) -> list[str]:
         *(str(launch.bin / "bentoml"), "serve", "bentoml_service:Classifier"),
         *("--working-dir", str(_APPS), "--host", "127.0.0.1", "--port", str(launch.port)),
     ]
+
+
+def _mosec(launch: Launch) -> list[str]:
+    program = [str(launch.bin / "python"), str(_APPS / "mosec_app.py")]
+    return [*program, "--address", "127.0.0.1", "--port", str(launch.port), "--log-level", "warning"]
 
 
 def _infinity(launch: Launch) -> list[str]:
@@ -156,7 +71,7 @@ FEWSHARD = Server(
     ready="/v2/health/ready",
     command=_fewshard,
     shipped=Setting(SHIPPED, dtype=None),
-    note="Its defaults; the dtype is the one it chooses on this machine.",
+    note="Its defaults; the dtype is the one it chooses on this machine. Other rows name their dtype.",
 )
 NOTHING = Server(
     name=ECHO,
@@ -167,7 +82,11 @@ NOTHING = Server(
     shipped=Setting(SHIPPED, dtype=None),
     note="An application that does nothing, deployed as a Fewshard host is: what Ray and HAProxy cost.",
 )
-PEERS = (
+TUNED_NOTE = (
+    "Tuned, it gets the Rust tokeniser itself, batches sorted by length and cut where that is faster, and "
+    "threads that wait passively."
+)
+TORCH_PEERS = (
     Server(
         name="litserve",
         title="LitServe",
@@ -175,7 +94,8 @@ PEERS = (
         ready="/health",
         command=_app("litserve_app.py"),
         shipped=Setting(SHIPPED, batch=8, wait_ms=100),
-        note="A Hugging Face model, padded batches; as shipped: the batching of its API's example.",
+        note="A Hugging Face model, padded batches; as shipped: the batching of its API's example. "
+        + TUNED_NOTE,
         packages=("litserve", "torch", "transformers"),
     ),
     Server(
@@ -191,6 +111,7 @@ PEERS = (
             "`batch_size`, room for 1,000 requests a replica and Serve's own throughput mode."
         ),
         packages=("ray", "torch", "transformers"),
+        can_cut=False,
         tuned_environment=(("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),),
     ),
     Server(
@@ -200,7 +121,8 @@ PEERS = (
         ready="/readyz",
         command=_bentoml,
         shipped=Setting(SHIPPED),
-        note="A batchable API round a Hugging Face model; as shipped: its adaptive batching's defaults.",
+        note="A batchable API round a Hugging Face model; as shipped: its adaptive batching's defaults. "
+        + TUNED_NOTE,
         packages=("bentoml", "torch", "transformers"),
         wait_ms=None,
     ),
@@ -215,8 +137,47 @@ PEERS = (
         packages=("infinity_emb", "torch", "transformers"),
         most_workers=1,
         wait_ms=None,
+        can_cut=False,
+    ),
+    Server(
+        name="mosec",
+        title="mosec",
+        dialect="mosec",
+        ready="/",
+        command=_mosec,
+        shipped=Setting(SHIPPED),
+        note="A worker round a Hugging Face model, behind its server in Rust; as shipped: one text a pass. "
+        + TUNED_NOTE,
+        packages=("mosec", "torch", "transformers"),
     ),
 )
+
+
+def _over(name: str, engine: str, title: str) -> Server:
+    """A torch peer with another engine."""
+    (base,) = (server for server in TORCH_PEERS if server.name == name)
+    return replace(
+        base,
+        name=f"{name}-{engine}",
+        title=f"{base.title} over {title}",
+        is_assembled=True,
+        note=f"The same with {title} in place of torch. {TUNED_NOTE}",
+        packages=(name, engine),
+        engine=engine,
+        pins=name,
+    )
+
+
+PEERS = (
+    *TORCH_PEERS,
+    _over("litserve", "openvino", "OpenVINO"),
+    _over("litserve", "onnxruntime", "ONNX Runtime"),
+    _over("bentoml", "openvino", "OpenVINO"),
+    _over("bentoml", "onnxruntime", "ONNX Runtime"),
+    _over("mosec", "openvino", "OpenVINO"),
+)
+FIRST_PEERS = ("litserve", "rayserve", "bentoml", "infinity")
+"""The peers of the first results; one target is still held beside these alone."""
 
 
 def peers(names: list[str] | None) -> tuple[Server, ...]:

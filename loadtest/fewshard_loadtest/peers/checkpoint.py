@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fewshard_loadtest.errors import BenchmarkError
-from fewshard_loadtest.peers.catalogue import clean_environment
+from fewshard_loadtest.peers.launch import PASSIVE, clean_environment
 
 LEAST_MARGIN = 1e-3
 """Logits closer than this may swap with the order of a sum."""
@@ -22,38 +22,49 @@ _APPS = Path(str(files("fewshard_loadtest.peers"))) / "apps"
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A text, its fp32 label, and the margin between its two best logits."""
+    """A text, its fp32 label, the margin between its two best logits, and its true label if that is known."""
 
     text: str
     label: str
     margin: float
+    truth: str | None = None
 
 
 def make(directory: Path, encoder: Path | None, texts: Sequence[str]) -> None:
     """A classifier: a BERT encoder with a head of a fixed seed, or random weights of MiniLM's size."""
     options = [] if encoder is None else ["--encoder", str(encoder)]
-    run_app("checkpoint.py", ["make", str(directory), *options], texts)
+    run_app("checkpoint.py", ["make", str(directory), *options], list(texts))
 
 
-def expected_labels(directory: Path, texts: Sequence[str]) -> list[Expected]:
-    """Labels from transformers in fp32, one text at a time. Raises BenchmarkError if loading fails."""
-    answers = json.loads(run_app("checkpoint.py", ["labels", str(directory)], texts))
-    return [Expected(text, **answer) for text, answer in zip(texts, answers, strict=True)]
+def expected_labels(directory: Path, texts: Sequence[str], truths: Sequence[str] = ()) -> list[Expected]:
+    """Labels from transformers in fp32, one text at a time. Raises BenchmarkError if loading fails.
+
+    truths: the true labels; empty if they are unknown.
+    """
+    answers = json.loads(run_app("checkpoint.py", ["labels", str(directory)], list(texts)))
+    known: Sequence[str | None] = truths or [None] * len(texts)
+    return [
+        Expected(text, **answer, truth=truth)
+        for text, answer, truth in zip(texts, answers, known, strict=True)
+    ]
 
 
-def run_app(name: str, arguments: Sequence[str], texts: Sequence[str]) -> str:
-    """Run one of our scripts in this environment with the texts on stdin; returns its stdout."""
-    command = [sys.executable, str(_APPS / name), *arguments]
+def run_app(name: str, arguments: Sequence[str], given: object, bin_: Path | None = None) -> str:
+    """Run one of our scripts with `given` as JSON on stdin; returns its stdout.
+
+    bin_: programs of a peer's environment; None for this one. Raises BenchmarkError with the script's words.
+    """
+    python = sys.executable if bin_ is None else str(bin_ / "python")
     done = subprocess.run(
-        command,
-        input=json.dumps(list(texts)),
-        env=clean_environment(),
+        [python, str(_APPS / name), *arguments],
+        input=json.dumps(given),
+        env={**clean_environment(is_peer=bin_ is not None), **PASSIVE},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise BenchmarkError(f"{name} {arguments[0]}: {done.stderr.strip()[-400:]}")
+        raise BenchmarkError(f"{' '.join([name, *arguments[:1]])}: {done.stderr.strip()[-400:]}")
     return done.stdout
 
 
@@ -76,5 +87,5 @@ def model_cost(
     directory: Path, dtype: str, seconds: float, sizes: Sequence[str], texts: Sequence[str]
 ) -> dict[int, float]:
     """CPU milliseconds per text of tokeniser and model alone, by batch size; each runs for `seconds`."""
-    answer = run_app("model_cost.py", [str(directory), dtype, f"{seconds:g}", *sizes], texts)
+    answer = run_app("model_cost.py", [str(directory), dtype, f"{seconds:g}", *sizes], list(texts))
     return {int(size): float(cost) for size, cost in json.loads(answer).items()}

@@ -8,9 +8,12 @@ from typing import Any
 
 from fewshard_loadtest.peers import summary
 from fewshard_loadtest.peers.catalogue import FEWSHARD, NOTHING, PEERS, titles
+from fewshard_loadtest.peers.engines import CLASS_POINTS, fastest
 from fewshard_loadtest.peers.environments import versions
-from fewshard_loadtest.peers.machine import machine, markdown_table
+from fewshard_loadtest.peers.machine import cpu_slug, machine, markdown_table
 from fewshard_loadtest.peers.rounds import Found
+from fewshard_loadtest.peers.session import NUM_CLIENTS
+from fewshard_loadtest.peers.settings import chosen
 from fewshard_loadtest.peers.summary import CpuSplit, Ratio, Row
 
 _PACKAGES = ("fewshard", "ray", "torch", "transformers", "tokenizers", "locust")
@@ -58,16 +61,19 @@ class Report:
         return {
             "command": self.command,
             "machine": machine(_PACKAGES),
+            "cpu_slug": cpu_slug(),
             "model": self.model,
-            "versions": {server.name: versions(server.name, server.packages) for server in PEERS},
+            "versions": {server.name: versions(server.environment_name, server.packages) for server in PEERS},
             "closed_loop": [_row_dict(row) for row in summary.closed_loop(found)],
             "open_loop": [_row_dict(row) for row in summary.open_loop(found)],
             "cpu": [{**asdict(split), "rest_ms": split.rest_ms} for split in self._splits()],
             "ratios": [asdict(ratio) for ratio in summary.ratios(found)],
             "tuning": {
-                name: [{**asdict(setting), "req_per_s": rate} for setting, rate in rates.items()]
-                for name, rates in found.tuning.items()
+                name: [{**asdict(setting), **asdict(one)} for setting, one in tried.items()]
+                for name, tried in found.tuning.items()
             },
+            "trials": [asdict(trial) for trial in found.trials],
+            "accuracy_in_fp32": found.of_fp32,
             "missing": found.missing,
             "sessions": self._sessions(),
         }
@@ -85,8 +91,14 @@ class Report:
         parts += [NOTES, *_ratio_part(summary.ratios(found))]
         parts += ["## Closed loop", *_tables(summary.closed_loop(found), _users)]
         parts += ["## Open loop, Poisson arrivals", OPEN_NOTE, *_tables(summary.open_loop(found), _share)]
-        parts += [*_cpu_part(self._splits()), "## Servers and settings", _servers_table(found)]
-        parts += [*_tuning_part(found), *_missing_part(found), "## What each server is", _about_servers()]
+        parts += [*_cpu_part(self._splits()), "## Servers and settings", CLASS_NOTE, _servers_table(found)]
+        parts += [
+            *_trials_part(found),
+            *_tuning_part(found),
+            *_missing_part(found),
+            "## What each server is",
+            _about_servers(),
+        ]
         return "\n\n".join(parts) + "\n"
 
     def _splits(self) -> list[CpuSplit]:
@@ -97,12 +109,22 @@ class Report:
             {
                 "server": subject.server.name,
                 "setting": asdict(subject.setting),
+                "accuracy": summary.accuracy(self.found, subject),
+                "is_as_fp32": summary.in_class(self.found, subject),
                 "rounds": [asdict(session) for session in sessions],
             }
             for subject, sessions in self.found.sessions.items()
         ]
 
 
+CLASS_NOTE = (
+    f"`SST-2 dev`: labels that are right over HTTP, {NUM_CLIENTS} requests in flight; `as fp32`: within "
+    f"{CLASS_POINTS:g} points of the checkpoint in fp32. Only such rows are compared above."
+)
+TRIALS_NOTE = (
+    "Without a server, half of the cores, batches of 32 sorted by length and cut. Each engine's peers are "
+    "tuned with the fastest format whose accuracy is that of fp32."
+)
 OPEN_NOTE = (
     "Requests are sent at random times that no answer delays, at a share of the most that the same server "
     "answered in the closed loop just before; latency counts from the time a request was due."
@@ -153,7 +175,7 @@ def _ratio_part(found: Sequence[Ratio]) -> list[str]:
             *(each.what, f"{each.ours:.1f}", f"{each.best:.1f}", each.peer),
             *(
                 f"{each.ratio:.2f}",
-                f">= {each.wanted:g}",
+                f">= {each.wanted:.3g}",
                 "met" if each.ratio >= each.wanted else "**missed**",
             ),
         )
@@ -187,18 +209,50 @@ def _servers_table(found: Found) -> str:
         dtypes = ", ".join(sorted({session.dtype for session in sessions if session.dtype})) or "-"
         share = f"{100 * min(agreeing):.1f} %" if agreeing else "-"
         memory = f"{summary.memory_mib(sessions):.0f}"
-        rows.append((str(subject), str(subject.setting), dtypes, share, memory, str(len(sessions))))
-    header = ("server", "setting", "dtype", "labels as in fp32", "memory MiB (PSS)", "rounds")
+        right = summary.accuracy(found, subject)
+        fits = "-" if right is None else "as fp32" if summary.in_class(found, subject) else "**lower**"
+        cells = (dtypes, share, _percent(right), fits, memory, str(len(sessions)))
+        rows.append((str(subject), str(subject.setting), *cells))
+    header = (
+        "server",
+        "setting",
+        "dtype",
+        "labels as in fp32",
+        "SST-2 dev",
+        "class",
+        "memory MiB (PSS)",
+        "rounds",
+    )
     return markdown_table(header, rows)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _trials_part(found: Found) -> list[str]:
+    rows = []
+    for trial in found.trials:
+        best = fastest((each for each in found.trials if each.engine == trial.engine), found.of_fp32)
+        cells = (f"{trial.per_s:.0f}", _percent(trial.accuracy), f"{100 * trial.agreeing:.1f} %")
+        chosen_ = "chosen" if trial == best else trial.error and "cannot run here"
+        rows.append((trial.engine, trial.dtype, *(cells if not trial.error else ("-",) * 3), chosen_))
+    if not rows:
+        return []
+    header = ("engine", "format", "texts/s", "SST-2 dev", "labels as in fp32", "")
+    return ["## Engines and formats", TRIALS_NOTE, markdown_table(header, rows)]
 
 
 def _tuning_part(found: Found) -> list[str]:
     rows = [
-        (titles()[name], str(setting), f"{rate:.1f}", "chosen" if rate == max(rates.values()) else "")
-        for name, rates in found.tuning.items()
-        for setting, rate in rates.items()
+        (
+            *(titles()[name], str(setting), f"{one.answered_rps:.1f}", _figure(one.p50_ms)),
+            "chosen" if setting == chosen(tried) else "",
+        )
+        for name, tried in found.tuning.items()
+        for setting, one in tried.items()
     ]
-    table = markdown_table(("server", "setting", "req/s at 64 users", ""), rows)
+    table = markdown_table(("server", "setting", "req/s at 64 users", "p50 ms at 1 user", ""), rows)
     return ["## Tuning", table] if rows else []
 
 
@@ -210,7 +264,7 @@ def _missing_part(found: Found) -> list[str]:
 def _about_servers() -> str:
     lines = []
     for server in (FEWSHARD, NOTHING, *PEERS):
-        found = versions(server.name, server.packages) if server.is_peer else {}
+        found = versions(server.environment_name, server.packages) if server.is_peer else {}
         given = ", ".join(f"{package} {number}" for package, number in found.items())
         lines.append(f"- **{server.title}**{f' ({given})' if given else ''}: {server.note}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,13 +12,18 @@ import httpx
 from fewshard_loadtest.adapters import DIALECTS
 from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.measure import Plan, Result
-from fewshard_loadtest.peers.catalogue import ECHO, MODEL, OURS, Launch, Server
+from fewshard_loadtest.peers.catalogue import ECHO, MODEL, OURS
 from fewshard_loadtest.peers.checkpoint import Expected, check_labels
+from fewshard_loadtest.peers.engines import accuracy
+from fewshard_loadtest.peers.launch import Launch, Server
 from fewshard_loadtest.peers.processes import serving
 from fewshard_loadtest.peers.settings import Setting
 from fewshard_loadtest.resource_usage import Memory, memory_of
 from fewshard_loadtest.run import run_headless
 
+NUM_CHECKED = 64
+"""Texts that every session is asked for, one after another."""
+NUM_CLIENTS = 16
 _ANSWER_TIMEOUT_S = 60.0
 
 
@@ -57,6 +63,7 @@ class Session:
     open_loop: results by share of the capacity.
     memory: memory of its processes.
     agreeing: share of labels equal to the checkpoint's in fp32; None for the echo.
+    accuracy: share of labels that are true, many texts in flight; None if unknown or not asked for.
     dtype: dtype of the model; None for the echo.
     mean_batches: mean batch size by number of users; our server only.
     """
@@ -66,6 +73,7 @@ class Session:
     open_loop: dict[float, Result] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
     agreeing: float | None = None
+    accuracy: float | None = None
     dtype: str | None = None
     mean_batches: dict[int, float] = field(default_factory=dict)
 
@@ -79,6 +87,8 @@ class Place:
     expected: its labels.
     port: port of the servers.
     work: folder of their files and logs.
+    exports: the checkpoint for other engines.
+    int8: the checkpoint in eight bits, for our own server.
     """
 
     bins: dict[str, Path]
@@ -86,21 +96,31 @@ class Place:
     expected: Sequence[Expected]
     port: int
     work: Path
+    exports: Path | None = None
+    int8: Path | None = None
 
     def launch(self, subject: Subject) -> Launch:
         """Parameters for starting a subject."""
-        bin_ = self.bins.get(subject.server.name, Path(sys.executable).parent)
-        return Launch(bin_, self.model, self.port, self.work, subject.setting)
+        server, setting = subject.server, subject.setting
+        bin_ = self.bins.get(server.environment_name, Path(sys.executable).parent)
+        own = self.int8 if server.name == OURS and setting.dtype == "int8" else None
+        model = own or self.model
+        return Launch(bin_, model, self.port, self.work, setting, self.exports)
 
 
-def measure(subject: Subject, place: Place, load: Load) -> Session:
-    """Start a subject, check its answers, run the load and stop it. Raises BenchmarkError if it fails."""
+def measure(subject: Subject, place: Place, load: Load, is_graded: bool = False) -> Session:
+    """Start a subject, check its answers, run the load and stop it. Raises BenchmarkError if it fails.
+
+    is_graded: also ask for every expected text, many at once, for the accuracy.
+    """
     launch, url = place.launch(subject), f"http://127.0.0.1:{place.port}"
     command, environment = subject.server.command(launch), subject.server.environment(launch)
     log = place.work / f"{subject.server.name}.log"
     with serving(command, url + subject.server.ready, log, environment, place.work) as process:
-        agreeing = check_answers(subject, url, place.expected)
-        session = Session(shlex.join(command), agreeing=agreeing, dtype=_dtype(subject, url))
+        agreeing = check_answers(subject, url, place.expected[:NUM_CHECKED])
+        right = _grade(subject, url, place.expected) if is_graded else None
+        dtype = _dtype(subject, url)
+        session = Session(shlex.join(command), agreeing=agreeing, accuracy=right, dtype=dtype)
         for num_users in load.users:
             before = _batches(subject, url)
             session.closed_loop.append(_run(subject, _plan(subject, url, load, process.pid, num_users)))
@@ -117,12 +137,27 @@ def check_answers(subject: Subject, url: str, expected: Sequence[Expected]) -> f
     """The share of right labels, one request per text. Raises BenchmarkError if too few are right."""
     if subject.server.name == ECHO:
         return None
+    labels = _labels(subject, url, expected, num_clients=1)
+    return check_labels(expected, labels, is_exact=subject.setting.dtype == "fp32")
+
+
+def _grade(subject: Subject, url: str, expected: Sequence[Expected]) -> float | None:
+    """The accuracy with many requests in flight, so that batches form; None if truth is unknown."""
+    if subject.server.name == ECHO or accuracy(expected, [one.label for one in expected]) is None:
+        return None
+    return accuracy(expected, _labels(subject, url, expected, NUM_CLIENTS))
+
+
+def _labels(subject: Subject, url: str, expected: Sequence[Expected], num_clients: int) -> list[str]:
+    """The labels over HTTP, one text a request. Raises BenchmarkError if the server speaks otherwise."""
     try:
-        with httpx.Client(base_url=url, timeout=_ANSWER_TIMEOUT_S) as client:
-            labels = [_label(subject, client, one.text) for one in expected]
+        with (
+            httpx.Client(base_url=url, timeout=_ANSWER_TIMEOUT_S) as client,
+            ThreadPoolExecutor(num_clients) as pool,
+        ):
+            return list(pool.map(lambda one: _label(subject, client, one.text), expected))
     except (httpx.HTTPError, ValueError) as error:
         raise BenchmarkError(f"does not answer as it should: {error}") from error
-    return check_labels(expected, labels, is_exact=subject.setting.dtype == "fp32")
 
 
 def _label(subject: Subject, client: httpx.Client, text: str) -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from fewshard_loadtest.measure import Result
-from fewshard_loadtest.peers.catalogue import ECHO
+from fewshard_loadtest.peers.catalogue import ECHO, FIRST_PEERS, OURS
+from fewshard_loadtest.peers.engines import is_in_class
 from fewshard_loadtest.peers.rounds import Found, is_ours
 from fewshard_loadtest.peers.session import Session, Subject
-from fewshard_loadtest.peers.settings import SHIPPED, TUNED
+from fewshard_loadtest.peers.settings import SHIPPED
 
 _REFUSAL = re.compile(r"\b(429|503)\b")
 
@@ -107,16 +108,40 @@ def cpu_splits(found: Found, model_ms: Mapping[int, float]) -> list[CpuSplit]:
     return splits
 
 
+def accuracy(found: Found, subject: Subject) -> float | None:
+    """The accuracy of a subject over HTTP; None if it is unknown."""
+    known = [session.accuracy for session in found.sessions.get(subject, ()) if session.accuracy is not None]
+    return min(known) if known else None
+
+
+def in_class(found: Found, subject: Subject) -> bool:
+    """Whether a subject answers as well as fp32 does: only then is it a rival."""
+    return is_in_class(accuracy(found, subject), found.of_fp32)
+
+
 def ratios(found: Found) -> list[Ratio]:
-    """The project's own targets, for the loads that were run."""
-    rows = closed_loop(found)
+    """The project's own targets, for the loads that were run, and where eight bits stand beside them."""
+    rows = [row for row in closed_loop(found) if in_class(found, row.subject)]
     at = {users: [row for row in rows if row.load == users] for users in (1, 64)}
-    asked = [
-        _best("requests/s at 64 users, peers as shipped", at[64], SHIPPED, _rps, 5.0),
-        _best("requests/s at 64 users, peers tuned", at[64], TUNED, _rps, 2.5),
-        _best("p99 at 64 users", at[64], None, _faster(lambda row: row.p99_ms), 1.0),
-        _best("p50 at 1 user", at[1], None, _faster(lambda row: row.p50_ms), 2.0),
-    ]
+    peers = [row for row in at[64] if row.subject.server.is_peer]
+    shipped = [row for row in peers if row.subject.setting.name == SHIPPED]
+    tuned = [row for row in peers if row.subject.setting.name != SHIPPED]
+    first = [row for row in tuned if row.subject.server.name in FIRST_PEERS]
+    alone = [row for row in at[1] if row.subject.server.is_peer]
+    asked: list[Ratio | None] = []
+    for subject in dict.fromkeys(row.subject for row in rows if row.subject.server.name == OURS):
+        if not is_ours(subject) and subject.setting.dtype != "int8":
+            continue
+        name = "" if is_ours(subject) else "int8, "
+        mine = [row for row in at[64] if row.subject == subject]
+        my_one = [row for row in at[1] if row.subject == subject]
+        asked += [
+            _best(f"{name}requests/s at 64 users, peers as shipped", mine, shipped, _rps, 5.0),
+            _best(f"{name}requests/s at 64 users, torch peers tuned", mine, first, _rps, 3.0),
+            _best(f"{name}requests/s at 64 users, peers tuned", mine, tuned, _rps, 1.8),
+            _best(f"{name}p99 at 64 users", mine, peers, _faster(lambda row: row.p99_ms), 1.0),
+            _best(f"{name}p50 at 1 user", my_one, alone, _faster(lambda row: row.p50_ms), 1 / 0.6),
+        ]
     return [ratio for ratio in asked if ratio is not None]
 
 
@@ -130,13 +155,9 @@ def _faster(latency: Callable[[Row], float | None]) -> Callable[[Row], float]:
 
 
 def _best(
-    what: str, rows: Sequence[Row], setting: str | None, score: Callable[[Row], float], wanted: float
+    what: str, ours: Sequence[Row], peers: Sequence[Row], score: Callable[[Row], float], wanted: float
 ) -> Ratio | None:
     """The ratio to the best peer; None if ours or every peer is missing."""
-    ours = [row for row in rows if is_ours(row.subject)]
-    peers = [
-        row for row in rows if row.subject.server.is_peer and setting in (None, row.subject.setting.name)
-    ]
     if not ours or not peers:
         return None
     best = max(peers, key=score)

@@ -11,9 +11,12 @@ import pytest
 from fewshard_loadtest.errors import BenchmarkError
 from fewshard_loadtest.peers import __main__ as command
 from fewshard_loadtest.peers import catalogue, environments
-from fewshard_loadtest.peers.catalogue import FEWSHARD, PEERS, SETTINGS_VARIABLE, Launch, Server, peers
+from fewshard_loadtest.peers.catalogue import FEWSHARD, PEERS, peers
 from fewshard_loadtest.peers.checkpoint import Expected, check_labels
-from fewshard_loadtest.peers.rounds import Found, _try
+from fewshard_loadtest.peers.engines import Trial
+from fewshard_loadtest.peers.launch import SETTINGS_VARIABLE, Launch, Server
+from fewshard_loadtest.peers.machine import cpu_slug
+from fewshard_loadtest.peers.rounds import Found, _try, ours
 from fewshard_loadtest.peers.session import Load, Place, Subject, measure
 from fewshard_loadtest.peers.settings import SHIPPED, TUNED, Setting
 
@@ -38,12 +41,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-PROGRAMS = ("bentoml_service.py", "litserve_app.py", "rayserve_app.py")
+PROGRAMS = ("engine.py", "rayserve_app.py")
 EXPECTED = [Expected("a short one", "short", 1.0), Expected("one of more than twenty letters", "long", 1.0)]
 
 
 def launch(setting: Setting, tmp_path: Path) -> Launch:
-    return Launch(Path("/envs/bin"), Path("/a/model"), 8123, tmp_path, setting)
+    return Launch(Path("/envs/bin"), Path("/a/model"), 8123, tmp_path, setting, Path("/a/model/exports"))
 
 
 def fake_peer(tmp_path: Path) -> Server:
@@ -67,13 +70,14 @@ def place(tmp_path: Path, expected: list[Expected], port: int) -> Place:
 
 @pytest.mark.parametrize("server", PEERS, ids=lambda server: server.name)
 def test_pins_are_exact_with_torch_first_and_the_report_finds_its_versions(server: Server) -> None:
-    pins = environments.pins(server.name)
+    pins = environments.pins(server.environment_name)
     assert pins[0] == "torch==2.13.0"
     assert all(pin.count("==") == 1 for pin in pins)
     assert len({pin.split("==")[0].lower() for pin in pins}) == len(pins)
-    assert set(environments.versions(server.name, server.packages)) == set(server.packages)
+    assert set(environments.versions(server.environment_name, server.packages)) == set(server.packages)
     major = "4." if server.name == "infinity" else "5."
-    assert environments.versions(server.name, ("transformers",))["transformers"].startswith(major)
+    versions = environments.versions(server.environment_name, ("transformers",))
+    assert versions["transformers"].startswith(major)
 
 
 def test_an_environment_that_is_there_is_used_until_its_pins_change(
@@ -121,7 +125,11 @@ def test_servers_do_not_inherit_what_would_change_them(
     ours = FEWSHARD.environment(launch(FEWSHARD.shipped, tmp_path))
     assert (ours["PYTHONPATH"], "OMP_NUM_THREADS" in ours) == ("7", False)
     tuned = lit.environment(launch(Setting(TUNED, "bf16", 16, 5, 2, 1), tmp_path))
-    assert tuned["OMP_NUM_THREADS"] == "2"
+    assert (tuned["OMP_NUM_THREADS"], tuned["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
+    assert "OMP_WAIT_POLICY" not in shipped
+    (over,) = peers(["litserve-openvino"])
+    told = json.loads(over.environment(launch(over.shipped, tmp_path))[SETTINGS_VARIABLE])
+    assert (told["engine"], told["engines"]) == ("openvino", "/a/model/exports")
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("fp32", 32), ("bf16", 16), ("fp16", 16)])
@@ -131,7 +139,7 @@ def test_programs_of_peers_are_told_torchs_name_of_the_dtype(tmp_path: Path, dty
     told = json.loads(lit.environment(launch(Setting(TUNED, dtype), tmp_path))[SETTINGS_VARIABLE])
     assert torch.finfo(getattr(torch, told["torch_dtype"])).bits == width
     programs = [Path(catalogue.__file__).parent / f"apps/{name}" for name in PROGRAMS]
-    assert all('getattr(torch, SETTINGS["torch_dtype"])' in program.read_text() for program in programs)
+    assert all('["torch_dtype"])' in program.read_text() for program in programs)
 
 
 def test_infinity_is_told_by_its_own_options(tmp_path: Path) -> None:
@@ -147,6 +155,18 @@ def test_ours_serves_the_checkpoint_in_the_dtype_of_the_setting(tmp_path: Path) 
     assert (model["path"], model["dtype"], model["device"]) == ("/a/model", "fp32", "cpu")
     FEWSHARD.command(launch(FEWSHARD.shipped, tmp_path))
     assert json.loads(Path(command[2]).read_text())["models"][0]["dtype"] == "auto"
+
+
+def test_our_int8_row_serves_the_quantised_directory(tmp_path: Path) -> None:
+    here = replace(place(tmp_path, [], 1), int8=tmp_path / "eight")
+    subjects = {
+        subject.setting.name: subject for subject in ours(here, Found(trials=[Trial("torch", "bf16")]))
+    }
+    assert list(subjects) == [SHIPPED, "fp32", "bf16", "int8"]
+    models = {name: here.launch(subject).model for name, subject in subjects.items()}
+    assert models == {name: tmp_path / ("eight" if name == "int8" else "model") for name in subjects}
+    failed = Found(trials=[Trial("torch", "bf16", error="no such instruction")])
+    assert [s.setting.name for s in ours(replace(here, int8=None), failed)] == [SHIPPED, "fp32"]
 
 
 def test_labels_must_be_those_of_the_checkpoint() -> None:
@@ -168,13 +188,20 @@ def test_a_session_checks_loads_and_weighs(
     server = fake_peer(tmp_path)
     load = Load(users=(1, 2), shares=(0.2,), duration_s=0.5, warmup_s=0.1)
     session = measure(Subject(server, server.shipped), place(tmp_path, EXPECTED, unused_port), load)
-    assert session.agreeing == 1.0
+    assert (session.agreeing, session.accuracy) == (1.0, None)
     assert [run.plan.num_users for run in session.closed_loop] == [1, 2]
     assert all(run.num_failures == 0 < run.num_requests for run in session.closed_loop)
     assert all(run.server_cpu_s is not None for run in session.closed_loop)
     capacity = max(run.answered_rps for run in session.closed_loop)
     assert session.open_loop[0.2].plan.rate == pytest.approx(0.2 * capacity, abs=0.01)
     assert sum(entry.pss_mib for entry in session.memory) > 1
+
+
+def test_the_accuracy_is_that_of_every_text_over_http(tmp_path: Path, unused_port: int) -> None:
+    server = fake_peer(tmp_path)
+    true = [replace(one, truth="short") for one in EXPECTED * 40]
+    load, here = Load((1,), (), 0.2, 0.0), place(tmp_path, true, unused_port)
+    assert measure(Subject(server, server.shipped), here, load, is_graded=True).accuracy == 0.5
 
 
 def test_a_peer_that_answers_wrongly_is_left_out_with_the_reason(tmp_path: Path, unused_port: int) -> None:
@@ -197,8 +224,11 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert (options.users, options.open, options.peers) == ((1, 8), (), ["infinity", "bentoml"])
     assert command.parse(["--peers", "none"]).peers == []
     assert command.parse([]).users == (1, 8, 64, 256)
+    assert command.parse([]).out == Path("docs/results/cpu") / cpu_slug()
+    quick = command.parse(["--quick", "--rounds", "2"])
+    assert (quick.users, quick.open, quick.rounds, quick.quick) == ((1, 64), (), 2, True)
     for wrong, says in (
-        (["--peers", "triton"], "there are: litserve, rayserve, bentoml, infinity"),
+        (["--peers", "triton"], "there are: litserve, rayserve, bentoml, infinity, mosec, litserve-openvino"),
         (["--users", "0"], "above 0"),
         (["--make-model", "x"], "needs --model"),
     ):
