@@ -18,6 +18,8 @@ from fewshard_models.classifier.network import NetworkClassifier, describe
 from fewshard_models.classifier.registry import CLASSIFIERS
 from fewshard_models.devices import choose_device, choose_dtype, storage_dtype
 from fewshard_models.errors import CheckpointError
+from fewshard_models.quantised import own_format
+from fewshard_models.quantised.coding import attach
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,8 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str 
 
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
-    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for a fast one on the device that the network
-        can run in.
+    dtype: a number format ("fp32", "bf16", "fp16", or "int8" for a checkpoint that `fewshard quantize` made),
+        or "auto" for the checkpoint's own, else for a fast one on the device that the network can run in.
     name: the model's name in answers; by default the last part of the path.
 
     Raises CheckpointError for a checkpoint that is missing, damaged or unsupported, or that cannot answer
@@ -37,7 +39,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str 
     directory = resolve(str(path))
     name = name or directory.resolve().name
     chosen = choose_device(device).name
-    chosen_dtype = choose_dtype(dtype, chosen).name
+    chosen_dtype = _stored_format(directory, dtype, chosen) or choose_dtype(dtype, chosen).name
     try:
         return _load_able(directory, name, chosen, chosen_dtype)
     except CheckpointError as error:
@@ -48,12 +50,42 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", name: str 
         return model
 
 
+def _stored_format(directory: Path, dtype: str, device: str) -> str | None:
+    """Return the format that a checkpoint's weights are stored in, if it is to be served in that.
+
+    "auto" leaves it where the device cannot multiply it. Raises CheckpointError where `dtype` asks for a
+    stored format that the checkpoint does not have, or the device cannot multiply.
+    """
+    asked = None if dtype == AUTO else FORMATS[dtype]
+    if asked is not None and not asked.is_stored:
+        return None
+    held = own_format(load_config(directory))
+    if asked is not None and held != asked.name:
+        raise CheckpointError(
+            f"dtype {asked.name} needs a checkpoint that holds its weights so, and {directory} does not: run "
+            f"fewshard quantize {directory} --data FILE --out DIR, and serve DIR"
+        )
+    if held is None or FORMATS[held].multiplies(device):
+        return held
+    if asked is not None:
+        raise CheckpointError(
+            f"this {device} cannot multiply {held}, which takes a CPU with VNNI; leave dtype out, and the "
+            "weights are dequantised"
+        )
+    logger.warning(
+        "%s is served with dequantised weights: this %s cannot multiply %s", directory, device, held
+    )
+    return None
+
+
 def _load_able(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:
     """Load a model that answers ordinary inputs. Raises CheckpointError."""
     checkpoint = load_checkpoint(directory, storage_dtype(dtype), device)
-    prepare = FORMATS[dtype].prepare
-    if prepare is not None:
-        prepare(checkpoint.model)
+    number_format = FORMATS[dtype]
+    if number_format.prepare is not None:
+        number_format.prepare(checkpoint.model)
+    if number_format.is_stored:
+        attach(checkpoint.model, directory)
     model = from_checkpoint(checkpoint, name, device, dtype)
     model.check_able()
     return model
