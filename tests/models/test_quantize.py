@@ -1,6 +1,7 @@
-"""`fewshard quantize`: what it writes is served in 8 bits, answers like the fp32 network, and each item alone."""
+"""`fewshard quantize`: what it writes is served in 8 bits, close to fp32, and answers each item alone."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,9 @@ def test_weights_are_stored_and_held_in_8_bits(tmp_path):
     made(source, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     large = {name for name, each in load_file(source / "model.safetensors").items() if each.ndim > 1}
-    kept = {name for name in large if "embeddings.weight" in name or "classifier" in name or "router" in name}
+    kept = {
+        name for name in large if re.search(r"embeddings\.weight|classifier|pooler|router|\.b[12]$", name)
+    }
     assert {name for name, each in stored.items() if each.dtype == torch.int8} == large - kept
     held = fewshard_models.load(tmp_path / "out").network.state_dict()
     assert {name for name, each in held.items() if each.dtype == torch.int8} == large - kept
@@ -184,7 +187,7 @@ def test_an_unusable_row_is_left_out_and_a_file_of_them_refused(tmp_path):
     source = write_text(tmp_path / "source")
     given = Items("mixed.tsv", ["sun and rain", "wind \ud800"], None)
     assert quantise(source, tmp_path / "out", lambda model: (given, None), 10).rows == 1
-    with pytest.raises(DataError, match="mixed.tsv has no usable rows"):
+    with pytest.raises(DataError, match=r"mixed\.tsv has no usable rows"):
         quantise(source, tmp_path / "other", lambda model: (given.at([1]), None), 10)
     assert not (tmp_path / "other").exists()
 
@@ -194,14 +197,12 @@ def test_other_architectures_and_directories_that_exist_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="exists already"):
         made(source, source)
     other = write_text(tmp_path / "other", tf.MPNetConfig)
-    with pytest.raises(
-        CheckpointError, match="MPNetForSequenceClassification cannot be quantised: .*dtype auto"
-    ):
+    with pytest.raises(CheckpointError, match=r"MPNetFor.* cannot be quantised: .*dtype auto"):
         made(other, tmp_path / "out")
     made(source, tmp_path / "out")
     with pytest.raises(CheckpointError, match="is quantised already"):
         made(tmp_path / "out", tmp_path / "twice")
-    empty = own_checkpoint(tmp_path / "empty", num_hidden_layers=0)
+    empty = own_checkpoint(tmp_path / "empty", num_hidden_layers=0, pooling="mean")
     with pytest.raises(CheckpointError, match="has no layer to quantise"):
         made(empty, tmp_path / "nothing")
 

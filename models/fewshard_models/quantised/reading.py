@@ -96,9 +96,15 @@ def dequantised(weights: Mapping[str, Tensor], settings: Settings) -> dict[str, 
 
 
 def own_format(config: Any) -> str | None:
-    """Return the number format of a checkpoint that `fewshard quantize` made; None for any other."""
+    """Return the number format of a checkpoint that `fewshard quantize` made; None for any other.
+
+    Raises CheckpointError for a format that is not known.
+    """
     settings = quantisation_of(config) or {}
-    return str(settings.get("format")) if settings.get("quant_method") == OWN_METHOD else None
+    if settings.get("quant_method") != OWN_METHOD:
+        return None
+    _layouts(settings)
+    return str(settings["format"])
 
 
 def _layouts(settings: Settings) -> tuple[_Layout, ...]:
