@@ -73,7 +73,7 @@ def _ways(options: argparse.Namespace) -> Iterator[Way]:
     yield Way(AUTO, own, options.path)
     threads = sorted({1, num_cores()})
     for each in FORMATS:
-        if each.prepare is None and each.storage != "int8" and each.multiplies("cpu"):
+        if each.is_cast and each.multiplies("cpu"):
             for number in threads:
                 yield Way(f"{each.name}, {number} threads", own, options.path, each.name, number)
     if options.int8:

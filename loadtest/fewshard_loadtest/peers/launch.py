@@ -19,7 +19,7 @@ _QUIET = {
 }
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that have nothing to do give their core to the others."""
-TORCH_DTYPES = {each.name: each.storage for each in FORMATS}
+TORCH_DTYPES = {each.name: each.storage for each in FORMATS if each.is_cast}
 """Names of a setting's dtypes in torch and Infinity."""
 
 

@@ -32,6 +32,8 @@ from fewshard_models.classifier.network import NetworkClassifier, describe
 from fewshard_models.classifier.registry import CLASSIFIERS
 from fewshard_models.devices import Choice, choose_device, choose_dtype, storage_dtype
 from fewshard_models.errors import CheckpointError
+from fewshard_models.quantised import own_format
+from fewshard_models.quantised.coding import attach
 from fewshard_models.tuning.cache import tuning_cache
 from fewshard_models.tuning.choice import Measured
 from fewshard_models.weight_files import require_safetensors, stored_tensors
@@ -51,8 +53,9 @@ def load(
 
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
-    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for the fastest in which the checkpoint answers
-        as it should. On a CPU it is measured, once for each shape of a checkpoint, and kept in a cache.
+    dtype: a number format ("fp32", "bf16", "fp16", or "int8" for a checkpoint that `fewshard quantize` made),
+        or "auto" for the checkpoint's own, else for the fastest in which the checkpoint answers as it should.
+        On a CPU it is measured, once for each shape of a checkpoint, and kept in a cache.
     name: the model's name in answers; by default the last part of the path.
     threads: numbers of threads to choose from by measurement, on a CPU, the first being the one that others
         must beat; torch's number is then changed.
@@ -68,11 +71,12 @@ def load(
     name = name or directory.resolve().name
     chosen = choose_device(device).name
     remember_in(tuning_cache())
+    stored = _stored_format(directory, dtype, chosen)
     if chosen == "cpu" and is_measuring():
         measuring = _Measuring(directory, name)
-        model, shape = measuring.load(dtype, threads), measuring.shape.text
+        model, shape = measuring.load(stored or dtype, threads), measuring.shape.text
     else:
-        model, shape = _load_by_rule(directory, name, chosen, dtype), ""
+        model, shape = _load_by_rule(directory, name, chosen, stored or dtype), ""
         engine = TORCH if engine == AUTO else engine
     use_engine(model, engine, shape, partial(_load_able, directory, name, chosen, "fp32"))
     return model
@@ -176,12 +180,42 @@ def shape_of(directory: Path) -> Shape:
     return Shape.of(_architecture(config, directory), config, sum(each.size for each in stored.values()))
 
 
+def _stored_format(directory: Path, dtype: str, device: str) -> str | None:
+    """Return the format that a checkpoint's weights are stored in, if it is to be served in that.
+
+    "auto" leaves it where the device cannot multiply it. Raises CheckpointError where `dtype` asks for a
+    stored format that the checkpoint does not have, or the device cannot multiply.
+    """
+    asked = None if dtype == AUTO else FORMATS[dtype]
+    if asked is not None and not asked.is_stored:
+        return None
+    held = own_format(load_config(directory))
+    if asked is not None and held != asked.name:
+        raise CheckpointError(
+            f"dtype {asked.name} needs a checkpoint that holds its weights so, and {directory} does not: run "
+            f"fewshard quantize {directory} --data FILE --out DIR, and serve DIR"
+        )
+    if held is None or FORMATS[held].multiplies(device):
+        return held
+    if asked is not None:
+        raise CheckpointError(
+            f"this {device} cannot multiply {held}, which takes a CPU with VNNI; leave dtype out, and the "
+            "weights are dequantised"
+        )
+    logger.warning(
+        "%s is served with dequantised weights: this %s cannot multiply %s", directory, device, held
+    )
+    return None
+
+
 def _load_able(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:
     """Load a model that answers ordinary inputs. Raises CheckpointError."""
     checkpoint = load_checkpoint(directory, storage_dtype(dtype), device)
-    prepare = FORMATS[dtype].prepare
-    if prepare is not None:
-        prepare(checkpoint.model)
+    number_format = FORMATS[dtype]
+    if number_format.prepare is not None:
+        number_format.prepare(checkpoint.model)
+    if number_format.is_stored:
+        attach(checkpoint.model, directory)
     model = from_checkpoint(checkpoint, name, device, dtype)
     model.check_able()
     return model

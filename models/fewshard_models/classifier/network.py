@@ -33,7 +33,8 @@ class NetworkClassifier(Classifier):
     checkpoint: the source of the network.
     network: the network, in evaluation mode.
     forward: what is called for a pass: the network, or its compiled form.
-    device, dtype: of the network's first parameter.
+    device: of the network's first parameter.
+    dtype: of its first parameter of fractions.
     """
 
     task: ClassVar[Task]
@@ -44,7 +45,7 @@ class NetworkClassifier(Classifier):
         self.checkpoint = checkpoint
         self.network: Any = checkpoint.model
         self.forward: Callable[..., Any] = checkpoint.model
-        parameter = next(checkpoint.model.parameters())
+        parameter = next(each for each in checkpoint.model.parameters() if each.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
 
     @classmethod

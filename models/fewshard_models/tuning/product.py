@@ -25,7 +25,7 @@ def measure_products(names: Sequence[str]) -> Measured:
 
 
 def _run(name: str) -> Run:
-    assert FORMATS[name].prepare is None
+    assert FORMATS[name].is_cast
     dtype = storage_dtype(name)
     rows, weight = torch.randn(_ROWS, _WIDTH_IN).to(dtype), torch.randn(_WIDTH_OUT, _WIDTH_IN).to(dtype)
     if not torch.backends.mkldnn.is_available():
