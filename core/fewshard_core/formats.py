@@ -21,6 +21,7 @@ class NumberFormat:
     kernel_tolerance: the largest difference of an op's result, relative to the largest value.
     multiplies: whether a device ("cpu" or "cuda") of this machine can multiply in this format.
     prepare: changes a network that was loaded in `storage`, in place; None if casting is enough.
+    is_stored: whether only checkpoints that hold their weights in this format are served in it.
     """
 
     name: str
@@ -30,6 +31,12 @@ class NumberFormat:
     kernel_tolerance: float
     multiplies: Callable[[str], bool]
     prepare: Callable[[Any], None] | None = None
+    is_stored: bool = False
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether any checkpoint can be served in it, by casting its weights to `storage`."""
+        return self.prepare is None and not self.is_stored
 
 
 class FormatRegistry:
@@ -95,8 +102,18 @@ def _has_fp16(device: str) -> bool:
     return device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
+def _has_int8(device: str) -> bool:
+    import torch
+
+    # Without VNNI, oneDNN adds pairs of products in 16 bits, which overflow and are cut.
+    found = torch.cpu.get_capabilities() if torch.backends.mkldnn.is_available() else {}
+    return device == "cpu" and bool(found.get("avx512_vnni") or found.get("avx_vnni"))
+
+
 FORMATS = FormatRegistry(
     NumberFormat("fp32", "float32", "float32", 1e-4, 1e-5, _has_fp32),
     NumberFormat("bf16", "bfloat16", "bfloat16", 6e-2, 2e-2, _has_bf16),
     NumberFormat("fp16", "float16", "float16", 2e-2, 3e-3, _has_fp16),
+    # Golden logits of an 8-bit checkpoint are its own: this allows for the rounding between its layers.
+    NumberFormat("int8", "float32", "int8", 0.25, 2e-2, _has_int8, is_stored=True),
 )

@@ -72,9 +72,9 @@ def test_the_golden_check_uses_the_formats_tolerance(monkeypatch: pytest.MonkeyP
 
 
 def test_a_format_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'auto', 'fp32', 'bf16' or 'fp16'"):
+    with pytest.raises(ConfigError, match="'auto', 'fp32', 'bf16', 'fp16' or 'int8'"):
         load_config(configured(tmp_path, "half-weights"))
-    with pytest.raises(ValueError, match="no number format 'half-weights'; there are fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="no number format 'half-weights'; there are fp32, bf16, fp16, int8"):
         fewshard_models.load("zoo:sst2-narrow", "cpu", "half-weights")
 
 

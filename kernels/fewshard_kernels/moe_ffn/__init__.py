@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewshard_kernels.moe_ffn.check import check_options, check_router, check_rows, check_weights
 from fewshard_kernels.moe_ffn.cpu import moe_ffn_cpu
+from fewshard_kernels.moe_ffn.int8 import PackedInt8Experts, check_int8, moe_ffn_int8
 from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.packed import PackedExperts, moe_ffn_packed
 from fewshard_kernels.moe_ffn.reference import moe_ffn_reference
@@ -51,7 +52,7 @@ class PathChoice:
 def moe_ffn(
     x: Tensor,
     router: Tensor | Routing,
-    w1: Tensor | PackedExperts,
+    w1: Tensor | PackedExperts | PackedInt8Experts,
     b1: Tensor | None = None,
     w2: Tensor | None = None,
     b2: Tensor | None = None,
@@ -91,6 +92,7 @@ def moe_ffn(
     `norm`: the result is LayerNorm(residual + y) over H, in fp32; requires `residual`.
     `w1` may be `PackedExperts` (see `pack_experts`), without `b1`, `w2` and `b2`. On a CPU the packed weights
     are used, unless dropout or a gradient of `x` is needed; then, and elsewhere, the plain weights are.
+    `w1` may be `PackedInt8Experts`, alone likewise: on a CPU, without gates, dropout and gradients.
     A NaN in one row of `x` affects that row of y only.
     Raises ValueError if shapes, dtypes, devices or options do not fit together.
 
@@ -105,6 +107,12 @@ def moe_ffn(
     if isinstance(router, Routing) and router.experts.ndim == 2:
         top_k = router.experts.shape[1]
     options = MoeOptions(top_k, activation, gated, scoring, normalize, dropout, expert_mask, residual, norm)
+    if isinstance(w1, PackedInt8Experts):
+        _alone(b1, w2, b2)
+        check_int8(x, w1, activation, gated, dropout)
+        check_router(x, router, w1.num_experts)
+        check_options(x, w1.num_experts, options)
+        return moe_ffn_int8(x, router, w1, options)
     packed, weights = _experts(w1, b1, w2, b2, gated)
     num_experts, _, hidden = weights.w1.shape
     check_rows(x, hidden, weights.w1)
@@ -129,8 +137,7 @@ def _experts(
     w1: Tensor | PackedExperts, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, gated: bool
 ) -> tuple[PackedExperts | None, ExpertWeights]:
     if isinstance(w1, PackedExperts):
-        if not (b1 is None and w2 is None and b2 is None):
-            raise ValueError("packed experts hold b1, w2 and b2 already; leave these out")
+        _alone(b1, w2, b2)
         if w1.gated != gated:
             raise ValueError(f"experts were packed with gated={w1.gated}, but the call says {gated}")
         return w1, w1.plain
@@ -139,6 +146,11 @@ def _experts(
     weights = ExpertWeights(w1, b1, w2, b2)
     check_weights(weights, gated)
     return None, weights
+
+
+def _alone(*others: Tensor | None) -> None:
+    if any(each is not None for each in others):
+        raise ValueError("packed experts hold b1, w2 and b2 already; leave these out")
 
 
 def _needs_plain(x: Tensor, options: MoeOptions) -> bool:

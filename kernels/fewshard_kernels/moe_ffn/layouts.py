@@ -6,26 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshard_core.formats import FORMATS
 from fewshard_kernels.moe_ffn.options import ExpertWeights, activate
-
-# oneDNN's name for each activation, and its variant (empty if there is only one).
-ONEDNN_ACTIVATIONS = {
-    "gelu": ("gelu", "none"),
-    "gelu_pytorch_tanh": ("gelu", "tanh"),
-    "relu": ("relu", ""),
-    "silu": ("swish", ""),
-}
-
-
-def onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN supports matrix products in `dtype` on this CPU.
-
-    >>> onednn_multiplies(torch.float64)
-    False
-    """
-    known = {each.compute: each for each in FORMATS}.get(str(dtype).removeprefix("torch."))
-    return torch.backends.mkldnn.is_available() and known is not None and known.multiplies("cpu")
+from fewshard_kernels.onednn import ONEDNN_ACTIVATIONS
 
 
 class Layout(Protocol):

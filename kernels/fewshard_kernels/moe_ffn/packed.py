@@ -18,10 +18,10 @@ from fewshard_kernels.moe_ffn.layouts import (
     OneDnnLayout,
     PlainLayout,
     TransposedLayout,
-    onednn_multiplies,
 )
 from fewshard_kernels.moe_ffn.options import ExpertWeights, MoeOptions, Routing, add_and_norm
 from fewshard_kernels.moe_ffn.routing import MoeStats, route
+from fewshard_kernels.onednn import onednn_multiplies
 
 
 @dataclass(frozen=True, slots=True, eq=False)

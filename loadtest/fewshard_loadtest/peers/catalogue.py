@@ -23,7 +23,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
 }
-TORCH_DTYPES = {each.name: each.storage for each in FORMATS}
+TORCH_DTYPES = {each.name: each.storage for each in FORMATS if each.is_cast}
 """Names of a setting's dtypes in torch and Infinity."""
 
 

@@ -37,7 +37,7 @@ from fewshard_models.bench.problem import Layer, Problem, make_layer, make_probl
 from fewshard_models.devices import storage_dtype
 
 # Maximum |y - y64| / |y64| over the checked rows for a correct result.
-TOLERANCES = {each.name: each.kernel_tolerance for each in FORMATS}
+TOLERANCES = {each.name: each.kernel_tolerance for each in FORMATS if each.is_cast}
 GRAPH = " (graph)"
 _ACTIVATION = "activation"
 _MAX_COPIES = 64

@@ -75,7 +75,7 @@ def is_measuring() -> bool:
 
 def formats_of_cpu() -> list[str]:
     """Return the formats that this CPU multiplies in and that a cast makes, the most exact first."""
-    return [each.name for each in FORMATS if each.prepare is None and each.multiplies("cpu")]
+    return [each.name for each in FORMATS if each.is_cast and each.multiplies("cpu")]
 
 
 def recalled_format(shape: Shape) -> Measured | None:

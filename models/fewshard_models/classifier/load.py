@@ -30,6 +30,8 @@ from fewshard_models.classifier.network import NetworkClassifier, describe
 from fewshard_models.classifier.registry import CLASSIFIERS
 from fewshard_models.devices import Choice, choose_device, choose_dtype, storage_dtype
 from fewshard_models.errors import CheckpointError
+from fewshard_models.quantised import own_format
+from fewshard_models.quantised.coding import attach
 from fewshard_models.tuning.cache import tuning_cache
 from fewshard_models.tuning.choice import Measured
 from fewshard_models.weight_files import require_safetensors, stored_tensors
@@ -44,8 +46,9 @@ def load(
 
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
-    dtype: a number format ("fp32", "bf16", "fp16"), or "auto" for the fastest in which the checkpoint answers
-        as it should. On a CPU it is measured, once for each shape of a checkpoint, and kept in a cache.
+    dtype: a number format ("fp32", "bf16", "fp16", or "int8" for a checkpoint that `fewshard quantize` made),
+        or "auto" for the checkpoint's own, else for the fastest in which it answers as it should. On a CPU
+        that is measured, once for each shape of a checkpoint, and kept in a cache.
     name: the model's name in answers; by default the last part of the path.
     threads: numbers of threads to choose from by measurement, on a CPU, the first being the one that others
         must beat; torch's number is then changed.
@@ -57,17 +60,19 @@ def load(
     name = name or directory.resolve().name
     chosen = choose_device(device).name
     remember_in(tuning_cache())
+    choice = _stated(directory, dtype, chosen)
     if chosen != "cpu" or not is_measuring():
-        return _load_by_rule(directory, name, chosen, dtype)
-    return _Measuring(directory, name).load(dtype, threads)
+        return _load_by_rule(directory, name, chosen, choice or choose_dtype(dtype, chosen), dtype == AUTO)
+    return _Measuring(directory, name).load(choice, threads)
 
 
-def _load_by_rule(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:
-    chosen = choose_dtype(dtype, device)
+def _load_by_rule(
+    directory: Path, name: str, device: str, chosen: Choice, may_change: bool
+) -> NetworkClassifier:
     try:
         model = _load_able(directory, name, device, chosen.name)
     except CheckpointError as error:
-        if dtype != AUTO or chosen.name == "fp32":
+        if not may_change or chosen.name == "fp32":
             raise
         model = _load_able(directory, name, device, "fp32")
         logger.warning("model %r runs in fp32, since it cannot in %s: %s", name, chosen.name, error)
@@ -76,8 +81,8 @@ def _load_by_rule(directory: Path, name: str, device: str, dtype: str) -> Networ
 
 
 def compare(path: str | Path, dtype: str, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
-    """Return what `load` decides by on this CPU: "format" if `dtype` is "auto", "threads" if any are given,
-    and "tokens".
+    """Return what `load` decides by on this CPU: "format" if neither `dtype` nor the checkpoint states one,
+    "threads" if any are given, and "tokens".
 
     anew: measure again what is in the cache. Raises as `load` does.
     """
@@ -86,7 +91,8 @@ def compare(path: str | Path, dtype: str, threads: Sequence[int], anew: bool) ->
     if anew:
         cache.forget("experts ")
     remember_in(cache)
-    return _Measuring(directory, directory.resolve().name).compare(dtype, threads, anew)
+    choice = _stated(directory, dtype, "cpu")
+    return _Measuring(directory, directory.resolve().name).compare(choice, threads, anew)
 
 
 class _Measuring:
@@ -96,13 +102,14 @@ class _Measuring:
         self._directory, self._name = directory, name
         self.shape = shape_of(directory)
 
-    def load(self, dtype: str, threads: Sequence[int]) -> NetworkClassifier:
-        if dtype != AUTO:
-            return self._with_threads(FORMATS[dtype].name, "asked for", threads)
+    def load(self, choice: Choice | None, threads: Sequence[int]) -> NetworkClassifier:
+        """Load in the format of `choice`; without one in the fastest."""
+        if choice is not None:
+            return self._with_threads(choice.name, choice.reason, threads)
         try:
             measured = measured_format(self.shape, self.load_in)
         except CheckpointError:  # in every format; the server's own check, or this, tells the user why
-            return _load_by_rule(self._directory, self._name, "cpu", dtype)
+            return _load_by_rule(self._directory, self._name, "cpu", choose_dtype(), True)
         for each in measured.order:
             try:
                 model = self._with_threads(each, measured.reason, threads)
@@ -111,15 +118,14 @@ class _Measuring:
                 return model
             except CheckpointError as error:
                 logger.warning("model %r does not run in %s: %s", self._name, each, error)
-        return _load_by_rule(self._directory, self._name, "cpu", dtype)
+        return _load_by_rule(self._directory, self._name, "cpu", choose_dtype(), True)
 
-    def compare(self, dtype: str, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
+    def compare(self, choice: Choice | None, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
         """See `compare`."""
         found: dict[str, Measured] = {}
-        if dtype == AUTO:
+        if choice is None:
             found["format"] = measured_format(self.shape, self.load_in, anew)
-            dtype = found["format"].order[0]
-        model = self.load_in(FORMATS[dtype].name)
+        model = self.load_in(found["format"].order[0] if choice is None else choice.name)
         if threads:
             found["threads"] = measured_threads(self.shape, model, threads, anew)
         return found | {"tokens": measured_budget(self.shape, model, anew)}
@@ -160,12 +166,52 @@ def shape_of(directory: Path) -> Shape:
     return Shape.of(_architecture(config, directory), config, sum(each.size for each in stored.values()))
 
 
+def _stated(directory: Path, dtype: str, device: str) -> Choice | None:
+    """Return the format that is asked for, or in which a checkpoint's weights are stored; None for neither.
+
+    Raises as `_stored_format` does, and ValueError for an unknown format.
+    """
+    if stored := _stored_format(directory, dtype, device):
+        return Choice(stored, "the checkpoint's own" if dtype == AUTO else "asked for")
+    return None if dtype == AUTO else choose_dtype(dtype, device)
+
+
+def _stored_format(directory: Path, dtype: str, device: str) -> str | None:
+    """Return the format that a checkpoint's weights are stored in, if it is to be served in that.
+
+    "auto" leaves it where the device cannot multiply it. Raises CheckpointError where `dtype` asks for a
+    stored format that the checkpoint does not have, or the device cannot multiply.
+    """
+    asked = None if dtype == AUTO else FORMATS[dtype]
+    if asked is not None and not asked.is_stored:
+        return None
+    held = own_format(load_config(directory))
+    if asked is not None and held != asked.name:
+        raise CheckpointError(
+            f"dtype {asked.name} needs a checkpoint that holds its weights so, and {directory} does not: run "
+            f"fewshard quantize {directory} --data FILE --out DIR, and serve DIR"
+        )
+    if held is None or FORMATS[held].multiplies(device):
+        return held
+    if asked is not None:
+        raise CheckpointError(
+            f"this {device} cannot multiply {held}, which takes a CPU with VNNI; leave dtype out, and the "
+            "weights are dequantised"
+        )
+    logger.warning(
+        "%s is served with dequantised weights: this %s cannot multiply %s", directory, device, held
+    )
+    return None
+
+
 def _load_able(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:
     """Load a model that answers ordinary inputs. Raises CheckpointError."""
     checkpoint = load_checkpoint(directory, storage_dtype(dtype), device)
-    prepare = FORMATS[dtype].prepare
-    if prepare is not None:
-        prepare(checkpoint.model)
+    number_format = FORMATS[dtype]
+    if number_format.prepare is not None:
+        number_format.prepare(checkpoint.model)
+    if number_format.is_stored:
+        attach(checkpoint.model, directory)
     model = from_checkpoint(checkpoint, name, device, dtype)
     model.check_able()
     return model

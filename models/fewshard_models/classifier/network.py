@@ -31,7 +31,8 @@ class NetworkClassifier(Classifier):
     task: the task they classify.
     checkpoint: the source of the network.
     network: the network, in evaluation mode.
-    device, dtype: of the network's first parameter.
+    device: of the network's first parameter.
+    dtype: of its first parameter of fractions.
     """
 
     task: ClassVar[Task]
@@ -40,7 +41,7 @@ class NetworkClassifier(Classifier):
         self.info = info
         self.checkpoint = checkpoint
         self.network: Any = checkpoint.model
-        parameter = next(checkpoint.model.parameters())
+        parameter = next(each for each in checkpoint.model.parameters() if each.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
 
     @classmethod

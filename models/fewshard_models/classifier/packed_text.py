@@ -176,7 +176,8 @@ def packed_preprocessor(
 
 def _unnumbered_ids(config: PreTrainedConfig) -> set[int]:
     """Return the padding id of RoBERTa and its relatives: within a text it would take no position."""
-    return {config.pad_token_id} if position_offset(config) else set()
+    is_unnumbered = getattr(config, "pads_unnumbered", False) or position_offset(config)
+    return {config.pad_token_id} if is_unnumbered else set()
 
 
 def _fill_routing(

@@ -16,18 +16,19 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from fewshard_core.values import Item, TextInput
 from fewshard_models.card import Card, Golden, commit
-from fewshard_models.checkpoint import Checkpoint
+from fewshard_models.checkpoint import Checkpoint, load_config
 from fewshard_models.classifier.load import load
 from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.counting import count_macs, count_parameters, macs_input
 from fewshard_models.data.sst2 import load_sst2
 from fewshard_models.evaluation import metrics
 from fewshard_models.evaluation.tasks import held_out, label_order
+from fewshard_models.quantised import own_format
 from fewshard_models.sparsify.observers import ffn_inputs
 from fewshard_models.sparsify.report import load_report
 from fewshard_models.text import FewshardTextForSequenceClassification, PackedOutput, PackedTokens
+from fewshard_models.text.feed_forward import MoeFeedForward
 from fewshard_models.text.inference import over_all, tokenize
-from fewshard_models.text.modeling import MoeFeedForward
 
 GOLDEN_TEXTS = (
     "a warm and funny film that stays with you",
@@ -76,12 +77,19 @@ class Evaluation:
 
 
 def evaluate(directory: Path, limit: int | None = None) -> Evaluation:
-    """Run a checkpoint in fp32 over SST-2's dev set or CIFAR-10's test set (no test-time augmentation)."""
-    model = load(directory, "cpu", "fp32")
+    """Run a checkpoint over SST-2's dev set or CIFAR-10's test set (no test-time augmentation).
+
+    It runs in fp32, or in the 8 bits that it is stored in.
+    """
+    model = _load_exact(directory)
     test = held_out(model.info.task, limit)
     order = label_order(model.checkpoint, test.names)
     logits = model(test.inputs).logits[:, order]
     return Evaluation(test.dataset, logits.argmax(axis=1), test.labels)
+
+
+def _load_exact(directory: Path) -> NetworkClassifier:
+    return load(directory, "cpu", own_format(load_config(directory)) or "fp32")
 
 
 def write_card(
@@ -97,7 +105,7 @@ def write_card(
     unmeasured: the reason why accuracy would be meaningless; then it is not measured.
     """
     evaluation = evaluate(directory, limit) if unmeasured is None else None
-    model = load(directory, "cpu", "fp32")
+    model = _load_exact(directory)
     checkpoint = model.checkpoint
     parameters = count_parameters(checkpoint.model)
     config = checkpoint.model.config

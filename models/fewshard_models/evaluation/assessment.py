@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshard_core.formats import FORMATS
 from fewshard_models.bench.report import machine
 from fewshard_models.card import load_card
 from fewshard_models.classifier.base import CountsExperts
@@ -58,7 +59,7 @@ def evaluate_model(
     directory = loaded.checkpoint.directory
     card = load_card(directory)
     about = {} if card is None else {k: v for k, v in asdict(card).items() if k != "golden"}
-    dtype = str(loaded.dtype).removeprefix("torch.")
+    dtype = FORMATS[loaded.info.dtype].compute
     say(f"{name}: cost and memory")
     common: dict[str, Any] = {
         "model": name,

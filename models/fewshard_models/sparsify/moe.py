@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewshard_models.errors import RecipeError
 from fewshard_models.sparsify.observers import Text, ffn_inputs, ffn_units, importance
 from fewshard_models.text import FewshardTextConfig
-from fewshard_models.text.modeling import DenseFeedForward, MoeFeedForward
+from fewshard_models.text.feed_forward import DenseFeedForward, MoeFeedForward
 
 
 def split_into_experts(

@@ -13,7 +13,8 @@ from fewshard_models.errors import RecipeError
 from fewshard_models.sparsify.allocation import choose_widths, multiples
 from fewshard_models.sparsify.channels import Cnn, groups_of, macs_of, widths_of, with_widths
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
-from fewshard_models.text.modeling import Attention, DenseFeedForward, EncoderLayer
+from fewshard_models.text.feed_forward import DenseFeedForward
+from fewshard_models.text.modeling import Attention, EncoderLayer
 
 Text = FewshardTextForSequenceClassification
 Cost = Callable[[Mapping[str, int]], float]

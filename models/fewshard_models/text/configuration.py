@@ -20,6 +20,7 @@ class FewshardTextConfig(PreTrainedConfig):
     pooler_act: activation of the dense layer before the classifier; None for no such layer.
     routing: whether each token chooses its experts, or each request (item) once per layer for all its tokens.
     sparsity_kind: "static" or "dynamic" if a sparsifier made the network.
+    pads_unnumbered: whether the padding id takes no position, as in RoBERTa, of which it was converted.
     """
 
     model_type = "fewshard_text"
@@ -50,6 +51,7 @@ class FewshardTextConfig(PreTrainedConfig):
     router_aux_loss_coef: float | int = 0.01
     router_z_loss_coef: float | int = 0.001
     sparsity_kind: str | None = None
+    pads_unnumbered: bool = False
 
     @property
     def expert_size(self) -> int:

@@ -72,6 +72,7 @@ def convert_config(config: PreTrainedConfig) -> FewshardTextConfig:
         id2label=config.id2label,
         label2id=config.label2id,
         problem_type=config.problem_type,
+        pads_unnumbered=config.model_type in _BEHIND_PADDING,
         **fields,
     )
 

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshard_kernels import ONEDNN_ACTIVATIONS, MoeStats, Routing, onednn_multiplies, route_groups
+from fewshard_kernels import (
+    ONEDNN_ACTIVATIONS,
+    Int8Product,
+    MoeStats,
+    Quantisation,
+    Routing,
+    onednn_multiplies,
+    route_groups,
+)
 from fewshard_models.fused import Fusable
 from fewshard_models.text.configuration import FewshardTextConfig
 from fewshard_models.text.packing import PackedTokens, mean_of_items
@@ -47,6 +55,45 @@ class Linear(nn.Linear, Fusable[PackedLinear]):
         inside = activation if activation in _INSIDE else None
         self.fused = PackedLinear(self, inside)
         return inside is not None
+
+
+class Int8Linear(nn.Module):
+    """A `Linear` whose weights and inputs are coded in 8 bits; for inference on a CPU, after `pack`.
+
+    weight: int8 [O, I], without a gradient; a weight is its number times its row's `scale`, fp32 [O].
+    rows: the code of the input. A uint8 input is coded in it already.
+    dtype: of the output, unless the next layer takes codes.
+    feeds: the code in which the next layer takes the activated output, or None.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        rows: Quantisation,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.rows, self.dtype = rows, dtype
+        self.feeds: Quantisation | None = None
+        self.usable: Int8Product | None = None
+
+    def pack(self, activation: str | None = None) -> bool:
+        """Pack the weights, and fuse `activation` if oneDNN can; returns whether it is fused."""
+        inside = activation if activation in ONEDNN_ACTIVATIONS else None
+        out = self.dtype if self.feeds is None or inside != activation else self.feeds
+        self.usable = Int8Product(self.weight.detach(), self.scale, self.bias, self.rows, out, inside)
+        return inside is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.usable is not None
+        return self.usable(x if x.dtype == torch.uint8 else self.rows.encode(x))
 
 
 class Dropout(nn.Module):

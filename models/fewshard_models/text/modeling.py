@@ -1,6 +1,5 @@
 """Our text encoder with a classification head, on packed tokens; dense and MoE share all other layers."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +9,12 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fewshard_kernels import ExpertWeights, MoeStats, PackedCache, PackedExperts, moe_ffn, rounded
+from fewshard_kernels import MoeStats, rounded
 from fewshard_models.losses import classification_loss
 from fewshard_models.text.attention import AttentionLayout, attention_layout, packed_attention
 from fewshard_models.text.configuration import FewshardTextConfig
-from fewshard_models.text.layers import Dropout, Linear, choose_experts
+from fewshard_models.text.feed_forward import DenseFeedForward, MoeFeedForward
+from fewshard_models.text.layers import Dropout, Linear
 from fewshard_models.text.packing import PackedTokens, mean_of_items, pack_padded, with_rows
 
 
@@ -81,92 +81,6 @@ class Attention(nn.Module):
     def prepare_for_inference(self) -> None:
         self.qkv.pack()
         self.output.pack()
-
-
-class DenseFeedForward(nn.Module):
-    def __init__(self, config: FewshardTextConfig) -> None:
-        super().__init__()
-        self.up = Linear(config.hidden_size, config.intermediate_size)
-        self.down = Linear(config.intermediate_size, config.hidden_size)
-        self.hidden_act, self.activation = config.hidden_act, ACT2FN[config.hidden_act]
-        self.activates_inside = False
-
-    def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, None]:
-        hidden = self.up(hidden)
-        if not (self.activates_inside and self.up.usable):
-            hidden = self.activation(hidden)
-        return self.down(hidden), None
-
-    def prepare_for_inference(self) -> None:
-        self.activates_inside = self.up.pack(self.hidden_act)
-        self.down.pack()
-
-
-class MoeFeedForward(nn.Module):
-    """The parameters of one expert layer; `fewshard_kernels.moe_ffn` computes it.
-
-    After `prepare_for_inference`, a packed copy of the experts is kept for the CPU and used in eval mode
-    without gradients. It is not part of the state dict. Training and casts drop it; the next inference packs
-    the weights again.
-    """
-
-    def __init__(self, config: FewshardTextConfig) -> None:
-        super().__init__()
-        experts, width, hidden = config.num_experts, config.expert_size, config.hidden_size
-        self.router = nn.Parameter(torch.empty(experts, hidden))
-        self.w1 = nn.Parameter(torch.empty(experts, width, hidden))
-        self.b1 = nn.Parameter(torch.zeros(experts, width))
-        self.w2 = nn.Parameter(torch.empty(experts, hidden, width))
-        self.b2 = nn.Parameter(torch.zeros(experts, hidden))
-        self.config = config
-        self.packs = False
-        self.packed = PackedCache()
-
-    def prepare_for_inference(self) -> None:
-        self.packs = True
-        if self.w1.device.type == "cpu":
-            self.packed.get(self._experts(), gated=False)
-
-    def train(self, mode: bool = True) -> "MoeFeedForward":
-        if mode:
-            self.packed.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoeFeedForward":
-        self.packed.clear()
-        super()._apply(fn, recurse)
-        return self
-
-    def forward(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
-        """`hidden` may have padding rows after the tokens; they are not routed."""
-        out, stats = self._tokens(hidden[: packed.num_tokens], packed)
-        return with_rows(out, len(hidden)), stats
-
-    def _tokens(self, hidden: Tensor, packed: PackedTokens) -> tuple[Tensor, MoeStats]:
-        router, item_stats = (
-            choose_experts(hidden, packed, self.router, self.config)
-            if self.config.routing == "request"
-            else (self.router, None)
-        )
-        out, stats = moe_ffn(
-            hidden.to(self.w1.dtype),
-            router,
-            *self._experts_or_packed(),
-            top_k=self.config.num_experts_per_tok,
-            activation=self.config.hidden_act,
-            normalize=self.config.norm_topk_prob,
-            dropout=self.config.expert_dropout_prob if self.training else 0.0,
-        )
-        return out, item_stats or stats
-
-    def _experts_or_packed(self) -> ExpertWeights | tuple[PackedExperts]:
-        uses_packed = self.packs and not self.training and not torch.is_grad_enabled()
-        if uses_packed and self.w1.device.type == "cpu":
-            return (self.packed.get(self._experts(), gated=False),)
-        return self._experts()
-
-    def _experts(self) -> ExpertWeights:
-        return ExpertWeights(self.w1, self.b1, self.w2, self.b2)
 
 
 class EncoderLayer(nn.Module):

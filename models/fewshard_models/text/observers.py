@@ -12,14 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
-from fewshard_models.text.layers import choose_experts
-from fewshard_models.text.modeling import (
-    DenseFeedForward,
-    FewshardTextForSequenceClassification,
-    MoeFeedForward,
-)
+from fewshard_models.text.feed_forward import DenseFeedForward, MoeFeedForward
+from fewshard_models.text.layers import Int8Linear, choose_experts
+from fewshard_models.text.modeling import FewshardTextForSequenceClassification
 from fewshard_models.text.packing import PackedTokens, pack
 
 
@@ -33,7 +29,7 @@ def watched_experts(network: FewshardTextForSequenceClassification) -> Iterator[
 
     def note(layer: MoeFeedForward, inputs: tuple[Tensor, PackedTokens]) -> None:
         hidden, packed = inputs
-        hidden = hidden[: packed.num_tokens].to(layer.w1.dtype)
+        hidden = layer.rows(hidden[: packed.num_tokens])
         chosen.append(choose_experts(hidden, packed, layer.router, layer.config)[0].experts)
 
     layers = [layer for layer in network.modules() if isinstance(layer, MoeFeedForward)]
@@ -114,6 +110,10 @@ def _watched(
 def _look(ffn: nn.Module, inputs: Tensor, packed: PackedTokens) -> _Layer:
     if isinstance(ffn, MoeFeedForward):
         return _look_at_experts(ffn, inputs, packed)
+    assert isinstance(ffn, DenseFeedForward)
+    # The units of an 8-bit layer are coded for the next one.
+    if isinstance(ffn.down, Int8Linear) and inputs.dtype == torch.uint8:
+        inputs = ffn.down.rows.decode(inputs)
     return _Layer(_by_item(_share_near_zero(inputs), packed))
 
 
@@ -125,8 +125,7 @@ def _look_at_experts(ffn: MoeFeedForward, hidden: Tensor, packed: PackedTokens) 
     sparsity = torch.zeros(len(hidden), device=hidden.device)
     for expert in range(len(ffn.w1)):
         rows = chosen[:, expert].nonzero()[:, 0]
-        units = hidden[rows].to(ffn.w1.dtype) @ ffn.w1[expert].T + ffn.b1[expert]
-        sparsity[rows] += _share_near_zero(ACT2FN[ffn.config.hidden_act](units)) / routing.experts.shape[1]
+        sparsity[rows] += _share_near_zero(ffn.units(hidden[rows], expert)) / routing.experts.shape[1]
     lengths = packed.lengths_tensor.unsqueeze(1)
     by_expert = (_by_item(chosen, packed) * lengths).round().long()
     return _Layer(_by_item(sparsity, packed), _by_item(entropy, packed), by_expert)

@@ -154,7 +154,7 @@ def _load(
     target = first_placement(experts, config, name)
     chosen = choose_device(device).name
     number_format = FORMATS[choose_dtype(dtype, chosen).name]
-    if number_format.prepare is not None:
+    if not number_format.is_cast:
         raise ValueError(f"dtype {number_format.name} cannot be used over shards; choose one made by casting")
     settings = _settings(path, number_format.name, chosen, experts, config.num_experts, address)
     architecture = "FewshardTextForSequenceClassification"

@@ -54,7 +54,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="folder for kernels.json and kernels.md (default: docs/results/DEVICE)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--dtype", nargs="+", choices=FORMATS.names, help="only these")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=[each.name for each in FORMATS if each.is_cast], help="only these"
+    )
     parser.add_argument(
         "--peer",
         nargs="+",

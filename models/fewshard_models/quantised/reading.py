@@ -2,7 +2,7 @@
 
 Eight-bit formats need no library of their own and are read; the others are refused by name. Scales of
 activations are dropped: activations are not rounded here, so answers are those of the network with the
-dequantised weights.
+dequantised weights. Checkpoints of `fewshard quantize` are read so too, where `dtype` is not theirs.
 
 Sources, read in November 2026: compressed-tensors (`compressors/`, `quantization/lifecycle/forward.py`),
 transformers 5.23 (`integrations/finegrained_fp8.py`, `fbgemm_fp8.py`, `bitsandbytes.py`), optimum-quanto
@@ -21,7 +21,7 @@ from fewshard_models.errors import CheckpointError
 
 _INT8_AND_FP8 = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 _ACTIVATION_PART = re.compile(
-    r"(?:^|[._])(?:input|output|activation|act|[kqv]|kv)_(?:scale|zero_point|scale_inv|scale_ub)$|\.weight_format$"
+    r"(?:^|[._])(?:input|units|output|activation|act|[kqv]|kv)_(?:scale|zero_point|scale_inv|scale_ub)$|\.weight_format$"
 )
 """Tensors beside quantised weights which say nothing of the weights."""
 
@@ -30,26 +30,32 @@ _ACTIVATION_PART = re.compile(
 class _Layout:
     """How a method names the tensors of a quantised weight.
 
-    data, scale, zero_point: ends of their names, which replace `.weight`.
+    data, scale, zero_point: ends of their names, which replace `plain`.
     divisor: a stored number times its scale is this many times the weight.
+    plain: the end of the weight's usual name.
     """
 
     data: str
     scale: str
     zero_point: str = ""
     divisor: float = 1.0
+    plain: str = ".weight"
 
 
 _SCALED = _Layout(".weight", ".weight_scale", ".weight_zero_point")
+OWN_METHOD = "fewshard"
+"""`quant_method` of the checkpoints that `fewshard quantize` makes."""
 _LAYOUTS = {
-    "compressed-tensors": _SCALED,
-    "fbgemm_fp8": _SCALED,
-    "modelopt": _SCALED,
-    "fp8": _Layout(".weight", ".weight_scale_inv"),
-    "bitsandbytes": _Layout(".weight", ".SCB", divisor=127.0),
-    "quanto": _Layout(".weight._data", ".weight._scale"),
+    OWN_METHOD: (_SCALED, _Layout(".w1", ".w1_scale", plain=".w1"), _Layout(".w2", ".w2_scale", plain=".w2")),
+    "compressed-tensors": (_SCALED,),
+    "fbgemm_fp8": (_SCALED,),
+    "modelopt": (_SCALED,),
+    "fp8": (_Layout(".weight", ".weight_scale_inv"),),
+    "bitsandbytes": (_Layout(".weight", ".SCB", divisor=127.0),),
+    "quanto": (_Layout(".weight._data", ".weight._scale"),),
 }
 _READ_FORMATS = {
+    OWN_METHOD: ("int8",),
     "compressed-tensors": ("dense", "int-quantized", "float-quantized", "naive-quantized"),
     "modelopt": ("FP8",),
     "quanto": ("int8", "float8", "qint8", "qfloat8", "qfloat8_e4m3fn", "qfloat8_e5m2"),
@@ -76,19 +82,32 @@ def dequantised(weights: Mapping[str, Tensor], settings: Settings) -> dict[str, 
 
     Raises CheckpointError for a method that is not read, and for a weight without its scale.
     """
-    layout = _layout(settings)
+    layouts = _layouts(settings)
     plain: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, tensor in weights.items():
-        if name.endswith(layout.data) and tensor.dtype in _INT8_AND_FP8:
+        layout = next((each for each in layouts if name.endswith(each.data)), None)
+        if layout is not None and tensor.dtype in _INT8_AND_FP8:
             stem = name.removesuffix(layout.data)
-            plain[stem + ".weight"] = _dequantise(stem, tensor, weights, layout, _block_of(settings))
+            plain[stem + layout.plain] = _dequantise(stem, tensor, weights, layout, _block_of(settings))
             used |= {name, stem + layout.scale, stem + layout.zero_point}
     rest = {name: tensor for name, tensor in weights.items() if name not in used}
     return plain | {name: tensor for name, tensor in rest.items() if not _ACTIVATION_PART.search(name)}
 
 
-def _layout(settings: Settings) -> _Layout:
+def own_format(config: Any) -> str | None:
+    """Return the number format of a checkpoint that `fewshard quantize` made; None for any other.
+
+    Raises CheckpointError for a format that is not known.
+    """
+    settings = quantisation_of(config) or {}
+    if settings.get("quant_method") != OWN_METHOD:
+        return None
+    _layouts(settings)
+    return str(settings["format"])
+
+
+def _layouts(settings: Settings) -> tuple[_Layout, ...]:
     method = str(settings.get("quant_method", "of no stated method"))
     kind = _format_of(method, settings)
     if method in _LAYOUTS and kind in ("", *_READ_FORMATS.get(method, ())):
@@ -114,7 +133,7 @@ def _format_of(method: str, settings: Settings) -> str:
         return "" if settings.get("load_in_8bit") and not settings.get("load_in_4bit") else "4 bits"
     if method == "fp8":
         return "fp4 experts" if settings.get("expert_dtype") == "fp4" else ""
-    field = {"modelopt": "quant_algo", "quanto": "weights"}.get(method)
+    field = {OWN_METHOD: "format", "modelopt": "quant_algo", "quanto": "weights"}.get(method)
     return str(settings.get(field, "")) if field else ""
 
 
