@@ -40,10 +40,10 @@ def available_cores(cgroups: Path = CGROUPS) -> int:
 
 def _first_processor(cpuinfo: Path) -> dict[str, str]:
     try:
-        first = cpuinfo.read_text(encoding="utf-8").split("\n\n", 1)[0]
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    pairs = (line.partition(":") for line in first.splitlines())
+    pairs = (line.partition(":") for line in reversed(lines))  # so that the first of a name stays
     return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 

@@ -2,8 +2,10 @@
 
 import copy
 import itertools
+import json
 import math
 import pickle
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -253,6 +255,58 @@ def test_without_copies_a_shape_is_timed_once_for_any_number_of_experts(monkeypa
     assert len(timed) == 1
     pack_experts(*make(2, 32, 24), copies=False)
     assert len(timed) == 2
+
+
+class Kept(dict):
+    """A `Memory` of JSON text, as a file would be."""
+
+    def recall(self, key):
+        return json.loads(self[key]) if key in self else None
+
+    def keep(self, key, value):
+        assert self.is_alone
+        self[key] = json.dumps(value)
+
+    @contextmanager
+    def alone(self):
+        self.is_alone = True
+        yield
+        self.is_alone = False
+
+
+@pytest.fixture
+def memory():
+    kept = Kept()
+    layout_timing.remember_in(kept)
+    yield kept
+    layout_timing.remember_in(None)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_another_process_chooses_the_same_layouts(dtype, memory, monkeypatch):
+    weights = make(5, 64, 48, dtype)
+    first = pack_experts(*weights)
+    layout_timing.remember_in(memory)  # as another process: what this one remembers is forgotten
+    monkeypatch.setattr(layout_timing, "_measure", lambda *_: pytest.fail("it measured again"))
+    second = pack_experts(*weights)
+    assert second.describe() == first.describe()
+    assert (second.choice.alone, second.choice.together) == (first.choice.alone, first.choice.together)
+    router, rows = torch.randn(5, 64), torch.randn(70, 64).to(dtype)
+    outputs = [moe_ffn(rows, router, packed, top_k=2)[0] for packed in (first, second)]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(
+    "damage", ['"names"', "[]", '{"names": ["none"], "alone": [1], "together": null}', "null"]
+)
+def test_a_measurement_that_cannot_be_used_is_made_again(memory, damage):
+    weights = make(3, 32, 16, torch.float32)
+    pack_experts(*weights)
+    (key,) = memory
+    memory[key] = damage
+    layout_timing.remember_in(memory)
+    pack_experts(*weights)
+    assert json.loads(memory[key])["names"]
 
 
 def even(candidates):

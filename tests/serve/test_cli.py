@@ -235,3 +235,34 @@ def test_doctor_times_how_experts_are_multiplied(capsys: pytest.CaptureFixture[s
     found = {line["topic"]: line for line in json.loads(capsys.readouterr().out)}
     (layer,) = (topic for topic in found if topic.startswith("moe_ffn 8 x"))
     assert "us alone at 32 rows" in found[layer]["reason"]
+
+
+def test_doctor_shows_how_fast_a_model_runs_in_which_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FEWSHARD_MEASURE", "1")
+    monkeypatch.setenv("FEWSHARD_CACHE", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "bert"}')
+    given = ["doctor", "zoo:cifar10-narrow", f"m={tmp_path}/m"]
+    assert cli.main([*given, "--json"]) == 0
+    found = {line["topic"]: line for line in json.loads(capsys.readouterr().out)}
+    format_ = found["auto: cifar10-narrow, format"]
+    names = [each["name"] for each in format_["candidates"]]
+    assert format_["value"] in names
+    assert "fp32" in names
+    assert found["auto: m"]["value"] == "not measured"
+    assert found["auto: m"]["reason"]
+    assert found["CPU features"]["candidates"] == []
+    assert cli.main(given) == 0
+    told = capsys.readouterr().out
+    if len(names) > 1:  # alone, it is not timed
+        table = told.split("auto: cifar10-narrow, format, items/s\n")[1].split("\n\n")[0]
+        assert "batch of 8" in table
+        assert sum(line.endswith("chosen") for line in table.splitlines()) == 1
+    assert any(tmp_path.glob("tuning/*.json"))
+
+
+def test_doctor_measures_no_model_where_that_is_turned_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "zoo:cifar10-narrow", "--json"]) == 0
+    assert "auto: cifar10-narrow" not in capsys.readouterr().out

@@ -37,7 +37,7 @@ LoadIn = Callable[[str], NetworkClassifier]
 MEASURE = "FEWSHARD_MEASURE"
 """The environment variable: 0 keeps `auto` from measuring."""
 LOAD_LIMIT_S, FORMATS_LIMIT_S, THREADS_LIMIT_S, BUDGET_LIMIT_S = 2.0, 1.2, 0.5, 0.5
-PROCESS_LIMIT_S = 20.0
+PROCESS_LIMIT_S = 10.0
 """What one process spends on measuring. Models that it loads afterwards wait for the next start."""
 THREADS_PRICE = 1.15
 """Threads cost other processes their cores, so another number must be faster by this factor."""

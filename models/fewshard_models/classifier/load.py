@@ -54,8 +54,8 @@ def load(
     path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
     dtype: a number format ("fp32", "bf16", "fp16", or "int8" for a checkpoint that `fewshard quantize` made),
-        or "auto" for the checkpoint's own, else for the fastest in which the checkpoint answers as it should.
-        On a CPU it is measured, once for each shape of a checkpoint, and kept in a cache.
+        or "auto" for the checkpoint's own, else for the fastest in which it answers as it should. On a CPU
+        that is measured, once for each shape of a checkpoint, and kept in a cache.
     name: the model's name in answers; by default the last part of the path.
     threads: numbers of threads to choose from by measurement, on a CPU, the first being the one that others
         must beat; torch's number is then changed.
@@ -71,23 +71,25 @@ def load(
     name = name or directory.resolve().name
     chosen = choose_device(device).name
     remember_in(tuning_cache())
-    stored = _stored_format(directory, dtype, chosen)
+    choice = _stated(directory, dtype, chosen)
     if chosen == "cpu" and is_measuring():
         measuring = _Measuring(directory, name)
-        model, shape = measuring.load(stored or dtype, threads), measuring.shape.text
+        model, shape = measuring.load(choice, threads), measuring.shape.text
     else:
-        model, shape = _load_by_rule(directory, name, chosen, stored or dtype), ""
+        by_rule = choice or choose_dtype(dtype, chosen)
+        model, shape = _load_by_rule(directory, name, chosen, by_rule, dtype == AUTO), ""
         engine = TORCH if engine == AUTO else engine
     use_engine(model, engine, shape, partial(_load_able, directory, name, chosen, "fp32"))
     return model
 
 
-def _load_by_rule(directory: Path, name: str, device: str, dtype: str) -> NetworkClassifier:
-    chosen = choose_dtype(dtype, device)
+def _load_by_rule(
+    directory: Path, name: str, device: str, chosen: Choice, may_change: bool
+) -> NetworkClassifier:
     try:
         model = _load_able(directory, name, device, chosen.name)
     except CheckpointError as error:
-        if dtype != AUTO or chosen.name == "fp32":
+        if not may_change or chosen.name == "fp32":
             raise
         model = _load_able(directory, name, device, "fp32")
         logger.warning("model %r runs in fp32, since it cannot in %s: %s", name, chosen.name, error)
@@ -96,8 +98,8 @@ def _load_by_rule(directory: Path, name: str, device: str, dtype: str) -> Networ
 
 
 def compare(path: str | Path, dtype: str, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
-    """Return what `load` decides by on this CPU: "format" if `dtype` is "auto", "threads" if any are given,
-    and "tokens".
+    """Return what `load` decides by on this CPU: "format" if neither `dtype` nor the checkpoint states one,
+    "threads" if any are given, and "tokens".
 
     anew: measure again what is in the cache. Raises as `load` does.
     """
@@ -106,7 +108,8 @@ def compare(path: str | Path, dtype: str, threads: Sequence[int], anew: bool) ->
     if anew:
         cache.forget("experts ")
     remember_in(cache)
-    return _Measuring(directory, directory.resolve().name).compare(dtype, threads, anew)
+    choice = _stated(directory, dtype, "cpu")
+    return _Measuring(directory, directory.resolve().name).compare(choice, threads, anew)
 
 
 class _Measuring:
@@ -116,13 +119,14 @@ class _Measuring:
         self._directory, self._name = directory, name
         self.shape = shape_of(directory)
 
-    def load(self, dtype: str, threads: Sequence[int]) -> NetworkClassifier:
-        if dtype != AUTO:
-            return self._with_threads(FORMATS[dtype].name, "asked for", threads)
+    def load(self, choice: Choice | None, threads: Sequence[int]) -> NetworkClassifier:
+        """Load in the format of `choice`; without one in the fastest."""
+        if choice is not None:
+            return self._with_threads(choice.name, choice.reason, threads)
         try:
             measured = measured_format(self.shape, self.load_in)
         except CheckpointError:  # in every format; the server's own check, or this, tells the user why
-            return _load_by_rule(self._directory, self._name, "cpu", dtype)
+            return _load_by_rule(self._directory, self._name, "cpu", choose_dtype(), True)
         for each in measured.order:
             try:
                 model = self._with_threads(each, measured.reason, threads)
@@ -131,15 +135,14 @@ class _Measuring:
                 return model
             except CheckpointError as error:
                 logger.warning("model %r does not run in %s: %s", self._name, each, error)
-        return _load_by_rule(self._directory, self._name, "cpu", dtype)
+        return _load_by_rule(self._directory, self._name, "cpu", choose_dtype(), True)
 
-    def compare(self, dtype: str, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
+    def compare(self, choice: Choice | None, threads: Sequence[int], anew: bool) -> dict[str, Measured]:
         """See `compare`."""
         found: dict[str, Measured] = {}
-        if dtype == AUTO:
+        if choice is None:
             found["format"] = measured_format(self.shape, self.load_in, anew)
-            dtype = found["format"].order[0]
-        model = self.load_in(FORMATS[dtype].name)
+        model = self.load_in(found["format"].order[0] if choice is None else choice.name)
         if threads:
             found["threads"] = measured_threads(self.shape, model, threads, anew)
         return found | {"tokens": measured_budget(self.shape, model, anew)}
@@ -178,6 +181,16 @@ def shape_of(directory: Path) -> Shape:
     config = load_config(directory)
     stored = stored_tensors(directory, require_safetensors(directory))
     return Shape.of(_architecture(config, directory), config, sum(each.size for each in stored.values()))
+
+
+def _stated(directory: Path, dtype: str, device: str) -> Choice | None:
+    """Return the format that is asked for, or in which a checkpoint's weights are stored; None for neither.
+
+    Raises as `_stored_format` does, and ValueError for an unknown format.
+    """
+    if stored := _stored_format(directory, dtype, device):
+        return Choice(stored, "the checkpoint's own" if dtype == AUTO else "asked for")
+    return None if dtype == AUTO else choose_dtype(dtype, device)
 
 
 def _stored_format(directory: Path, dtype: str, device: str) -> str | None:

@@ -12,7 +12,7 @@ from fewshard_models.evaluation.tasks import Inputs
 
 
 def dtype_name(device: str = "auto") -> str:
-    """Return the number format that `load` selects for "auto" on that device."""
+    """Return the number format for networks of random weights on that device, for which `load` has no say."""
     return choose_dtype(device=choose_device(device).name).name
 
 

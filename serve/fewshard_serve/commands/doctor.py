@@ -232,5 +232,6 @@ def _path_findings() -> Iterator[Finding]:
     yield Finding("device: auto", best.name, best.reason)
     for kind in dict.fromkeys((best.name, "cpu")):
         dtype, path = choose_dtype(device=kind), explain(torch.device(kind))
-        yield Finding(f"dtype: auto on {kind}", dtype.name, dtype.reason)
+        where = "where nothing is measured (name a model to see its times): " if kind == "cpu" else ""
+        yield Finding(f"dtype: auto on {kind}", dtype.name, where + dtype.reason)
         yield Finding(f"moe_ffn on {kind}", path.path, path.reason)

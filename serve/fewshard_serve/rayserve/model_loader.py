@@ -74,5 +74,13 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
     except Exception as error:  # one bad checkpoint must not prevent the other models from loading
         logger.exception("%s cannot be loaded", spec.name)
         return LoadFailure(spec.name, f"{type(error).__name__}: {error}")
-    logger.info("%s loaded in %.1f s", spec.name, time.monotonic() - started_at)
+    logger.info("%s loaded in %.1f s: %s", spec.name, time.monotonic() - started_at, _execution(model.info))
     return model
+
+
+def _execution(info: ModelInfo) -> str:
+    """Return how a model runs, and why: `bf16 (measured: …), 1 threads (measured: …)`."""
+    how, told = info.execution, info.dtype
+    if how.dtype_reason:
+        told += f" ({how.dtype_reason})"
+    return f"{told}, {how.num_threads} threads ({how.threads_reason})" if how.num_threads else told

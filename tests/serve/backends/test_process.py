@@ -113,6 +113,48 @@ def png():
     return buffer.getvalue()
 
 
+THREADED = """
+import torch
+from dataclasses import replace
+from fewshard_core.values import Execution
+from fake_models import FakeModel
+
+class Model(FakeModel):
+    def logits(self, text):
+        return [float(torch.get_num_threads())] * 2
+
+def load_model(name, path, device, dtype, threads=()):
+    model = Model(name, path)
+    model.info = replace(model.info, execution=Execution(num_threads=max(threads, default=0)))
+    return model
+"""
+
+
+def test_each_model_computes_with_its_own_number_of_threads(process, tmp_path, monkeypatch):
+    (tmp_path / "threaded.py").write_text(THREADED)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    process = ModelProcess(num_threads=3)
+    try:
+        models = [
+            process.load(Loading("threaded:load_model", name, "dense", "cpu", "fp32", threads=threads))
+            for name, threads in (("a", (1, 2)), ("b", (1,)))
+        ]
+        for _ in range(2):
+            assert [run(model, "x")[0][0] for model in models] == [2.0, 1.0]
+    finally:
+        process.close()
+
+
+def test_threads_that_wait_leave_their_core_to_others(lasting, monkeypatch):
+    assert b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{lasting.pid}/environ").read_bytes()
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    process = ModelProcess(num_threads=1)
+    try:
+        assert b"OMP_WAIT_POLICY=active" in Path(f"/proc/{process.pid}/environ").read_bytes()
+    finally:
+        process.close()
+
+
 def test_loading_draws_no_bars():
     """Seen from outside: what a process of this process writes is hard to catch in here."""
     loading = "Loading('fewshard_serve.backends.load:load_model', 'm', 'zoo:sst2-narrow', 'cpu', 'fp32')"

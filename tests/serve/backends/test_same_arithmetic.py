@@ -60,8 +60,8 @@ def padded(tmp_path_factory):
     return folder
 
 
-def served(process, path, inputs):
-    remote = process.load(Loading(LOADER, str(path), str(path), "cpu", "fp32"))
+def served(process, path, inputs, dtype="fp32"):
+    remote = process.load(Loading(LOADER, str(path), str(path), "cpu", dtype))
     return remote.run(remote.prepare(inputs)).logits
 
 
@@ -70,6 +70,26 @@ def test_packed_texts(process, path):
     offline = fewshard_models.load(path, "cpu", "fp32")([*TEXTS, *PAIRS]).logits
     inputs = [*(TextInput(text) for text in TEXTS), *(TextInput(*pair) for pair in PAIRS)]
     assert np.array_equal(offline, served(process, path, inputs))
+
+
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_what_one_process_measured_the_other_runs(has_cache, tmp_path, monkeypatch):
+    """The first to load chooses format and layouts: for all where there is a cache, else for its process."""
+    monkeypatch.setenv("FEWSHARD_MEASURE", "1")
+    monkeypatch.setenv("FEWSHARD_CACHE", str(tmp_path / "cache"))
+    if not has_cache:
+        (tmp_path / "cache").write_text("in the way of the folder")
+    offline = fewshard_models.load("zoo:sst2-moe", "cpu", "auto")
+    inputs = [TextInput(text) for text in TEXTS]
+    if has_cache:
+        process = ModelProcess(num_threads=1)
+        try:
+            answers = served(process, "zoo:sst2-moe", inputs, "auto")
+        finally:
+            process.close()
+    else:
+        answers = fewshard_models.load("zoo:sst2-moe", "cpu", "auto")(TEXTS).logits
+    assert np.array_equal(offline(TEXTS).logits, answers)
 
 
 def test_padded_texts_and_pairs_with_token_types(process, padded):
