@@ -33,6 +33,9 @@ from fewshard_serve.errors import InternalError, NotReady
 
 logger = logging.getLogger(__name__)
 
+OWN_LOADER = "fewshard_serve.backends.load:load_model"
+"""Loads checkpoints. Other loaders are of tests and of users, and import what they like."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loading:
@@ -105,6 +108,10 @@ class Child:
 
     def load(self, loading: Loading) -> Loaded:
         """Load a model and check its golden inputs."""
+        if loading.loader == OWN_LOADER:
+            from fewshard_models.lazy_compiler import import_networks
+
+            import_networks()
         load = find_loader(loading.loader)
         self._flush_subnormals()  # before torch starts threads, which inherit the setting
         model = load(loading.name, loading.path, loading.device, loading.dtype)
