@@ -91,7 +91,11 @@ class Failed:
 
 
 def find_loader(path: str) -> Callable[..., Classifier]:
-    """Return the function named `module:function`."""
+    """Return the function named `module:function`, with all that it imports."""
+    if path == OWN_LOADER:
+        from fewshard_models.lazy_compiler import import_networks
+
+        import_networks()
     module, _, name = path.partition(":")
     return cast(Callable[..., Classifier], getattr(import_module(module), name))
 
@@ -108,10 +112,6 @@ class Child:
 
     def load(self, loading: Loading) -> Loaded:
         """Load a model and check its golden inputs."""
-        if loading.loader == OWN_LOADER:
-            from fewshard_models.lazy_compiler import import_networks
-
-            import_networks()
         load = find_loader(loading.loader)
         self._flush_subnormals()  # before torch starts threads, which inherit the setting
         model = load(loading.name, loading.path, loading.device, loading.dtype)
@@ -197,8 +197,8 @@ def _picklable(error: Exception) -> Exception:
     return error
 
 
-def _end_with_the_replica() -> None:
-    """Exit when the replica closes stdin, even if a pass never ends."""
+def end_with_stdin() -> None:
+    """Exit when whoever started this process closes stdin, even if a pass never ends."""
     sys.stdin.buffer.read()
     os._exit(1)
 
@@ -206,12 +206,12 @@ def _end_with_the_replica() -> None:
 def main() -> None:
     # A terminal sends Ctrl-C to every process. This one must end with the replica, not before.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _hide_scipy()
-    threading.Thread(target=_end_with_the_replica, daemon=True).start()
-    _answer_all(Connection(int(sys.argv[1])), Child())
+    hide_scipy()
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    answer_all(Connection(int(sys.argv[1])), Child())
 
 
-def _hide_scipy() -> None:
+def hide_scipy() -> None:
     """Make scipy look absent in this process, before transformers is imported.
 
     Where scipy is installed (the load test's report uses it), transformers loads it for the losses of object
@@ -220,7 +220,7 @@ def _hide_scipy() -> None:
     sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
 
 
-def _answer_all(connection: Connection, child: Child) -> None:
+def answer_all(connection: Connection, child: Child) -> None:
     while True:
         try:
             asked = connection.recv()
