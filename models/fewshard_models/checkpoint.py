@@ -20,6 +20,7 @@ from fewshard_models.agreement import require_agreement, require_plausible
 from fewshard_models.card import Card
 from fewshard_models.config_file import load_config as load_config
 from fewshard_models.errors import CheckpointError
+from fewshard_models.lazy_compiler import no_draws_on_meta
 from fewshard_models.quantised import dequantised, quantisation_of
 from fewshard_models.text import FewshardTextForSequenceClassification
 from fewshard_models.text.convert import convert_config, convert_weights
@@ -90,7 +91,7 @@ def load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype
     transformers reads them, so that the same files are refused for the same reasons as for every network.
     """
     source = load_with_transformers(AutoModelForSequenceClassification, directory, config, torch.float32)
-    with torch.device("meta"):
+    with torch.device("meta"), no_draws_on_meta():
         model = FewshardTextForSequenceClassification(convert_config(config))
     model.load_state_dict(convert_weights(source.state_dict(), config), assign=True)
     return _cast(model.eval(), dtype)
@@ -106,20 +107,21 @@ def load_with_transformers(
     stored = stored_tensors(directory, require_safetensors(directory))
     plain, weights = _dequantised(config, stored)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_draws_on_meta():
             network = auto.from_config(plain, trust_remote_code=False)
         _require_class(directory, config, type(network).__name__)
         require_plausible(directory, network, stored)
-        model, found = type(network).from_pretrained(
-            directory if weights is None else None,
-            config=plain,
-            state_dict=weights,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with no_draws_on_meta():
+            model, found = type(network).from_pretrained(
+                directory if weights is None else None,
+                config=plain,
+                state_dict=weights,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except CheckpointError:
         raise
     # transformers raises many kinds of errors; each means that these files are at fault

@@ -74,7 +74,8 @@ class FastEncoder:
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the token of each id."""
-        return [self._backend.id_to_token(each) for each in ids]
+        found: list[Any] = [self._backend.id_to_token(each) for each in ids]
+        return found
 
     def num_characters(self, item: TextInput) -> int:
         """Return how many characters are tokenised at first, if the text is cut."""

@@ -35,6 +35,9 @@ from fewshard_serve.errors import InternalError, NotReady
 
 logger = logging.getLogger(__name__)
 
+OWN_LOADER = "fewshard_serve.backends.load:load_model"
+"""Loads checkpoints. Other loaders are of tests and of users, and import what they like."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loading:
@@ -104,7 +107,11 @@ class Failed:
 
 
 def find_loader(path: str) -> Callable[..., Classifier]:
-    """Return the function named `module:function`."""
+    """Return the function named `module:function`, with all that it imports."""
+    if path == OWN_LOADER:
+        from fewshard_models.lazy_compiler import import_networks
+
+        import_networks()
     module, _, name = path.partition(":")
     return cast(Callable[..., Classifier], getattr(import_module(module), name))
 
@@ -242,8 +249,8 @@ def _picklable(error: Exception) -> Exception:
     return error
 
 
-def _end_with_the_replica() -> None:
-    """Exit when the replica closes stdin, even if a pass never ends."""
+def end_with_stdin() -> None:
+    """Exit when whoever started this process closes stdin, even if a pass never ends."""
     sys.stdin.buffer.read()
     os._exit(1)
 
@@ -251,12 +258,12 @@ def _end_with_the_replica() -> None:
 def main() -> None:
     # A terminal sends Ctrl-C to every process. This one must end with the replica, not before.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _hide_scipy()
-    threading.Thread(target=_end_with_the_replica, daemon=True).start()
-    _answer_all(Connection(int(sys.argv[1])), Child())
+    hide_scipy()
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    answer_all(Connection(int(sys.argv[1])), Child())
 
 
-def _hide_scipy() -> None:
+def hide_scipy() -> None:
     """Make scipy look absent in this process, before transformers is imported.
 
     Where scipy is installed (the load test's report uses it), transformers loads it for the losses of object
@@ -274,7 +281,7 @@ def receive(connection: Connection) -> Any:
     return pickle.loads(connection.recv_bytes())
 
 
-def _answer_all(connection: Connection, child: Child) -> None:
+def answer_all(connection: Connection, child: Child) -> None:
     while True:
         try:
             asked = receive(connection)

@@ -20,6 +20,7 @@ from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelOutput
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends import child_process
 from fewshard_serve.backends.child_process import Failed, Loaded, Loading, Passed, Seen
+from fewshard_serve.backends.early_process import TakenOver, take_over
 from fewshard_serve.backends.packing import pack_items, unpack_counts, unpack_output
 from fewshard_serve.core import GroupState
 from fewshard_serve.errors import InternalError, ModelRestarted
@@ -37,14 +38,15 @@ class ProcessEnded(InternalError):
 
 
 class ModelProcess:
-    """A process that holds models. It starts at once and may be called from any thread.
+    """A process that holds models. It starts at once, or has waited at `early`, the path of a socket, and may
+    be called from any thread.
 
     Calls made during a pass are sent at once and run right after it, so the process does not wait for the
     replica between two passes. If the process ends unexpectedly, for example when a kernel crashes or memory
     runs out, a new one is started and loads the same models.
     """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, early: str = "") -> None:
         self._num_threads = num_threads
         self._loaded: list[Loading] = []
         self._lock = threading.Lock()
@@ -52,7 +54,7 @@ class ModelProcess:
         self._restart_began_at: float | None = None
         self.problem = ""
         """Why no call can succeed any more; "" otherwise."""
-        self._line = _Line(num_threads)
+        self._line = _Line(num_threads, early)
 
     @property
     def pid(self) -> int:
@@ -117,8 +119,9 @@ class ModelProcess:
 class _Line:
     """One process and the connection to it, with the calls in flight."""
 
-    def __init__(self, num_threads: int) -> None:
-        self.process, self._connection = _start(num_threads)
+    def __init__(self, num_threads: int, early: str = "") -> None:
+        self.process: subprocess.Popen[bytes] | TakenOver
+        self.process, self._connection = take_over(early) or _start(num_threads)
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._num_asked = self._num_answered = 0
@@ -169,7 +172,8 @@ class _Line:
 
     def _last_words(self) -> str:
         try:
-            return f"exit code {self.process.wait(STOP_TIMEOUT_S)}"
+            code = self.process.wait(STOP_TIMEOUT_S)
+            return "its exit code is not known" if code is None else f"exit code {code}"
         except subprocess.TimeoutExpired:
             return "it does not answer"
 
@@ -217,13 +221,18 @@ def _start(num_threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
             [sys.executable, "-c", f"from {child_process.__name__} import main; main()", str(other.fileno())],
             pass_fds=[other.fileno()],
             stdin=subprocess.PIPE,  # it closes when this process ends
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": str(num_threads),
-                # Threads that spin while they wait take the core that another process needs (docs/log.md).
-                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                "TQDM_DISABLE": "1",  # transformers would draw progress bars on the user's terminal
-            },
+            env=environment(num_threads),
         )
         return process, Connection(own.detach())
+
+
+def environment(num_threads: int) -> dict[str, str]:
+    """Return the variables of a process that holds models."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(num_threads),
+        # Threads that spin while they wait take the core that another process needs (docs/log.md).
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TQDM_DISABLE": "1",  # transformers would draw progress bars on the user's terminal
+    }

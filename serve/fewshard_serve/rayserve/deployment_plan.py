@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fewshard_core.formats import AUTO
+from fewshard_serve.backends.child_process import OWN_LOADER
 from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig, ReplicasConfig, ShadowConfig
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.group.settings import ExpertsSettings
@@ -14,7 +15,7 @@ from fewshard_serve.rayserve.haproxy import Waits
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
 MODELS_PREFIX = "/v2/models"
-DEFAULT_LOADER = "fewshard_serve.backends.load:load_model"
+DEFAULT_LOADER = OWN_LOADER
 
 HOST_CPUS = 0.5
 GATEWAY_CPUS = 0.1

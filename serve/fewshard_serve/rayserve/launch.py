@@ -7,11 +7,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fewshard_serve.config import FewshardConfig, ServerConfig
+from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.errors import StartError
 from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.http.service import ModelEntry
@@ -36,6 +38,8 @@ from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve
 from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopRequest, listen, stop_request
 
 EXIT_STOPPED_AT_ONCE = 130
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""What there is where torch may find a GPU: NVIDIA's driver, the same in WSL, AMD's driver."""
 POLL_S = 0.1
 STATUS_S = 2.0
 """Seconds between reads of Serve's full status, which costs its controller more than a gateway call."""
@@ -78,6 +82,7 @@ def serve_until_signalled(
             hosts = plan(config)
             cascades = plan_cascades(config, hosts)
             stop = stack.enter_context(stop_request())
+            stack.enter_context(_early_process(hosts))
             num_cpus = num_cpus_wanted([*hosts, *cascades])
             # Replicas print to our stderr themselves where they can. Shards, which run in actors, do not.
             forwards_output = not log_path or any(host.experts for host in hosts)
@@ -103,6 +108,19 @@ def serve_until_signalled(
     except StoppedAtOnce:
         return EXIT_STOPPED_AT_ONCE
     return 0
+
+
+def _early_process(hosts: list[HostSpec]) -> AbstractContextManager[None]:
+    """Start the models' process of the first host before Ray, if its one replica will be on this machine."""
+    from fewshard_serve.backends.early_process import early_process, socket_path
+    from fewshard_serve.backends.process import environment
+
+    host, *_ = share_cores(hosts, num_nodes=1)
+    is_alone = host.max_replicas == 1 and host.experts is None and host.loader == DEFAULT_LOADER
+    # Ray decides which GPUs a replica sees, and its models' process with it.
+    is_on_cpu = not host.may_use_gpu or not any(Path(each).exists() for each in GPU_DEVICES)
+    path = socket_path(host.starts_dir, host.app) if is_alone and is_on_cpu else ""
+    return early_process(path, environment(num_threads(host.num_neighbours)))
 
 
 def _for_cluster(hosts: list[HostSpec], owns_ray: bool) -> list[HostSpec]:

@@ -66,7 +66,8 @@ def _without_ports(start: Callable[..., None]) -> Callable[..., None]:
         from ray import _raylet
 
         for name in AGENT_PORTS:
-            _raylet.persist_port(node._session_dir, node._node_id, getattr(_raylet, name), UNUSED)
+            persist_port = getattr(_raylet, "persist_port")  # noqa: B009  its declarations lack the name
+            persist_port(node._session_dir, node._node_id, getattr(_raylet, name), UNUSED)
         start(node, *args, **kwargs)
 
     return start_raylet

@@ -7,6 +7,7 @@ from typing import Any
 
 from fewshard_core.values import Diagnosis, ModelInfo
 from fewshard_models.classifier.base import Classifier, CountsExperts, Probed, ReportsProblems
+from fewshard_serve.backends.early_process import socket_path
 from fewshard_serve.backends.process import ModelProcess
 from fewshard_serve.capabilities import Grouped, OnOneGpu, Placeable
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest
@@ -152,7 +153,8 @@ class Replica:
         `calls` reach shadows on other hosts. Raises `StartError` if a model fails and the specification sets
         `must_load`.
         """
-        process = ModelProcess(num_threads(spec.num_neighbours)) if spec.experts is None else None
+        early = socket_path(spec.starts_dir, spec.app)
+        process = ModelProcess(num_threads(spec.num_neighbours), early) if spec.experts is None else None
         loaded = await asyncio.to_thread(load_models, spec, process)
         failed = [f"{one.name}: {one.reason}" for one in loaded if isinstance(one, LoadFailure)]
         if failed and spec.must_load:
