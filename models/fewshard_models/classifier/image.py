@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, PreT
 from fewshard_core.values import Item, ModelInfo, ModelOutput
 from fewshard_models.checkpoint import Checkpoint, load_with_transformers
 from fewshard_models.classifier.convolution import guard_convolutions
-from fewshard_models.classifier.image_preprocessor import ImagePreprocessor, Preprocess
+from fewshard_models.classifier.image_preprocessor import PIXELS, ImagePreprocessor, Preprocess
 from fewshard_models.classifier.image_processor import Features, load_processor, num_channels
 from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.classifier.registry import register
@@ -76,9 +76,11 @@ class ImageClassifier(NetworkClassifier):
         return ModelOutput(logits)
 
     def _pass(self, features: list[Features]) -> NDArray[np.float32]:
-        inputs = {name: self._tensor(np.stack([each[name] for each in features])) for name in features[0]}
         with torch.inference_mode():
-            return self.network(**inputs).logits.float().cpu().numpy()  # type: ignore[no-any-return]
+            return self.network(**self._inputs(features)).logits.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def _inputs(self, features: list[Features]) -> dict[str, Tensor]:
+        return {name: self._tensor(np.stack([each[name] for each in features])) for name in features[0]}
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -135,7 +137,19 @@ class FusedImageClassifier(ImageClassifier):
 
     def preprocessing(self, directory: Path) -> Preprocess:
         """Return our own preprocessing, which needs no transformers."""
-        return _OwnPreprocess(load_preprocessing(directory))
+        self._own = _OwnPreprocess(load_preprocessing(directory))
+        return self._own
+
+    def _inputs(self, features: list[Features]) -> dict[str, Tensor]:
+        """Normalise pixels for the whole batch at once, with the arithmetic of `ImagePreprocessing`."""
+        if PIXELS not in features[0]:
+            return super()._inputs(features)
+        pixels = torch.from_numpy(np.stack([each[PIXELS] for each in features])).to(self.device)
+        own = self._own.preprocessing
+        mean, std = torch.tensor(own.mean, device=self.device), torch.tensor(own.std, device=self.device)
+        # Pixels lie as channels last.
+        normalised = pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+        return {"pixel_values": normalised.to(self.dtype)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +164,7 @@ class _OwnPreprocess:
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         return self.preprocessing.width, self.preprocessing.height
+
+    def unnormalised(self, pixels: NDArray[np.uint8]) -> Features:
+        """See `Unnormalised`."""
+        return {PIXELS: self.preprocessing.resized(pixels)}
