@@ -15,6 +15,8 @@ from PIL import Image
 from fewshard_models.errors import CheckpointError
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PIXELS = "pixels"
+"""The feature of images that their network normalises itself: uint8 [height, width, 3]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,16 @@ class ImagePreprocessing:
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, 3] RGB to fp32 [3, height, width]."""
-        if image.shape[:2] != (self.height, self.width):
-            resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BILINEAR)
-            image = np.asarray(resized)
         mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
-        pixels = (image.astype(np.float32) / 255 - mean) / std
+        pixels = (self.resized(image).astype(np.float32) / 255 - mean) / std
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] to uint8 [height, width, 3]."""
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        resized = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
 
     def save(self, directory: Path) -> None:
         fields = {
@@ -64,6 +70,10 @@ class OwnPreprocess:
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height after resizing, whatever they were."""
         return self.preprocessing.width, self.preprocessing.height
+
+    def unnormalised(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.uint8]]:
+        """Return `PIXELS`, uint8 [height, width, 3], of RGB pixels; whoever runs the network normalises."""
+        return {PIXELS: self.preprocessing.resized(pixels)}
 
 
 def load_preprocessing(directory: Path) -> ImagePreprocessing:

@@ -18,7 +18,7 @@ from fewshard_models.classifier.network import NetworkClassifier
 from fewshard_models.classifier.registry import register
 from fewshard_models.errors import CheckpointError
 from fewshard_models.image import FewshardImageForImageClassification
-from fewshard_models.image_preprocessing import OwnPreprocess, load_preprocessing
+from fewshard_models.image_preprocessing import PIXELS, OwnPreprocess, load_preprocessing
 
 MAX_PASS_VALUES = 512 * 3 * 224 * 224
 """The most numbers in the input of one forward pass; 308 MB in fp32."""
@@ -75,9 +75,11 @@ class ImageClassifier(NetworkClassifier):
         return ModelOutput(logits)
 
     def _pass(self, features: list[Features]) -> NDArray[np.float32]:
-        inputs = {name: self._tensor(np.stack([each[name] for each in features])) for name in features[0]}
         with torch.inference_mode():
-            return self.forward(**inputs).logits.float().cpu().numpy()  # type: ignore[no-any-return]
+            return self.forward(**self._inputs(features)).logits.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def _inputs(self, features: list[Features]) -> dict[str, Tensor]:
+        return {name: self._tensor(np.stack([each[name] for each in features])) for name in features[0]}
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -136,4 +138,16 @@ class FusedImageClassifier(ImageClassifier):
 
     def preprocessing(self, directory: Path) -> Preprocess:
         """Return our own preprocessing, which needs no transformers."""
-        return OwnPreprocess(load_preprocessing(directory))
+        self._own = OwnPreprocess(load_preprocessing(directory))
+        return self._own
+
+    def _inputs(self, features: list[Features]) -> dict[str, Tensor]:
+        """Normalise pixels for the whole batch at once, with the arithmetic of `ImagePreprocessing`."""
+        if PIXELS not in features[0]:
+            return super()._inputs(features)
+        pixels = torch.from_numpy(np.stack([each[PIXELS] for each in features])).to(self.device)
+        own = self._own.preprocessing
+        mean, std = torch.tensor(own.mean, device=self.device), torch.tensor(own.std, device=self.device)
+        # Pixels lie as channels last.
+        normalised = pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+        return {"pixel_values": normalised.to(self.dtype)}

@@ -29,6 +29,7 @@ _OTHER_KINDS = {
 """What files are that people send for images, by their first bytes."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_FIRST_CHUNK = b"\0\0\0\rIHDR"
 _PNG_NOTES = frozenset({b"iCCP", b"tEXt", b"zTXt", b"iTXt"})
 """Chunks of a PNG that are not needed for its pixels. Pillow refuses the whole file if one exceeds 1 MiB."""
 
@@ -72,9 +73,16 @@ def read_image(data: bytes, max_pixels: int = MAX_PIXELS, mode: str = "RGB") -> 
 def image_size(data: bytes) -> tuple[int, int]:
     """Return width and height as the file's header states them, without decoding. Raises `ImageError`."""
     try:
-        return _webp_size(data) or _open(data).size
+        return _webp_size(data) or _png_size(data) or _open(data).size
     except ImageError:
         return _open(_without_notes(data)).size
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size of a PNG, whose first chunk states it; None for other files. Opening one takes longer."""
+    if len(data) < 33 or not data.startswith(_PNG_SIGNATURE) or data[8:16] != _PNG_FIRST_CHUNK:
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -95,15 +103,21 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _read(data: bytes, max_pixels: int, mode: str) -> Image.Image:
-    width, height = _webp_size(data) or _open(data).size
-    if width * height > max_pixels:
-        raise ImageError(f"the image is {width} x {height}, over {max_pixels} pixels; send a smaller one")
+    if size := _webp_size(data):
+        _check_pixels(size, max_pixels)
     image = _open(data)
+    _check_pixels(image.size, max_pixels)
     try:
         image.load()
         return _converted(_upright(image), mode)
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged data
         raise ImageError(f"the {image.format} image is damaged or cut short: {error}") from error
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(f"the image is {width} x {height}, over {max_pixels} pixels; send a smaller one")
 
 
 def _open(data: bytes) -> Image.Image:

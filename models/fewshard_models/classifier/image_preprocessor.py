@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,15 @@ class Preprocess(Protocol):
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height after resizing, before any crop. They are upper bounds."""
+        ...
+
+
+@runtime_checkable
+class Unnormalised(Protocol):
+    """A `Preprocess` whose network can normalise a whole batch at once, from a quarter of the bytes."""
+
+    def unnormalised(self, pixels: NDArray[np.uint8]) -> Features:
+        """Return pixels that were resized, as one feature, for uint8 [height, width, 3] RGB."""
         ...
 
 
@@ -85,6 +94,7 @@ class ImagePreprocessor:
 
     def __init__(self, preprocess: Preprocess, own_edge: int = _PROBE_EDGE) -> None:
         self._preprocess = preprocess
+        self._unnormalised = preprocess.unnormalised if isinstance(preprocess, Unnormalised) else None
         self.resizes = preprocess.resized_size(1, 3) != (1, 3)
         self.own_size = (_PROBE_EDGE, _PROBE_EDGE) if self.resizes else (own_edge, own_edge)
         self.takes_only_own_size = False
@@ -192,12 +202,17 @@ class ImagePreprocessor:
         if item.pixels.dtype == np.uint8:
             if 0 in item.pixels.shape:
                 raise ImageError(f"an image of shape {list(item.pixels.shape)} has no pixels")
-            return self._of_image(Image.fromarray(item.pixels).convert(self._preprocess.mode))
+            if self._unnormalised is None:
+                return self._of_image(Image.fromarray(item.pixels).convert(self._preprocess.mode))
+            self._check_size(item.pixels.shape[1], item.pixels.shape[0])
+            return self._unnormalised(item.pixels)
         return self._ready_made(item.pixels)
 
     def _of_image(self, image: Image.Image) -> Features:
         self._check_size(*image.size)
         try:
+            if self._unnormalised is not None:
+                return self._unnormalised(np.asarray(image))
             return self._preprocess(image)
         # a processor raises many kinds of errors, for example for images that become 0 pixels wide
         except Exception as error:
