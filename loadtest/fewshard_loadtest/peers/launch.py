@@ -16,6 +16,7 @@ _QUIET = {
     "INFINITY_ANONYMOUS_USAGE_STATS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
+    "CI": "true",  # the one variable that the telemetry of OpenVINO and NNCF heeds
 }
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that have nothing to do give their core to the others."""

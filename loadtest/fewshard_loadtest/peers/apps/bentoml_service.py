@@ -8,10 +8,11 @@ import bentoml
 import engine
 
 SETTINGS = json.loads(os.environ["PEER_SETTINGS"])
+QUIET = {} if SETTINGS["name"] == "as shipped" else {"logging": {"access": {"enabled": False}}}
 BATCHING = {} if SETTINGS["batch"] is None else {"max_batch_size": SETTINGS["batch"]}
 
 
-@bentoml.service(workers=SETTINGS["workers"] or 1)
+@bentoml.service(workers=SETTINGS["workers"] or 1, **QUIET)
 class Classifier:
     def __init__(self) -> None:
         self.classifier = engine.load(SETTINGS)
