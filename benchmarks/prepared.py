@@ -28,8 +28,8 @@ from fewshard_models.recipes.tiers import SMALL
 from fewshard_models.sparsify.channels import macs_of, widths_of, with_widths
 from fewshard_models.sparsify.prune import narrow_widths
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification, pack
-from fewshard_models.text.inference import tokenize
 from fewshard_models.text.feed_forward import MoeFeedForward
+from fewshard_models.text.inference import tokenize
 
 BATCHES = (64, 8, 1)
 SHARES = (1.0, 0.5, 0.4)
