@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # No test reads or fills the user's own measurements, and what is not about them need not wait for any.
     os.environ["FEWSHARD_CACHE"] = tempfile.mkdtemp(prefix="fewshard-cache-")
     os.environ["FEWSHARD_MEASURE"] = "0"
+    with suppress(ImportError):  # where only kernels and models are tested, on a GPU
+        from hypothesis import settings
+
+        settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+        settings.load_profile("untimed")
     if hasattr(config, "workerinput"):
         # There is a worker for each core, so that further threads of torch's would only wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
