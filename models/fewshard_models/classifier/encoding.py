@@ -68,7 +68,8 @@ class FastEncoder:
         likely = [row for row, item in enumerate(texts) if self._is_likely_to_fit(item)]
         found = dict(zip(likely, self._whole([texts[row] for row in likely]), strict=True))
         rows = [row for row in range(len(texts)) if row not in found or self._is_too_long(found[row])]
-        for row, each in zip(rows, self._as_far_as_kept([texts[row] for row in rows]), strict=True):
+        others = self._as_far_as_kept([texts[row] for row in rows]) if rows else ()
+        for row, each in zip(rows, others, strict=True):
             found[row] = self._ids(self._cut.post_process(*each, True))
         return [found[row] for row in range(len(texts))]
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewshard_models.classifier.plain_processor import PlainProcessor, plain_processor
 from fewshard_models.errors import CheckpointError
 
 Features = Mapping[str, NDArray[Any]]
@@ -56,8 +57,12 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array.astype(np.int64)
 
 
-def load_processor(directory: Path, config: Any, forward: Callable[..., Any]) -> ImageProcessor:
-    """Load the image processor of a checkpoint for a network. Raises CheckpointError.
+def load_processor(
+    directory: Path, config: Any, forward: Callable[..., Any]
+) -> ImageProcessor | PlainProcessor:
+    """Load the image processor of a checkpoint for a network, in its plain form if it has one.
+
+    Raises CheckpointError.
 
     config: the configuration of the network.
     forward: the method that takes the features.
@@ -75,7 +80,8 @@ def load_processor(directory: Path, config: Any, forward: Callable[..., Any]) ->
             f"{directory}: {type(processor).__name__} makes {', '.join(sorted(surplus))}, which "
             f"{config.model_type} does not take; is preprocessor_config.json another model's?"
         )
-    return ImageProcessor(processor, MODES[channels], names & made)
+    plain = plain_processor(processor, MODES[channels])
+    return plain or ImageProcessor(processor, MODES[channels], names & made)
 
 
 def num_channels(config: Any) -> int:

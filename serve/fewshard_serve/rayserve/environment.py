@@ -82,6 +82,10 @@ LOOPBACK_ONLY = {
     # Ray would choose token by itself; setting the mode suppresses its announcement.
     "RAY_AUTH_MODE": "token",
 }
+NOT_COLLECTED = {
+    # Ray's own metrics, which each of its processes would gather for an agent that does not run here.
+    "RAY_enable_metrics_collection": "0",
+}
 TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 """Ray would keep its token in the home directory, which may be missing, not writable, or open to others."""
 HAPROXY_FILES = {
@@ -104,7 +108,7 @@ def prepare_environment(
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
     _set_defaults(cluster_environment(waits))
     if work_dir is not None:
-        _set_defaults(LOOPBACK_ONLY | {TOKEN_FILE: _new_token(work_dir)})
+        _set_defaults(LOOPBACK_ONLY | NOT_COLLECTED | {TOKEN_FILE: _new_token(work_dir)})
         own_haproxy = _own_haproxy(work_dir, waits) if has_haproxy() else {}
         _set_defaults(own_haproxy)
         return BINARY in own_haproxy and os.environ[BINARY] == own_haproxy[BINARY]
