@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -20,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -60,8 +60,8 @@ class Run:
     """One load on one server.
 
     cpu_us: CPU microseconds an answer by role.
-    stages_us: mean microseconds of a request by stage, as the server counts them; "outside" is the rest of the
-        mean latency: network, proxy, routing, reading and waiting for a turn. Empty for the echo.
+    stages_us: mean microseconds of a request by stage, as the server counts them; "outside" is the rest of
+        the mean latency: network, proxy, routing, reading. Empty for the echo.
     """
 
     version: str
@@ -92,7 +92,8 @@ def main() -> int:
     alone = {path: measure_alone(path, options) for path in options.model}
     runs: list[Run] = []
     with ExitStack() as stack:
-        servers = [stack.enter_context(_started(name, options, n)) for n, name in enumerate(_versions(options))]
+        starts = [_Started(name, options, place) for place, name in enumerate(_versions(options))]
+        servers = list(map(stack.enter_context, starts))
         for number in range(options.rounds):
             for path in options.model:
                 for users in options.users:
@@ -102,8 +103,8 @@ def main() -> int:
     folder = options.out or HERE / "docs/results/cpu" / slug(machine()["cpu"])
     folder.mkdir(parents=True, exist_ok=True)
     table = as_markdown(runs, list(alone.values()))
-    found = {"command": ["python", *sys.argv], "machine": machine()}
-    found |= {"alone": [asdict(each) for each in alone.values()], "runs": [asdict(run) for run in runs]}
+    found: dict[str, Any] = {"command": ["python", *sys.argv], "machine": machine()}
+    found |= {"alone": list(map(asdict, alone.values())), "runs": list(map(asdict, runs))}
     (folder / "budget.json").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "budget.md").write_text(table + "\n")
     print(table)
@@ -126,7 +127,8 @@ def measure_alone(path: str, options: argparse.Namespace) -> Alone:
     task = model.info.task
     inputs = [_input(each) for each in load_payload(PROTOCOLS[task][1]).items[:64]]
     items = model.prepare(inputs)
-    prepare_us = min(_cpu_us(lambda: [model.prepare([each]) for each in inputs]) for _ in range(9)) / len(inputs)
+    spent = min(_cpu_us(lambda: [model.prepare([each]) for each in inputs]) for _ in range(9))
+    prepare_us = spent / len(inputs)
     pass_us = {}
     for size in options.sizes:
         batches = [items[at : at + size] for at in range(0, len(items) - size + 1, size)]
@@ -149,7 +151,7 @@ def _versions(options: argparse.Namespace) -> list[str]:
     return [*(["before"] if options.before else []), "after", ECHO]
 
 
-class _started:
+class _Started:
     """A context manager that starts a server and gives it as a `Server`."""
 
     def __init__(self, version: str, options: argparse.Namespace, number: int) -> None:
@@ -238,7 +240,7 @@ def as_markdown(runs: Sequence[Run], alone: Sequence[Alone]) -> str:
     costs = {each.model: each for each in alone}
     rows = [_row(found, costs[model], users, version) for model, users, version in sorted(found)]
     models = [
-        [each.model, f"{each.prepare_us:.0f}", *(f"{us:.0f}" for us in each.pass_us.values())] for each in alone
+        [each.model, *(f"{us:.0f}" for us in (each.prepare_us, *each.pass_us.values()))] for each in alone
     ]
     sizes = [f"pass of {size}, us an item" for size in alone[0].pass_us]
     return "\n\n".join(
@@ -254,27 +256,23 @@ _HEADER = (
 
 def _row(found: Any, cost: Alone, users: int, version: str) -> list[str]:
     runs = found[cost.model, users, version]
-    cpu = {role: _median(run.cpu_us.get(role, 0.0) for run in runs) for role in ROLES}
-    stages = [_median(run.stages_us.get(name, 0.0) for run in runs) for name in (*STAGES.values(), "outside")]
-    echo = _median(sum(run.cpu_us.values()) for run in found[cost.model, users, ECHO])
+    cpu = {role: median(run.cpu_us.get(role, 0.0) for run in runs) for role in ROLES}
+    stages = [median(run.stages_us.get(name, 0.0) for run in runs) for name in (*STAGES.values(), "outside")]
+    echo = median(sum(run.cpu_us.values()) for run in found[cost.model, users, ECHO])
     size = min(cost.pass_us) if users == 1 else max(cost.pass_us)
     rest = sum(cpu.values()) - echo - cost.prepare_us - cost.pass_us[size]
     return [
-        *(cost.model, str(users), version, f"{_median(run.rps for run in runs):.0f}"),
-        f"{_median(run.p50_ms for run in runs):.2f}",
+        *(cost.model, str(users), version, f"{median(run.rps for run in runs):.0f}"),
+        f"{median(run.p50_ms for run in runs):.2f}",
         *(f"{cpu[role]:.0f}" for role in ("haproxy", "replica", "models")),
         *(f"{sum(cpu.values()):.0f}", "" if version == ECHO else f"{rest:.0f}"),
         *("" if version == ECHO else f"{stage:.0f}" for stage in stages),
     ]
 
 
-def _median(values: Any) -> float:
-    return statistics.median(values)
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", required=True, help="such as zoo:sst2-moe; may be repeated")
+    parser.add_argument("--model", action="append", required=True, help="zoo:sst2-moe; may be repeated")
     parser.add_argument("--before", type=Path, help="another checkout, which runs with this environment")
     parser.add_argument("--dtype", default="bf16", help="of the model alone (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16], help="items in a pass, alone")

@@ -1,9 +1,11 @@
 """Prepares inputs (tokenises, decodes images); the engine calls it for every request.
 
 What costs less than a thread needs to begin and to answer is prepared on the event loop: a few pixels always,
-a short text while the server has nothing else to do. All other requests go to threads. There, a request is prepared in slices of bounded cost. Each slice waits for its caller's turn, and does not begin
-when the deadline has passed or the caller has gone. A single input may cost more than a slice; such heavy
-inputs have threads of their own, so that they never hold up the light ones.
+a short text while the server has nothing else to do. All other requests go to threads.
+
+There, a request is prepared in slices of bounded cost. Each slice waits for its caller's turn, and does not
+begin when the deadline has passed or the caller has gone. A single input may cost more than a slice; such
+heavy inputs have threads of their own, so that they never hold up the light ones.
 """
 
 import asyncio
@@ -32,12 +34,12 @@ MAX_THREADS = 4
 LATE = "the deadline passed while the inputs were prepared; send fewer or smaller ones, or allow more time"
 CLOSED = "the server is draining; ask another replica or come back"
 TINY_COST, SMALL_COST, SMALL_INPUTS = 32, 512, 4
-"""The most that is prepared on the event loop: `TINY_COST` at any time, some 50 us; `SMALL_COST` for a request that
-is alone, some 200 us. Under load two threads tokenise faster than the event loop does."""
+"""The most that is prepared on the event loop: `TINY_COST` at any time, some 50 us; `SMALL_COST`, some 200 us,
+for a request that is alone. Under load, two threads tokenise faster than the event loop does."""
 INLINE_S = 2e-3
 INLINE_PAUSE = 50
-"""A model that takes longer than `INLINE_S` twice in a row uses the threads for the next so many requests. Once
-may happen to any: the system may give the core to another process."""
+"""A model that takes longer than `INLINE_S` twice in a row uses the threads for the next so many requests.
+Once may happen to any: the system may give the core to another process."""
 HEAVY_NICENESS = 5
 """Under this niceness a thread yields its core to the model, the event loop and light inputs."""
 

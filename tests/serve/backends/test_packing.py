@@ -45,7 +45,8 @@ def test_items_arrive_as_they_were_sent(items):
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_images_arrive_as_they_were_sent(shapes, kind):
     drawn = np.random.default_rng(0)
-    items = [Item({"pixels": drawn.integers(0, 255, shape).astype(kind), "mask": np.ones(2)}, 0) for shape in shapes]
+    pixels = [drawn.integers(0, 255, shape).astype(kind) for shape in shapes]
+    items = [Item({"pixels": each, "mask": np.ones(2)}, 0) for each in pixels]
     for item, got in zip(items, unpack_items(sent(pack_items(items))), strict=True):
         assert got.features.keys() == item.features.keys()
         for name, array in item.features.items():
@@ -63,7 +64,8 @@ def test_outputs_and_counts_arrive_as_they_were_sent():
     output = unpack_output(sent(pack_output(ModelOutput(np.ones((2, 3), np.float32), 4, True, 0.5))))
     assert output.logits.tolist() == [[1, 1, 1]] * 2
     assert (output.num_padding_tokens, output.is_degraded, output.exchange_s) == (4, True, 0.5)
-    counts = ExpertCounts(np.ones((1, 2), np.int64), np.ones((1, 2)), np.ones(1), np.full(1, 2), 2, np.ones((1, 3)))
+    ones = np.ones((1, 2), np.int64)
+    counts = ExpertCounts(ones, ones / 2, np.ones(1), np.full(1, 2), 2, np.ones((1, 3), np.int64))
     got = unpack_counts(sent(pack_counts(counts)))
     assert got.tokens.tolist() == [[1, 1]]
     assert (got.rows.tolist(), got.top_k, got.by_shard.tolist()) == ([2], 2, [[1, 1, 1]])

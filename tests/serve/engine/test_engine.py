@@ -427,4 +427,3 @@ async def test_a_request_that_meets_a_stopped_runner_is_refused(model):
         assert await asyncio.to_thread(opened.engine._runner.stop, 5.0)
         with pytest.raises(NotReady, match="draining"):
             await asking
-            await opened.classify("2")
