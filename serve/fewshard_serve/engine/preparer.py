@@ -34,8 +34,8 @@ MAX_THREADS = 4
 LATE = "the deadline passed while the inputs were prepared; send fewer or smaller ones, or allow more time"
 CLOSED = "the server is draining; ask another replica or come back"
 TINY_COST, SMALL_COST, SMALL_INPUTS = 32, 512, 4
-"""The most that is prepared on the event loop: `TINY_COST` at any time, some 50 us; `SMALL_COST`, some 200 us,
-for a request that is alone. Under load, two threads tokenise faster than the event loop does."""
+"""The most that is prepared on the event loop: `TINY_COST` at any time, some 50 us; `SMALL_COST`, some 200
+us, for a request that is alone. Under load, two threads tokenise faster than the event loop does."""
 INLINE_S = 2e-3
 INLINE_PAUSE = 50
 """A model that takes longer than `INLINE_S` twice in a row uses the threads for the next so many requests.
