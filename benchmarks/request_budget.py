@@ -15,8 +15,9 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -93,7 +94,8 @@ def main() -> int:
     runs: list[Run] = []
     with ExitStack() as stack:
         starts = [_Started(name, options, place) for place, name in enumerate(_versions(options))]
-        servers = list(map(stack.enter_context, starts))
+        with ThreadPoolExecutor() as pool:
+            servers = list(pool.map(stack.enter_context, starts))
         for number in range(options.rounds):
             for path in options.model:
                 for users in options.users:
@@ -183,14 +185,15 @@ def drive(server: Server, alone: Alone, users: int, duration_s: float) -> Run:
     plan = Plan(
         server.url, name, protocol, payload, num_users=users, duration_s=duration_s, warmup_s=WARMUP_S
     )
-    processes = dict(_processes(server.pid))
-    cpu_s, stages = _cpu_s(processes), _stages(server, name)
+    began_s, stages = _cpu_s(server.pid), _stages(server, name)
     result = run_headless(plan)
-    spent_s, spent = _cpu_s(processes), _stages(server, name)
+    ended_s, spent = _cpu_s(server.pid), _stages(server, name)
     if result.num_failures:
         raise SystemExit(f"{server.version}, {name}: {result.errors}")
     num_answers = result.num_requests * (duration_s + WARMUP_S) / duration_s
-    cpu_us = {role: round(1e6 * (spent_s[role] - cpu_s[role]) / num_answers, 1) for role in spent_s}
+    cpu_us = dict.fromkeys(ROLES, 0.0)
+    for process, role in began_s.keys() & ended_s.keys():
+        cpu_us[role] += 1e6 * (ended_s[process, role] - began_s[process, role]) / num_answers
     stages_us = {stage: round(_mean_us(stages[stage], spent[stage]), 1) for stage in stages}
     mean_ms = result.mean_ms or 0.0
     if stages_us:
@@ -199,24 +202,16 @@ def drive(server: Server, alone: Alone, users: int, duration_s: float) -> Run:
     return Run(server.version, alone.model, users, *rates, cpu_us, stages_us)
 
 
-def _processes(pid: int) -> Iterator[tuple[psutil.Process, str]]:
+def _cpu_s(pid: int) -> dict[tuple[int, str], float]:
+    """CPU seconds so far of each process with a role. HAProxy's process ends when it is replaced."""
+    found = {}
     for process in tree(pid):
-        try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        for role, pattern in ROLES.items():
-            if pattern.search(command):
-                yield process, role
-                break
-
-
-def _cpu_s(processes: dict[psutil.Process, str]) -> dict[str, float]:
-    spent: dict[str, float] = defaultdict(float)
-    for process, role in processes.items():
-        times = process.cpu_times()
-        spent[role] += times.user + times.system
-    return spent
+        with suppress(psutil.Error):
+            command, times = " ".join(process.cmdline()), process.cpu_times()
+            for role, pattern in ROLES.items():
+                if pattern.search(command):
+                    found[process.pid, role] = times.user + times.system
+    return found
 
 
 def _stages(server: Server, model: str) -> dict[str, tuple[int, int]]:
