@@ -79,7 +79,7 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
-    """Return the size of a PNG, whose first chunk states it; None for other files. Opening one takes longer."""
+    """Return the size of a PNG as its first chunk states it, without opening it; None for other files."""
     if len(data) < 33 or not data.startswith(_PNG_SIGNATURE) or data[8:16] != _PNG_FIRST_CHUNK:
         return None
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")

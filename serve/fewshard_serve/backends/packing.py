@@ -5,7 +5,7 @@ Pickling each item by itself costs more than tokenising a short text. `process` 
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,6 @@ from fewshard_core.values import ExpertCounts, Item, ModelOutput, TokenIds
 
 Packed = tuple[Any, ...]
 """A tuple of plain values and buffers, which pickle copies as they are."""
-
-_INT = "i"
 
 
 def pack_items(items: Sequence[Item]) -> Packed:
@@ -40,7 +38,7 @@ def unpack_items(packed: Packed) -> list[Item]:
 
 
 def _pack_texts(texts: Sequence[TokenIds]) -> Packed:
-    ids, types = array(_INT), array(_INT)
+    ids, types = array("i"), array("i")
     for text in texts:
         ids.extend(text.ids)
     has_types = [text.types is not None for text in texts]
@@ -51,7 +49,7 @@ def _pack_texts(texts: Sequence[TokenIds]) -> Packed:
 
 def _unpack_texts(packed: Packed) -> list[TokenIds]:
     lengths, has_types, id_bytes, type_bytes = packed
-    ids, types = memoryview(id_bytes).cast(_INT), memoryview(type_bytes).cast(_INT)
+    ids, types = memoryview(id_bytes).cast("i"), memoryview(type_bytes).cast("i")
     texts, start, type_start = [], 0, 0
     for length, has in zip(lengths, has_types, strict=True):
         own = types[type_start : type_start + length].tolist() if has else None

@@ -92,6 +92,7 @@ class Engine:
         scheduled = [served.lane for served in self.served.values()]
         self._runner = Runner(scheduled, self._deliver, on_batch, depth=depth)
         self._is_draining = self._is_stuck = False
+        self._arrived: dict[str, list[Entry]] = {}
         self._runner.start()
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
@@ -193,6 +194,7 @@ class Engine:
             ticket.caller,
             costs=costs,
             deadline_at=deadline_at,
+            is_alone=self.num_inflight_items == len(request.inputs),
         )
         prepared_at = time.monotonic()
         answer = await self._answer(served, items, prepared_at, deadline_at, ticket.caller)
@@ -214,8 +216,25 @@ class Engine:
         entries = [
             Entry(item, future, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
         ]
-        self._runner.submit(served.lane, entries)
+        self._submit(served.lane, entries)
         return await future.answer
+
+    def _submit(self, lane: ScheduledModel, entries: list[Entry]) -> None:
+        """Queue the entries together with those of all requests that the event loop has at hand.
+
+        Otherwise the first of many that arrive together would run in a pass of its own.
+        """
+        if not self._arrived:
+            self._loop.call_soon(self._submit_arrived)
+        self._arrived.setdefault(lane.model.info.name, []).extend(entries)
+
+    def _submit_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, {}
+        for name, entries in arrived.items():
+            try:
+                self._runner.submit(self.served[name].lane, entries)
+            except NotReady as error:
+                _settle([Resolution(entry, error, 0.0, 0.0) for entry in entries])
 
     def _deliver(self, resolutions: list[Resolution]) -> None:
         self._loop.call_soon_threadsafe(_settle, resolutions)

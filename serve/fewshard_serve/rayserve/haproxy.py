@@ -12,6 +12,10 @@ Retries. A request whose replica dies is sent to another replica, but only if HA
 before it sent the first byte; otherwise HAProxy closes the client's connection without an answer. So HAProxy
 waits for the body, which must also fit its buffer.
 
+Disconnects. Serve has a task for each request that waits for its client to disconnect. The prediction
+handlers listen themselves (`http/request.while_connected`), and only once an answer takes long, so HAProxy
+tells Serve not to.
+
 Refusals. A refusal by a replica costs its event loop about as much as an answer: at twice the load it could
 serve, half the answers remained, and requests waited seconds to be refused. So each answer of a replica
 carries how much may be in flight (`http/backpressure`). HAProxy counts requests in flight by model and by
@@ -95,6 +99,7 @@ def edits(folder: Path, waits: Waits) -> str:
 /^frontend http_frontend/a\
     http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}\
     http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID_PATTERN}$ }}\
+    http-request set-header x-request-disconnect-disabled ?1\
     http-request wait-for-body time {round(1000 * waits.body_s)}ms
 """
 

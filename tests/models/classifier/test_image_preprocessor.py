@@ -22,6 +22,7 @@ from fewshard_models.classifier.image_processor import resized_size
 from fewshard_models.classifier.load import load
 from fewshard_models.conformance.image_checkpoints import randomise
 from fewshard_models.errors import CheckpointError, UnusableInput
+from fewshard_models.image.preprocessing import load_preprocessing
 
 LABELS = {"id2label": {0: "red", 1: "green", 2: "blue"}, "label2id": {"red": 0, "green": 1, "blue": 2}}
 SQUARE = {"height": 32, "width": 32}
@@ -461,3 +462,16 @@ def test_a_processor_that_leaves_nothing_of_an_image_is_found_before_the_model_i
     directory = checkpoint(tmp_path, resnet(), fields)
     with pytest.raises(CheckpointError, match=r"not finite|the same answer"):
         load(directory, "cpu", "fp32")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 40)])
+def test_our_network_normalises_pixels_as_its_preprocessing_does(size):
+    model = load("zoo:cifar10-narrow", "cpu", "fp32")
+    image = drawn(*size).convert("RGB")
+    ready = PixelArray(load_preprocessing(model.checkpoint.directory)(np.asarray(image)))
+    items = model.prepare([png(image), PixelArray(np.asarray(image)), ready])
+    assert items[0].features["pixels"].dtype == np.uint8
+    np.testing.assert_array_equal(items[0].features["pixels"], items[1].features["pixels"])
+    (made,) = (model._inputs([item.features])["pixel_values"].numpy() for item in items[:1])
+    np.testing.assert_array_equal(made[0], ready.pixels)
+    np.testing.assert_allclose(model.run(items).logits, model.run(items[2:]).logits.repeat(3, 0), atol=1e-4)

@@ -410,3 +410,20 @@ async def test_the_costs_of_many_inputs_are_found_off_the_event_loop(model, monk
         await opened.classify(*["1"] * 200)
     assert threads[0] is threading.main_thread()
     assert threads[1] is not threading.main_thread()
+
+
+@on_a_loop
+async def test_requests_that_arrive_together_run_together(model, monkeypatch):
+    monkeypatch.setattr("fewshard_serve.engine.preparer.INLINE_S", 60.0)  # however busy the machine is
+    async with Opened(model) as opened:
+        await asyncio.gather(*(opened.classify(str(number)) for number in range(10)))
+        assert model.batches == [[str(number) for number in range(10)]]
+
+
+@on_a_loop
+async def test_a_request_that_meets_a_stopped_runner_is_refused(model):
+    async with Opened(model) as opened:
+        asking = asyncio.create_task(opened.classify("1"))
+        assert await asyncio.to_thread(opened.engine._runner.stop, 5.0)
+        with pytest.raises(NotReady, match="draining"):
+            await asking

@@ -8,8 +8,9 @@ import pytest
 
 from fewshard_core.values import TextInput
 from fewshard_serve.core import Caller
+from fewshard_serve.engine import preparer
 from fewshard_serve.engine.budget import SLICE_COST
-from fewshard_serve.engine.preparer import Preparer
+from fewshard_serve.engine.preparer import INLINE_S, Preparer
 from fewshard_serve.errors import DeadlineExceeded, NotReady, UnusableItem
 
 LONG = "x" * (SLICE_COST + 1)
@@ -156,3 +157,53 @@ def test_a_closed_preparer_refuses_what_waits(opened):
                     await task
 
     asyncio.run(run())
+
+
+def test_what_is_cheap_is_prepared_on_the_event_loop_and_more_only_if_it_is_alone(opened, monkeypatch):
+    monkeypatch.setattr(preparer, "INLINE_S", 60.0)  # however busy the machine is
+
+    async def threads():
+        async with opened as given:
+            loop = threading.current_thread().name
+            for text in ("tiny", "small" * 20, "large" * 200):
+                for is_alone in (False, True):
+                    await given.start(text, is_alone=is_alone)
+                    yield text[:5], is_alone, given.threads[text[:5]] == loop
+
+    async def collected():
+        return [each async for each in threads()]
+
+    assert asyncio.run(collected()) == [
+        ("tiny", False, True),
+        ("tiny", True, True),
+        ("small", False, False),
+        ("small", True, True),
+        ("large", False, False),
+        ("large", True, False),
+    ]
+
+
+def test_nothing_is_prepared_on_the_event_loop_while_a_thread_works(opened):
+    async def run():
+        async with opened as given:
+            slow = given.start(LONG)
+            await given.has_begun()
+            await given.start("tiny", is_alone=True)
+            given.gate.set()
+            await slow
+            return given.threads["tiny"]
+
+    assert asyncio.run(run()).startswith("fewshard-prepare")
+
+
+def test_a_model_that_is_slow_twice_uses_the_threads(opened):
+    async def run():
+        async with opened as given:
+            loop, found = threading.current_thread().name, []
+            given.model.prepare_s = 2 * INLINE_S
+            for _ in range(4):
+                await given.start("tiny")
+                found.append(given.threads["tiny"] == loop)
+            return found
+
+    assert asyncio.run(run()) == [True, True, False, False]
