@@ -33,6 +33,8 @@ LoadIn = Callable[[str], NetworkClassifier]
 """Loads the checkpoint in a number format; raises CheckpointError if it cannot answer."""
 
 LOAD_LIMIT_S, FORMATS_LIMIT_S, THREADS_LIMIT_S, BUDGET_LIMIT_S = 2.5, 1.2, 0.4, 0.5
+QUIET = 0.7
+"""The share of a core that one thread has on a machine that is quiet enough to compare numbers of threads."""
 SERVER_CPU_S = 1e-3
 """What a server computes for each item beside the model (docs/log.md)."""
 THREADS_PRICE = 1.15
@@ -166,12 +168,15 @@ def _threads_key(shape: Shape, dtype: str) -> str:
     return f"threads {os.environ.get('OMP_WAIT_POLICY', 'active')} {dtype} {shape.size_class}"
 
 
-def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measured:
+def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measured | None:
+    """Return the comparison; None where other processes keep the cores busy, so that it would say nothing."""
     items = usual_items(model)
     runs = {str(number): _with_threads(number, runner(model, items)) for number in numbers}
     with _one_thread(), torch.inference_mode(), subnormals_flushed():
         alone = time_batches(runs, BATCHES, THREADS_LIMIT_S, stopwatch=time.perf_counter)
         cpu = time_batches(runs, BATCHES, THREADS_LIMIT_S, stopwatch=time.process_time)
+    if "1" in runs and alone["1"][1] < QUIET * cpu["1"][1]:
+        return None
     candidates = [Candidate(name, served_rates(alone[name], cpu[name], max(numbers))) for name in runs]
     return decide(candidates, " threads", THREADS_PRICE)
 
@@ -209,7 +214,7 @@ def _measure_budget(model: NetworkClassifier) -> Measured:
             return _no_budget("larger batches take too long to be timed")
         batches_per_s = time_batches(runs, (1,), BUDGET_LIMIT_S)
     rates = {name: {sizes[name]: found[1] * sizes[name]} for name, found in batches_per_s.items()}
-    return decide([Candidate(name, rates.get(name, {})) for name in sizes], unit=" tokens", price=1.1)
+    return decide([Candidate(name, rates.get(name, {})) for name in sizes], unit=" tokens", price=1.2)
 
 
 def _first_affordable(sizes: Mapping[str, int], items_per_s: float) -> dict[str, int]:

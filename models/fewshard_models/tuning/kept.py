@@ -61,10 +61,13 @@ class _Spent:
 _spent = _Spent()
 
 
-def kept(key: str, names: Sequence[str], measure: Callable[[], Measured], anew: bool) -> Measured | None:
+def kept(
+    key: str, names: Sequence[str], measure: Callable[[], Measured | None], anew: bool
+) -> Measured | None:
     """Return what the cache has of these candidates, else measure and keep it; one process at a time.
 
-    Returns None if this process has spent enough on measuring.
+    Returns None if this process has spent enough on measuring, or `measure` found nothing that is worth
+    keeping.
     """
     cache = tuning_cache()
     with cache.alone():
@@ -77,6 +80,8 @@ def kept(key: str, names: Sequence[str], measure: Callable[[], Measured], anew: 
         found = measure()
         took_s = time.monotonic() - start
         _spent.seconds += took_s
+        if found is None:
+            return None
         logger.info("measured %s in %.1f s: %s", key, took_s, found.chosen)
         cache.keep(key, found.as_json())
     return found
