@@ -8,69 +8,40 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from math import log
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig
 
 from fewshard_core.formats import FORMATS
 from fewshard_core.values import Item
 from fewshard_models.classifier.batching import CPU_BATCH_TOKENS, MAX_BATCH_ITEMS
 from fewshard_models.classifier.network import NetworkClassifier
-from fewshard_models.devices import choose_dtype, subnormals_flushed
+from fewshard_models.devices import subnormals_flushed
 from fewshard_models.errors import CheckpointError
 from fewshard_models.tuning.cache import tuning_cache
 from fewshard_models.tuning.choice import BATCHES, Candidate, Measured, decide
-from fewshard_models.tuning.machine import digest
+from fewshard_models.tuning.kept import Shape, kept
 from fewshard_models.tuning.product import measure_products
-from fewshard_models.tuning.rounds import Run, busy_core, sustained, time_batches
+from fewshard_models.tuning.rounds import Run, time_batches
 
 logger = logging.getLogger(__name__)
 
 LoadIn = Callable[[str], NetworkClassifier]
 """Loads the checkpoint in a number format; raises CheckpointError if it cannot answer."""
 
-MEASURE = "FEWSHARD_MEASURE"
-"""The environment variable: 0 keeps `auto` from measuring."""
-LOAD_LIMIT_S, FORMATS_LIMIT_S, THREADS_LIMIT_S, BUDGET_LIMIT_S = 2.0, 1.2, 0.5, 0.5
-PROCESS_LIMIT_S = 10.0
-"""What one process spends on measuring. Models that it loads afterwards wait for the next start."""
+LOAD_LIMIT_S, FORMATS_LIMIT_S, THREADS_LIMIT_S, BUDGET_LIMIT_S = 2.5, 1.2, 0.4, 0.5
+QUIET = 0.7
+"""The share of a core that one thread has on a machine that is quiet enough to compare numbers of threads."""
+SERVER_CPU_S = 1e-3
+"""What a server computes for each item beside the model (docs/log.md)."""
 THREADS_PRICE = 1.15
 """Threads cost other processes their cores, so another number must be faster by this factor."""
 MAX_PARAMETERS = 200_000_000
 """Larger networks are not loaded once for each format; a product decides."""
 BUDGETS = (CPU_BATCH_TOKENS, CPU_BATCH_TOKENS // 2, 2 * CPU_BATCH_TOKENS)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a time depends on, of a checkpoint: its configuration, but not its names and weights."""
-
-    text: str
-    num_parameters: int
-
-    @property
-    def size_class(self) -> str:
-        """Networks of one kind and about one size share their numbers of threads and of tokens."""
-        return f"{self.text.split()[0]} of 4^{round(log(max(1, self.num_parameters), 4))} parameters"
-
-    @classmethod
-    def of(cls, architecture: str, config: PreTrainedConfig, num_parameters: int) -> "Shape":
-        names = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id")
-        fields = {key: value for key, value in config.to_dict().items() if key not in names}
-        return cls(f"{architecture} {digest([fields, len(config.id2label)])}", num_parameters)
-
-
-def is_measuring() -> bool:
-    """Return whether `auto` measures. Raises ValueError for a value of the variable that means nothing."""
-    value = os.environ.get(MEASURE, "1")
-    if value not in ("0", "1"):
-        raise ValueError(f"{MEASURE} is {value!r}; set 1 to let auto measure, or 0")
-    return value == "1"
 
 
 def formats_of_cpu() -> list[str]:
@@ -91,7 +62,7 @@ def measured_format(shape: Shape, load_in: LoadIn, anew: bool = False) -> Measur
     """
     names, found = formats_of_cpu(), None
     if shape.num_parameters <= MAX_PARAMETERS:
-        found = _kept(f"format {shape.text}", names, partial(_measure_formats, shape, load_in), anew)
+        found = kept(f"format {shape.text}", names, partial(_measure_formats, shape, load_in), anew)
     return found or _measured_product(names)
 
 
@@ -106,43 +77,15 @@ def _measured_product(names: Sequence[str]) -> Measured:
     return replace(found, reason=f"by one product, as the network was not timed; {found.reason}")
 
 
-@dataclass(slots=True)
-class _Spent:
-    """Seconds that this process has spent on measuring."""
-
-    seconds: float = 0.0
-
-
-_spent = _Spent()
-
-
-def _kept(key: str, names: Sequence[str], measure: Callable[[], Measured], anew: bool) -> Measured | None:
-    """Return what the cache has of these candidates, else measure and keep it; one process at a time.
-
-    Returns None if this process has spent enough on measuring.
-    """
-    cache = tuning_cache()
-    with cache.alone():
-        found = None if anew else Measured.of_json(cache.recall(key), names)
-        if found is not None:
-            return found
-        if _spent.seconds > PROCESS_LIMIT_S and not anew:
-            return None
-        start = time.monotonic()
-        found = measure()
-        took_s = time.monotonic() - start
-        _spent.seconds += took_s
-        logger.info("measured %s in %.1f s: %s", key, took_s, found.chosen)
-        cache.keep(key, found.as_json())
-    return found
-
-
 def _measure_formats(shape: Shape, load_in: LoadIn) -> Measured:
     names = formats_of_cpu()
     if len(names) == 1:
         return decide([Candidate(names[0], {})])
     with _one_thread(), torch.inference_mode():
-        models, dropped = _load_all(names, load_in)
+        loaded = _load_all(names, load_in)
+        if loaded is None:
+            return _measured_product(names)
+        models, dropped = loaded
         items = usual_items(next(iter(models.values())))
         dropped |= {name: told for name in models if (told := _departs(name, models, items))}
         runs = {name: runner(model, items) for name, model in models.items() if name not in dropped}
@@ -153,17 +96,19 @@ def _measure_formats(shape: Shape, load_in: LoadIn) -> Measured:
     return decide([Candidate(name, rates.get(name, {}), dropped.get(name, "")) for name in names])
 
 
-def _load_all(names: Sequence[str], load_in: LoadIn) -> tuple[dict[str, NetworkClassifier], dict[str, str]]:
-    """Return the models by format, and why the others cannot be used; the one that serves if time is short
-    is loaded first. Raises CheckpointError if there is none."""
-    safe = choose_dtype().name
+def _load_all(
+    names: Sequence[str], load_in: LoadIn
+) -> tuple[dict[str, NetworkClassifier], dict[str, str]] | None:
+    """Return the models by format, and why the others cannot be used; None if loading takes too long.
+
+    Raises CheckpointError if there is none.
+    """
     end = time.monotonic() + LOAD_LIMIT_S
     models: dict[str, NetworkClassifier] = {}
     dropped: dict[str, str] = {}
-    for name in sorted(names, key=lambda each: each != safe):
-        if models and time.monotonic() > end:
-            dropped[name] = "loading took too long to try it"
-            continue
+    for name in names:
+        if time.monotonic() > end:
+            return None
         try:
             model = load_in(name)
             model.self_check()
@@ -204,12 +149,11 @@ def measured_threads(
 ) -> Measured:
     """Return the measurement of the numbers of threads for a loaded model, from the cache or by timing it.
 
-    The first is taken where none is clearly faster. Throughput is measured beside a process that keeps a core
-    busy, since a server's other processes do.
+    The first is taken where none is clearly faster. What threads cost the server's other processes counts.
     """
     names = [str(number) for number in numbers]
     measure = partial(_measure_threads, model, numbers)
-    found = _kept(_threads_key(shape, model.info.dtype), names, measure, anew)
+    found = kept(_threads_key(shape, model.info.dtype), names, measure, anew)
     return found or Measured(names[0], "not measured yet", tuple(Candidate(name, {}) for name in names))
 
 
@@ -224,27 +168,36 @@ def _threads_key(shape: Shape, dtype: str) -> str:
     return f"threads {os.environ.get('OMP_WAIT_POLICY', 'active')} {dtype} {shape.size_class}"
 
 
-def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measured:
+def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measured | None:
+    """Return the comparison; None where other processes keep the cores busy, so that it would say nothing."""
     items = usual_items(model)
     runs = {str(number): _with_threads(number, runner(model, items)) for number in numbers}
     with _one_thread(), torch.inference_mode(), subnormals_flushed():
-        alone = time_batches(runs, BATCHES[:1], THREADS_LIMIT_S / 3, stopwatch=time.perf_counter)
-        sizes = _affordable(BATCHES[1:], min(rates[1] for rates in alone.values()), len(runs))
-        with busy_core(10.0):
-            beside = sustained(runs, sizes, THREADS_LIMIT_S)
-    candidates = [Candidate(name, alone[name] | beside[name]) for name in runs]
+        alone = time_batches(runs, BATCHES, THREADS_LIMIT_S, stopwatch=time.perf_counter)
+        cpu = time_batches(runs, BATCHES, THREADS_LIMIT_S, stopwatch=time.process_time)
+    if "1" in runs and alone["1"][1] < QUIET * cpu["1"][1]:
+        return None
+    candidates = [Candidate(name, served_rates(alone[name], cpu[name], max(numbers))) for name in runs]
     return decide(candidates, " threads", THREADS_PRICE)
 
 
-def _affordable(sizes: Sequence[int], items_per_s: float, num_runs: int) -> list[int]:
-    """Return the sizes of which each run may do four passes within four times the limit, or the least."""
-    return [size for size in sizes if num_runs * size / items_per_s < THREADS_LIMIT_S] or [1]
+def served_rates(alone: Mapping[int, float], cpu: Mapping[int, float], cores: int) -> dict[int, float]:
+    """Return the items/s that a server reaches with a model on so many cores, for each size of a batch.
+
+    alone: items/s of the model on a quiet machine. cpu: items per second of all its threads' CPU time. In
+    batches the server is busy, and its own work for each item needs a core as well.
+    """
+    return {
+        size: min(rate, cores / (1 / cpu[size] + SERVER_CPU_S)) if size > 1 else rate
+        for size, rate in alone.items()
+        if size in cpu
+    }
 
 
 def measured_budget(shape: Shape, model: NetworkClassifier, anew: bool = False) -> Measured:
     """Return the measurement of how many tokens of a batch pay, from the cache or by timing it."""
     key, names = f"tokens {model.info.dtype} {shape.size_class}", [str(budget) for budget in BUDGETS]
-    return _kept(key, names, partial(_measure_budget, model), anew) or _no_budget("not measured yet")
+    return kept(key, names, partial(_measure_budget, model), anew) or _no_budget("not measured yet")
 
 
 def _measure_budget(model: NetworkClassifier) -> Measured:
@@ -261,7 +214,7 @@ def _measure_budget(model: NetworkClassifier) -> Measured:
             return _no_budget("larger batches take too long to be timed")
         batches_per_s = time_batches(runs, (1,), BUDGET_LIMIT_S)
     rates = {name: {sizes[name]: found[1] * sizes[name]} for name, found in batches_per_s.items()}
-    return decide([Candidate(name, rates.get(name, {})) for name in sizes], unit=" tokens", price=1.1)
+    return decide([Candidate(name, rates.get(name, {})) for name in sizes], unit=" tokens", price=1.2)
 
 
 def _first_affordable(sizes: Mapping[str, int], items_per_s: float) -> dict[str, int]:

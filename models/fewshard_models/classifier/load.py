@@ -21,8 +21,6 @@ from fewshard_models.checkpoint import Checkpoint, load_config, resolve
 from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
 from fewshard_models.classifier.engines import ENGINES, TORCH, use_engine
 from fewshard_models.classifier.execution import (
-    Shape,
-    is_measuring,
     measured_budget,
     measured_format,
     measured_threads,
@@ -36,6 +34,7 @@ from fewshard_models.quantised import own_format
 from fewshard_models.quantised.coding import attach
 from fewshard_models.tuning.cache import tuning_cache
 from fewshard_models.tuning.choice import Measured
+from fewshard_models.tuning.kept import Shape, is_measuring
 from fewshard_models.weight_files import require_safetensors, stored_tensors
 
 logger = logging.getLogger(__name__)

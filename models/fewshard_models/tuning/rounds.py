@@ -1,11 +1,7 @@
 """Times candidates round by round, so that load on the machine falls on all alike."""
 
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from statistics import median
+from collections.abc import Callable, Mapping, Sequence
 
 Run = Callable[[int], object]
 """Runs one batch of so many items."""
@@ -17,7 +13,6 @@ CLEAR = 1.3
 """Times that differ by this factor need no more than `MIN_ROUNDS`."""
 BEHIND = 1.5
 """A candidate that is so many times slower than the fastest in a batch is out of the race."""
-SLOT_S = 0.03
 
 
 def time_batches(
@@ -72,46 +67,3 @@ def _shortest(
 def _is_clear(samples: Mapping[str, Sequence[float]]) -> bool:
     shortest = sorted(min(each) for each in samples.values())
     return len(shortest) < 2 or shortest[1] > CLEAR * shortest[0]
-
-
-def sustained(
-    runs: Mapping[str, Run], sizes: Sequence[int], limit_s: float, clock: Clock = time.perf_counter
-) -> dict[str, dict[int, float]]:
-    """Return items/s of each run over slots of time: the median of slots, waiting included.
-
-    For what depends on other processes, of which the shortest time would show nothing.
-    """
-    slots: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in runs}
-    end = clock() + limit_s
-    for number in range(MAX_ROUNDS):
-        for size in sizes:
-            for name, run in runs.items():
-                slots[name][size].append(_slot(run, size, clock))
-        if number and clock() > end:
-            break
-    return {name: {size: median(each) for size, each in rates.items()} for name, rates in slots.items()}
-
-
-def _slot(run: Run, size: int, clock: Clock) -> float:
-    """Return items/s over one slot: at least one batch."""
-    run(size)  # threads start
-    start, num_items = clock(), 0
-    while num_items == 0 or clock() - start < SLOT_S:
-        run(size)
-        num_items += size
-    return num_items / max(clock() - start, 1e-9)
-
-
-@contextmanager
-def busy_core(limit_s: float) -> Iterator[None]:
-    """Another process computes meanwhile, as a server's own does; it ends by itself after `limit_s`."""
-    program = f"import time\nend = time.monotonic() + {limit_s}\nprint(flush=True)\n"
-    program += "while time.monotonic() < end: pass"
-    with subprocess.Popen([sys.executable, "-S", "-c", program], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield
-        finally:
-            with suppress(ProcessLookupError):
-                process.kill()

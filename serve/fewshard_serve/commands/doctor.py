@@ -99,8 +99,8 @@ def choices(models: Sequence[ModelConfig], anew: bool) -> Iterator[Finding]:
 
     anew: measure again what is kept. Otherwise nothing is measured that the server would not measure.
     """
-    from fewshard_models.classifier.execution import is_measuring
     from fewshard_models.devices import choose_device
+    from fewshard_models.tuning.kept import is_measuring
     from fewshard_serve.backends.process import ModelProcess
     from fewshard_serve.cpu_threads import num_threads
 

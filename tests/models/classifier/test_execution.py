@@ -1,7 +1,9 @@
 """How `load` chooses a number format, threads and tokens of a batch, by times that these tests make up."""
 
 import json
+import math
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier import execution
 from fewshard_models.classifier.load import compare, load
 from fewshard_models.errors import CheckpointError
-from fewshard_models.tuning import product
+from fewshard_models.tuning import kept, product
+from fewshard_models.tuning.choice import Candidate, decide
 
 PATH = "zoo:sst2-narrow"
 
@@ -29,7 +32,7 @@ def measuring(monkeypatch, tmp_path):
     """An empty cache, and a process that has measured nothing."""
     monkeypatch.setenv("FEWSHARD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FEWSHARD_MEASURE", "1")
-    monkeypatch.setattr(execution, "_spent", execution._Spent())
+    monkeypatch.setattr(kept, "_spent", kept._Spent())
 
 
 @pytest.fixture
@@ -45,12 +48,9 @@ def timed(measuring, monkeypatch):
         return {name: {size: rates.get(name, 100.0) for size in sizes} for name in runs}
 
     monkeypatch.setattr(execution, "formats_of_cpu", lambda: ["fp32", "bf16"])
-    for module, function in (
-        (execution, "time_batches"),
-        (execution, "sustained"),
-        (product, "time_batches"),
-    ):
-        monkeypatch.setattr(module, function, made_up)
+    monkeypatch.setattr(execution, "LOAD_LIMIT_S", math.inf)
+    monkeypatch.setattr(execution, "time_batches", made_up)
+    monkeypatch.setattr(product, "time_batches", made_up)
     return rates, names
 
 
@@ -162,6 +162,36 @@ def test_the_faster_number_of_threads_is_used(timed):
     assert compare(PATH, "fp32", (1, 2), anew=True)["threads"].chosen == "1"
 
 
+def test_numbers_of_threads_are_not_compared_on_a_busy_machine(timed, monkeypatch):
+    made_up = execution.time_batches
+
+    def disturbed(runs, sizes, limit_s, stopwatch=time.thread_time):
+        found = made_up(runs, sizes)
+        share = 0.4 if stopwatch is time.perf_counter else 1.0
+        return {name: {size: rate * share for size, rate in rates.items()} for name, rates in found.items()}
+
+    timed[0].update({"1": 100.0, "2": 200.0})
+    monkeypatch.setattr(execution, "time_batches", disturbed)
+    assert load(PATH, "cpu", "fp32", threads=(1, 2)).info.execution.num_threads == 1
+    monkeypatch.setattr(execution, "time_batches", made_up)
+    assert load(PATH, "cpu", "fp32", threads=(1, 2)).info.execution.num_threads == 2
+
+
+@pytest.mark.parametrize(
+    ("ms_of_one", "ms_of_two", "chosen"),
+    [(0.8, 0.6, "1"), (1.8, 1.4, "1"), (10.0, 5.5, "2"), (10.0, 9.0, "1")],
+)
+def test_a_second_thread_takes_a_core_that_the_server_needs(ms_of_one, ms_of_two, chosen):
+    """The server needs a millisecond of a core for each item, beside the model's threads."""
+    one, two = (dict.fromkeys((1, 8, 32), 1000.0 / each) for each in (ms_of_one, ms_of_two))
+    cpu_of_two = {size: rate / 2 for size, rate in two.items()}
+    candidates = [
+        Candidate("1", execution.served_rates(one, one, cores=2)),
+        Candidate("2", execution.served_rates(two, cpu_of_two, cores=2)),
+    ]
+    assert decide(candidates, price=execution.THREADS_PRICE).chosen == chosen
+
+
 def test_threads_are_left_alone_where_none_are_given(timed):
     torch.set_num_threads(2)
     assert load(PATH, "cpu").info.execution.num_threads == 0
@@ -175,14 +205,24 @@ def test_larger_batches_are_made_where_they_pay(timed):
 
 
 def test_a_process_that_has_measured_enough_times_a_product_alone(timed, monkeypatch):
-    monkeypatch.setattr(execution._spent, "seconds", execution.PROCESS_LIMIT_S + 1)
+    monkeypatch.setattr(kept._spent, "seconds", kept.PROCESS_LIMIT_S + 1)
     model = load(PATH, "cpu", threads=(1, 2))
     assert model.info.dtype == "bf16"
     assert model.info.execution.dtype_reason.startswith("by one product, as the network was not timed")
     assert model.info.execution.num_threads == 1
     assert model.info.execution.threads_reason == "not measured yet"
-    execution._spent.seconds = 0.0
+    kept._spent.seconds = 0.0
     assert load(PATH, "cpu").info.execution.dtype_reason.startswith("measured")
+
+
+def test_formats_that_take_too_long_to_load_are_compared_by_a_product(timed, monkeypatch):
+    monkeypatch.setattr(execution, "LOAD_LIMIT_S", -1.0)
+    first = load(PATH, "cpu")
+    assert first.info.dtype == "bf16"
+    assert first.info.execution.dtype_reason.startswith("by one product")
+    timed[1].clear()
+    assert load(PATH, "cpu").info == first.info
+    assert timed[1] == []
 
 
 def test_a_large_network_is_not_loaded_in_each_format(timed, monkeypatch):

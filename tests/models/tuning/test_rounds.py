@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fewshard_models.tuning.rounds import MAX_ROUNDS, busy_core, sustained, time_batches
+from fewshard_models.tuning.rounds import MAX_ROUNDS, time_batches
 
 
 class Clock:
@@ -58,14 +58,3 @@ def test_what_is_close_takes_more_rounds_than_what_is_clear(clock):
     time_batches({"a": taking(clock, 1.0, clear), "b": taking(clock, 2.0)}, (1,), 1e6, clock, clock)
     time_batches({"a": taking(clock, 1.0, close), "b": taking(clock, 1.1)}, (1,), 1e6, clock, clock)
     assert len(clear) < len(close) == MAX_ROUNDS + 1
-
-
-def test_waiting_counts_in_slots(clock):
-    waits = itertools.cycle([0.0, 0.3])
-    found = sustained({"a": taking(clock, 0.1, disturbance=waits)}, (1,), 1.0, clock)
-    assert found["a"][1] < 10
-
-
-def test_another_process_is_busy_meanwhile():
-    with busy_core(30.0):
-        pass  # it has begun, and has been ended here
