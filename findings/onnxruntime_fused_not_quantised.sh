@@ -12,7 +12,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-compile \
-    onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6
+    onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 sympy==1.14.0
 cat >"$folder/quantise.py" <<'PROGRAM'
 import numpy as np
 import onnx
@@ -21,16 +21,17 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
 
-# Gelu as torch exports it, between two linear layers.
+# Gelu as torch exports it, between two linear layers, and something behind them.
 weights = {name: np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32) for name in ("w1", "w2")}
 weights |= {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5), "b": np.ones(8, np.float32)}
-steps = ["MatMul x w1 a", "Add a b h", "Div h root d", "Erf d e", "Add e one p", "Mul h p m", "Mul m half g", "MatMul g w2 y"]
+steps = ["MatMul x w1 a", "Add a b h", "Div h root d", "Erf d e", "Add e one p", "Mul h p m", "Mul m half g"]
+steps += ["MatMul g w2 z", "Relu z y"]
 nodes = [helper.make_node(op, names[:-1], names[-1:]) for op, *names in map(str.split, steps)]
 given, answer = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
 tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
 graph = helper.make_graph(nodes, "gelu", [given], [answer], tensors)
 onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), "plain.onnx")
-fused = optimize_model("plain.onnx", "bert", num_heads=2, hidden_size=8)
+fused = optimize_model("plain.onnx", "bert", num_heads=2, hidden_size=8, opt_level=0)
 fused.save_model_to_file("fused.onnx")
 quantize_dynamic("plain.onnx", "plain-int8.onnx")
 print(f"onnxruntime {onnxruntime.__version__}: fused into {[node.op_type for node in fused.model.graph.node]}")

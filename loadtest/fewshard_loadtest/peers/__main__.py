@@ -85,6 +85,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.make_model and not options.model:
         parser.error("--make-model needs --model, the folder to write")
+    if options.int8 and not options.model:
+        parser.error("--int8 needs --model, the checkpoint that it was made from")
+    if options.int8 and not (options.int8 / "config.json").is_file():
+        parser.error(f"--int8: {options.int8} is no checkpoint; `fewshard quantize` makes one")
     return options
 
 

@@ -51,12 +51,13 @@ def _infinity(launch: Launch) -> list[str]:
 
 
 def _fewshard(launch: Launch) -> list[str]:
-    """Writes the configuration as JSON, which is valid YAML."""
+    """Writes the configuration as JSON, which is valid YAML. gRPC listens beside the port, not on its own."""
     dtype = launch.setting.dtype or "auto"
     model = {"name": MODEL, "path": str(launch.model), "device": "cpu", "dtype": dtype}
     config = launch.work / "fewshard.yaml"
     config.write_text(json.dumps({"models": [model]}), encoding="utf-8")
-    return [str(_FEWSHARD_BIN / "fewshard"), "serve", str(config), "--port", str(launch.port)]
+    ports = ["--port", str(launch.port), "--grpc-port", str(launch.port + 1)]
+    return [str(_FEWSHARD_BIN / "fewshard"), "serve", str(config), *ports]
 
 
 def echo_command(python: str, port: int) -> list[str]:

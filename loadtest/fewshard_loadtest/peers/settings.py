@@ -64,7 +64,8 @@ def grid(
     """Every combination of two batch sizes, whole or cut, and two ways to divide the cores.
 
     Either one worker gets all cores, or each of two workers gets half. A server limited to one worker then
-    gets half, which leaves the rest to its tokeniser and HTTP. Quick: the last batch size and two workers.
+    gets half, which leaves the rest to its tokeniser and HTTP. Quick: the last batch size, two workers and a
+    short wait.
     """
     half = max(num_cores // 2, 1)
     shares = [(num_cores, 1), (half, min(2, most_workers))]
@@ -74,6 +75,7 @@ def grid(
     batches += [(GRID_BATCHES[-1], CUT)] if can_cut else []
     if is_quick:
         batches, shares = batches[-1:], shares if most_workers == 1 else shares[-1:]
+        base = replace(base, wait_ms=None if wait_ms is None else SHORT_WAIT_MS)
     return [
         replace(base, batch=batch, cut=cut, threads=threads, workers=workers)
         for batch, cut in batches

@@ -73,6 +73,8 @@ def test_torch_is_tried_in_every_format(tmp_path: Path) -> None:
     trials = engines.tried("torch", None, tmp_path / "model", None, expected, threads=1)
     assert [trial.dtype for trial in trials] == ["fp32", "bf16", "fp16"]
     fp32 = trials[0]
-    assert (fp32.error, fp32.agreeing) == ("", 1.0)
+    ties = sum(one.margin < checkpoint.LEAST_MARGIN for one in expected) / len(expected)
+    assert (fp32.error, fp32.agreeing) == ("", pytest.approx(1.0, abs=ties + 1e-9))
     assert fp32.per_s > 0
-    assert fp32.accuracy == engines.accuracy(expected, [one.label for one in expected])
+    of_fp32 = engines.accuracy(expected, [one.label for one in expected])
+    assert fp32.accuracy == pytest.approx(of_fp32, abs=ties + 1e-9)

@@ -11,7 +11,7 @@ from fewshard_loadtest.peers import summary
 from fewshard_loadtest.peers.catalogue import FEWSHARD, NOTHING, PEERS
 from fewshard_loadtest.peers.engines import Trial
 from fewshard_loadtest.peers.report import Report
-from fewshard_loadtest.peers.rounds import Found, _alternating
+from fewshard_loadtest.peers.rounds import Found, Work, _alternating, _is_graded
 from fewshard_loadtest.peers.session import Session, Subject
 from fewshard_loadtest.peers.settings import (
     CUT,
@@ -169,7 +169,7 @@ def test_the_grid_shares_the_cores_and_the_best_counts() -> None:
 def test_the_grid_cuts_sorted_batches_and_is_short_where_that_is_asked_for() -> None:
     cut = [s for s in grid("int8", 2, most_workers=2, can_cut=True) if s.cut is not None]
     assert [(s.batch, s.cut, s.threads, s.workers) for s in cut] == [(64, CUT, 2, 1), (64, CUT, 1, 2)]
-    assert grid("int8", 2, 2, can_cut=True, is_quick=True) == cut[1:]
+    assert grid("int8", 2, 2, can_cut=True, is_quick=True) == [replace(cut[1], wait_ms=1)]
     assert [s.batch for s in grid("int8", 2, 1, is_quick=True)] == [64, 64]
 
 
@@ -222,6 +222,13 @@ def test_engines_and_formats_are_listed_with_the_one_that_tunes() -> None:
     assert "| openvino | bf16 | 200 | 87.30 % | 99.0 % | chosen |" in text
     assert "| openvino | int8 | 300 | 86.00 % | 97.0 % |  |" in text
     assert "| openvino | fp8 | - | - | - | cannot run here |" in text
+
+
+def test_each_subject_is_graded_once_and_slow_ones_not_in_a_quick_run() -> None:
+    quick, full = (Work(1, 1.0, is_quick, 2) for is_quick in (True, False))
+    assert [_is_graded(subject, quick, Found()) for subject in (OURS, SHIPPED, BEST)] == [True, False, True]
+    assert _is_graded(SHIPPED, full, Found())
+    assert not _is_graded(SHIPPED, full, found())
 
 
 def test_rounds_alternate() -> None:

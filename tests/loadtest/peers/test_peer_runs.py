@@ -119,7 +119,7 @@ def test_servers_do_not_inherit_what_would_change_them(
     (lit,) = peers(["litserve"])
     shipped = lit.environment(launch(lit.shipped, tmp_path))
     assert {"OMP_NUM_THREADS", "RAY_ADDRESS", "PYTHONPATH"} & set(shipped) == set()
-    assert shipped["KEPT"] == "7"
+    assert (shipped["KEPT"], shipped["DO_NOT_TRACK"], shipped["CI"]) == ("7", "1", "true")
     told = json.loads(shipped[SETTINGS_VARIABLE])
     assert (told["model"], told["dtype"], told["batch"], told["threads"]) == ("/a/model", "fp32", 8, None)
     ours = FEWSHARD.environment(launch(FEWSHARD.shipped, tmp_path))
@@ -212,6 +212,18 @@ def test_a_peer_that_answers_wrongly_is_left_out_with_the_reason(tmp_path: Path,
     assert "answers wrongly: 1 of 1 labels" in found.missing["Fake as shipped"]
 
 
+def test_a_forced_format_of_ours_that_fails_is_left_out_and_the_defaults_are_not(
+    tmp_path: Path, unused_port: int
+) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such format')"]
+    server = replace(FEWSHARD, command=lambda launch: command)
+    here, load, found = place(tmp_path, EXPECTED, unused_port), Load((1,), (), 0.2, 0.0), Found()
+    assert _try(Subject(server, Setting("int8", "int8")), here, load, found) is None
+    assert "left with code 1" in found.missing["Fewshard int8"]
+    with pytest.raises(BenchmarkError, match="left with code 1"):
+        _try(Subject(server, server.shipped), here, load, found)
+
+
 def test_a_peer_that_speaks_otherwise_is_left_out_with_the_reason(tmp_path: Path, unused_port: int) -> None:
     server, found = replace(fake_peer(tmp_path), dialect="infinity"), Found()
     subject, load = Subject(server, server.shipped), Load((1,), (), 0.2, 0.0)
@@ -231,6 +243,8 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
         (["--peers", "triton"], "there are: litserve, rayserve, bentoml, infinity, mosec, litserve-openvino"),
         (["--users", "0"], "above 0"),
         (["--make-model", "x"], "needs --model"),
+        (["--int8", "x"], "--int8 needs --model"),
+        (["--int8", "nowhere", "--model", "x"], "`fewshard quantize` makes one"),
     ):
         with pytest.raises(SystemExit):
             command.parse(wrong)
