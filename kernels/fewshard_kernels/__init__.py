@@ -4,7 +4,7 @@ Every expert in this project is computed by `moe_ffn`. Module state is limited t
 to overrides for tests and tuning.
 """
 
-from fewshard_kernels.int8 import Int8Product, Quantisation, quantised_weight
+from fewshard_kernels.int8 import Int8Product, Quantisation, quantised_weight, without_zero_point
 from fewshard_kernels.moe_ffn import PathChoice, explain, force_path, moe_ffn
 from fewshard_kernels.moe_ffn.batch_plan import rounded
 from fewshard_kernels.moe_ffn.int8 import Int8Experts, PackedInt8Experts
@@ -35,4 +35,5 @@ __all__ = [
     "quantised_weight",
     "rounded",
     "route_groups",
+    "without_zero_point",
 ]

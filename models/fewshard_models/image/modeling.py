@@ -11,6 +11,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from fewshard_models.fused import Fusable
 from fewshard_models.image.configuration import FewshardImageConfig
 from fewshard_models.image.convolution import Conv3x3, FusedConv, can_fuse, padded_batch
+from fewshard_models.image.int8 import Int8Stages
 from fewshard_models.losses import classification_loss
 
 
@@ -93,15 +94,18 @@ class FewshardImageForImageClassification(PreTrainedModel):
             )
         )
         self.classifier = nn.Linear(widths[-1], config.num_labels, bias=False)
+        self.int8: Int8Stages | None = None
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
         """Returns fp32 logits [N, num_labels] and, given int64 `labels` [N], the mean cross-entropy."""
         num_images = len(pixel_values)
-        num_spare = 0 if self.stem.usable is None else padded_batch(num_images) - num_images
+        is_compiled = self.stem.usable is not None or self.int8 is not None
+        num_spare = padded_batch(num_images) - num_images if is_compiled else 0
         if num_spare:
             pixel_values = F.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, num_spare))
-        hidden = self.stages(self.stem(pixel_values))[:num_images]
+        hidden = self.int8(pixel_values) if self.int8 else self.stages(self.stem(pixel_values))
+        hidden = hidden[:num_images]
         pooled = hidden.amax(dim=(2, 3)).float()
         with torch.autocast(pooled.device.type, enabled=False):
             logits = self.classifier(pooled) * self.config.logit_scale
@@ -114,6 +118,8 @@ class FewshardImageForImageClassification(PreTrainedModel):
         Call it after the model is loaded, cast and moved.
         """
         self.eval()
+        if self.int8 is not None:
+            return
         self.stem.fuse()
         for stage in self.stages:
             assert isinstance(stage, Stage)

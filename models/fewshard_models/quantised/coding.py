@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from fewshard_kernels import Quantisation
 from fewshard_models.devices import choose_dtype, storage_dtype
 from fewshard_models.errors import CheckpointError
+from fewshard_models.image import FewshardImageForImageClassification
 from fewshard_models.quantised.calibration import Sample
+from fewshard_models.quantised.image import ImageCoder
 from fewshard_models.quantised.text import TextCoder
 from fewshard_models.text.modeling import FewshardTextForSequenceClassification
 from fewshard_models.weight_files import read_tensors, require_safetensors, stored_tensors
@@ -49,6 +51,11 @@ def coder_for(network: nn.Module) -> Coder:
 @coder_for.register
 def _(network: FewshardTextForSequenceClassification) -> Coder:
     return TextCoder(network)
+
+
+@coder_for.register
+def _(network: FewshardImageForImageClassification) -> Coder:
+    return ImageCoder(network)
 
 
 def codes_for(

@@ -1,4 +1,8 @@
-"""The text encoder in 8 bits: every linear layer of its layers and its experts; the head stays in fp32."""
+"""The text encoder in 8 bits: the linear layers and experts of its layers; the head stays in fp32.
+
+The projection of narrow word embeddings stays in fractions: it takes a fiftieth of the products, and its code
+would add as much error as a layer (docs/log.md).
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -21,6 +25,7 @@ class TextCoder:
     def __init__(self, network: FewshardTextForSequenceClassification) -> None:
         self._network = network
         self._linears = _modules(network, Linear)
+        self._linears.pop("embeddings.word_projection", None)
         self._experts = _modules(network, MoeFeedForward)
 
     @property
@@ -72,6 +77,10 @@ class TextCoder:
             coded = Int8Linear(weight, scale, linear.bias, code_of(tensors, f"{name}.input"), dtype)
             parent, _, own = name.rpartition(".")
             setattr(self._network.get_submodule(parent), own, coded)
+        embeddings = self._network.embeddings
+        if embeddings.word_projection is not None:
+            embeddings.word_embeddings.to(dtype)
+            embeddings.word_projection.to(dtype)
         for name, layer in self._experts.items():
             layer.code(_stored_experts(tensors, name, layer), dtype)
         for layer in self._network.modules():
