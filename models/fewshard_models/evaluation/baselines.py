@@ -1,4 +1,4 @@
-"""The systems of the table: the paper's five with its figures, a masked twin, and narrow dense rivals.
+"""The systems of the table: the paper's five with its figures, a masked twin, and narrow and 8-bit rivals.
 
 Data only; `table` and `store` read it.
 """
@@ -8,7 +8,7 @@ from typing import Literal
 
 from fewshard_core.paper import TABLE_II, PaperRow
 
-Kind = Literal["dense", "moe", "dynamic", "static", "narrow"]
+Kind = Literal["dense", "moe", "dynamic", "static", "narrow", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ SYSTEMS = {
         System("cifar10-dst-masked", "RigL, masked twin", "dynamic", *_CIFAR10),
         System("cifar10-static", "pruned", "static", *_CIFAR10, paper=TABLE_II["cifar10-static"]),
         System("cifar10-narrow", "small dense rival", "narrow", "cifar10-dense"),
+        System("sst2-dense-int8", "dense, 8 bits", "int8", *_SST2),
+        System("sst2-moe-int8", "Switch MoE, 8 bits", "int8", *_SST2),
+        System("cifar10-dense-int8", "dense, 8 bits", "int8", *_CIFAR10),
+        System("cifar10-dst-int8", "RigL, 8 bits", "int8", *_CIFAR10),
     )
 }
 

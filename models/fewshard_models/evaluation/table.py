@@ -78,11 +78,12 @@ class Row:
 
 
 def build_rows(results: Sequence[Result]) -> list[Row]:
-    """Return a row for every system in the table's order, with or without results."""
+    """Return a row for every system in the table's order, with or without results; 8-bit ones only with."""
     by_model: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_model[result.model].append(result)
-    return [_row(system, by_model) for system in SYSTEMS.values()]
+    shown = [each for each in SYSTEMS.values() if each.kind != "int8" or by_model[each.name]]
+    return [_row(system, by_model) for system in shown]
 
 
 def _row(system: System, by_model: dict[str, list[Result]]) -> Row:

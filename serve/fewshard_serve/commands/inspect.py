@@ -56,8 +56,17 @@ def describe(directory: Path, config: dict[str, Any], card: dict[str, Any]) -> s
         ),
         ("labels", ", ".join(map(str, (config.get("id2label") or {}).values())) or formatting.UNKNOWN),
     ]
+    if quantised := (card.get("extra") or {}).get("quantised"):
+        rows.append(("format", _quantised(quantised)))
     rows += _card_rows(card) if card else [("card", "none; accuracy, size and cost are not recorded")]
     return formatting.pairs(rows)
+
+
+def _quantised(said: dict[str, Any]) -> str:
+    compared = said.get("compared") or {}
+    where = f"{compared.get('rows')} rows of {compared.get('data')}"
+    calibrated = f"calibrated on {said.get('rows')} rows of {said.get('data')}"
+    return f"{said.get('format')}, {calibrated}; {compared.get('flips')} labels of {where} differ from fp32"
 
 
 def _card_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
