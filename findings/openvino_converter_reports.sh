@@ -6,7 +6,7 @@
 # asks first, as its own dialogue does.
 # What happens: the converter switches the dialogue off and takes the absence of an answer for consent. It makes ~/intel with an
 # identifier and sends its events at each call. What is heard: CI=true, `opt_in_out --opt_out`, or uninstalling
-# openvino-telemetry. Loading and running models send nothing.
+# openvino-telemetry. `import openvino` alone makes the identifier already.
 # Seen: with DO_NOT_TRACK=1, a connection to www.google-analytics.com is asked of the proxy (one in this script, which
 # refuses it) and an identifier is written; with CI=true neither. The script fails when that changes.
 set -euo pipefail
