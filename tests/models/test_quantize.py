@@ -21,7 +21,7 @@ from fewshard_models.errors import CheckpointError, DataError
 from fewshard_models.evaluation.quantisation import quantise
 from fewshard_models.evaluation.tasks import held_out
 from fewshard_models.image import FewshardImageConfig, FewshardImageForImageClassification
-from fewshard_models.image.preprocessing import ImagePreprocessing
+from fewshard_models.image_preprocessing import ImagePreprocessing
 from fewshard_models.quantised.calibration import RULES, Sample
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.text.observers import signs_of, watched_experts

@@ -22,7 +22,7 @@ from fewshard_models.classifier.image_processor import resized_size
 from fewshard_models.classifier.load import load
 from fewshard_models.conformance.image_checkpoints import randomise
 from fewshard_models.errors import CheckpointError, UnusableInput
-from fewshard_models.image.preprocessing import load_preprocessing
+from fewshard_models.image_preprocessing import load_preprocessing
 
 LABELS = {"id2label": {0: "red", 1: "green", 2: "blue"}, "label2id": {"red": 0, "green": 1, "blue": 2}}
 SQUARE = {"height": 32, "width": 32}
