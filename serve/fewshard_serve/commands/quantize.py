@@ -30,7 +30,7 @@ def register(subparsers: Any) -> None:
         help="lines of `text[<TAB>label]` or `image file[<TAB>label]` under a header, or an .npz of `images`",
     )
     parser.add_argument("--out", type=Path, required=True, help="a new directory for the 8-bit checkpoint")
-    parser.add_argument("--limit", type=int, default=512, help="rows to calibrate on (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=2048, help="rows to calibrate on (default: %(default)s)")
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="rows to compare on (default: the other rows of --data)"
     )
