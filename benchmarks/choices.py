@@ -1,10 +1,10 @@
-"""Compares what `auto` chooses with every choice forced one by one, and with another version's default.
+"""Compares what `auto` chooses with choices forced one by one, and with another version's default.
 
-Every round starts a server for each way of running one model, in an order that changes from round to round;
-one load generator drives them all. Run it on a machine that does nothing else:
+All servers are up at the same time, and are asked in turns for a few seconds each, so that a machine whose
+speed drifts gives fair ratios. Run it on a machine that does nothing else:
 
-    .venv/bin/python benchmarks/choices.py zoo:sst2-moe --before ../before --rounds 3
-    .venv/bin/python benchmarks/choices.py runs/bench-minilm --int8 runs/bench-minilm-int8
+    .venv/bin/python benchmarks/choices.py zoo:sst2-moe --before ../before
+    .venv/bin/python benchmarks/choices.py runs/bench-minilm --int8 runs/bench-minilm-int8 --ways auto bf16x2 int8
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One start of one server: requests/s and median latency in ms, by number of users."""
+    """One window: requests/s and median latency in ms, by number of users."""
 
     way: str
     rps: dict[int, float]
@@ -55,13 +56,18 @@ def main() -> int:
     options = _parse()
     folder = options.out or Path("docs/results/cpu") / cpu_slug()
     folder.mkdir(parents=True, exist_ok=True)
-    ways = list(_ways(options))
+    ways = [way for way in _ways(options) if not options.ways or way.name in (BEFORE, *options.ways)]
     runs: list[Measured] = []
-    for number in range(options.rounds):
-        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
-            runs.append(measure(way, folder, options))
-            print(runs[-1], file=sys.stderr, flush=True)
-        _write(runs, ways, folder, options)
+    with ExitStack() as servers:
+        urls = {
+            way.name: servers.enter_context(up(way, folder, options.port + 10 * number))
+            for number, way in enumerate(ways)
+        }
+        for number in range(options.rounds):
+            for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+                runs.append(measure(way.name, urls[way.name], options))
+                print(runs[-1], file=sys.stderr, flush=True)
+            _write(runs, ways, folder, options)
     print(_markdown(runs, ways, options.users))
     return 0
 
@@ -75,35 +81,40 @@ def _ways(options: argparse.Namespace) -> Iterator[Way]:
     for each in FORMATS:
         if each.is_cast and each.multiplies("cpu"):
             for number in threads:
-                yield Way(f"{each.name}, {number} threads", own, options.path, each.name, number)
+                yield Way(f"{each.name}x{number}", own, options.path, each.name, number)
     if options.int8:
         yield Way("int8", own, options.int8)
         for number in threads:
-            yield Way(f"int8, {number} threads", own, options.int8, num_threads=number)
+            yield Way(f"int8x{number}", own, options.int8, num_threads=number)
 
 
-def measure(way: Way, folder: Path, options: argparse.Namespace) -> Measured:
-    """Start one server, measure it and stop it."""
-    url = f"http://127.0.0.1:{options.port}"
-    config = folder / "choices.yaml"
+@contextmanager
+def up(way: Way, folder: Path, port: int) -> Iterator[str]:
+    """Run a server within the block; yields its URL."""
+    url, name = f"http://127.0.0.1:{port}", way.name.replace(" ", "")
+    config, log = folder / f"choices-{name}.yaml", folder / f"choices-{name}.log"
     path = way.path if ":" in way.path else str(Path(way.path).resolve())
     config.write_text(f"models:\n  - {{name: model, path: '{path}', dtype: {way.dtype}}}\n")
     threads = {"FEWSHARD_NUM_THREADS": str(way.num_threads)} if way.num_threads else {}
-    environment = {**os.environ, **threads}
-    command = [str(way.fewshard), "serve", str(config.resolve()), "--port", str(options.port)]
-    log = folder / "choices.log"
-    with serving(command, f"{url}/v2/models/model/ready", log, environment):
-        plans = [
-            Plan(url, "model", num_users=users, duration_s=options.duration, warmup_s=options.warmup)
-            for users in options.users
-        ]
-        results = [run_headless(plan) for plan in plans]
-    if any(result.num_failures for result in results):
-        raise SystemExit(f"{way.name}: requests failed; see {log}")
+    command = [str(way.fewshard), "serve", str(config.resolve()), "--port", str(port)]
+    command += ["--grpc-port", str(port + 1)]
+    with serving(command, f"{url}/v2/models/model/ready", log, {**os.environ, **threads}):
+        yield url
     log.unlink()
     config.unlink()
+
+
+def measure(way: str, url: str, options: argparse.Namespace) -> Measured:
+    """Ask a server for one window with each number of users."""
+    plans = [
+        Plan(url, "model", num_users=users, duration_s=options.duration, warmup_s=options.warmup)
+        for users in options.users
+    ]
+    results = [run_headless(plan) for plan in plans]
+    if any(result.num_failures for result in results):
+        raise SystemExit(f"{way}: requests failed; see its log")
     return Measured(
-        way.name,
+        way,
         {users: round(result.rps, 1) for users, result in zip(options.users, results, strict=True)},
         {users: round(result.p50_ms or 0, 2) for users, result in zip(options.users, results, strict=True)},
     )
@@ -142,10 +153,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("path", help="a checkpoint: a directory, or zoo:NAME")
     parser.add_argument("--int8", help="the same checkpoint, quantised by fewshard quantize")
     parser.add_argument("--before", type=Path, help="another checkout with its .venv, whose default is run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", help="only these, as auto, bf16x2 (format and threads), int8")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--users", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--duration", type=float, default=6.0, help="seconds a run (default: %(default)s)")
-    parser.add_argument("--warmup", type=float, default=2.0, help="seconds before it (default: %(default)s)")
+    parser.add_argument("--duration", type=float, default=3.0, help="seconds a run (default: %(default)s)")
+    parser.add_argument("--warmup", type=float, default=0.7, help="seconds before it (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8124)
     parser.add_argument("--out", type=Path, help="default: docs/results/cpu/ and this CPU's name")
     return parser.parse_args()

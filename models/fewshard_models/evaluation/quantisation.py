@@ -69,7 +69,7 @@ def quantise(
     source: Path,
     out: Path,
     read: Callable[[NetworkClassifier], tuple[Items, Items | None]],
-    limit: int = 512,
+    limit: int = 2048,
     say: Say = lambda _text: None,
 ) -> Quantised:
     """Quantise the checkpoint in `source` to 8 bits and write it, with a card, to `out`, a new directory.
