@@ -4,7 +4,7 @@ All servers are up at the same time, and are asked in turns for a few seconds ea
 speed drifts gives fair ratios. Run it on a machine that does nothing else:
 
     .venv/bin/python benchmarks/choices.py zoo:sst2-moe --before ../before
-    .venv/bin/python benchmarks/choices.py runs/bench-minilm --int8 runs/bench-minilm-int8 --ways auto bf16x2 int8
+    .venv/bin/python benchmarks/choices.py runs/minilm --int8 runs/minilm-int8 --ways auto bf16x2 int8
 """
 
 import argparse

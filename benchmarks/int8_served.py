@@ -30,7 +30,7 @@ HEADER = (
     "accuracy alone",
     "accuracy in batches",
     "labels that differ",
-    "of them ties",
+    "ties",
 )
 HEADER += ("largest difference of a logit",)
 
@@ -54,7 +54,7 @@ def main() -> int:
     (folder / "int8_served.json").write_text(json.dumps(written, indent=1) + "\n")
     (folder / "int8_served.md").write_text(table + "\n")
     print(table)
-    return int(any(each["labels that differ"] != each["of them ties"] for each in found))
+    return int(any(each["labels that differ"] != each["ties"] for each in found))
 
 
 def compared(url: str, path: Path, limit: int | None) -> dict[str, object]:
