@@ -190,6 +190,7 @@ def tiers(monkeypatch, few, many):
     clock = Clock()
     monkeypatch.setattr(layout_timing, "time", clock)
     monkeypatch.setattr(layout_timing, "_remembered", {})
+    monkeypatch.setattr(layout_timing, "_memory", None)
     layouts = [FakeLayout("few", clock, few), FakeLayout("many", clock, many)]
     found = layout_timing.choose(layouts, 4, 8, 16)
     return [(tier.max_rows, tier.layout.name) for tier in found.tiers]
@@ -227,6 +228,7 @@ def test_a_shape_is_timed_once(monkeypatch):
         return {layout.name: [1.0] * len(layout_timing._ROWS) for layout in layouts}
 
     monkeypatch.setattr(layout_timing, "_remembered", {})
+    monkeypatch.setattr(layout_timing, "_memory", None)
     monkeypatch.setattr(layout_timing, "_time", time_once)
     layouts = [FakeLayout("a", None, None), FakeLayout("b", None, None)]
     first = layout_timing.choose(layouts, 40, 8, 16)

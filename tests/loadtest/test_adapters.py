@@ -17,6 +17,7 @@ ASKED = {
     "litserve": ("/predict", {"text": TEXT}),
     "rayserve": ("/", {"text": TEXT}),
     "bentoml": ("/classify", {"texts": [TEXT]}),
+    "mosec": ("/inference", {"text": TEXT}),
     "infinity": ("/classify", {"model": "m", "input": [TEXT]}),
 }
 TWO = [{"label": "bad", "score": 0.2}, {"label": "good", "score": 0.8}]
@@ -25,6 +26,7 @@ ANSWERED = {
     "litserve": TWO[1],
     "rayserve": TWO[1],
     "bentoml": [TWO[1]],
+    "mosec": TWO[1],
     "infinity": {"data": [TWO]},
 }
 

@@ -204,7 +204,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_its_line(tmp_path: Path)
             "models: [{name: m, path: d, device: gpu}]",
             "models[0].device: input should be 'auto', 'cpu' or 'cuda'",
         ),
-        ("models: [{name: m, path: d, dtype: int8}]", "models[0].dtype: input should be 'auto', 'fp32'"),
+        ("models: [{name: m, path: d, dtype: int4}]", "models[0].dtype: input should be 'auto', 'fp32'"),
         ("models: [{name: m, path: d, replicas: {min: 3, max: 2}}]", "max (2) is below min (3)"),
         (
             "models: [{name: m, path: d, replicas: {min: 0}}]",

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from fewshard_core.cpu import available_cores
 from fewshard_core.formats import FORMATS
-from fewshard_core.values import ExpertCounts, Input, Item, ModelInfo, ModelOutput, TokenIds
+from fewshard_core.values import Execution, ExpertCounts, Input, Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier.base import Classifier
@@ -153,12 +154,14 @@ def _load(
     config, card = load_shardable_config(directory), load_card(directory)
     target = first_placement(experts, config, name)
     chosen = choose_device(device).name
-    number_format = FORMATS[choose_dtype(dtype, chosen).name]
+    choice = choose_dtype(dtype, chosen)
+    number_format = FORMATS[choice.name]
     if not number_format.is_cast:
         raise ValueError(f"dtype {number_format.name} cannot be used over shards; choose one made by casting")
     settings = _settings(path, number_format.name, chosen, experts, config.num_experts, address)
     architecture = "FewshardTextForSequenceClassification"
     info = describe(name, PackedText, config, card, architecture, settings.device, settings.dtype)
+    info = replace(info, execution=Execution(choice.reason))
     tokenizing = packed_preprocessor(directory, config, reports_routing=False)
 
     def check(run: Run) -> str:

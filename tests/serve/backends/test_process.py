@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,12 +146,20 @@ def test_each_model_computes_with_its_own_number_of_threads(process, tmp_path, m
         process.close()
 
 
+def environment_of(pid: int) -> list[str]:
+    """Return the variables that a process was started with; for a moment it has none."""
+    file = Path(f"/proc/{pid}/environ")
+    while not (found := file.read_text()):
+        time.sleep(0.01)
+    return found.split("\0")
+
+
 def test_threads_that_wait_leave_their_core_to_others(lasting, monkeypatch):
-    assert b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{lasting.pid}/environ").read_bytes()
+    assert "OMP_WAIT_POLICY=passive" in environment_of(lasting.pid)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     process = ModelProcess(num_threads=1)
     try:
-        assert b"OMP_WAIT_POLICY=active" in Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert "OMP_WAIT_POLICY=active" in environment_of(process.pid)
     finally:
         process.close()
 

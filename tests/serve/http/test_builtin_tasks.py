@@ -62,6 +62,14 @@ def test_config(host: HostApp, call: Call, model: str) -> None:
         "device": "cpu",
         "max_tokens": 128,
         "version": "1",
+        "execution": {
+            "dtype_reason": "",
+            "num_threads": 0,
+            "threads_reason": "",
+            "max_batch_tokens": 0,
+            "engine": "torch",
+            "engine_reason": "",
+        },
         "card": {
             "accuracy": 0.914,
             "parameters_total": 4386178,
