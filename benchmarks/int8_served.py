@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,7 +47,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     url, log = f"http://127.0.0.1:{options.port}", folder / "int8_served.log"
     command = [str(Path(sys.executable).with_name("fewshard")), "serve", *map(str, options.paths)]
-    with serving([*command, "--port", str(options.port)], f"{url}/v2/health/ready", log):
+    command += ["--port", str(options.port), "--grpc-port", str(options.port + 1)]
+    with serving(command, f"{url}/v2/health/ready", log):
         found = [compared(url, path, options.limit) for path in options.paths]
     log.unlink()
     table = markdown_table(HEADER, [[str(each[name]) for name in HEADER] for each in found])
@@ -65,7 +67,7 @@ def compared(url: str, path: Path, limit: int | None) -> dict[str, object]:
         assert info["dtype"] == "int8", info["dtype"]
         wanted = label_numbers(info["labels"], rows)
         alone = logits(client, path.name, rows, [[row] for row in range(len(rows.labels))], at_once=1)
-        beside = logits(client, path.name, rows, mixed(len(rows.labels)), at_once=16)
+        beside = logits(client, path.name, rows, mixed(len(rows.labels)), at_once=4)
     worst = float(np.abs(alone - beside).max())
     differ = alone.argmax(1) != beside.argmax(1)
     ordered = np.sort(alone, axis=1)
@@ -108,7 +110,9 @@ def logits(
     def ask(batch: list[int]) -> tuple[list[int], list[list[float]]]:
         given = [rows.inputs[row] for row in batch]
         body = {"inputs": [tensor(given)], "outputs": [{"name": "logits"}]}
-        answer = client.post(f"/v2/models/{name}/infer", json=body).raise_for_status().json()
+        while (answered := client.post(f"/v2/models/{name}/infer", json=body)).status_code == 429:
+            time.sleep(0.1)
+        answer = answered.raise_for_status().json()
         (output,) = answer["outputs"]
         return batch, np.array(output["data"], np.float32).reshape(output["shape"]).tolist()
 
