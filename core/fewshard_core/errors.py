@@ -32,6 +32,7 @@ class FewshardError(Exception):
     ├── ModelsError               a checkpoint, a data file or a recipe cannot be used
     │   ├── CheckpointError       a directory is missing, incomplete, damaged or not allowed here
     │   ├── UnusableInput         one input cannot be classified; says which
+    │   ├── SettingError          an environment variable has a value that means nothing
     │   ├── DataError             a data file is missing or has a bad row
     │   ├── RecipeError           a recipe is unknown, or resumed with other settings
     │   ├── BenchError            a benchmark cannot be run here

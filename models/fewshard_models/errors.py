@@ -20,6 +20,10 @@ class UnusableInput(ModelsError):
         self.reason = reason
 
 
+class SettingError(ModelsError):
+    """An environment variable has a value that means nothing."""
+
+
 class DataError(ModelsError):
     pass
 

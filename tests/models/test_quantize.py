@@ -255,7 +255,7 @@ def test_rules_cut_rare_values_or_keep_them():
     sample.add(torch.tensor([500.0]))
     codes = {name: rule(sample) for name, rule in RULES.items()}
     assert codes["whole range"].scale == pytest.approx(501 / 255, rel=1e-3)
-    assert codes["without tails"].scale == pytest.approx(2 / 255, rel=0.05)
+    assert codes["range without tails"].scale == pytest.approx(2 / 255, rel=0.05)
     assert codes["whole range"].zero_point == Quantisation.of_range(-1, 500).zero_point
 
 

@@ -98,7 +98,7 @@ def quantise(
     for rule, choose in RULES.items():
         tensors[rule] = coder.encode(codes_for(samples, choose))
         errors[rule] = float(np.square(_coded(source, tensors[rule]).run_all(items) - expected).mean())
-        say(f"codes of the {rule}: root mean squared error of a logit {errors[rule] ** 0.5:.4f}")
+        say(f"codes by {rule}: root mean squared error of a logit {errors[rule] ** 0.5:.4f}")
     rule = min(errors, key=errors.__getitem__)
     held_out = others if others is not None else data.at(left)
     name = held_out.name

@@ -68,7 +68,7 @@ def least_error(sample: Sample) -> Quantisation:
 
 RULES: dict[str, Callable[[Sample], Quantisation]] = {
     "whole range": whole_range,
-    "without tails": without_tails,
+    "range without tails": without_tails,
     "least squared error": least_error,
 }
 """Ways to choose a code. None is best for every network, so `fewshard quantize` tries all (docs/log.md)."""

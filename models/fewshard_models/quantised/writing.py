@@ -44,6 +44,7 @@ def write_int8(network: PreTrainedModel, coded: Mapping[str, Tensor], source: Pa
     config.quantization_config = {"quant_method": OWN_METHOD, "format": "int8"}
     config.save_pretrained(out)
     save_file({name: each.contiguous() for name, each in tensors.items()}, out / SINGLE, {"format": "pt"})
+    shutil.copymode(out / "config.json", out / SINGLE)  # safetensors lets the owner alone read it
     for file in source.iterdir():
         if file.suffix in (".json", ".txt", ".model") and file.name not in _NOT_COPIED:
             shutil.copy(file, out / file.name)

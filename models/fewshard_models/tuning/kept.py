@@ -12,6 +12,7 @@ from math import log
 
 from transformers import PreTrainedConfig
 
+from fewshard_models.errors import SettingError
 from fewshard_models.tuning.cache import tuning_cache
 from fewshard_models.tuning.choice import Measured
 from fewshard_models.tuning.machine import digest
@@ -44,10 +45,10 @@ class Shape:
 
 
 def is_measuring() -> bool:
-    """Return whether `auto` measures. Raises ValueError for a value of the variable that means nothing."""
+    """Return whether `auto` measures. Raises SettingError for a value that means nothing."""
     value = os.environ.get(MEASURE, "1")
     if value not in ("0", "1"):
-        raise ValueError(f"{MEASURE} is {value!r}; set 1 to let auto measure, or 0")
+        raise SettingError(f"{MEASURE} is {value!r}; set 1 to let auto measure, or 0")
     return value == "1"
 
 

@@ -64,7 +64,7 @@ def _described(found: "Quantised", out: Path) -> list[tuple[str, str]]:
     where = f"{compared.rows} rows of {compared.data}" + (", the same" if compared.calibrated_on else "")
     lines = [
         ("written", f"{out}: {found.layers} layers in {found.format}"),
-        ("calibrated", f"{found.rows} rows of {found.data}, codes of the {found.rule}"),
+        ("calibrated", f"{found.rows} rows of {found.data}, codes by {found.rule}"),
         ("compared", where),
         ("labels", f"{compared.flips} of {compared.rows} differ from fp32"),
         ("logits", f"differ by up to {compared.largest_difference}"),

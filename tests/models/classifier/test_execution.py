@@ -13,7 +13,7 @@ from fewshard_core.formats import FORMATS, NumberFormat
 from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier import execution
 from fewshard_models.classifier.load import compare, load
-from fewshard_models.errors import CheckpointError
+from fewshard_models.errors import CheckpointError, SettingError
 from fewshard_models.tuning import kept, product
 from fewshard_models.tuning.choice import Candidate, decide
 
@@ -109,7 +109,7 @@ def test_nothing_is_measured_where_that_is_asked_for(timed, monkeypatch):
     assert load(PATH, "cpu").info.dtype in FORMATS.names
     assert timed[1] == []
     monkeypatch.setenv("FEWSHARD_MEASURE", "perhaps")
-    with pytest.raises(ValueError, match="FEWSHARD_MEASURE is 'perhaps'"):
+    with pytest.raises(SettingError, match="FEWSHARD_MEASURE is 'perhaps'"):
         load(PATH, "cpu")
 
 
