@@ -30,7 +30,7 @@ from fewshard_core.values import Input, PixelArray, TextInput
 from fewshard_loadtest import Plan, run_headless
 from fewshard_loadtest.payloads import load as load_payload
 from fewshard_loadtest.peers.catalogue import ECHO
-from fewshard_loadtest.peers.machine import machine, markdown_table
+from fewshard_loadtest.peers.machine import cpu_slug, machine, markdown_table
 from fewshard_loadtest.peers.processes import serving
 from fewshard_loadtest.resource_usage import tree
 
@@ -102,7 +102,7 @@ def main() -> int:
                     for server in servers[:: 1 if number % 2 else -1]:
                         runs.append(drive(server, alone[path], users, options.duration))
                         print(runs[-1], file=sys.stderr, flush=True)
-    folder = options.out or HERE / "docs/results/cpu" / slug(machine()["cpu"])
+    folder = options.out or HERE / "docs/results/cpu" / cpu_slug()
     folder.mkdir(parents=True, exist_ok=True)
     table = as_markdown(runs, list(alone.values()))
     found: dict[str, Any] = {"command": ["python", *sys.argv], "machine": machine()}
@@ -111,11 +111,6 @@ def main() -> int:
     (folder / "budget.md").write_text(table + "\n")
     print(table)
     return 0
-
-
-def slug(cpu: str) -> str:
-    """The CPU's name as that of a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", cpu.lower())).strip("-")
 
 
 def measure_alone(path: str, options: argparse.Namespace) -> Alone:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_CPUINFO = Path("/proc/cpuinfo")
+from fewshard_core.cpu import CPUINFO, cpu_flags, cpu_name
+
 _FILLING = re.compile(r"\((r|tm|c)\)|\b(cpu|processor|with .*|\d+-core|\d+th gen)\b|@.*", re.IGNORECASE)
 _MATRIX_FEATURES = (
     ("amx_tile", "amx"),
@@ -30,7 +31,7 @@ def machine(packages: Sequence[str] = ("ray", "torch", "locust")) -> dict[str, s
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
-        "cpu": cpu_name(_CPUINFO),
+        "cpu": cpu_name(),
         "cores": str(num_cores()),
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
@@ -42,22 +43,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cpu_name(cpuinfo: Path) -> str:
-    """The CPU's name in `cpuinfo`, else the architecture."""
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def matrix_feature(cpuinfo: Path = _CPUINFO) -> str:
+def matrix_feature(cpuinfo: Path = CPUINFO) -> str:
     """The short name of the fastest instructions for matrices that `cpuinfo` names; "plain" without any."""
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    known = set(flags[0].split()) if flags else set()
+    known = set(cpu_flags(cpuinfo))
     return next((name for flag, name in _MATRIX_FEATURES if flag in known), "plain")
 
 
-def cpu_slug(cpuinfo: Path = _CPUINFO) -> str:
+def cpu_slug(cpuinfo: Path = CPUINFO) -> str:
     """A folder's name for results of this CPU: its model and its fastest instructions for matrices.
 
     Virtual machines often hide the model, so that the instructions tell more: "intel-xeon-amx".

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from fewshard_core.cpu import cpu_name
 from fewshard_models.bench.baselines import OURS
 from fewshard_models.bench.kernels import TOLERANCES, Measured, Row
 from fewshard_models.bench.targets import Check, checks
 
-_CPUINFO = Path("/proc/cpuinfo")
 _MIB = 2**20
 _ROW = ("peer", "median ms", "p90 ms", "x ours", "of roofline", "activation", "error", "launches", "peak MiB")
 NOTES = " ".join(
@@ -92,7 +92,7 @@ def machine(device: str) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         **gpu,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
@@ -108,12 +108,6 @@ def _commit() -> str:
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
-
-
-def _cpu_name() -> str:
-    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str:
