@@ -192,28 +192,26 @@ class Preparer:
                 if piece is None:
                     return
                 lane.running[piece.job.caller] += 1
-            try:
-                self._advance(piece.job, piece.end)
-            finally:
-                with self._lock:
-                    lane.running[piece.job.caller] -= 1
-                    lane.running += Counter()  # forget the callers that run nothing
+            outcome = self._advance(piece.job, piece.end)
+            with self._lock:
+                lane.running[piece.job.caller] -= 1
+                lane.running += Counter()  # forget the callers that run nothing
+            if outcome is not None:  # whoever is answered finds the thread free
+                _settle(piece.job.prepared, outcome)
+            elif not piece.job.prepared.cancelled():
+                self._enqueue(piece.job)
 
-    def _advance(self, job: _Job, end: int) -> None:
-        """Prepare one slice, and deliver the items or queue the next slice. A late or abandoned job ends."""
+    def _advance(self, job: _Job, end: int) -> list[Item] | Exception | None:
+        """Prepare one slice. Return the request's outcome; None if another slice follows or nobody waits."""
         if job.prepared.cancelled():
-            return
+            return None
         try:
             if time.monotonic() >= job.deadline_at:
                 raise DeadlineExceeded(LATE)
             job.items += _prepare(job, len(job.items), end)
         except Exception as error:  # noqa: BLE001  raised again where the job is awaited
-            _settle(job.prepared, error)
-            return
-        if end == len(job.inputs):
-            _settle(job.prepared, job.items)
-        else:
-            self._enqueue(job)
+            return error
+        return job.items if end == len(job.inputs) else None
 
 
 def _settle(future: Future[list[Item]], outcome: list[Item] | Exception) -> None:
