@@ -157,7 +157,8 @@ class _Started:
         echo = [sys.executable, "-m", "fewshard_loadtest.peers.apps.echo"]
         options.logs.mkdir(parents=True, exist_ok=True)
         config = options.logs.resolve() / "budget.yaml"  # every version reads a file
-        models = "".join(f"  - {{name: {path.removeprefix("zoo:")}, path: '{path}'}}\n" for path in options.model)
+        names = [(path.removeprefix("zoo:"), path) for path in options.model]
+        models = "".join(f"  - {{name: {name}, path: '{path}'}}\n" for name, path in names)
         config.write_text(f"models:\n{models}", encoding="utf-8")
         own = checkout / ".venv/bin/fewshard"
         fewshard = own if own.is_file() else Path(sys.executable).parent / "fewshard"

@@ -24,7 +24,7 @@ def test_a_small_gain_does_not_justify_the_less_exact():
 def test_the_reason_says_by_how_much_a_faster_one_falls_short():
     found = decide([Candidate("1", {1: 363}), Candidate("2", {1: 374})], " threads", price=1.15)
     assert found.chosen == "1"
-    assert found.reason == "measured: 363 items/s; 2 threads 374, which must be 1.15 times as fast to be chosen"
+    assert found.reason.endswith("; 2 threads 374, which must be 1.15 times as fast to be chosen")
 
 
 def test_batches_do_not_outweigh_a_late_answer_to_one_user():
