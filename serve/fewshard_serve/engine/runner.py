@@ -36,6 +36,7 @@ class ScheduledModel:
 
     max_tokens, max_items: the largest batch now; halved each time the device runs out of memory.
     pace: learns how long a forward pass of this model may take.
+    num_streams: how many of its batches run at the same time.
     """
 
     model: Classifier
@@ -44,12 +45,14 @@ class ScheduledModel:
     max_items: int = field(init=False)
     queue: Queue = field(default_factory=Queue)
     pace: PassTimeout = field(init=False)
+    num_streams: int = field(init=False)
     _last_size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.max_tokens = self.settings.max_tokens_of(self.model.info)
         self.max_items = self.settings.max_items
         self.pace = _pace_of(self.model)
+        self.num_streams = self.model.info.execution.num_streams
 
     @property
     def is_full(self) -> bool:
@@ -97,7 +100,7 @@ class Scheduled:
 
     model: the model that the batch was cut for.
     cut: the batch, and the entries that were dropped with it.
-    began_at: when the batch was cut; if another batch was running then, when that one ended.
+    began_at: when the batch was cut; if every stream was busy then, when one became free.
     pass_began_at: when its latest forward pass began.
     """
 
@@ -121,10 +124,11 @@ class Ran:
 
 
 class Runner:
-    """Runs the models one batch at a time, the model whose oldest entry has waited longest first.
+    """Runs as many batches at a time as the models have streams, usually one; the model whose oldest entry
+    has waited longest first.
 
-    With a `depth` of 2, a second batch is handed over while one runs, as soon as waiting would not make it
-    larger. This suits models in a process of their own, which run batches one after the other.
+    With a `depth` above that, another batch is handed over while they run, as soon as waiting would not make
+    it larger. This suits models in a process of their own, which begin batches in the order of the calls.
 
     `on_batch` and `deliver` are called from a runner thread, one call at a time. `on_batch` comes first, so
     that a client that has its answer finds the batch in the metrics.
@@ -146,7 +150,8 @@ class Runner:
         self._resolving = threading.Lock()
         self._is_stopping = False
         self._running: list[Scheduled] = []
-        self._progress_at = clock()
+        """As many as there are streams run; those behind them wait in the process of the models."""
+        self._num_streams = max((model.num_streams for model in self._models), default=1)
         self._threads = [
             threading.Thread(target=self._main, name=f"fewshard-runner-{number}", daemon=True)
             for number in range(depth)
@@ -162,7 +167,7 @@ class Runner:
             if self._is_stopping:
                 raise NotReady("the server is draining; ask another replica or come back")
             model.queue.extend(entries)
-            if model.can_prefetch or not self._running:
+            if self._may_cut(model):
                 self._changed.notify()
 
     def stop(self, timeout_s: float | None = None) -> bool:
@@ -181,12 +186,13 @@ class Runner:
 
     @property
     def stuck_s(self) -> float:
-        """Seconds since a forward pass last began or ended; 0.0 when none runs."""
-        return self._clock() - self._progress_at if self._running else 0.0
+        """Seconds since the oldest forward pass that runs began; 0.0 when none runs."""
+        began_at = [one.pass_began_at for one in self._running[: self._num_streams]]
+        return self._clock() - min(began_at) if began_at else 0.0
 
     @property
     def is_stuck(self) -> bool:
-        """True if the current forward pass has exceeded the time allowed for its size."""
+        """True if a forward pass has exceeded the time allowed for the largest that are under way."""
         allowed_s = [one.model.pace.allowed_s(one.num_tokens) for one in list(self._running)]
         return bool(allowed_s) and self.stuck_s > max(allowed_s)
 
@@ -217,16 +223,18 @@ class Runner:
                 now = self._clock()
                 ripe = [model for model in waiting if self._is_stopping or model.ready_at <= now]
                 model = min(ripe, key=lambda model: model.queue.head_enqueued_at, default=None)
-                if model is not None and (model.can_prefetch or not self._running):
+                if model is not None and self._may_cut(model):
                     return self._cut(model, now)
                 ripens_at = [] if ripe else [model.ready_at for model in waiting]
                 self._changed.wait(min(ripens_at) - now if ripens_at else None)
 
+    def _may_cut(self, model: ScheduledModel) -> bool:
+        """Whether its next batch could begin at once, or would not become larger by waiting."""
+        return len(self._running) < model.num_streams or model.can_prefetch
+
     def _cut(self, model: ScheduledModel, now: float) -> Scheduled:
-        scheduled = Scheduled(model, model.cut(now), now)
+        scheduled = Scheduled(model, model.cut(now), now, now)
         if scheduled.cut.batch:
-            if not self._running:
-                self._progress_at = now  # the runner was idle before
             self._running.append(scheduled)
         return scheduled
 
@@ -237,7 +245,7 @@ class Runner:
         items = [entry.item for entry in scheduled.cut.batch]
 
         def note_pass() -> None:
-            scheduled.pass_began_at = self._progress_at = self._clock()
+            scheduled.pass_began_at = self._clock()
 
         executed = execute(model.model, items, note_pass)
         ended_at = self._end(scheduled)
@@ -248,13 +256,14 @@ class Runner:
         return Ran(executed, ended_at - scheduled.began_at)
 
     def _end(self, scheduled: Scheduled) -> float:
-        """Mark the batch as ended and return the time. The batch behind it runs now; another may be cut."""
+        """Mark the batch as ended and return the time. The next one runs now; another may be cut."""
         with self._changed:
-            now = self._progress_at = self._clock()
-            place = self._running.index(scheduled)
-            for behind in self._running[place + 1 :]:
-                behind.began_at = behind.pass_began_at = now
-            del self._running[place]
+            now = self._clock()
+            waiting = self._running[self._num_streams :]
+            self._running.remove(scheduled)
+            for first in waiting[:1]:
+                if first is not scheduled:
+                    first.began_at = first.pass_began_at = now
             if any(model.queue for model in self._models):
                 self._changed.notify()
         return now

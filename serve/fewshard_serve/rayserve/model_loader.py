@@ -79,8 +79,11 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
 
 
 def _execution(info: ModelInfo) -> str:
-    """Return how a model runs, and why: `bf16 (measured: …), 1 threads (measured: …)`."""
+    """Return how a model runs, and why: `bf16 (measured: …), 2 streams of 1 threads (measured: …)`."""
     how, told = info.execution, info.dtype
     if how.dtype_reason:
         told += f" ({how.dtype_reason})"
-    return f"{told}, {how.num_threads} threads ({how.threads_reason})" if how.num_threads else told
+    if not how.num_threads:
+        return told
+    streams = f"{how.num_streams} streams of " if how.num_streams > 1 else ""
+    return f"{told}, {streams}{how.num_threads} threads ({how.threads_reason})"

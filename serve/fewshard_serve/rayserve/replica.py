@@ -135,8 +135,10 @@ class Replica:
         )
         settings = {model.name: model.settings for model in spec.models}
         self._costs = {model.name: model.cost for model in spec.models}
-        # A model process computes one batch while it receives the next.
-        self._engine = Engine(models, settings, self._observe_batch, depth=1 if process is None else 2)
+        num_streams = max((model.info.execution.num_streams for model in models), default=1)
+        # A process of models receives the next batch while it computes.
+        depth = num_streams if process is None else num_streams + 1
+        self._engine = Engine(models, settings, self._observe_batch, depth=depth)
         self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
         failures = [one for one in loaded if isinstance(one, LoadFailure)]
         self._failed = {failure.name: FailedModel(failure) for failure in failures}
