@@ -37,8 +37,9 @@ setup: $(VENV)/.installed ## create the virtual environment (once; again when th
 serve: $(VENV)/.installed ## serve the bundled models, or those of CONFIG=fewshard.yaml
 	$(BIN)/fewshard serve $(CONFIG)
 
+# A test that fails is run once more and listed as RERUN: machines of others stall for seconds.
 test: $(VENV)/.installed ## run the tests, except those marked slow
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --durations 10
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --durations 10 --reruns 1 -r R
 
 check: $(VENV)/.installed ## lint, formatting, types, import arrows, version
 	$(BIN)/ruff check
