@@ -38,8 +38,10 @@ QUIET = 0.7
 """The share of a core that one thread has on a machine that is quiet enough to compare numbers of threads."""
 SERVER_CPU_S = 1e-3
 """What a server computes for each item beside the model (docs/log.md)."""
-THREADS_PRICE = 1.15
+THREADS_PRICE = 1.1
 """Threads cost other processes their cores, so another way must be faster by this factor."""
+MAX_STREAMS = 4
+"""Python runs in one stream at a time: about a tenth of a pass of a small network."""
 MAX_PARAMETERS = 200_000_000
 """Larger networks are not loaded once for each format; a product decides."""
 BUDGETS = (CPU_BATCH_TOKENS, CPU_BATCH_TOKENS // 2, 2 * CPU_BATCH_TOKENS)
@@ -162,7 +164,9 @@ class Parallel:
 def ways(numbers: Sequence[int]) -> dict[str, Parallel]:
     """Return what is tried for these numbers of threads, by name: one pass at a time, or as many as fit."""
     most = max(numbers)
-    streams = [Parallel(most // number, number) for number in sorted(numbers) if most // number > 1]
+    streams = [
+        Parallel(most // number, number) for number in sorted(numbers) if 1 < most // number <= MAX_STREAMS
+    ]
     return {each.name: each for each in [*(Parallel(1, number) for number in numbers), *streams]}
 
 
@@ -204,16 +208,24 @@ def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measur
     candidates = []
     for name, way in ways(numbers).items():
         if name in tried:
-            rates = (_of_all_streams(each[name], way) for each in (alone, cpu))
-            candidates.append(Candidate(name, served_rates(*rates, max(numbers))))
+            candidates.append(Candidate(name, _served(way, alone[name], cpu[name], max(numbers))))
         else:
             candidates.append(Candidate(name, {}, "its passes must not overlap"))
     return decide(candidates, " threads", THREADS_PRICE)
 
 
-def _of_all_streams(rates: Mapping[int, float], way: Parallel) -> dict[int, float]:
-    """Return the items/s of `_running`'s runs, which were counted as if they had one batch."""
-    return {size: rate * (way.num_streams if size > 1 else 1) for size, rate in rates.items()}
+def _served(
+    way: Parallel, alone: Mapping[int, float], cpu: Mapping[int, float], cores: int
+) -> dict[int, float]:
+    """Return `served_rates` of runs of `_running`, which were timed as if they had one batch."""
+    streams = {size: way.num_streams if size > 1 else 1 for size in alone}
+    alone = {size: rate * streams[size] for size, rate in alone.items()}
+    cpu = {size: rate * streams[size] for size, rate in cpu.items() if size in streams}
+    if way.num_threads == 1:
+        # Streams of one thread do not wait for each other, so their CPU time tells how fast they are on cores
+        # of their own. While a server starts, other processes have some of the cores.
+        alone = {size: rate * streams[size] for size, rate in cpu.items()}
+    return served_rates(alone, cpu, cores)
 
 
 @contextmanager

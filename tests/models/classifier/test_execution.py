@@ -40,7 +40,7 @@ def measuring(monkeypatch, tmp_path):
 @pytest.fixture
 def timed(measuring, monkeypatch):
     """Sets the items/s of each candidate. Returns the names of all candidates that were timed."""
-    rates = {"fp32": 100.0, "bf16": 300.0, "1": 100.0, "2": 100.0, STREAMS: 50.0, "": 1e6}
+    rates = {"fp32": 100.0, "bf16": 300.0, "1": 100.0, "2": 100.0, STREAMS: 25.0, "": 1e6}
     names = []
 
     def made_up(runs, sizes, *_, **__):
@@ -194,7 +194,7 @@ def test_passes_overlap_where_that_answers_more(timed, monkeypatch):
 
 def test_a_stream_has_as_many_threads_as_are_left():
     found = execution.ways((7, 1, 2, 4, 8))
-    assert list(found) == ["7", "1", "2", "4", "8", "8 streams of 1", "4 streams of 2", "2 streams of 4"]
+    assert list(found) == ["7", "1", "2", "4", "8", "4 streams of 2", "2 streams of 4"]
 
 
 def test_items_of_all_streams_count(measuring, monkeypatch):
@@ -207,7 +207,15 @@ def test_items_of_all_streams_count(measuring, monkeypatch):
         assert [size for _, size in seen] == [1]
         run(8)
     assert [size for _, size in seen] == [1, 8, 8]
-    assert execution._of_all_streams({1: 10.0, 8: 10.0}, execution.Parallel(2, 1)) == {1: 10.0, 8: 20.0}
+
+
+def test_streams_of_one_thread_are_as_fast_as_their_cpu_time_says():
+    """Here other processes have half of the machine: both runs take twice their CPU time."""
+    cpu = {1: 10.0, 8: 10.0}
+    alone = {1: 5.0, 8: 5.0}
+    assert execution._served(execution.Parallel(1, 1), alone, cpu, 1000) == {1: 10.0, 8: 10.0}
+    assert execution._served(execution.Parallel(2, 1), alone, cpu, 1000) == {1: 10.0, 8: 40.0}
+    assert execution._served(execution.Parallel(2, 4), alone, cpu, 1000) == {1: 5.0, 8: 10.0}
 
 
 @pytest.mark.parametrize(
