@@ -9,8 +9,9 @@ the measured wait.
 
 Callers share the capacity by a dynamic threshold (Choudhury, Hahne: "Dynamic queue length thresholds for
 shared-memory packet switches", IEEE/ACM Transactions on Networking 6(2), 1998): a caller may hold up to
-`FAIR_ALPHA` times the free capacity. A single caller gets nearly all of it, many callers get equal parts, and
-some capacity always stays free for a new caller.
+`FAIR_ALPHA` times the capacity that is free after its request. A single caller gets all of it, many callers
+get equal parts. Callers who would hold little (`SMALL_PART`) are let in even where the others hold everything,
+so that neither a flood nor a limit that has just fallen keeps them out.
 """
 
 import time
@@ -94,6 +95,9 @@ MIN_RETRY_AFTER_S = 0.1
 MAX_RETRY_AFTER_S = 30.0
 UNMEASURED_RETRY_AFTER_S = 1.0
 FAIR_ALPHA = 8
+SMALL_PART = 4
+"""A caller is always let in who then holds no more than an equal part of the limit divided by this number.
+Together such callers exceed the limit by a quarter at most."""
 START_ITEMS = 512
 """The limit until waits are measured: a slow device must not accept more work than it can do in time."""
 
@@ -136,6 +140,9 @@ class _Room:
     def add(self, items: int, tokens: int) -> None:
         self.items += items
         self.tokens += tokens
+
+
+_NOTHING = _Room()
 
 
 class Ticket:
@@ -264,14 +271,18 @@ class Admission:
     def _has_room(self, caller: Caller, num_items: int, num_tokens: int) -> bool:
         if self._used.items == 0:
             return True  # otherwise a request above the current limit could never be admitted
-        free_items = self.limit_items - self._used.items
-        free_tokens = self.limit_tokens - self._used.tokens
-        if num_items > free_items or num_tokens > free_tokens:
-            return False
-        held = self._held.get(caller)
-        if held is None or caller.is_urgent:
+        held = self._held.get(caller, _NOTHING)
+        items, tokens = held.items + num_items, held.tokens + num_tokens
+        parts = SMALL_PART * (len(self._held) + (held is _NOTHING))
+        if items * parts <= self.limit_items and tokens * parts <= self.limit_tokens:
             return True
-        return held.items < FAIR_ALPHA * free_items and held.tokens < FAIR_ALPHA * max(free_tokens, 1)
+        free_items = self.limit_items - self._used.items - num_items
+        free_tokens = self.limit_tokens - self._used.tokens - num_tokens
+        if free_items < 0 or free_tokens < 0:
+            return False
+        if held is _NOTHING or held.items == self._used.items or caller.is_urgent:
+            return True
+        return items <= FAIR_ALPHA * free_items and tokens <= FAIR_ALPHA * max(free_tokens, 1)
 
     def _check_size(self, unit: str, asked: int, limit: int) -> None:
         if asked > limit:

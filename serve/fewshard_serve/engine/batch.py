@@ -55,10 +55,25 @@ def execute(
     return replace(executed, was_out_of_memory=True) if isinstance(ran, OutOfMemory) else executed
 
 
+NO_MEMORY = (
+    "out of memory",
+    "out_of_memory",  # ONEDNN_RUNTIME_OUT_OF_MEMORY and CL_OUT_OF_HOST_MEMORY
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "could not create a primitive",  # oneDNN names no reason: it reserves its buffers there
+    "could not create a memory",
+    "could not execute a primitive",
+)
+"""How torch and the libraries below it say that memory has run out. oneDNN says the same where an operation is
+not offered; then smaller batches do not help, and single items fail as they would have."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the device or the machine ran out of memory; torch reports this in several ways."""
     words = str(error).lower()
-    by_words = isinstance(error, RuntimeError) and ("out of memory" in words or "allocate memory" in words)
+    by_words = isinstance(error, RuntimeError) and any(known in words for known in NO_MEMORY)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or by_words
 
 

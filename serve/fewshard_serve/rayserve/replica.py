@@ -77,7 +77,7 @@ class HostedModel:
         self._metrics.observe_timings(name, classified.timings)
         if not request.caller.is_probing:
             self._metrics.observe_predictions(name, classified.logits)
-            if self.shadow is not None:
+            if self.shadow is not None and not request.is_of_cascade:
                 self.shadow.follow(request, classified)
         return classified
 

@@ -65,6 +65,23 @@ def test_what_only_probes_counts_as_no_prediction(on_hosting):
     on_hosting(work, {"a": "dense"})
 
 
+def test_what_a_cascade_asks_a_stage_is_not_shadowed(on_hosting):
+    class Followed(list):
+        def follow(self, request, answer):
+            self.append(request.inputs[0].text)
+
+        async def close(self):
+            pass
+
+    async def work(hosting):
+        shadow = hosting.hosted["a"].shadow = Followed()
+        for text, is_of_cascade in (("1", False), ("2", True)):
+            await hosting.classify("a", PredictionRequest(texts(text), is_of_cascade=is_of_cascade))
+        assert shadow == ["1"]
+
+    on_hosting(work, {"a": "dense"})
+
+
 def test_a_model_without_shards_has_no_placement(on_hosting):
     async def work(hosting):
         with pytest.raises(NotFound, match=r"a is not sharded; give it experts\.shards"):
