@@ -72,7 +72,9 @@ def test_stages_are_told_that_a_cascade_asks(monkeypatch):
     made, asked = Made(), []
     ask = made.stages.ask
     monkeypatch.setattr(
-        made.cascade, "_ask", lambda model, request: asked.append(request.is_of_cascade) or ask(model, request)
+        made.cascade,
+        "_ask",
+        lambda model, request: asked.append(request.is_of_cascade) or ask(model, request),
     )
     made.classify(UNSURE, SURE)
     assert asked == [True, True]

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,10 +32,11 @@ from fewshard_models.errors import ModelsError
 from fewshard_serve.backends.packing import Packed, pack_counts, pack_output, unpack_items
 from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import GroupState
-from fewshard_serve.errors import InternalError, NotReady
+from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady
 
 logger = logging.getLogger(__name__)
 
+LATE = "the deadline passed while another batch ran; send fewer items or allow more time"
 OWN_LOADER = "fewshard_serve.backends.load:load_model"
 """Loads checkpoints. Other loaders are of tests and of users, and import what they like."""
 
@@ -150,8 +152,10 @@ class Child:
         found: Callable[..., Any] = find_loader(function)
         return found(*arguments)
 
-    def run(self, name: str, packed: Packed) -> Passed:
-        """Run the items of `pack_items`."""
+    def run(self, name: str, packed: Packed, give_up_at: float = float("inf")) -> Passed:
+        """Run the items of `pack_items`, unless the pass before them lasted longer than anybody waits."""
+        if time.monotonic() >= give_up_at:
+            raise DeadlineExceeded(LATE)
         watched, items = self._models[name], unpack_items(packed)
         self._use_threads(watched.model.info.execution.num_threads)
         output = watched.model.run(items)
