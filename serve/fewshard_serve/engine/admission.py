@@ -19,11 +19,11 @@ from types import TracebackType
 from fewshard_serve.core import ANYBODY, Caller
 from fewshard_serve.engine.adaptive_share import AdaptiveShare, RecentRate
 from fewshard_serve.errors import Overloaded, TooLarge
+from fewshard_serve.fairness import FAIR_ALPHA
 
 MIN_RETRY_AFTER_S = 0.1
 MAX_RETRY_AFTER_S = 30.0
 UNMEASURED_RETRY_AFTER_S = 1.0
-FAIR_ALPHA = 8
 SMALL_PART = 4
 """A caller is always let in who then holds no more than an equal part of the limit divided by this number.
 Together such callers exceed the limit by a quarter at most."""

@@ -11,9 +11,9 @@ from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.engine.admission import Ticket
 from fewshard_serve.engine.batch import MIN_ALLOWED_S
-from fewshard_serve.engine.budget import heavy_cost
 from fewshard_serve.engine.model_handle import ModelHandle, handle
 from fewshard_serve.engine.preparer import Preparer
+from fewshard_serve.engine.preparing_cost import heavy_cost
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
 from fewshard_serve.engine.runner import Runner, ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings

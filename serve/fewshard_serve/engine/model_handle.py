@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from fewshard_models.classifier.base import PIXELS_PER_UNIT, Classifier
 from fewshard_serve.core import Caller
 from fewshard_serve.engine.admission import Admission
-from fewshard_serve.engine.budget import UNIT_S, Budget
+from fewshard_serve.engine.preparing_cost import UNIT_S
 from fewshard_serve.engine.scheduled_model import ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.engine.watch import Watch
 from fewshard_serve.errors import Overloaded, TooLarge
+from fewshard_serve.fairness import Budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ from fewshard_core.values import Input, Item
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.errors import UnusableInput
 from fewshard_serve.core import ANYBODY, Caller
-from fewshard_serve.engine.budget import SLICE_COST
-from fewshard_serve.engine.fair import FairQueue
+from fewshard_serve.engine.preparing_cost import SLICE_COST
 from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady, ServeError, UnusableItem
+from fewshard_serve.fairness import FairQueue
 
 logger = logging.getLogger(__name__)
 

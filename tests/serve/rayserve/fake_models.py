@@ -34,8 +34,8 @@ class FakePreparing:
 class FakeModel(Classifier):
     """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "spin 1.5"
     computes as long, "crash" raises, "die" ends the process. "hold F" leaves the file F.held and waits until
-    there is a file F. "hang F" sleeps for ever for the first who asks, and leaves the file F. A model whose kind
-    is a file raises always."""
+    there is a file F. "hang F" sleeps for ever for the first who asks, and leaves the file F. A model whose
+    kind is a file always raises."""
 
     preprocessor = FakePreparing()
 
