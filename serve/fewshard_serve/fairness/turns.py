@@ -27,13 +27,14 @@ class Turns:
         self._waiting.push(caller, (caller, turn), max(cost, 1.0))
         self._next()
         try:
-            await turn
+            await turn  # which does not wait where the turn has come already
             yield
         finally:
             if not turn.cancelled():  # else it has given up waiting
                 self._num_running -= 1
                 self._running[caller] -= 1
-                self._running += Counter()  # forget the callers that run nothing
+                if not self._running[caller]:
+                    del self._running[caller]
             self._next()
 
     def _next(self) -> None:

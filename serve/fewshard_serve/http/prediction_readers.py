@@ -56,7 +56,8 @@ async def read_infer(request: Request, body: bytes, limits: Limits) -> UnboundPr
     """Read a V2 inference request, JSON or binary."""
 
     def bind(info: ModelInfo) -> Prediction:
-        parsed = oip.parse_infer(body, request.header(JSON_SIZE_HEADER), limits)
+        expected = model_tensors.expected(info, limits)
+        parsed = oip.parse_infer(body, request.header(JSON_SIZE_HEADER), limits, expected)
         inputs = infer_inputs(parsed, info, limits)
         timeout_s = request.seconds_left(parsed.timeout_s)
         asked = PredictionRequest(inputs, parsed.truncate, timeout_s, request.caller)
