@@ -33,6 +33,7 @@ from fewshard_serve.backends.packing import Packed, pack_counts, pack_output, un
 from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import GroupState
 from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady
+from fewshard_serve.memory import give_back_freed
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class Child:
         self._models: dict[str, _Watched] = {}
         self._torch_settings: ExitStack | None = None
         self._num_threads = 0
+        self.num_calls = 0
 
     def load(self, loading: Loading) -> Loaded:
         """Load a model and check its golden inputs."""
@@ -286,9 +288,11 @@ def receive(connection: Connection) -> Any:
 
 
 def answer_all(connection: Connection, child: Child) -> None:
+    give_back_freed(lambda: child.num_calls)
     while True:
         try:
             asked = receive(connection)
+            child.num_calls += 1
             send(connection, answer(child, asked))
         except (EOFError, OSError):
             return

@@ -11,6 +11,7 @@ from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.large_bodies import LargeBodies
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.memory import give_back_freed
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.actor_process import (
     RAY_LOGGING,
@@ -60,6 +61,7 @@ class Gateway:
             service = InferenceService(self._router, limits, doors, count, bodies)
             self._rpc = await start(service, self._server.host, self._server.grpc_port, limits.max_body_bytes)
         freeze_loaded()
+        give_back_freed()
         return self._app
 
     async def check_health(self) -> None:
