@@ -15,7 +15,8 @@ from fewshard_serve.engine.model_handle import ModelHandle, handle
 from fewshard_serve.engine.preparer import Preparer
 from fewshard_serve.engine.preparing_cost import heavy_cost
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
-from fewshard_serve.engine.runner import Runner, ScheduledModel
+from fewshard_serve.engine.runner import Runner
+from fewshard_serve.engine.scheduled_model import ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.engine.watch import LOOK_S
 from fewshard_serve.errors import (
