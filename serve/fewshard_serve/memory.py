@@ -12,52 +12,53 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LOOK_S = 10.0
+LOOK_S = 15.0
 GROWTH = 1.05
 """A process is trimmed while it is so many times as large as it was at its smallest."""
 
+MAPPED_BYTES = 2**20
+"""From this size on blocks are mapped one by one. Heaps of other threads are never trimmed at their tops."""
+KEPT_BYTES = 8 * 2**20
+"""The most that is kept at the top of a heap."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _STATM = Path("/proc/self/statm")
 
 
 class Trimmer:
     """Trims this process while it is larger than it has been.
 
-    num_calls: returns how many calls were answered so far. While they come memory is kept, since the next one
-        needs as much again; without it memory is given back at any time.
     resident, trim: the memory of the process in bytes, and what gives it back.
     """
 
     def __init__(
         self,
-        num_calls: Callable[[], int] | None = None,
         resident: Callable[[], int] = lambda: resident_bytes(),
         trim: Callable[[], None] = lambda: _malloc_trim(),
     ) -> None:
-        self._num_calls = num_calls
         self._resident = resident
         self._trim = trim
         self._smallest = 0
-        self._seen = -1
 
     def look(self) -> None:
-        """Trim the process if it has grown, or for the first time, and nothing is being computed."""
-        if self._num_calls is not None and (seen := self._num_calls()) != self._seen:
-            self._seen = seen
-            return
+        """Trim the process if it has grown, or for the first time."""
         if self._resident() > GROWTH * self._smallest:
             self._trim()
         now = self._resident()
         self._smallest = min(self._smallest or now, now)
 
 
-def give_back_freed(num_calls: Callable[[], int] | None = None) -> None:
-    """Look every `LOOK_S` seconds in a thread that ends with the process. See `Trimmer` for `num_calls`.
+def give_back_freed() -> None:
+    """Look every `LOOK_S` seconds in a thread that ends with the process; large blocks go back at once.
 
     Does nothing where the C library is not glibc.
     """
     if not can_trim():
         return
-    trimmer = Trimmer(num_calls)
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)  # stated, it no longer grows with what is freed
+    mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+    trimmer = Trimmer()
 
     def keep_looking() -> None:
         while True:

@@ -14,7 +14,7 @@ class Process:
     """A process of so many bytes, of which `freed` can be given back."""
 
     def __init__(self):
-        self.used, self.freed, self.num_trims, self.num_calls = 100 * MB, 0, 0, 0
+        self.used, self.freed, self.num_trims = 100 * MB, 0, 0
 
     def resident(self):
         return self.used + self.freed
@@ -23,8 +23,8 @@ class Process:
         self.num_trims += 1
         self.freed = 0
 
-    def trimmer(self, num_calls=None):
-        return Trimmer(num_calls, self.resident, self.trim)
+    def trimmer(self):
+        return Trimmer(self.resident, self.trim)
 
 
 def test_a_process_is_trimmed_until_it_is_as_small_as_it_was():
@@ -43,17 +43,23 @@ def test_a_process_is_trimmed_until_it_is_as_small_as_it_was():
     assert process.num_trims == 3
 
 
-def test_a_process_that_computes_keeps_its_memory_until_it_rests():
-    process = Process()
-    trimmer = process.trimmer(lambda: process.num_calls)
-    for _ in range(3):
-        process.num_calls += 1
-        process.freed = 500 * MB
-        trimmer.look()
-    assert process.num_trims == 0
-    trimmer.look()
-    assert process.num_trims == 1
-    assert process.resident() == 100 * MB
+LARGE = """
+import threading
+from fewshard_serve.memory import give_back_freed, resident_bytes
+
+give_back_freed()
+before = resident_bytes()
+
+def parse():
+    for size in (1, 2, 4, 8, 16, 30):
+        bytes(size * 2**20)
+
+for _ in range(4):
+    thread = threading.Thread(target=parse)
+    thread.start()
+    thread.join()
+print(before, resident_bytes())
+"""
 
 
 FRAGMENTED = """
@@ -77,8 +83,18 @@ print(freed, resident_bytes())
 """
 
 
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return map(int, done.stdout.split())
+
+
+@pytest.mark.skipif(not can_trim(), reason="needs glibc")
+def test_large_blocks_go_back_at_once():
+    before, after = run(LARGE)
+    assert after - before < 10 * MB
+
+
 @pytest.mark.skipif(not can_trim(), reason="needs glibc")
 def test_what_lies_between_blocks_in_use_is_given_back():
-    done = subprocess.run([sys.executable, "-c", FRAGMENTED], capture_output=True, text=True, check=True)
-    freed, left = map(int, done.stdout.split())
+    freed, left = run(FRAGMENTED)
     assert freed - left > 30 * MB

@@ -44,7 +44,7 @@ async def _unpacked(request: Request, body: bytes, coding: str, max_bytes: int) 
     plain = await off_loop(
         request, max_unpacked(len(body), coding, max_bytes), unpack, body, coding, max_bytes
     )
-    _hold(request, len(plain))
+    request.hold(len(plain))
     return plain
 
 
@@ -59,7 +59,10 @@ def _check_length(request: Request, max_bytes: int) -> None:
 
 
 async def _receive_all(request: Request, max_bytes: int) -> bytes:
+    """Receive every part. One that finds no room is read to its end, and dropped: a connection that is closed
+    while its client sends loses the answer."""
     chunks, num_bytes = [], 0
+    refusal: Overloaded | None = None
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -68,19 +71,26 @@ async def _receive_all(request: Request, max_bytes: int) -> bytes:
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
             raise _too_large(request, max_bytes)
-        if num_bytes > LARGE_BYTES:
-            _hold(request, num_bytes)
-        chunks.append(chunk)
+        if refusal is None:
+            chunks.append(chunk)
+            refusal = _hold(request, num_bytes)
+        if refusal is not None:
+            chunks.clear()
         if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            break
+    if refusal is not None:
+        raise refusal
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _hold(request: Request, num_bytes: int) -> None:
+def _hold(request: Request, num_bytes: int) -> Overloaded | None:
+    """Count the bytes. Return the error if there is no room for them; then the request holds none."""
     try:
         request.hold(num_bytes)
-    except Overloaded:
-        request.is_body_abandoned = True
-        raise
+    except Overloaded as error:
+        request.release()
+        return error
+    return None
 
 
 def _too_large(request: Request, max_bytes: int) -> TooLarge:
