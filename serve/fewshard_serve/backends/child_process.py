@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,10 +33,12 @@ from fewshard_models.errors import ModelsError
 from fewshard_serve.backends.packing import Packed, pack_counts, pack_output, unpack_items
 from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import GroupState
-from fewshard_serve.errors import InternalError, NotReady
+from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady
+from fewshard_serve.memory import give_back_freed
 
 logger = logging.getLogger(__name__)
 
+LATE = "the deadline passed while another batch ran; send fewer items or allow more time"
 OWN_LOADER = "fewshard_serve.backends.load:load_model"
 """Loads checkpoints. Other loaders are of tests and of users, and import what they like."""
 
@@ -172,10 +175,12 @@ class Child:
             found: Callable[..., Any] = find_loader(function)
             return found(*arguments)
 
-    def run(self, name: str, packed: Packed) -> Ran:
-        """Run the items of `pack_items`."""
+    def run(self, name: str, packed: Packed, give_up_at: float = float("inf")) -> Ran:
+        """Run the items of `pack_items`, unless the pass before them lasted longer than anybody waits."""
         watched, items = self._models[name], unpack_items(packed)
         with self._calls.shared(), watched.streams:
+            if time.monotonic() >= give_up_at:
+                raise DeadlineExceeded(LATE)
             self._use_threads(watched.model.info.execution.num_threads)
             output = watched.model.run(items)
         wants = any(item.routing for item in items)
@@ -310,6 +315,7 @@ def answer_all(connection: Connection, child: Child) -> None:
 
     A thread for each stream receives a call, answers it and takes the next one.
     """
+    give_back_freed()
     receiving, sending = threading.Lock(), threading.Lock()
     threads = [threading.current_thread()]
 

@@ -204,7 +204,12 @@ class RemoteModel(Classifier):
         self._counts_of_the_dead: ExpertCounts | None = None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        passed: Passed = self._process.ask("run", self.info.name, pack_items(items), in_turn=self._see)
+        return self.run_by(float("inf"), items)
+
+    def run_by(self, give_up_at: float, items: Sequence[Item]) -> ModelOutput:
+        """See `Classifier.run_by`. The clock is the machine's, and so the same in both processes."""
+        asked = (self.info.name, pack_items(items), give_up_at)
+        passed: Passed = self._process.ask("run", *asked, in_turn=self._see)
         for item, experts in zip(items, passed.experts or (), strict=passed.experts is not None):
             if item.routing is not None:
                 item.routing.experts = experts

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fewshard_core.values import Item
 from fewshard_serve.core import ANYBODY, Caller
-from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import ServeError, UnusableItem
+from fewshard_serve.fairness import FairQueue
 
 Outcome = NDArray[np.float32] | ServeError
 """One item's fp32 logits [num_labels], or the error that prevented them."""

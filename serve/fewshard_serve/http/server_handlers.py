@@ -8,7 +8,8 @@ import time
 
 from fewshard_serve import __version__
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady
-from fewshard_serve.http.request import Request, read_body
+from fewshard_serve.http.body import read_body
+from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
 from fewshard_serve.http.routing import Scope
 from fewshard_serve.http.service import (

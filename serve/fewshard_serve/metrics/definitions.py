@@ -101,6 +101,7 @@ FAMILIES = (
     Family("fewshard_cost_usd_total", "counter", "Price of the time in the model's forward passes."),
     Family("fewshard_cascade_items_total", "counter", "Items of a cascade by the stage that spoke.", STAGE),
     Family("fewshard_cascade_macs_total", "counter", "MACs of a cascade by its models' cards.", CASCADE_MACS),
+    Family("fewshard_model_ready", "gauge", "1 while the model takes requests, else 0."),
     Family("fewshard_model_info", "gauge", "1 for each model; its labels say what it is.", WHAT),
     Family("fewshard_model_accuracy_ratio", "gauge", "Accuracy by the model's card."),
     Family("fewshard_model_macs", "gauge", "Multiply-accumulates of one item by the model's card."),

@@ -37,6 +37,7 @@ class ModelSource:
     """Where a scrape reads what is not counted per request. The scraping thread calls the functions.
 
     queue_items, inflight_items, admission_limit_items: the gauges of the model's queue.
+    is_ready: whether it takes requests.
     has_queue: false for a cascade, which calls other models and admits and queues nothing itself.
     routing: the expert counts; None for a model without experts.
     group: the state of the shards; None for a model that is not sharded.
@@ -48,6 +49,7 @@ class ModelSource:
     queue_items: Callable[[], int]
     inflight_items: Callable[[], int]
     admission_limit_items: Callable[[], int]
+    is_ready: Callable[[], bool] = lambda: True
     has_queue: bool = True
     routing: Callable[[], Routing | None] = lambda: None
     group: Callable[[], GroupState | None] = lambda: None
@@ -62,6 +64,7 @@ def write_model(out: TextWriter, source: ModelSource) -> None:
         out.add("fewshard_queue_items", [name], source.queue_items())
         out.add("fewshard_inflight_items", [name], source.inflight_items())
         out.add("fewshard_admission_limit_items", [name], source.admission_limit_items())
+    out.add("fewshard_model_ready", [name], int(source.is_ready()))
     what = [name, info.version, info.task, info.kind, info.architecture, info.dtype, info.device]
     out.add("fewshard_model_info", what, 1)
     for metric, labels, key in (

@@ -37,8 +37,8 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 
-from fewshard_serve.engine.admission import FAIR_ALPHA
 from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, ServeError
+from fewshard_serve.fairness import FAIR_ALPHA
 from fewshard_serve.http.backpressure import REFUSED_HEADER, ROOM_HEADER
 from fewshard_serve.http.middleware import PRIORITY_HEADER, REQUEST_ID_PATTERN
 from fewshard_serve.http.responses import error_response

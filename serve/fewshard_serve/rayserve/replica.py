@@ -58,7 +58,7 @@ class HostedModel:
     def not_ready_reason(self) -> str:
         if self.is_draining:
             return DRAINING
-        return self._problem()
+        return self._problem() or self._engine.served[self.info.name].watch.problem
 
     @property
     def ready(self) -> bool:
@@ -77,7 +77,7 @@ class HostedModel:
         self._metrics.observe_timings(name, classified.timings)
         if not request.caller.is_probing:
             self._metrics.observe_predictions(name, classified.logits)
-            if self.shadow is not None:
+            if self.shadow is not None and not request.is_of_cascade:
                 self.shadow.follow(request, classified)
         return classified
 
@@ -144,6 +144,7 @@ class Replica:
         self._failed = {failure.name: FailedModel(failure) for failure in failures}
         for hosted in self.hosted.values():
             self.metrics.add_model(self._source(hosted))
+        self.metrics.add_failed(self._failed)
         self._calls = calls
         for model_spec in spec.models:
             self._give_shadow(model_spec, spec.app)
@@ -262,6 +263,7 @@ class Replica:
             queue_items=lambda: served.num_queued_items,
             inflight_items=lambda: served.num_inflight_items,
             admission_limit_items=lambda: served.admission.limit_items,
+            is_ready=lambda: hosted.ready,
             routing=hosted.routing.read,
             group=hosted.group,
             sparsity=hosted.sparsity,

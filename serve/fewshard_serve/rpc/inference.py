@@ -22,6 +22,7 @@ from fewshard_serve.errors import (
     Overloaded,
     ServeError,
 )
+from fewshard_serve.http.large_bodies import LargeBodies
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.prediction_handlers import check_finite
 from fewshard_serve.http.prediction_readers import infer_inputs
@@ -40,6 +41,7 @@ from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.health import Health
 from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
+from fewshard_serve.rpc.reading import MessageReader, address_of
 from fewshard_serve.tracecontext import read_traceparent
 
 GRPC_STATUS: dict[type[ServeError], StatusCode] = {
@@ -73,11 +75,11 @@ _logger = logging.getLogger("fewshard.rpc")
 
 
 class Call:
-    """One call: its message, its caller, its model and its start time."""
+    """One call: its message (once it is read), its caller, its model and its start time."""
 
-    def __init__(self, method: str, message: Any, context: Any) -> None:
+    def __init__(self, method: str, context: Any) -> None:
         self.method = method
-        self.message = message
+        self.message: Any = None
         self.context = context
         self.started_at = time.monotonic()
         self.metadata = dict(context.invocation_metadata() or ())
@@ -87,11 +89,6 @@ class Call:
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_at
-
-    @property
-    def address(self) -> str:
-        """The client's address without scheme and port: `127.0.0.1` for `ipv4:127.0.0.1:5000`."""
-        return str(self.context.peer()).partition(":")[2].rpartition(":")[0]
 
     def timeout_s(self, asked_s: float | None) -> float | None:
         """The shorter of the call's deadline and the request's, in seconds; None if there is neither."""
@@ -108,20 +105,26 @@ class InferenceService:
         limits: Limits,
         access: AccessMiddleware,
         on_request: RequestHook = ignore_request,
+        bodies: LargeBodies | None = None,
     ) -> None:
+        """`bodies`: the large bodies of the process; by default those of this service alone."""
+        self._reader = MessageReader(limits, bodies or LargeBodies(limits))
         self._service = service
         self._limits = limits
         self._access = access
         self._on_request = on_request
-        self.health = Health(service)
+        self.health = Health(service, self._reader)
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler to add to a gRPC server."""
+        """The handler to add to a gRPC server.
+
+        A call with one message and one with a stream of them begin alike. As the latter, they are ours before
+        the message is received: a caller who is refused cannot make us hold it.
+        """
         answers = self._answers()
         handlers = {
-            method: grpc.unary_unary_rpc_method_handler(
+            method: grpc.stream_unary_rpc_method_handler(
                 self._answering(method, answers[method]),
-                request_deserializer=CLASSES[f"{method}Request"].FromString,
                 response_serializer=CLASSES[f"{method}Response"].SerializeToString,
             )
             for method in METHODS
@@ -144,8 +147,8 @@ class InferenceService:
     def _answering(
         self, method: str, answer: Callable[[Call], Awaitable[Any]]
     ) -> Callable[..., Awaitable[Any]]:
-        async def handle(message: Any, context: Any) -> Any:
-            call = Call(method, message, context)
+        async def handle(_: Any, context: Any) -> Any:
+            call = Call(method, context)
             parent = read_traceparent(call.metadata.get("traceparent"))
             request_id = self._access.identify(call.metadata.get("x-request-id"), parent)
             await context.send_initial_metadata((("x-request-id", request_id),))
@@ -171,10 +174,12 @@ class InferenceService:
                 call.caller = self._access.admit(
                     call.metadata.get("authorization"),
                     call.metadata.get("x-request-priority"),
-                    call.address,
+                    address_of(call.context),
                     "predict" if call.method == "ModelInfer" else None,
                 )
-            return await answer(call)
+            with self._reader.reading(call.context, call.caller) as reading:
+                call.message = await reading.message(CLASSES[f"{call.method}Request"])
+                return await answer(call)
         except ServeError:
             raise
         except Exception as error:
@@ -229,7 +234,8 @@ class InferenceService:
 
     async def _infer(self, call: Call) -> Any:
         info = await self._find(call, call.message.model_name, call.message.model_version)
-        request = convert.to_request(call.message)
+        expected = model_tensors.expected(info, self._limits)
+        request = convert.to_request(call.message, expected)
         inputs = infer_inputs(request, info, self._limits)
         timeout_s = call.timeout_s(request.timeout_s)
         asked = PredictionRequest(inputs, request.truncate, timeout_s, call.caller)

@@ -21,7 +21,7 @@ from fewshard_models.errors import UnusableInput
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.process import ModelProcess, ProcessEnded
-from fewshard_serve.errors import ModelRestarted, NotReady
+from fewshard_serve.errors import DeadlineExceeded, ModelRestarted, NotReady
 
 FAKES = str(Path(__file__).parents[1] / "rayserve")
 
@@ -93,6 +93,24 @@ def test_the_process_of_the_models_does_not_load_scipy(lasting):
     maps = Path(f"/proc/{lasting.pid}/maps").read_text()
     assert "libtorch_cpu" in maps
     assert "/scipy" not in maps
+
+
+def test_a_batch_that_waited_longer_than_anybody_waits_for_it_is_not_run(process, tmp_path):
+    model = fake(process, "moe")
+    gate = tmp_path / "gate"
+    items = model.prepare([TextInput("1")])
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(run, model, f"hold {gate}")
+        while not Path(f"{gate}.held").exists():
+            time.sleep(0.01)
+        behind = threads.submit(model.run_by, time.monotonic() + 0.05, items)
+        time.sleep(0.1)
+        gate.touch()
+        assert first.result(30) == [[1, -1]]
+        with pytest.raises(DeadlineExceeded, match="another batch ran"):
+            behind.result(30)
+    assert model.run_by(time.monotonic() + 60, items).logits.tolist() == [[1, -1]]
+    assert model.expert_counts().rows.tolist() == [2], "what is late leaves no trace"
 
 
 def test_the_experts_of_tokens_are_told_as_in_this_process(lasting):

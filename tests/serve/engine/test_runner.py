@@ -9,7 +9,8 @@ import pytest
 
 from fewshard_core.values import Execution, Item, ModelOutput
 from fewshard_serve.engine.queue import Entry
-from fewshard_serve.engine.runner import Runner, ScheduledModel
+from fewshard_serve.engine.runner import Runner
+from fewshard_serve.engine.scheduled_model import ScheduledModel
 from fewshard_serve.engine.settings import BatchingSettings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
 
