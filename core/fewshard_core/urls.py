@@ -1,4 +1,4 @@
-"""Hides the user names and passwords in URLs. Every error, log line and line of a report passes through it."""
+"""Hides the user names and passwords in URLs. Errors, log lines and lines of the command pass through it."""
 
 import re
 

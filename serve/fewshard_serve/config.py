@@ -28,6 +28,7 @@ from fewshard_core.formats import AUTO, FORMATS
 from fewshard_core.yaml_reader import Section
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.callers import CallersSettings
 from fewshard_serve.http.cors import CorsSettings
 from fewshard_serve.http.middleware import TracingSettings
 from fewshard_serve.logs import LogSettings
@@ -235,6 +236,7 @@ class FewshardConfig(_WithSettings):
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings | None = None
     cors: CorsSettings | None = None
+    callers: CallersSettings = CallersSettings()
 
     @model_validator(mode="after")
     def _names_differ(self) -> "FewshardConfig":

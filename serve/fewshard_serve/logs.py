@@ -77,7 +77,7 @@ def write_line(line: str, stream: TextIO | None = None) -> None:
     """Write a line with its line end to `stream` (None: standard output) in one system call.
 
     The launcher and all replicas share the streams. If Python is unbuffered, `print` writes text and line end
-    separately, so that a line of another process may come between. No line holds the password of a URL. Raises
+    separately, so that a line of another process may come between. The passwords of URLs are hidden. Raises
     `OSError` if the write fails.
     """
     line = masked(line)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from grpc import StatusCode
@@ -67,7 +68,7 @@ def status_of(error: ServeError) -> StatusCode:
     return next(kinds, StatusCode.INTERNAL)
 
 
-OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
 
 _logger = logging.getLogger("fewshard.rpc")
 
@@ -80,7 +81,9 @@ class Call:
         self.message = message
         self.context = context
         self.started_at = time.monotonic()
-        self.metadata = dict(context.invocation_metadata() or ())
+        pairs = context.invocation_metadata() or ()
+        self.metadata = dict(pairs)
+        self.forwarded = [value for name, value in pairs if name == "x-forwarded-for"]
         self.caller = Caller()
         self.model_name = "unknown"
 
@@ -90,8 +93,8 @@ class Call:
 
     @property
     def address(self) -> str:
-        """The client's address without scheme and port: `127.0.0.1` for `ipv4:127.0.0.1:5000`."""
-        return str(self.context.peer()).partition(":")[2].rpartition(":")[0]
+        """The client's address without scheme and port: `::1` for `ipv6:%5B::1%5D:5000`."""
+        return unquote(str(self.context.peer()).partition(":")[2].rpartition(":")[0]).strip("[]")
 
     def timeout_s(self, asked_s: float | None) -> float | None:
         """The shorter of the call's deadline and the request's, in seconds; None if there is neither."""
@@ -171,7 +174,7 @@ class InferenceService:
                 call.caller = self._access.admit(
                     call.metadata.get("authorization"),
                     call.metadata.get("x-request-priority"),
-                    call.address,
+                    self._access.caller_behind(call.address, call.forwarded),
                     "predict" if call.method == "ModelInfer" else None,
                 )
             return await answer(call)
