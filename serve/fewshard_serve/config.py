@@ -26,6 +26,8 @@ from pydantic_core import PydanticKnownError
 
 from fewshard_core.formats import AUTO, FORMATS
 from fewshard_core.yaml_reader import Section
+from fewshard_models import hub
+from fewshard_models.errors import ModelsError
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.callers import CallersSettings
@@ -95,8 +97,11 @@ def _known_scheme(path: str) -> str:
         raise ValueError(f"{path!r} is none of zoo:<name>, hf:<owner>/<name> and a directory")
     if colon and not rest:
         raise ValueError(f"{path!r} lacks the name after the colon")
-    if scheme == "hf" and colon and rest.count("/") != 1:
-        raise ValueError(f"{path!r} is not of the form hf:<owner>/<name>")
+    if scheme == "hf" and colon:
+        try:
+            hub.parse(path)
+        except ModelsError as error:
+            raise ValueError(str(error)) from None
     return path
 
 
