@@ -1,7 +1,7 @@
 """Models of the Hugging Face Hub: `hf:<owner>/<name>`, or `hf:<owner>/<name>@<revision>`.
 
-A revision is a commit, a tag or a branch; without one it is the branch `main`. A server finds its commit once,
-by `pinned`, so that all its replicas load the same files, also those that start later.
+A revision is a commit, a tag or a branch; without one it is the branch `main`. A server finds its commit
+once, by `pinned`, so that all its replicas load the same files, also those that start later.
 """
 
 import re

@@ -61,7 +61,7 @@ def resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
 
 
 def pinned(config: FewshardConfig) -> FewshardConfig:
-    """The configuration with the commits that models of the Hugging Face Hub have now. Raises `ConfigError`."""
+    """The configuration, in which models of the Hugging Face Hub have their commits. Raises `ConfigError`."""
     return config.model_copy(update={"models": tuple(map(_pinned, config.models))})
 
 

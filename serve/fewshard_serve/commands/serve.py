@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fewshard_serve.protocol.tasks import Task
 
 OPEN_TO_ALL = (
-    "fewshard: warning: the server listens on {host} and asks for no token, so whoever reaches it may use it; "
-    "set auth.tokens_file (docs/security.md)"
+    "fewshard: warning: the server listens on {host} and asks for no token, so whoever reaches it may use "
+    "it; set auth.tokens_file (docs/security.md)"
 )
 
 
