@@ -75,7 +75,11 @@ def _why(error: Exception, repo: str, revision: str) -> str:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if are_progress_bars_disabled():
         yield
