@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,18 @@ import grpc
 import httpx
 
 from fewshard_serve.auth import hash_of, new_token
-from fewshard_serve.rayserve.environment import free_ports
 
 FEWSHARD = [sys.executable, "-c", "import sys; from fewshard_serve.cli import main; sys.exit(main())"]
 READY = "Fewshard serves"
 START_TIMEOUT_S, STOP_TIMEOUT_S, ASK_TIMEOUT_S = 240.0, 60.0, 3.0
-HTTP_PATHS = ("/metrics", "/v2/models/sst2-moe", "/api/v0/nodes", "/-/routes", "/")
+HTTP_PATHS = ("/metrics", "/v2/models/sst2-moe", "/stats", "/api/v0/nodes", "/-/routes")
 GRPC_METHODS = (
     "/inference.GRPCInferenceService/ServerMetadata",
     "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
     "/ray.rpc.NodeManagerService/GetNodeStats",
     "/ray.rpc.CoreWorkerService/PushTask",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.RuntimeEnvService/GetOrCreateRuntimeEnv",
     "/ray.serve.ASGIService/HandleRequest",
 )
 PROCESSES = {
@@ -141,29 +142,33 @@ def asked(one: Listening) -> str:
     if one.kind == "UDP":
         return "sends only"
     if one.kind == "Unix":
-        return _modes(Path(one.address))
+        return _who_may_connect(Path(one.address))
     host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(one.address, one.address)
     return _over_http(f"http://{host}:{one.port}") or _over_grpc(f"{host}:{one.port}")
 
 
-def _modes(path: Path) -> str:
-    """Return the narrowest mode of the folders above a socket."""
-    modes = [stat.S_IMODE(each.stat().st_mode) & 0o777 for each in path.parents if each.exists()]
-    return f"in a folder of mode {min(modes, key=lambda mode: mode & 0o077):04o}"
+def _who_may_connect(path: Path) -> str:
+    """Return who reaches a socket: others, if they may write to it and enter its folders."""
+    # HAProxy renames its socket once it listens, so that the file may have another name.
+    may_write = not path.exists() or path.stat().st_mode & stat.S_IWOTH
+    may_enter = all(each.stat().st_mode & stat.S_IXOTH for each in path.parents)
+    return "nothing" if may_write and may_enter else "the server's own user"
 
 
 def _over_http(url: str) -> str:
-    answers = []
+    """Return "" for a socket that does not speak HTTP."""
+    answers = {}
     for path in HTTP_PATHS:
         try:
-            answers.append(httpx.get(url + path, timeout=ASK_TIMEOUT_S).status_code)
+            answers[path] = httpx.get(url + path, timeout=ASK_TIMEOUT_S).status_code
         except httpx.RemoteProtocolError:
             return ""
         except httpx.HTTPError as error:
-            return f"{type(error).__name__}"
-    if 200 in answers[:-1]:
-        return "nothing (HTTP)"
-    return "a token (HTTP 401)" if 401 in answers else f"HTTP {', '.join(map(str, sorted(set(answers))))}"
+            return type(error).__name__
+    open_paths = [path for path, status in answers.items() if status == 200]
+    if 401 in answers.values():
+        return "a token (HTTP)" + (f", but nothing for {' and '.join(open_paths)}" if open_paths else "")
+    return "nothing (HTTP)" if open_paths else f"HTTP {', '.join(map(str, sorted({*answers.values()})))}"
 
 
 def _over_grpc(target: str) -> str:
@@ -178,14 +183,14 @@ def _over_grpc(target: str) -> str:
     if "OK" in codes:
         return "nothing (gRPC)"
     if "UNAUTHENTICATED" in codes:
-        return "a token (gRPC UNAUTHENTICATED)"
+        return "a token (gRPC)"
     return f"gRPC {', '.join(sorted(codes))}"
 
 
 @contextmanager
-def server(host: str, has_tokens: bool, folder: Path) -> Iterator[tuple[int, int, int]]:
-    """Run a server with one model. Yields its session and its two ports."""
-    (port, grpc_port), log = free_ports(2), folder / "log"
+def server(host: str, has_tokens: bool, ports: tuple[int, int], folder: Path) -> Iterator[int]:
+    """Run a server with one model. Yields its session."""
+    (port, grpc_port), log = ports, folder / "log"
     command = [
         *FEWSHARD,
         "serve",
@@ -209,29 +214,31 @@ def server(host: str, has_tokens: bool, folder: Path) -> Iterator[tuple[int, int
             if process.poll() is not None or time.monotonic() > give_up_at:
                 raise SystemExit(log.read_text())
             time.sleep(0.1)
-        yield process.pid, port, grpc_port
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(STOP_TIMEOUT_S)
 
 
-def examine(host: str, has_tokens: bool) -> list[Listening]:
+def examine(host: str, has_tokens: bool, ports: tuple[int, int]) -> list[Listening]:
     """Start a server and return its sockets with their answers. The service's own are named so."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        server(host, has_tokens, Path(folder)) as (pid, port, grpc_port),
-    ):
-        found = []
-        for one in listening(session_of(pid)):
-            own = {port: "the service", grpc_port: "the service, gRPC"}.get(one.port)
-            process = one.process if own is None else f"{one.process}: {own}"
-            found.append(Listening(process, one.kind, one.address, one.port, one.is_local, asked(one)))
-        return found
+    own = dict(zip(ports, ("the service", "the service, gRPC"), strict=True))
+    found = []
+    with tempfile.TemporaryDirectory() as folder, server(host, has_tokens, ports, Path(folder)) as session:
+        for one in listening(session_of(session)):
+            process = f"{one.process}: {own[one.port]}" if one.port in own else one.process
+            found.append(replace(one, process=process, answer=asked(one)))
+    return found
 
 
 def is_open_to_others(one: Listening) -> bool:
     """Whether a socket that is not the service's answers other machines without a token."""
-    return not (one.is_local or "the service" in one.process or "token" in one.answer or one.kind == "UDP")
+    is_meant = one.is_local or one.kind == "UDP" or "the service" in one.process
+    return not is_meant and ("token" not in one.answer or "nothing" in one.answer)
+
+
+def _is_inside(address: str) -> bool:
+    return address in ("127.0.0.1", "::1", "a file")
 
 
 def table(found: dict[str, list[Listening]]) -> str:
@@ -245,7 +252,7 @@ def table(found: dict[str, list[Listening]]) -> str:
         f"| process | kind | address | asks for | {' | '.join(found)} |",
         "| --- " * (4 + len(found)) + "|",
     ]
-    for row, counts in rows.items():
+    for row, counts in sorted(rows.items(), key=lambda row: (_is_inside(row[0][2]), row[0])):
         lines.append(f"| {' | '.join(row)} | {' | '.join(str(counts[setup] or '') for setup in found)} |")
     return "\n".join(lines)
 
@@ -257,9 +264,12 @@ def main() -> int:
     parser.add_argument(
         "--setups", default=";".join(SETUPS), help="of these, separated by ; (default: %(default)s)"
     )
+    parser.add_argument(
+        "--port", type=int, default=21_800, help="and the next for gRPC (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     args = parser.parse_args()
-    found = {setup: examine(*SETUPS[setup]) for setup in args.setups.split(";")}
+    found = {setup: examine(*SETUPS[setup], (args.port, args.port + 1)) for setup in args.setups.split(";")}
     print(table(found))
     if args.out:
         as_json: dict[str, Any] = {
