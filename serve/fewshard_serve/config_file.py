@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fewshard_core.yaml_reader import Location, YamlFile, read_yaml
+from fewshard_models import hub
+from fewshard_models.errors import ModelsError
 from fewshard_serve.auth import read_tokens
 from fewshard_serve.config import AuthConfig, FewshardConfig, ModelConfig, ServerConfig
 from fewshard_serve.errors import ConfigError
@@ -56,6 +58,20 @@ def resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
     """
     models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
     return config.model_copy(update={"models": models, "auth": _resolve_auth(config.auth, file)})
+
+
+def pinned(config: FewshardConfig) -> FewshardConfig:
+    """The configuration, in which models of the Hugging Face Hub have their commits. Raises `ConfigError`."""
+    return config.model_copy(update={"models": tuple(map(_pinned, config.models))})
+
+
+def _pinned(model: ModelConfig) -> ModelConfig:
+    if not model.path.startswith(hub.SCHEME):
+        return model
+    try:
+        return model.model_copy(update={"path": hub.pinned(model.path)})
+    except ModelsError as error:
+        raise ConfigError(f"{model.name}: {error}") from None
 
 
 def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
+from fewshard_core.urls import masked
 from fewshard_serve.settings import NO_OTHER_KEYS
 
 TEXT_FORMAT = "%(levelname)s %(name)s: %(message)s"
@@ -76,8 +77,10 @@ def write_line(line: str, stream: TextIO | None = None) -> None:
     """Write a line with its line end to `stream` (None: standard output) in one system call.
 
     The launcher and all replicas share the streams. If Python is unbuffered, `print` writes text and line end
-    separately, so that a line of another process may come between. Raises `OSError` if the write fails.
+    separately, so that a line of another process may come between. The passwords of URLs are hidden. Raises
+    `OSError` if the write fails.
     """
+    line = masked(line)
     out = sys.stdout if stream is None else stream
     out.flush()
     try:

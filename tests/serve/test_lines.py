@@ -52,6 +52,13 @@ def test_a_line_comes_after_what_was_printed_before(unbuffered):
     assert "".join(messages_of(code, PYTHONUNBUFFERED=unbuffered)) == "a b\n"
 
 
+def test_no_line_holds_the_password_of_a_url(capsys):
+    write_line("no answer from redis://user:s3cret@host:6379")
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "%s", ("http://user:s3cret@host",), None)
+    LineHandler(sys.stdout).emit(record)
+    assert capsys.readouterr().out == "no answer from redis://***@host:6379\nhttp://***@host\n"
+
+
 def test_what_others_print_in_the_launcher_is_one_write(unbuffered):
     """Ray prints the lines of its workers, a thread of the launcher's, with `print`."""
     code = "import sys; from fewshard_serve.logs import keep_lines_whole; keep_lines_whole(); "

@@ -52,7 +52,8 @@ def load(
 ) -> NetworkClassifier:
     """Load a checkpoint for inference, as the server does.
 
-    path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
+    path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME or hf:OWNER/NAME@REVISION for one of the
+        Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
     dtype: a number format ("fp32", "bf16", "fp16", or "int8" for a checkpoint that `fewshard quantize` made),
         or "auto" for the checkpoint's own, else for the fastest in which it answers as it should. On a CPU

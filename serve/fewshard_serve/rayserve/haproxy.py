@@ -5,8 +5,8 @@
 Edits. Serve's configuration sets `option splice-request`. With splicing, HAProxy 2.8 does not forward a
 client's disconnect when the body arrives in a separate packet after the headers (the usual case), so the
 replica keeps computing an answer nobody reads. Serve's configuration also binds the statistics to every
-address, waits without limit for the end of a request's headers, forwards any X-Request-Id, and answers its
-own errors in plain text.
+address, waits without limit for the end of a request's headers, forwards any X-Request-Id, answers its
+own errors in plain text, and lists applications, and so the names of models, at /-/routes.
 
 Retries. A request whose replica dies is sent to another replica, but only if HAProxy had received all of it
 before it sent the first byte; otherwise HAProxy closes the client's connection without an answer. So HAProxy
@@ -37,7 +37,14 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 
-from fewshard_serve.errors import DeadlineExceeded, InternalError, MalformedRequest, NotReady, ServeError
+from fewshard_serve.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MalformedRequest,
+    NotFound,
+    NotReady,
+    ServeError,
+)
 from fewshard_serve.fairness import FAIR_ALPHA
 from fewshard_serve.http.backpressure import REFUSED_HEADER, ROOM_HEADER
 from fewshard_serve.http.middleware import PRIORITY_HEADER, REQUEST_ID_PATTERN
@@ -61,6 +68,7 @@ ms of CPU time more than with 16 KiB, and two buffers of memory for each request
 NO_ANSWER = NotReady("no replica answers; come back soon")
 OWN_ERRORS: dict[int, ServeError] = {
     400: MalformedRequest("this is not HTTP that can be understood"),
+    404: NotFound("there is no /-/routes; GET /docs lists what there is"),
     408: DeadlineExceeded("the request did not arrive in time; send it faster"),
     500: InternalError("the server failed"),
     502: NO_ANSWER,
@@ -97,6 +105,7 @@ def edits(folder: Path, waits: Waits) -> str:
     option forwardfor\
 {files}
 /^frontend http_frontend/a\
+    http-request return status 404 default-errorfiles if {{ path -i /-/routes }}\
     http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}\
     http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID_PATTERN}$ }}\
     http-request set-header x-request-disconnect-disabled ?1\

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fewshard_serve.auth import hash_of, new_token
 from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.errors import StartError
@@ -73,7 +74,8 @@ def serve_until_signalled(
             work_dir = stack.enter_context(_work_dir()) if address is None else None
             has_own_haproxy = prepare_environment(work_dir, haproxy_waits(config))
             log_path = own_stderr() if address is None else ""
-            doors = door_settings(config, log_path, has_own_haproxy)
+            token = new_token()
+            doors = door_settings(config, log_path, has_own_haproxy, hash_of(token).hex())
             starts_dir = work_dir or ""
 
             def plan(wanted: FewshardConfig) -> list[HostSpec]:
@@ -89,7 +91,7 @@ def serve_until_signalled(
             stack.enter_context(ray_cluster(address, num_cpus, forwards_output))
             listen(stop)
             running = stack.enter_context(
-                _deployed(hosts, cascades, doors, config.server, owns_ray=address is None)
+                _deployed(hosts, cascades, doors, config.server, owns_ray=address is None, token=token)
             )
             if running.wait_until_ready(stop):
                 on_ready()
@@ -146,6 +148,7 @@ def _deployed(
     doors: AccessSettings,
     server: ServerConfig,
     owns_ray: bool,
+    token: str,
 ) -> Iterator["Running"]:
     """Deploy all applications. On exit remove them, if Ray is not ours."""
     from ray import serve
@@ -163,7 +166,7 @@ def _deployed(
     )
     with LoopThread() as calls:
         try:
-            yield Running(apps, handles, calls, server if owns_ray else None)
+            yield Running(apps, handles, calls, server if owns_ray else None, token)
         finally:
             for target in [] if owns_ray else targets:
                 serve.delete(target.name, _blocking=False)
@@ -189,6 +192,7 @@ class Running:
     apps: hosts and cascades.
     handles: the handles of `apps`, in order, then the gateway's.
     server: where to reach it over HTTP; None if that may be another machine.
+    token: lets the launcher ask whether a model is ready.
     """
 
     def __init__(
@@ -197,11 +201,13 @@ class Running:
         handles: Sequence[Any],
         calls: LoopThread,
         server: ServerConfig | None,
+        token: str,
     ) -> None:
         self._apps = apps
         self._handles = handles
         self._calls = calls
         self._server = server
+        self._token = token
         self._reported: dict[str, str] = {}
 
     @property
@@ -272,7 +278,7 @@ class Running:
         if self._server is None:
             return True
         paths = ["/v2/health/ready", *(f"/v2/models/{app.models[0].name}/ready" for app in self._apps)]
-        return all(_answers(self._server, path) for path in paths)
+        return all(_answers(self._server, path, self._token) for path in paths)
 
 
 def _raise_if_deploying_failed() -> None:
@@ -283,11 +289,11 @@ def _raise_if_deploying_failed() -> None:
             raise StartError(f"the application {name} cannot start: {app.message}")
 
 
-def _answers(server: ServerConfig, path: str) -> bool:
+def _answers(server: ServerConfig, path: str, token: str) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     connection = http.client.HTTPConnection(host, server.port, timeout=CALL_TIMEOUT_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
         return connection.getresponse().status == http.client.OK
     except OSError:
         return False

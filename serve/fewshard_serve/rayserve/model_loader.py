@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from fewshard_core.urls import masked
 from fewshard_core.values import ModelInfo
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends.child_process import Loading
@@ -73,7 +74,7 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
         return LoadFailure(spec.name, str(error))
     except Exception as error:  # one bad checkpoint must not prevent the other models from loading
         logger.exception("%s cannot be loaded", spec.name)
-        return LoadFailure(spec.name, f"{type(error).__name__}: {error}")
+        return LoadFailure(spec.name, masked(f"{type(error).__name__}: {error}"))
     logger.info("%s loaded in %.1f s: %s", spec.name, time.monotonic() - started_at, _execution(model.info))
     return model
 

@@ -69,7 +69,7 @@ def status_of(error: ServeError) -> StatusCode:
     return next(kinds, StatusCode.INTERNAL)
 
 
-OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
 
 _logger = logging.getLogger("fewshard.rpc")
 
@@ -82,7 +82,9 @@ class Call:
         self.message: Any = None
         self.context = context
         self.started_at = time.monotonic()
-        self.metadata = dict(context.invocation_metadata() or ())
+        pairs = context.invocation_metadata() or ()
+        self.metadata = dict(pairs)
+        self.forwarded = [value for name, value in pairs if name == "x-forwarded-for"]
         self.caller = Caller()
         self.model_name = "unknown"
 
@@ -174,7 +176,7 @@ class InferenceService:
                 call.caller = self._access.admit(
                     call.metadata.get("authorization"),
                     call.metadata.get("x-request-priority"),
-                    address_of(call.context),
+                    self._access.caller_behind(address_of(call.context), call.forwarded),
                     "predict" if call.method == "ModelInfer" else None,
                 )
             with self._reader.reading(call.context, call.caller) as reading:

@@ -6,6 +6,7 @@ gRPC receives a message only when it is asked for, so what waits here costs its 
 
 import asyncio
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import numpy as np
@@ -93,8 +94,8 @@ class Reading:
 
 
 def address_of(context: Any) -> str:
-    """The client's address without scheme and port: `127.0.0.1` for `ipv4:127.0.0.1:5000`."""
-    return str(context.peer()).partition(":")[2].rpartition(":")[0]
+    """The client's address without scheme and port: `::1` for `ipv6:%5B::1%5D:5000`."""
+    return unquote(str(context.peer()).partition(":")[2].rpartition(":")[0]).strip("[]")
 
 
 def check_message(raw: bytes, descriptor: Descriptor, max_fields: int) -> None:
