@@ -57,13 +57,13 @@ def _servers() -> VitalProcesses:
     """Return Ray's control store and raylet, as far as Ray still knows them by these names."""
     from ray._private import ray_constants, worker
 
-    node: Any = worker._global_node
+    known: Any = getattr(worker._global_node, "all_processes", {})
     names = {
         "Ray's control store (GCS)": ray_constants.PROCESS_TYPE_GCS_SERVER,
         "Ray's raylet": ray_constants.PROCESS_TYPE_RAYLET,
     }
     return {
-        name: process.process for name, kind in names.items() for process in node.all_processes.get(kind, ())
+        name: process.process for name, kind in names.items() for process in known.get(kind, ())
     }
 
 

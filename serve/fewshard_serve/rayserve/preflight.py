@@ -107,7 +107,8 @@ def _by_whom(port: int) -> str:
             return ""
         if launcher := launcher_of(found[0]):
             return f" by another Fewshard server (process {launcher})"
-        return f" by process {found[0]} ({' '.join(psutil.Process(found[0]).cmdline())[:100]})"
+        command = " ".join(" ".join(psutil.Process(found[0]).cmdline()).split())
+        return f" by process {found[0]} ({command[:100]})"
     except (psutil.Error, OSError):
         return ""
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future, wait
 from typing import NoReturn
 
 from fewshard_serve.logs import write_line
-from fewshard_serve.rayserve.signals import CallThread, StopRequest
+from fewshard_serve.rayserve.signals import CallThread, StopRequest, listen
 
 EXIT_FAILED = 1
 EXIT_STOPPED_AT_ONCE = 130
@@ -66,6 +66,7 @@ class Supervisor:
 
         threading.Thread(target=work, name="fewshard-server", daemon=True).start()
         while not wait([outcome], POLL_S).done:
+            listen(self._stop)  # again and again, since Ray installs its own handlers while it starts
             self._look()
         return outcome.result()
 

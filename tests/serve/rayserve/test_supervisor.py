@@ -19,7 +19,8 @@ from fewshard_serve.rayserve.supervisor import Supervisor
 def serve():
     supervisor.owes_answers = sys.argv[2] == "owes"
     supervisor.stop_limit_s = float(sys.argv[3])
-    vital = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    vital = subprocess.Popen(["sleep", "600"], stdin=quiet, stdout=quiet, stderr=quiet)
     supervisor.vital["the heart"] = vital
     print(vital.pid, flush=True)
     ctypes.CDLL(None).sleep(600)
