@@ -20,8 +20,8 @@ from fewshard_serve.commands.inspect import checkpoint_dir, read_json
 from fewshard_serve.config import ModelConfig, ServerConfig
 from fewshard_serve.config_file import zoo_names
 from fewshard_serve.errors import ConfigError, ServeError, StartError
-from fewshard_serve.rayserve.cluster import check_port
 from fewshard_serve.rayserve.environment import has_haproxy
+from fewshard_serve.rayserve.preflight import check_port
 
 if TYPE_CHECKING:
     from fewshard_models.tuning.choice import Measured

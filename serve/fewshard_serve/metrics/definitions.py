@@ -109,6 +109,12 @@ FAMILIES = (
     Family("fewshard_build_info", "gauge", "1; its labels say what runs.", ("version", "python")),
     Family("fewshard_process_cpu_seconds_total", "counter", "CPU time of the replica's processes.", ()),
     Family("fewshard_process_resident_bytes", "gauge", "Memory of the replica's processes.", ()),
+    Family(
+        "fewshard_disk_free_bytes",
+        "gauge",
+        "Free bytes on the disk of Ray's folder, which a new replica needs; 0 if it cannot be written.",
+        (),
+    ),
     Family("fewshard_replica_up", "gauge", "1 where a replica answered this scrape, else 0.", REPLICA),
     Family("fewshard_replicas_wanted", "gauge", "Replicas an application has at least.", APPLICATION),
 )

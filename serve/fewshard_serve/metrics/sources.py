@@ -6,6 +6,7 @@ The recorder calls it at every scrape.
 import logging
 import os
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,9 @@ from fewshard_serve.metrics.prediction_stats import PredictionStats, confidence_
 from fewshard_serve.metrics.settings import CostSettings
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_RAY_FOLDER = "/tmp"
+"""Where Ray keeps its sessions unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ def write_cost(out: TextWriter, source: ModelSource, busy_s: float, measured_jou
 
 
 def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
-    """The version, and the CPU time and memory of this process and its children.
+    """The version, the CPU time and memory of this process and its children, and the room left on its disk.
 
     The CPU time includes children that have ended.
     """
@@ -170,6 +174,15 @@ def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
         resident_bytes += child_bytes
     out.add("fewshard_process_cpu_seconds_total", [], cpu_s)
     out.add("fewshard_process_resident_bytes", [], resident_bytes)
+    out.add("fewshard_disk_free_bytes", [], _free_bytes(os.environ.get("RAY_TMPDIR") or DEFAULT_RAY_FOLDER))
+
+
+def _free_bytes(folder: str) -> int:
+    """Return how much can still be written to a folder's disk; 0 if nothing can."""
+    try:
+        return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+    except OSError:
+        return 0
 
 
 def _use_of(pid: int) -> tuple[float, int]:

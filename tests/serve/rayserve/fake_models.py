@@ -118,9 +118,10 @@ class FakeModel(Classifier):
 
 
 def load_model(name, path, device, dtype):
-    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process, "heavy" takes its time."""
-    if path == "heavy":
-        time.sleep(1)
+    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process, "heavy" and "endless" take
+    their time."""
+    if path in ("heavy", "endless"):
+        time.sleep(1 if path == "heavy" else 3600)
     if path == "deadly":
         os._exit(1)
     if path == "missing":
