@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import logging
+import ssl
 import sys
 import tempfile
 import time
@@ -26,8 +27,9 @@ from fewshard_serve.rayserve.deployment_plan import (
     AppSpec,
     CascadeSpec,
     HostSpec,
+    check_front,
     door_settings,
-    haproxy_waits,
+    front_settings,
     plan_cascades,
     plan_hosts,
 )
@@ -38,6 +40,7 @@ from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve
 from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopRequest, listen, stop_request
 
 EXIT_STOPPED_AT_ONCE = 130
+LOOPBACK = "127.0.0.1"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What there is where torch may find a GPU: NVIDIA's driver, the same in WSL, AMD's driver."""
 POLL_S = 0.1
@@ -71,7 +74,8 @@ def serve_until_signalled(
     try:
         with ExitStack() as stack:
             work_dir = stack.enter_context(_work_dir()) if address is None else None
-            has_own_haproxy = prepare_environment(work_dir, haproxy_waits(config))
+            has_own_haproxy = prepare_environment(work_dir, front_settings(config))
+            check_front(config.server, has_own_haproxy)
             log_path = own_stderr() if address is None else ""
             doors = door_settings(config, log_path, has_own_haproxy)
             starts_dir = work_dir or ""
@@ -154,7 +158,7 @@ def _deployed(
     from fewshard_serve.rayserve.gateway import gateway_application
 
     hosts = _for_cluster(hosts, owns_ray)
-    _start_serve(server, owns_ray)
+    _start_serve(server, owns_ray, doors.is_behind_haproxy)
     apps: list[AppSpec] = [*hosts, *cascades]
     targets = [serve.RunTarget(host_application(app), app.app, app.route_prefix) for app in apps]
     targets.append(serve.RunTarget(gateway_application(apps, doors, server), GATEWAY_APP, "/"))
@@ -169,14 +173,15 @@ def _deployed(
                 serve.delete(target.name, _blocking=False)
 
 
-def _start_serve(server: ServerConfig, owns_ray: bool) -> None:
+def _start_serve(server: ServerConfig, owns_ray: bool, has_own_haproxy: bool) -> None:
+    """Start Serve. Replicas listen on its host too, where HAProxy alone, which has its own, need reach them."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
             proxy_location="HeadOnly" if owns_ray else "EveryNode",
-            http_options={"host": server.host, "port": server.port},
+            http_options={"host": LOOPBACK if has_own_haproxy else server.host, "port": server.port},
             logging_config=RAY_LOGGING,
         )
     except Exception as error:
@@ -286,6 +291,11 @@ def _raise_if_deploying_failed() -> None:
 def _answers(server: ServerConfig, path: str) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     connection = http.client.HTTPConnection(host, server.port, timeout=CALL_TIMEOUT_S)
+    if server.tls is not None:  # whoever listens there is this server, whatever name its certificate has
+        unchecked = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(
+            host, server.port, timeout=CALL_TIMEOUT_S, context=unchecked
+        )
     try:
         connection.request("GET", path)
         return connection.getresponse().status == http.client.OK
