@@ -81,8 +81,9 @@ CONNECT_TIMEOUT_MS = 250
 
 RETRY_ON = "conn-failure empty-response 503"
 """A prediction changes no state, so it may run twice. A replica answers 503 if another one may succeed."""
-RETRIES = 2
-"""Limited, because a request that kills its replica must not kill all of them."""
+RETRIES = 3
+"""Limited, because a request that kills its replica must not kill all of them. Fewer would not reach the last
+resort: a replica that has died is found out by two tries, the one that it breaks off and the next."""
 ERROR_LIMIT = 1
 """Failed connections after which a replica gets no more requests until it is found to be well."""
 BUFFER_BYTES = 256 * 1024
@@ -250,7 +251,7 @@ def _as_http(error: ServeError) -> bytes:
 
 
 NO_QUERY_LOG = (
-    'log-format "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %ac/%fc/%bc/%sc/%rc %sq/%bq %HM %HPO %HV"'
+    'log-format "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq %HM %HPO %HV"'
 )
 """HAProxy's usual line without captured headers, cookies, and the query string. %HPO is the path."""
 

@@ -48,7 +48,7 @@ class Front:
     """
 
     def __init__(self, folder, prefix="/m", room="", num_replicas=2, fallback=False, launcher=None, **settings):
-        self.folder, self.room = folder, room
+        self.folder, self.prefix, self.room = folder, prefix, room
         self.port, self.fallback_port, *self.ports = free_ports(2 + num_replicas)
         self.told = [
             str(folder),
@@ -75,6 +75,17 @@ class Front:
         process = subprocess.Popen([sys.executable, program, str(port), self.room])
         wait_for(port)
         return process
+
+    def revive(self):
+        """Start the replicas that have ended, and wait until HAProxy has found all to be well."""
+        for at, process in enumerate(self.replicas):
+            if process.poll() is not None:
+                self.replicas[at] = self.replica(self.ports[at])
+        give_up_at = time.monotonic() + 20
+        names = tuple(f"http-m,r{port}," for port in self.ports)
+        while sum(row.startswith(names) and ",UP," in row for row in self.admin("show stat").splitlines()) < len(names):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
 
     def spawn(self, *more):
         """Start HAProxy as Ray Serve does, and wait until it answers with the process' number."""
@@ -134,11 +145,14 @@ class Front:
             try:
                 if writer is None:
                     reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                writer.write(b"POST /m/x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % num_bytes)
+                writer.write(f"POST {self.prefix}/x HTTP/1.1\r\nHost: a\r\n".encode())
+                writer.write(b"Content-Length: %d\r\n\r\n" % num_bytes)
                 await asyncio.sleep(0.001)
                 writer.write(bytes(num_bytes))
-                outcomes[(await reader.readuntil(b"\r\n\r\n")).split()[1]] += 1
-                assert await reader.readexactly(2) == b"ok"
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                size = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                await reader.readexactly(size)
+                outcomes[head.split()[1]] += 1
             except (OSError, EOFError) as error:
                 outcomes[type(error).__name__] += 1
                 writer = None
