@@ -209,12 +209,21 @@ class CascadeConfig(Section):
         return (self.accept_above,) * (len(self.stages) - 1)
 
 
+class TlsConfig(Section):
+    """The certificate with which the server speaks HTTPS, and gRPC over TLS."""
+
+    certificate: Annotated[str, Field(min_length=1)]
+    key: Annotated[str, Field(min_length=1)]
+
+
 class ServerConfig(Section):
     """Where the server listens."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] = 8000
     grpc_port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 8001
+    max_connections_per_address: Annotated[int, Field(strict=True, ge=0)] = 4096
+    tls: TlsConfig | None = None
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServerConfig":

@@ -13,9 +13,10 @@ from fewshard_core.yaml_reader import Location, YamlFile, read_yaml
 from fewshard_models import hub
 from fewshard_models.errors import ModelsError
 from fewshard_serve.auth import read_tokens
-from fewshard_serve.config import AuthConfig, FewshardConfig, ModelConfig, ServerConfig
+from fewshard_serve.config import AuthConfig, FewshardConfig, ModelConfig, ServerConfig, TlsConfig
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import PLACEMENTS, ExpertsSettings
+from fewshard_serve.tls import why_unusable
 
 
 def zoo_dir() -> Path:
@@ -54,10 +55,15 @@ def load_config(path: str | Path) -> FewshardConfig:
 def resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
     """The configuration with absolute paths; relative ones are relative to the folder of the file.
 
-    Raises `ConfigError` for a bundled model that does not exist, and for tokens that cannot be read.
+    Raises `ConfigError` for a bundled model that does not exist, and for tokens or a certificate that cannot be
+    used.
     """
     models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
-    return config.model_copy(update={"models": models, "auth": _resolve_auth(config.auth, file)})
+    changed = {"models": models, "auth": _resolve_auth(config.auth, file)}
+    if config.server.tls is not None:
+        tls = _resolve_tls(config.server.tls, file)
+        changed["server"] = config.server.model_copy(update={"tls": tls})
+    return config.model_copy(update=changed)
 
 
 def pinned(config: FewshardConfig) -> FewshardConfig:
@@ -81,6 +87,14 @@ def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:
     path = (file.path.parent / Path(auth.tokens_file).expanduser()).resolve()
     read_tokens(path)
     return AuthConfig(tokens_file=str(path))
+
+
+def _resolve_tls(tls: TlsConfig, file: YamlFile) -> TlsConfig:
+    paths = {name: _beside(file, path) for name, path in tls}
+    wrong, why = why_unusable(**paths)
+    if wrong:
+        raise ConfigError(file.message(("server", "tls", wrong), why))
+    return TlsConfig(**paths)
 
 
 def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelConfig:
@@ -132,7 +146,7 @@ def with_server(
     asked = {"host": host, "port": port, "grpc_port": grpc_port}
     given = {key: value for key, value in asked.items() if value is not None}
     try:
-        server = ServerConfig(**{**config.server.model_dump(), **given})
+        server = ServerConfig(**{**config.server.model_dump(exclude_unset=True), **given})
     except ValidationError as error:
         raise ConfigError(
             "; ".join(f"{_option(e['loc'])}{e['msg'].lower()}" for e in error.errors())

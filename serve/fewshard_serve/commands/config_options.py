@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from fewshard_core.yaml_reader import Mistake, YamlFile, explain, keys_of, sections_in
 from fewshard_serve.commands.model_paths import is_config_file, named_models
-from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.config import FewshardConfig, ModelConfig, ServerConfig
 from fewshard_serve.config_file import bundled_config, load_config, only, resolve, with_server
 from fewshard_serve.errors import ConfigError
 
@@ -65,12 +65,13 @@ class Option:
 
 @cache
 def all_options() -> tuple[Option, ...]:
-    """Every key of a model but its name and path, and every other key but the server's own.
+    """Every key of a model but its name and path, and every other key.
 
-    The server's keys have options of their own: --host, --port and --grpc-port.
+    The server's addresses have options of their own: --host, --port and --grpc-port.
     """
     of_models = _leaves(ModelConfig, (), True, {"name", "path"})
-    return (*of_models, *_leaves(FewshardConfig, (), False, {"models", "cascades", "server"}))
+    of_server = _leaves(ServerConfig, ("server",), False, {"host", "port", "grpc_port"})
+    return (*of_models, *of_server, *_leaves(FewshardConfig, (), False, {"models", "cascades", "server"}))
 
 
 def _leaves(section: type, at: tuple[str, ...], is_of_models: bool, without: set[str]) -> Iterator[Option]:

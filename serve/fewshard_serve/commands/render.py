@@ -10,7 +10,7 @@ import yaml
 
 from fewshard_serve.commands.config_options import add_arguments, configured
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.errors import StartError
+from fewshard_serve.errors import ConfigError, StartError
 
 
 def register(subparsers: Any) -> None:
@@ -45,11 +45,15 @@ def _output(args: argparse.Namespace) -> str:
 
         return f"{args.check}: {check_serve_config(Path(args.check))} applications, no mistake\n"
     config = configured(args)
+    if config.server.tls is not None:
+        raise ConfigError(
+            "server.tls is for `fewshard serve`; on a cluster let the ingress hold the certificate"
+        )
     if args.env:
-        from fewshard_serve.rayserve.deployment_plan import haproxy_waits
+        from fewshard_serve.rayserve.deployment_plan import front_settings
         from fewshard_serve.rayserve.environment import cluster_environment
 
-        values = cluster_environment(haproxy_waits(config))
+        values = cluster_environment(front_settings(config, is_on_cluster=True))
         return "".join(f"export {k}={shlex.quote(v)}\n" for k, v in values.items())
     if args.haproxy:
         return _write_haproxy(config, Path(args.haproxy))
@@ -63,11 +67,12 @@ def _rendered(config: FewshardConfig) -> str:
 
 
 def _write_haproxy(config: FewshardConfig, folder: Path) -> str:
-    from fewshard_serve.rayserve.deployment_plan import haproxy_waits
+    from fewshard_serve.rayserve.deployment_plan import front_settings
     from fewshard_serve.rayserve.haproxy import BINARY, has_haproxy, write_wrapper
 
     folder.mkdir(parents=True, exist_ok=True)
-    script = write_wrapper(str(folder), haproxy_waits(config)) if has_haproxy() else None
+    settings = front_settings(config, is_on_cluster=True)
+    script = write_wrapper(str(folder), settings) if has_haproxy() else None
     if script is None:
         raise StartError(f"HAProxy cannot run from {folder}; Ray Serve would use its own proxy")
     return f"export {BINARY}={shlex.quote(script)}\n"

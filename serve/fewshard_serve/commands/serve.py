@@ -79,7 +79,8 @@ def greeting(config: FewshardConfig) -> str:
 def base_url(config: FewshardConfig) -> str:
     """Return a URL for this machine, also if the server listens on every address."""
     host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
+    scheme = "http" if config.server.tls is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.server.port}"
 
 
 def sample_curl(base: str, models: tuple[ModelConfig, ...]) -> str:

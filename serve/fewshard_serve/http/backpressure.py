@@ -1,7 +1,8 @@
 """The two headers by which a replica and HAProxy in front of it exchange the admission limit and refusals.
 
 HAProxy refuses requests above the limit itself (`rayserve/haproxy`), at a fraction of the cost of a refusal
-here. It sets one header on every request and removes the other from every answer, so clients see neither.
+here. It sets or removes one header of every request and removes the other from every answer, so clients see
+neither.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,17 +11,21 @@ from fewshard_serve.http.responses import retry_after
 from fewshard_serve.http.service import Room
 
 ROOM_HEADER = b"x-fewshard-room"
-"""In an answer: `<limit of requests in flight>/<seconds for Retry-After, a whole number>`."""
+"""In an answer: `<limit of requests in flight>/<seconds for Retry-After>/<1 if the token is valid, else 0>`."""
 REFUSED_HEADER = b"x-fewshard-refused"
 """In a request: the numbers of requests that HAProxy has refused since the last one it passed on.
 
-There is one number for each protocol in the order of `routes.sheddable_requests`, separated by slashes.
+There is one number for each kind of request in the order of `routes.sheddable_requests`, separated by
+slashes. Where nothing was refused there is no header.
 """
 
 
-def room_header(room: Room) -> tuple[bytes, bytes]:
-    """The header with the current limit. Each request has at least one item, so it limits requests too."""
-    return ROOM_HEADER, b"%d/%d" % (room.limit_items, retry_after(room.retry_after_s()))
+def room_header(room: Room, has_token: bool) -> tuple[bytes, bytes]:
+    """The header with the current limit. Each request has at least one item, so it limits requests too.
+
+    has_token: whether the caller is a token's holder, and so a caller of its own wherever it comes from.
+    """
+    return ROOM_HEADER, b"%d/%d/%d" % (room.limit_items, retry_after(room.retry_after_s()), has_token)
 
 
 def refused_before(value: bytes | None, protocols: Sequence[str]) -> Iterator[str]:

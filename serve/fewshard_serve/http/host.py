@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fewshard_serve.core import ANYBODY
 from fewshard_serve.errors import NotFound, Overloaded
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.backpressure import REFUSED_HEADER, refused_before, room_header
@@ -38,7 +39,8 @@ class HostApp(App[HostService]):
             return await super()._answer(request)
         self._count_refused(request, model)
         response = await super()._answer(request)
-        request.answer_headers = (room_header(model.room),)
+        has_token = self._access.tokens is not None and request.caller is not ANYBODY
+        request.answer_headers = (room_header(model.room, has_token),)
         return response
 
     def _count_refused(self, request: Request, model: ServedModel) -> None:

@@ -5,13 +5,21 @@ from pathlib import Path
 
 from fewshard_core.formats import AUTO
 from fewshard_serve.backends.child_process import OWN_LOADER
-from fewshard_serve.config import CascadeConfig, FewshardConfig, ModelConfig, ReplicasConfig, ShadowConfig
+from fewshard_serve.config import (
+    CascadeConfig,
+    FewshardConfig,
+    ModelConfig,
+    ReplicasConfig,
+    ServerConfig,
+    ShadowConfig,
+)
 from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.callers import is_loopback
 from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
-from fewshard_serve.rayserve.haproxy import Waits
+from fewshard_serve.rayserve.haproxy import FrontSettings
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"
@@ -210,11 +218,47 @@ def door_settings(
     )
 
 
-def haproxy_waits(config: FewshardConfig) -> Waits:
-    """Return how long HAProxy waits for a body, and for an answer before it tries another replica."""
-    longest_s = max(model.admission.deadline_s for model in config.models)
+def front_settings(config: FewshardConfig, is_on_cluster: bool = False) -> FrontSettings:
+    """Return what HAProxy needs of the configuration.
+
+    is_on_cluster: it listens where Ray Serve says, before it are proxies, and the configuration may change.
+    """
+    deadlines_s = {model.name: model.admission.deadline_s for model in config.models}
+    longest_s = max(deadlines_s.values())
     num_stages = max((len(cascade.stages) for cascade in config.cascades), default=1)
-    return Waits(config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S)
+    body_s, answer_s = config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S
+    server, tls = config.server, config.server.tls
+    if is_on_cluster:
+        is_bounded = "max_connections_per_address" in server.model_fields_set
+        per_address = server.max_connections_per_address if is_bounded else 0
+        return FrontSettings(body_s, answer_s, per_address=per_address)
+    for cascade in config.cascades:
+        deadlines_s[cascade.name] = sum(deadlines_s[stage] for stage in cascade.stages)
+    return FrontSettings(
+        body_s,
+        answer_s,
+        tuple(deadlines_s.items()),
+        _address(server),
+        "" if tls is None else tls.certificate,
+        "" if tls is None else tls.key,
+        server.max_connections_per_address,
+        config.callers.trusted_proxies,
+    )
+
+
+def _address(server: ServerConfig) -> str:
+    """Return the address to listen on in HAProxy's terms; every one of IPv6 includes those of IPv4."""
+    return f"{server.host}:{server.port}{' v4v6' if server.host == '::' else ''}"
+
+
+def check_front(server: ServerConfig, has_own_haproxy: bool) -> None:
+    """Raise `StartError` for a setting of the server that needs an HAProxy of ours, if there is none."""
+    needing = {"tls", "max_connections_per_address"} & server.model_fields_set
+    if needing and not has_own_haproxy and (server.tls or server.max_connections_per_address):
+        raise StartError(
+            f"server.{min(needing)} needs the HAProxy that `fewshard serve` starts with a Ray of its own, on "
+            "Linux; leave it out, and put a proxy that does it in front"
+        )
 
 
 def _own_host(model: ModelConfig, config: FewshardConfig, loader: str) -> HostSpec:

@@ -17,9 +17,10 @@ from fewshard_serve.rayserve.handles import INNER_MESSAGE, WIDEST_MESSAGE
 from fewshard_serve.rayserve.haproxy import (
     BINARY,
     BUFFER_BYTES,
+    ERROR_LIMIT,
     RETRIES,
     RETRY_ON,
-    Waits,
+    FrontSettings,
     has_haproxy,
     write_wrapper,
 )
@@ -52,9 +53,10 @@ ALWAYS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     # Serve's collector parses one line a request in Python. Fewshard counts requests where they are answered.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    # A request that a replica did not answer, because it died or hangs, is sent to another replica.
+    # A request that a replica did not answer, because it died, is sent to another replica.
     "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
     "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": str(ERROR_LIMIT),
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
 }
@@ -101,7 +103,7 @@ HAPROXY_FILES = {
 
 def prepare_environment(
     work_dir: str | None = None,
-    waits: Waits = Waits(),  # noqa: B008  it is frozen
+    front: FrontSettings = FrontSettings(),  # noqa: B008  it is frozen
 ) -> bool:
     """Set the variables that are unset. Return whether an HAProxy with our changes will run.
 
@@ -109,12 +111,12 @@ def prepare_environment(
     joining one. Only this user may read it, as `tempfile` makes folders.
     """
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
-    _set_defaults(cluster_environment(waits))
+    _set_defaults(cluster_environment(front))
     if work_dir is not None:
         _set_defaults(
             LOOPBACK_ONLY | NOT_COLLECTED | {TOKEN_FILE: _new_token(work_dir), RAY_FOLDER: work_dir}
         )
-        own_haproxy = _own_haproxy(work_dir, waits) if has_haproxy() else {}
+        own_haproxy = _own_haproxy(work_dir, front) if has_haproxy() else {}
         _set_defaults(own_haproxy)
         return BINARY in own_haproxy and os.environ[BINARY] == own_haproxy[BINARY]
     return False
@@ -128,17 +130,19 @@ def _new_token(work_dir: str) -> str:
     return path
 
 
-def cluster_environment(waits: Waits = Waits()) -> dict[str, str]:  # noqa: B008  it is frozen
+def cluster_environment(
+    front: FrontSettings = FrontSettings(),  # noqa: B008  it is frozen
+) -> dict[str, str]:
     """Return the variables for every process of a Ray that is started elsewhere (`ray start`, KubeRay)."""
-    answer_s = {ANSWER_TIMEOUT: str(math.ceil(waits.answer_s))}
+    answer_s = {ANSWER_TIMEOUT: str(math.ceil(front.answer_s))}
     return {**ALWAYS, **FOR_WORKERS, ENABLE_HAPROXY: str(int(has_haproxy())), **answer_s}
 
 
-def _own_haproxy(work_dir: str, waits: Waits) -> dict[str, str]:
+def _own_haproxy(work_dir: str, front: FrontSettings) -> dict[str, str]:
     """Return files, ports and a binary that no other server on this machine shares."""
     values = {key: os.path.join(work_dir, name) for key, name in HAPROXY_FILES.items()}
     values |= dict(zip(FREE_PORTS, map(str, free_ports(len(FREE_PORTS))), strict=True))
-    wrapper = write_wrapper(work_dir, waits)
+    wrapper = write_wrapper(work_dir, front, launcher=os.getpid())
     return values if wrapper is None else {**values, BINARY: wrapper}
 
 

@@ -1,12 +1,14 @@
 """The Ray Serve deployment at `/`: a `ModelRouter` in one small replica. It never imports torch."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray import serve
 
-from fewshard_serve.config import ServerConfig
+from fewshard_serve.config import ServerConfig, TlsConfig
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.large_bodies import LargeBodies
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
@@ -59,7 +61,9 @@ class Gateway:
         self._app = CountedApp(app)
         if self._server.grpc_port:
             service = InferenceService(self._router, limits, doors, count, bodies)
-            self._rpc = await start(service, self._server.host, self._server.grpc_port, limits.max_body_bytes)
+            host, port, tls = self._server.host, self._server.grpc_port, self._server.tls
+            credentials = None if tls is None else _credentials(tls)
+            self._rpc = await start(service, host, port, limits.max_body_bytes, credentials)
         freeze_loaded()
         give_back_freed()
         return self._app
@@ -81,6 +85,10 @@ class Gateway:
         if self._rpc is not None:
             await self._rpc.stop(self._drain_timeout_s)
         return await self._app.idle(self._drain_timeout_s)
+
+
+def _credentials(tls: TlsConfig) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials([(Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())])
 
 
 def _why_waiting(app: AppSpec) -> str:

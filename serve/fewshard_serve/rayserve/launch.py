@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import logging
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,9 @@ from fewshard_serve.rayserve.deployment_plan import (
     AppSpec,
     CascadeSpec,
     HostSpec,
+    check_front,
     door_settings,
-    haproxy_waits,
+    front_settings,
     plan_cascades,
     plan_hosts,
 )
@@ -40,6 +42,7 @@ from fewshard_serve.rayserve.run_folder import clear, clear_dead_runs, run_folde
 from fewshard_serve.rayserve.signals import CallThread, LoopThread, StopRequest, stop_request
 from fewshard_serve.rayserve.supervisor import Supervisor
 
+LOOPBACK = "127.0.0.1"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What there is where torch may find a GPU: NVIDIA's driver, the same in WSL, AMD's driver."""
 POLL_S = 0.1
@@ -111,7 +114,8 @@ class _Run:
     def serve(self, on_ready: Callable[[], None], read_again: Callable[[], FewshardConfig]) -> int:
         """Serve until a stop is requested, answer what was accepted, and return the exit code."""
         owns_ray = self.address is None
-        has_own_haproxy = prepare_environment(self.folder, haproxy_waits(self.config))
+        has_own_haproxy = prepare_environment(self.folder, front_settings(self.config))
+        check_front(self.config.server, has_own_haproxy)
         if has_own_haproxy:
             check_files()
         log_path = own_stderr() if owns_ray else ""
@@ -200,7 +204,7 @@ def _deployed(
     from fewshard_serve.rayserve.gateway import gateway_application
 
     hosts = _for_cluster(hosts, owns_ray)
-    _start_serve(server, owns_ray)
+    _start_serve(server, owns_ray, doors.is_behind_haproxy)
     apps: list[AppSpec] = [*hosts, *cascades]
     targets = [serve.RunTarget(host_application(app), app.app, app.route_prefix) for app in apps]
     targets.append(serve.RunTarget(gateway_application(apps, doors, server), GATEWAY_APP, "/"))
@@ -222,14 +226,15 @@ def _deployed(
                 remove()
 
 
-def _start_serve(server: ServerConfig, owns_ray: bool) -> None:
+def _start_serve(server: ServerConfig, owns_ray: bool, has_own_haproxy: bool) -> None:
+    """Start Serve. Replicas listen on its host too, where HAProxy alone, which has its own, need reach them."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
             proxy_location="HeadOnly" if owns_ray else "EveryNode",
-            http_options={"host": server.host, "port": server.port},
+            http_options={"host": LOOPBACK if has_own_haproxy else server.host, "port": server.port},
             logging_config=RAY_LOGGING,
         )
     except Exception as error:
@@ -351,6 +356,9 @@ class Running:
 def _answers(server: ServerConfig, path: str, token: str) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     connection = http.client.HTTPConnection(host, server.port, timeout=CALL_TIMEOUT_S)
+    if server.tls is not None:  # whoever listens there is this server, whatever name its certificate has
+        unchecked = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(host, server.port, timeout=CALL_TIMEOUT_S, context=unchecked)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
         return connection.getresponse().status == http.client.OK

@@ -50,8 +50,17 @@ class Server:
         await self._server.stop(grace_s)
 
 
-async def start(service: InferenceService, host: str, port: int, max_message_bytes: int) -> Server:
-    """Start a gRPC server on the running event loop. Raises `StartError` if it cannot listen there."""
+async def start(
+    service: InferenceService,
+    host: str,
+    port: int,
+    max_message_bytes: int,
+    credentials: grpc.ServerCredentials | None = None,
+) -> Server:
+    """Start a gRPC server on the running event loop. Raises `StartError` if it cannot listen there.
+
+    credentials: for TLS; None for none.
+    """
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
@@ -68,7 +77,11 @@ async def start(service: InferenceService, host: str, port: int, max_message_byt
     handlers = (service.handler(), service.health.handler(), *reflection.handlers(), UnknownMethods())
     server.add_generic_rpc_handlers(handlers)
     try:
-        server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise StartError(
             f"gRPC cannot listen on {host}:{port} ({error}); choose another with --grpc-port"

@@ -1,13 +1,13 @@
 """A replica as HAProxy sees one. Started by haproxy_front with a port and the room to tell of, if any.
 
 It answers after 20 ms, or after the milliseconds that the header X-Hold asks for, and says in X-Seen what
-HAProxy told it of refusals.
+HAProxy told it of refusals, in X-Port who it is. The one token that it knows is `good`; it asks for none.
 """
 
 import asyncio
 import sys
 
-ROOM = f"X-Fewshard-Room: {sys.argv[2]}\r\n".encode() if sys.argv[2] else b""
+PORT, ROOM = sys.argv[1:3]
 
 
 def value_of(name, head):
@@ -20,14 +20,17 @@ async def answer(reader, writer):
             await reader.readexactly(int(value_of(b"content-length", head) or 0))
             hold_ms = int(value_of(b"x-hold", head) or 20)
             await asyncio.sleep(0 if b"/-/healthz" in head else hold_ms / 1000)
-            seen = value_of(b"x-fewshard-refused", head)
-            writer.write(b"HTTP/1.1 200 OK\r\n%bX-Seen: %b\r\nContent-Length: 2\r\n\r\nok" % (ROOM, seen))
+            is_known = value_of(b"authorization", head) == b"bearer good"
+            lines = [f"X-Fewshard-Room: {ROOM}/{is_known:d}"] if ROOM else []
+            lines += [f"X-Seen: {value_of(b'x-fewshard-refused', head).decode()}", f"X-Port: {PORT}"]
+            told = "\r\n".join(["HTTP/1.1 200 OK", *lines, "Content-Length: 2", "", "ok"])
+            writer.write(told.encode())
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
 
 
 async def main():
-    server = await asyncio.start_server(answer, "127.0.0.1", int(sys.argv[1]), limit=2**20)
+    server = await asyncio.start_server(answer, "127.0.0.1", int(PORT), limit=2**20)
     await server.serve_forever()
 
 
