@@ -117,8 +117,11 @@ class Probes:
         self._sending = [asyncio.create_task(self._send(name)) for name in self._streams]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
+        if kind is not None:
+            for task in self._sending:
+                task.cancel()
         try:
             await asyncio.gather(*self._sending)
         finally:

@@ -34,7 +34,7 @@ PART = Part(
 async def run(stage: Stage) -> None:
     server, _ = await stage.start(MODELS)
     await quiet(stage, server)
-    roles = sorted(server.roles(), key=lambda role: (role in FATAL, role))
+    roles = sorted(filter(_lasts, server.roles()), key=lambda role: (role in FATAL, role))
     for role in roles:
         for way in stage.form.ways:
             if role not in FATAL or way != "twice":
@@ -73,7 +73,7 @@ class Deed:
         roles = self.server.roles()
         here = {one for found in roles.values() for one in found}
         return not here & set(self.victims) and all(
-            len(roles.get(role, ())) >= count for role, count in self.counts.items() if role != "idle worker"
+            len(roles.get(role, ())) >= count for role, count in self.counts.items() if _lasts(role)
         )
 
     async def watch(self, seconds: float) -> None:
@@ -135,7 +135,9 @@ async def _survived(stage: Stage, what: str, roles: Sequence[str], way: str, dee
 
 async def act(deed: Deed, role: str, way: str) -> None:
     """Stop or kill one process of a role; or two at once, or the only one and at once its successor."""
-    found = deed.server.roles()[role]
+    found = deed.server.roles().get(role, [])
+    if not found:
+        raise RuntimeError(f"there is no {role} any more")
     if way == "stop":
         found[0].suspend()
         deed.victims.append(found[0])
@@ -153,6 +155,11 @@ async def act(deed: Deed, role: str, way: str) -> None:
             deed.remark = "its successor, too"
         else:
             deed.remark = "no successor came"
+
+
+def _lasts(role: str) -> bool:
+    """Return whether a whole server has this process; others come and go."""
+    return role != "idle worker" and not role.startswith("other")
 
 
 def _is_met(seen: Seen) -> bool:

@@ -16,13 +16,14 @@ import psutil
 from chaos_limits import memory_mib
 from chaos_probes import REFUSALS, SENTENCE, best
 from chaos_server import Server
-from chaos_stage import ALONE, PICTURES, TWICE, Stage
+from chaos_stage import ALONE, PICTURES, TWICE, Form, Stage
 from chaos_table import Part
 from PIL import Image
 
 NUM_USERS = 16
 CALL_TIMEOUT_S = 40.0
-NUM_KILLS = 10
+APART_S = 20.0
+"""Between two kills, so that the next one finds a whole server."""
 SAMPLE_S = 2.0
 MAX_GROWTH = 0.01
 WHAT = "the soak"
@@ -84,7 +85,7 @@ async def run(stage: Stage) -> None:
     progress = Progress(**json.loads(file.read_text())) if file.exists() and stage.is_resumed else Progress()
     server, _ = await stage.start([TWICE, ALONE, PICTURES])
     progress.samples.append([])
-    await soak(server, progress, stage.form.requests, file)
+    await soak(server, progress, stage.form, file)
     middle, end = progress.thirds()
     growth = round(end / middle - 1, 4) if middle else None
     names = ("sent", "answered", "refused", "kills")
@@ -96,18 +97,18 @@ async def run(stage: Stage) -> None:
     file.unlink(missing_ok=True)
 
 
-async def soak(server: Server, progress: Progress, total: int, file: Path) -> None:
-    """Send until `total` requests have been sent, those of earlier runs included."""
+async def soak(server: Server, progress: Progress, form: Form, file: Path) -> None:
+    """Send until all requests of the form have been sent, those of earlier runs included."""
     asks, labels = cycle(requests()), dict[tuple[str, bytes], str]()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=NUM_USERS)
     async with httpx.AsyncClient(limits=limits, timeout=CALL_TIMEOUT_S) as client:
 
         async def user() -> None:
-            while progress.sent < total:
+            while progress.sent < form.requests:
                 ask = next(asks)
                 progress.count(await outcome(client, server.url, ask, labels), ask.wanted)
 
-        watching = asyncio.create_task(watch(server, progress, total, file))
+        watching = asyncio.create_task(watch(server, progress, form, file))
         try:
             await asyncio.gather(*(user() for _ in range(NUM_USERS)))
         finally:
@@ -135,20 +136,22 @@ async def outcome(
         return type(error).__name__
 
 
-async def watch(server: Server, progress: Progress, total: int, file: Path) -> None:
+async def watch(server: Server, progress: Progress, form: Form, file: Path) -> None:
     """Note memory, keep the progress, and kill a process each time another share has been sent."""
     victims, noted_s = cycle(VICTIMS), time.monotonic()
+    killed_at = noted_s
     while True:
         mib = await asyncio.to_thread(memory_mib, server)
         progress.samples[-1].append((progress.sent, round(mib, 1)))
         progress.seconds, noted_s = progress.seconds + time.monotonic() - noted_s, time.monotonic()
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        if progress.sent >= (progress.kills + 0.5) * total / NUM_KILLS:
+        is_due = progress.sent >= (progress.kills + 0.5) * form.requests / form.kills
+        if is_due and noted_s > killed_at + APART_S:
             for one in server.roles().get(next(victims), [])[:1]:
                 with suppress(psutil.Error):
                     one.kill()
-            progress.kills += 1
+            progress.kills, killed_at = progress.kills + 1, noted_s
         await asyncio.sleep(SAMPLE_S)
 
 

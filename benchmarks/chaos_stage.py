@@ -27,6 +27,7 @@ class Form:
     each_path: whether silent bodies are sent to each path by itself, too.
     updates: to models that cannot answer.
     requests: of the soak.
+    kills: among them.
     """
 
     seconds: float
@@ -35,10 +36,11 @@ class Form:
     each_path: bool
     updates: int
     requests: int
+    kills: int
 
 
-FULL = Form(90.0, ("kill", "stop", "twice"), 20, True, 20, 1_000_000)
-SHORT = Form(15.0, ("kill",), 1, False, 7, 5_000)
+FULL = Form(90.0, ("kill", "stop", "twice"), 20, True, 20, 1_000_000, 10)
+SHORT = Form(15.0, ("kill",), 1, False, 7, 5_000, 2)
 
 
 class Stage:
@@ -83,10 +85,10 @@ class Stage:
         self.server = Server(folder, config, [*wraps, *self._command])
         return self.server
 
-    def end(self) -> None:
+    def end(self, at_once: bool = False) -> None:
         """End the server, and what is left of those before it."""
         for server in (*self._left, *([self.server] if self.server else [])):
-            server.close()
+            server.kill() if at_once else server.close()
         self._left, self.server = [], None
 
     def has(self, what: str) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,13 @@ async def update(
     until_held = time.monotonic() + (HELD_S if hold else 0.0)
     while hold and time.monotonic() < until_held and not outcome():
         for one in set(server.roles().get(ROLE, ())) - known - held:
-            hold(one)
             held.add(one)
+            with suppress(psutil.Error):
+                hold(one)
         await asyncio.sleep(0.2)
     is_taken = outcome() == TAKEN
     for one in held:
-        if one.is_running():
+        with suppress(psutil.Error):
             one.resume()
     await until(outcome, GIVE_UP_S, 0.5)
     lines = [line for line in server.said[before:].splitlines() if any(words in line for words in OUTCOMES)]

@@ -76,7 +76,9 @@ def main() -> int:
         print("interrupted; --resume goes on after the last row", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
-        stage.end()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        stage.end(at_once=True)
     print(table.as_markdown())
     if any(row.met is False for row in table.rows if row.part in options.parts):
         print(f"targets were missed; the servers' logs are in {folder}", file=sys.stderr)
