@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -194,7 +194,7 @@ async def flood(attack: Attack) -> None:
     await attack.requests(NUM_FLOODING, CLASSIFY, [(body, False)])
 
 
-ATTACKS: dict[str, Callable[..., Awaitable[None]]] = {
+ATTACKS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     one.__name__: one for one in (images, texts, zipped, numbers, silent, idle, flood)
 }
 

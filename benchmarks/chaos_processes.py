@@ -17,16 +17,16 @@ from chaos_table import Part
 MODELS = (TWICE, ALONE, PICTURES)
 STREAMS = {"twice": classify("twice"), "alone": classify("alone"), "gateway": Stream("/predict", "twice")}
 """A model with two replicas, one whose replica is the only one, and the gateway."""
-FATAL = ("launcher", "GCS", "raylet")
-"""Ray cannot replace these: the server must end."""
+FATAL = ("launcher", "GCS", "raylet", "agent")
+"""Ray cannot replace these, and a raylet ends with its agents: the server must end."""
 LEAD_S = 2.0
 WHOLE_S = 60.0
 AGAIN_S = 30.0
 MAX_FAILED_S = 1.0
 PART = Part(
     "every process of the server killed, stopped, and twice at once",
-    "at most 1 s of failures, no answer later than its deadline + 1 s; where the launcher, GCS or raylet has "
-    "died: the end with an exit code other than 0 within 10 s, and then nothing left after 10 s",
+    "at most 1 s of failures, no answer later than its deadline + 1 s; where the launcher, GCS, raylet or "
+    "an agent has died: the end with an exit code other than 0 within 10 s, and then nothing left after 10 s",
     ("sent", "failed_s", "lost", "late", "slowest_s", "whole_s", "exit_code", "ended_s", "gone_s"),
 )
 
@@ -87,10 +87,13 @@ class Deed:
 
     async def heals(self) -> bool:
         """Let stopped processes go on. Return whether the server is whole then, and answers."""
-        for one in self.victims:
+        stopped = [one for one in self.victims if one.is_running()]
+        for one in stopped:
             with suppress(psutil.Error):
                 one.resume()
         self.victims = []
+        if self.whole_s is None and not stopped and await until(self.is_whole, WHOLE_S, 0.5):
+            self.whole_s = round(time.monotonic() - self.at, 1)
         async with Probes(self.server.url, STREAMS) as probes:
             return await until(lambda: self.is_whole() and probes.are_well(3.0), WHOLE_S, 1.0)
 
@@ -123,11 +126,12 @@ async def disturb(stage: Stage, what: str, roles: Sequence[str], way: str) -> No
 
 async def _survived(stage: Stage, what: str, roles: Sequence[str], way: str, deed: Deed, seen: Seen) -> None:
     is_fatal = way == "kill" and not set(roles).isdisjoint(FATAL)
-    figures, remark = {**_figures(seen), "whole_s": deed.whole_s}, deed.remark
+    remark = deed.remark
     if is_fatal:
         remark = f"the launcher has not ended within {stage.form.seconds:g} s"
     elif is_broken := not await deed.heals():
         remark = f"not whole {WHOLE_S:g} s later"
+    figures = {**_figures(seen), "whole_s": deed.whole_s}
     stage.add(what, figures, not is_fatal and not is_broken and _is_met(seen), remark)
     if is_fatal or is_broken:
         stage.end()
