@@ -6,6 +6,7 @@ not counted: admission bounds their number.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import ParamSpec, TypeVar
 
 from fewshard_serve.core import Caller
@@ -17,10 +18,15 @@ LARGE_BYTES = 64 * 1024
 """From this size on, unpacking or parsing a body could block the event loop for a millisecond or more."""
 TIMES_LARGEST = 4
 """The bytes of all large bodies together, in bodies of `max_body_bytes`."""
-MAX_AT_ONCE = 2
-"""Large bodies that are unpacked or parsed at a time, one of each caller: parsing takes many times the memory
-of a body, and the interpreter's lock."""
+MAX_AT_ONCE = 1
+"""Large bodies that are unpacked or parsed at a time: parsing takes many times the memory of a body, and the
+interpreter's lock, so that two would take no less time than one after the other."""
+MAX_TURN_WAIT_S = 2.5
+"""The longest time that a large body should wait for its turn, as long as work should wait for the model."""
 RETRY_AFTER_S = 1.0
+
+_FULL = "the server has as many large bodies to read as it takes at a time"
+_RETRY = f"retry in {RETRY_AFTER_S:.1f} s, or send smaller ones"
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
@@ -31,7 +37,7 @@ class LargeBodies:
 
     def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008  it is frozen
         self.budget = Budget(TIMES_LARGEST * limits.max_body_bytes)
-        self._turns = Turns(MAX_AT_ONCE, 1)
+        self._turns = Turns(MAX_AT_ONCE, MAX_AT_ONCE)
 
     def share(self, caller: Caller) -> "BodyShare":
         """What one request will hold."""
@@ -45,10 +51,18 @@ class LargeBodies:
         *args: ParamsT.args,
         **kwargs: ParamsT.kwargs,
     ) -> ResultT:
-        """Call `work`: at once, or in another thread and in the caller's turn if it processes many bytes."""
+        """Call `work`: at once, or in another thread and in the caller's turn if it processes many bytes.
+
+        Raises `Overloaded` if the turn does not come soon.
+        """
         if num_bytes < LARGE_BYTES:
             return work(*args, **kwargs)
-        async with self._turns.taken(caller, num_bytes):
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(MAX_TURN_WAIT_S):
+                    await stack.enter_async_context(self._turns.taken(caller, num_bytes))
+            except TimeoutError:
+                raise Overloaded(f"{_FULL}; {_RETRY}", RETRY_AFTER_S) from None
             return await asyncio.to_thread(work, *args, **kwargs)
 
 
@@ -64,11 +78,7 @@ class BodyShare:
         """Hold so many from now on. Raises `Overloaded` if there is no room for more."""
         wanted = num_bytes if num_bytes > LARGE_BYTES else 0
         if wanted != self._share.amount and not self._share.resize(wanted):
-            raise Overloaded(
-                "the server holds as many bytes of large bodies as it takes at a time; "
-                f"retry in {RETRY_AFTER_S:.1f} s, or send smaller bodies",
-                RETRY_AFTER_S,
-            )
+            raise Overloaded(f"{_FULL}; {_RETRY}", RETRY_AFTER_S)
 
     def release(self) -> None:
         """Give all bytes back."""

@@ -11,7 +11,7 @@ from fewshard_serve.core import ANYBODY
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.service import GatewayService
 from fewshard_serve.rpc.messages import CLASSES, HEALTH, SERVICE
-from fewshard_serve.rpc.reading import MessageReader
+from fewshard_serve.rpc.reading import MessageReader, alone
 
 LOOK_AGAIN_S = 0.5
 """How often the state is read for a client that watches it; it is in memory."""
@@ -63,8 +63,9 @@ class Health:
         try:
             with self._reader.reading(context, ANYBODY) as reading:
                 return await reading.message(CLASSES["HealthCheckRequest"])
-        except ServeError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except ServeError as raised:
+            error = alone(raised)
+        return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     async def _status(self) -> str:
         is_ready = not self._ended.is_set() and await self._service.ready()

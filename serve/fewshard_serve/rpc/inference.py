@@ -41,7 +41,7 @@ from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.health import Health
 from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
-from fewshard_serve.rpc.reading import MessageReader, address_of
+from fewshard_serve.rpc.reading import MessageReader, address_of, alone
 from fewshard_serve.tracecontext import read_traceparent
 
 GRPC_STATUS: dict[type[ServeError], StatusCode] = {
@@ -161,14 +161,17 @@ class InferenceService:
     async def _counted(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
         try:
             response = await self._entered(call, answer)
-        except ServeError as error:
-            self._note(call, error.code, status_of(error))
-            await call.context.abort(status_of(error), message_of(error), trailing_metadata=_details(error))
+        except ServeError as raised:
+            error = alone(raised)
         except BaseException:  # the client has cancelled the call
             self._note(call, CallerGone.code, grpc.StatusCode.CANCELLED)
             raise
-        self._note(call, "ok", grpc.StatusCode.OK)
-        return response
+        else:
+            self._note(call, "ok", grpc.StatusCode.OK)
+            return response
+        self._note(call, error.code, status_of(error))
+        status, details = status_of(error), _details(error)
+        return await call.context.abort(status, message_of(error), trailing_metadata=details)
 
     async def _entered(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
         try:
@@ -187,6 +190,8 @@ class InferenceService:
         except Exception as error:
             _logger.exception("%s failed", call.method)
             raise unforeseen() from error
+        finally:
+            call.message = None
 
     def _note(self, call: Call, outcome: str, status: grpc.StatusCode) -> None:
         if call.method == "ModelInfer":

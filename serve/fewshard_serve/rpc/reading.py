@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
 from fewshard_serve.core import Caller
-from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest, TooLarge
+from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest, ServeError, TooLarge
 from fewshard_serve.fairness import Turns
 from fewshard_serve.http.large_bodies import LARGE_BYTES, LargeBodies
 from fewshard_serve.protocol.json_guard import MAX_VALUES
@@ -91,6 +91,15 @@ class Reading:
             return kind.FromString(raw)
         except DecodeError:
             raise MalformedRequest(_MALFORMED) from None
+
+
+def alone(error: ServeError) -> ServeError:
+    """The error without what it came of, which holds the message. Abort a call outside of `except` with it.
+
+    The context of an aborted call refers to itself, and so would keep all until the next garbage collection.
+    """
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    return error
 
 
 def address_of(context: Any) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import random
 import threading
+import time
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
@@ -129,14 +130,16 @@ def test_large_bodies_have_one_budget_of_bytes_and_a_caller_leaves_room_for_othe
     asyncio.run(run())
 
 
-def test_few_large_bodies_are_unpacked_at_a_time_and_one_of_each_caller(
+def test_one_large_body_is_unpacked_at_a_time_and_no_caller_waits_for_anothers_backlog(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate, began = threading.Event(), []
+    began, running = [], threading.Lock()
 
     def unpack(body: bytes, *_: Any) -> bytes:
+        assert running.acquire(blocking=False), "one at a time"
         began.append(body[:1])
-        assert gate.wait(20)
+        time.sleep(0.01)
+        running.release()
         return body
 
     monkeypatch.setattr("fewshard_serve.http.body.unpack", unpack)
@@ -148,13 +151,26 @@ def test_few_large_bodies_are_unpacked_at_a_time_and_one_of_each_caller(
         return read_body(request, Limits())
 
     async def run() -> None:
-        tasks = [asyncio.create_task(ask(caller)) for caller in "aaaabc"]
-        while len(began) < 2:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
-        assert sorted(began) == [b"a", b"b"]
+        await asyncio.gather(*(ask(caller) for caller in "aaaaaaaab"))
+
+    asyncio.run(run())
+    assert len(began) == 9
+    assert began.index(b"b") <= 2
+
+
+def test_a_large_body_whose_turn_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewshard_serve.http.large_bodies.MAX_TURN_WAIT_S", 0.05)
+    bodies, gate = LargeBodies(), threading.Event()
+
+    async def run() -> None:
+        running = asyncio.create_task(bodies.work(Caller("a"), LARGE_BYTES, gate.wait, 20))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="large bodies"):
+            await bodies.work(Caller("b"), LARGE_BYTES, pytest.fail)
+        assert await bodies.work(Caller("b"), 1, threading.get_ident) == threading.get_ident()
         gate.set()
-        await asyncio.gather(*tasks)
+        assert await running
+        assert await bodies.work(Caller("b"), LARGE_BYTES, lambda: True)
 
     asyncio.run(run())
 

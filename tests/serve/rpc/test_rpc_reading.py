@@ -1,7 +1,9 @@
 """A gRPC message is received once its caller is known, few at a time, and looked at before it is parsed."""
 
+import gc
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 
 import grpc
@@ -138,6 +140,28 @@ def test_more_numbers_than_a_request_may_hold_are_refused_before_they_are_parsed
         call = Sending(channel, "a-secret", numbers(2 * LARGE_BYTES + 1)).send()
         assert call.answer.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "numbers; split the request" in call.answer.details()
+
+
+def test_a_refused_message_is_not_kept_until_the_garbage_collection(start_guarded):
+    """The context of an aborted call refers to itself, and an error to all that it came of."""
+    running = start_guarded(limits=ROOM)
+    large = 8 * LARGE_BYTES
+    contents = [message("unusable", large), message("abc", large)[:-1]]
+    with grpc.insecure_channel(running.address) as channel:
+        for content in contents:
+            assert Sending(channel, "a-secret", content).status() is grpc.StatusCode.INVALID_ARGUMENT
+            gc.collect()
+            gc.disable()
+            tracemalloc.start()
+            try:
+                for _ in range(8):
+                    call = Sending(channel, "a-secret", content)
+                    assert call.status() is grpc.StatusCode.INVALID_ARGUMENT
+                    del call
+                assert tracemalloc.get_traced_memory()[0] < 4 * large
+            finally:
+                tracemalloc.stop()
+                gc.enable()
 
 
 def test_what_is_no_message_is_malformed(start_guarded):
