@@ -25,7 +25,7 @@ MAX_SHOWN = 100
 MAX_REMEMBERED = 64
 FORWARDED_FOR = b"x-forwarded-for"
 BROWSER = b"Mozilla/"
-"""Every browser's User-Agent begins so. Over HTTP, what it reads from its own site has no other mark of it."""
+"""Every browser's User-Agent begins so. What it reads from its own site has no other mark over HTTP."""
 
 
 def _network(text: str) -> str:
