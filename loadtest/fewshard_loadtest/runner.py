@@ -53,7 +53,9 @@ def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
         raise ScenarioError(f"{folder} holds a load test already; name another folder with --out")
     payloads = {task: load(name, scenario.seed) for task, name in scenario.payload if name}
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(scenario.model_dump(mode="json"), command, machine(PACKAGES))
+    fields = scenario.model_dump(mode="json")
+    fields["server"]["url"] = masked(scenario.server.url or "") or None
+    run = Run(fields, command, machine(PACKAGES))
     try:
         with _target(scenario, folder, say) as target:
             campaign = _campaign(scenario, folder, run, target, payloads, say)

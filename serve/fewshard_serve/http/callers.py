@@ -24,10 +24,14 @@ MAX_SHOWN = 100
 """Characters of a header that a message repeats."""
 MAX_REMEMBERED = 64
 FORWARDED_FOR = b"x-forwarded-for"
+BROWSER = b"Mozilla/"
+"""Every browser's User-Agent begins so. What it reads from its own site has no other mark over HTTP."""
 
 
 def _network(text: str) -> str:
-    ip_network(text)  # its ValueError says what is wrong
+    network = ip_network(text)  # its ValueError says what is wrong
+    if network.prefixlen == 0:
+        raise ValueError(f"{text} trusts everybody, who could then choose an address; name your proxies")
     return text
 
 
@@ -118,7 +122,7 @@ class PageGuard:
                 return
             if self._is_of_other_site(request, origin, site):
                 raise _other_site(origin)
-        elif not self._is_on_loopback:
+        elif not (self._is_on_loopback or headers.get(b"user-agent", b"").startswith(BROWSER)):
             return
         host = headers.get(b"host", b"")
         if host not in self._known:

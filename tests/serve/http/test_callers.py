@@ -148,6 +148,9 @@ def test_in_a_network_only_browsers_must_use_a_known_name(ask) -> None:
     service = {"Host": "fewshard.ns.svc:8000"}
     access = doors(is_on_loopback=False)
     assert ask(access, service).status_code == 200
+    reading = service | {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)"}
+    assert ask(access, reading, "GET", "/v2/models/sst2").status_code == 403
+    assert ask(access, reading | NETWORK, "GET", "/v2/models/sst2").status_code == 200
     assert ask(access, service | {"Origin": "http://fewshard.ns.svc:8000"}).status_code == 403
     assert ask(access, NETWORK | {"Origin": "http://10.0.0.7:8000"}).status_code == 200
     assert ask(access, NETWORK | {"Origin": EVIL}).status_code == 403
@@ -262,6 +265,7 @@ def test_callers_and_log_lines_have_that_address(
         {"hosts": ["*.example"]},
         {"trusted_proxies": ["10.0.0.1/8"]},
         {"trusted_proxies": ["everybody"]},
+        {"trusted_proxies": ["0.0.0.0/0"]},
         {"trusted_proxys": []},
     ],
 )
