@@ -53,6 +53,8 @@ START_TIMEOUT_S = 60.0
 """For the first call, which also makes Ray Serve discover the replicas."""
 CUT_S = 0.5
 """Time to end every process, so that the server has ended when its time is up."""
+SHUTDOWN_S = 5.0
+"""Time for Ray to end its processes by itself, once all requests are answered."""
 LAST_BYTES_S = 0.5
 """Time for HAProxy to forward answers that are already written, and to refuse other requests."""
 
@@ -141,6 +143,7 @@ class _Run:
                 self.supervisor.owes_answers = True
                 self.supervisor.stop_limit_s = running.stop_limit_s
                 on_ready()
+                running.meet_all()
                 self._until_stopped(running, lambda wanted: _for_cluster(plan(wanted), owns_ray), read_again)
                 running.drain()
                 self._close_doors()
@@ -162,7 +165,9 @@ class _Run:
         if self.folder is not None:
             stop_softly(self.folder)
             time.sleep(LAST_BYTES_S)
-        self.supervisor.owes_answers = False
+        supervisor = self.supervisor
+        supervisor.owes_answers = False
+        supervisor.stop_limit_s = min(supervisor.stop_limit_s, self.stop.asked_for_s + SHUTDOWN_S)
 
 
 def _early_process(hosts: list[HostSpec]) -> AbstractContextManager[None]:
@@ -295,6 +300,10 @@ class Running:
             if entry.state == "LOADING" and entry.reason not in ("loading", self._reported.get(entry.name)):
                 self._reported[entry.name] = entry.reason
                 write_line(f"fewshard: {entry.name}: {entry.reason}", sys.stderr)
+
+    def meet_all(self) -> None:
+        """Make Ray Serve discover every replica now. A drain needs that, and the controller may hang then."""
+        self._broadcast(self._handles[:-1], "name", START_TIMEOUT_S)
 
     def drain(self) -> None:
         """Refuse new requests on all applications, then answer the accepted ones.

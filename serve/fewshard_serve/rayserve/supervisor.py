@@ -78,7 +78,7 @@ class Supervisor:
             self._end(EXIT_FAILED, f"the server ends: {reason}; start it again")
         if self._stop.asked_for_s > self.stop_limit_s:
             if self.owes_answers:
-                limit = f"{self.stop_limit_s:.0f} s after the signal"
+                limit = f"{self.stop_limit_s:g} s after the signal"
                 self._end(EXIT_FAILED, f"not all requests were answered {limit}; the server ends")
             self._end(0)
 
