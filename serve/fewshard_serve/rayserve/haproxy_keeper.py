@@ -8,8 +8,8 @@ minute. So this program is that process, and HAProxy runs below it:
 - the *keeper* runs HAProxy with an edited copy of FILE, and answers on the admin socket in its place;
 - HAProxy serves on, whatever becomes of these two.
 
-Start: HAProxy takes over the listeners of its predecessor, if there is one. Once it answers, the predecessor's
-front and keeper are killed, and its HAProxy finishes its requests.
+Start: HAProxy takes over the listeners of its predecessor, if there is one. Once it answers, the predecessor
+finishes its requests.
 
 End: with SIGUSR1 HAProxy finishes its requests first. It ends at once with SIGTERM, and when its owner has
 ended: the launcher that wrote the settings, or the raylet above this process on a cluster. When the front has
@@ -44,6 +44,7 @@ OTHER_FILES = 200
 """Files that HAProxy has open besides two for each connection: listeners, checks, threads."""
 LOG_TARGET = "RAY_SERVE_HAPROXY_LOG_TARGET"
 INFO = b"show info\n"
+_SERVES = "\nbackend http-"
 
 
 def max_connections() -> int:
@@ -156,6 +157,11 @@ class Process:
         return self._started
 
 
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def _stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the state on; [] if the process has ended."""
     try:
@@ -230,15 +236,25 @@ class Keeper:
         self._front, self._owner = os.getppid(), owner
         self._admin = f"{self._folder}/haproxy.sock"
         self._copy = f"{self._file}.{self._front}"
-        with open(self._file, encoding="utf-8") as file:
-            text = file.read()
-        with open(self._copy, "w", encoding="utf-8") as file:
-            file.write(Edit(settings, self._folder).edited(text))
+        text = _read(self._file)
         (self._public,) = re.findall(r"^ *stats socket (\S+)", text, re.MULTILINE)
+        edited = self._former(text) or Edit(settings, self._folder).edited(text)
+        with open(self._copy, "w", encoding="utf-8") as file:
+            file.write(edited)
         self._command = [settings["binary"], "-dS", "-db", "-f", self._copy]
         self._command += ["-dR"] if "-dR" in args else []
         self._child = 0
         self._stops = False
+
+    def _former(self, text: str) -> str:
+        """Return the copy of a predecessor that serves applications, if `text` has none; "" otherwise.
+
+        The first HAProxy of a new manager has none, and would refuse everything until the next one comes.
+        """
+        if _SERVES in text or not ask(self._admin, INFO):
+            return ""
+        copies = sorted(self._copies(), key=os.path.getmtime)
+        return next((found for path in reversed(copies) if _SERVES in (found := _read(path))), "")
 
     def run(self) -> int:
         """Keep HAProxy running until it is asked to stop. Return the exit code."""
@@ -252,11 +268,10 @@ class Keeper:
         code = self._start("-x", self._admin) if takes_over else self._start()
         if code is not None:
             return code  # the predecessor serves on
-        for each in keepers:
-            each.end()
-        for proxy in proxies:
-            proxy.signal(signal.SIGKILL if proxy.state == "T" else signal.SIGUSR1)
-        self._remove_copies()
+        for each in (*keepers, *proxies):  # a keeper first, so that it starts no other HAProxy
+            each.signal(signal.SIGKILL if each.state == "T" else signal.SIGUSR1)
+        for path in self._copies():  # HAProxy has read its own
+            os.unlink(path)
         with self._listener() as listener:
             return self._keep(listener)
 
@@ -340,19 +355,18 @@ class Keeper:
             except OSError:
                 return
 
-    def _remove_copies(self) -> None:
-        """Remove the files of processes that were killed. HAProxy has read its own."""
-        start = os.path.basename(self._file) + "."
-        for name in os.listdir(self._folder):
-            path = os.path.join(self._folder, name)
-            if name.startswith(start) and name[len(start) :].isdigit() and path != self._copy:
-                os.unlink(path)
+    def _copies(self) -> list[str]:
+        """Return the copies of FILE that others have made."""
+        names = (name for name in os.listdir(self._folder) if name.rpartition(".")[2].isdigit())
+        paths = (os.path.join(self._folder, name) for name in names)
+        return [path for path in paths if path.startswith(f"{self._file}.") and path != self._copy]
 
 
 def main(path: str, *args: str) -> int:
     """Be the front, whose number Ray Serve knows. Return the exit code."""
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
+    os.setpgid(0, 0)  # Ray ends the process group of an actor that has died
     owner, keeper = _owner(settings["launcher"]), 0
 
     def forward(number: int, _: object) -> None:

@@ -34,7 +34,7 @@ config = HAProxyConfig(
     server_state_file=f"{folder}/state",
     is_head=True,
 )
-proxy = HAProxyApi(config, {"http-m": backend}, config_file_path=f"{folder}/haproxy.cfg")
+proxy = HAProxyApi(config, {"http-m": backend} if prefix else {}, config_file_path=f"{folder}/haproxy.cfg")
 proxy._generate_config_file_internal()
 """
 """In a process of its own, since Ray reads its environment when it is imported."""
@@ -67,8 +67,9 @@ class Front:
         self.proxy = self.spawn()
         wait_for(self.port)
 
-    def write(self):
-        """What Ray Serve and the launcher write before HAProxy is started."""
+    def write(self, prefix=None):
+        """What Ray Serve and the launcher write before HAProxy is started. Without a prefix Serve has nothing."""
+        self.told[2] = self.prefix if prefix is None else prefix
         told = json.dumps(self.told)
         subprocess.run([sys.executable, "-c", WRITE_CONFIG, told], check=True, timeout=60)
 
