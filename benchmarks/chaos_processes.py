@@ -126,13 +126,15 @@ async def disturb(stage: Stage, what: str, roles: Sequence[str], way: str) -> No
 
 async def _survived(stage: Stage, what: str, roles: Sequence[str], way: str, deed: Deed, seen: Seen) -> None:
     is_fatal = way == "kill" and not set(roles).isdisjoint(FATAL)
-    remark = deed.remark
+    remarks = [deed.remark, seen.told]
     if is_fatal:
-        remark = f"the launcher has not ended within {stage.form.seconds:g} s"
+        remarks.append(f"the launcher has not ended within {stage.form.seconds:g} s")
     elif is_broken := not await deed.heals():
-        remark = f"does not answer {WHOLE_S:g} s later"
+        remarks.append(f"does not answer {WHOLE_S:g} s later")
     figures = {**_figures(seen), "whole_s": deed.whole_s}
-    stage.add(what, figures, not is_fatal and not is_broken and _is_met(seen), remark)
+    stage.add(
+        what, figures, not is_fatal and not is_broken and _is_met(seen), "; ".join(filter(None, remarks))
+    )
     if is_fatal or is_broken or not deed.is_whole():
         stage.end()
 
