@@ -127,7 +127,6 @@ def _add(
     share = 1 - seen.failed / max(seen.sent, 1)
     is_met = share >= MIN_SHARE and ratio <= MAX_P99 and cpu_s <= MAX_CPU_S
     got = ", ".join(f"{count} x {answer}" for answer, count in sorted(answers.items()))
-    others = ", ".join(f"{count} x {outcome}" for outcome, count in seen.outcomes.items())
     figures = {
         "answered": f"{seen.sent - seen.failed} of {seen.sent}",
         "p99_x": ratio,
@@ -137,7 +136,7 @@ def _add(
         "senders_got": got or "nothing",
     }
     told = f"p99 {quiet.p99_ms:g} ms quiet, {seen.p99_ms:g} ms beside"
-    stage.add(what, figures, is_met, f"{told}; second caller: {others}" if others else told)
+    stage.add(what, figures, is_met, f"{told}; second caller: {seen.told}" if seen.failed else told)
 
 
 @asynccontextmanager

@@ -88,9 +88,9 @@ class Seen:
         )
 
     @property
-    def share(self) -> float:
-        """The share that was answered."""
-        return 1 - self.failed / self.sent if self.sent else 0.0
+    def told(self) -> str:
+        """What came in place of predictions."""
+        return ", ".join(f"{count} x {outcome}" for outcome, count in sorted(self.outcomes.items()))
 
 
 class Probes:

@@ -86,7 +86,7 @@ class Deed:
             await asyncio.sleep(0.5)
 
     async def heals(self) -> bool:
-        """Let stopped processes go on. Return whether the server is whole then, and answers."""
+        """Let stopped processes go on. Return whether the server answers then."""
         stopped = [one for one in self.victims if one.is_running()]
         for one in stopped:
             with suppress(psutil.Error):
@@ -95,7 +95,7 @@ class Deed:
         if self.whole_s is None and not stopped and await until(self.is_whole, WHOLE_S, 0.5):
             self.whole_s = round(time.monotonic() - self.at, 1)
         async with Probes(self.server.url, STREAMS) as probes:
-            return await until(lambda: self.is_whole() and probes.are_well(3.0), WHOLE_S, 1.0)
+            return await until(lambda: probes.are_well(3.0), WHOLE_S, 1.0)
 
 
 async def disturb(stage: Stage, what: str, roles: Sequence[str], way: str) -> None:
@@ -126,14 +126,16 @@ async def disturb(stage: Stage, what: str, roles: Sequence[str], way: str) -> No
 
 async def _survived(stage: Stage, what: str, roles: Sequence[str], way: str, deed: Deed, seen: Seen) -> None:
     is_fatal = way == "kill" and not set(roles).isdisjoint(FATAL)
-    remark = deed.remark
+    remarks = [deed.remark, seen.told]
     if is_fatal:
-        remark = f"the launcher has not ended within {stage.form.seconds:g} s"
+        remarks.append(f"the launcher has not ended within {stage.form.seconds:g} s")
     elif is_broken := not await deed.heals():
-        remark = f"not whole {WHOLE_S:g} s later"
+        remarks.append(f"does not answer {WHOLE_S:g} s later")
     figures = {**_figures(seen), "whole_s": deed.whole_s}
-    stage.add(what, figures, not is_fatal and not is_broken and _is_met(seen), remark)
-    if is_fatal or is_broken:
+    stage.add(
+        what, figures, not is_fatal and not is_broken and _is_met(seen), "; ".join(filter(None, remarks))
+    )
+    if is_fatal or is_broken or not deed.is_whole():
         stage.end()
 
 

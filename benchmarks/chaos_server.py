@@ -63,6 +63,7 @@ class Server:
         self.write()
         self.started_at = time.monotonic()
         self._files: frozenset[str] = frozenset()
+        self._known: set[psutil.Process] = set()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "serve", str(self._file)], stdout=log, stderr=log, start_new_session=True
@@ -90,8 +91,19 @@ class Server:
             raise RuntimeError(f"the server has not said {words!r}:\n{self.said[-3000:]}")
 
     def processes(self) -> list[psutil.Process]:
-        """Return all living processes of the session, also those whose parents have died."""
-        return [one for one in psutil.process_iter() if _session(one) == self.process.pid]
+        """Return all living processes of the server's tree, also those whose parents have died.
+
+        They are in the launcher's session, or below a process that is or was one of them.
+        """
+        kin = {one: _kin(one) for one in psutil.process_iter()}
+        living = {one: parent for one, (session, parent) in kin.items() if session}
+        found = {one for one in living if kin[one][0] == self.process.pid or one in self._known}
+        size = 0
+        while size < len(found):
+            size, pids = len(found), {one.pid for one in found}
+            found |= {one for one, parent in living.items() if parent in pids}
+        self._known |= found
+        return sorted(found, key=lambda one: one.pid)
 
     def roles(self) -> dict[str, list[psutil.Process]]:
         """Return the processes by what they are."""
@@ -182,19 +194,25 @@ def role(command: Sequence[str], parent: Sequence[str]) -> str:
             return name
     if program in ("gcs_server", "raylet", "haproxy"):
         return {"gcs_server": "GCS", "haproxy": "HAProxy"}.get(program, program)
+    if any(part.endswith("haproxy_keeper.py") for part in command):
+        return "HAProxy's keeper" if "haproxy_keeper.py" in " ".join(parent) else "HAProxy's front"
     if any(part.endswith("/haproxy") for part in command[1:]):
         return "HAProxy's wrapper"
+    if any(part.endswith("/run_folder.py") for part in command):
+        return "reaper"
     if "fewshard_serve.backends" in title:
         owner = REPLICA.match(" ".join(parent)) or EARLY.search(title)
         return f"models' process of {owner[1] if owner else 'nobody'}"
     return "agent" if program == "cat" or "agent" in title or "monitor" in title else f"other: {program}"
 
 
-def _session(process: psutil.Process) -> int:
+def _kin(process: psutil.Process) -> tuple[int, int]:
+    """Return the process's session and its parent; zeros if it has ended."""
     try:
-        return os.getsid(process.pid) if process.status() != psutil.STATUS_ZOMBIE else 0
+        is_dead = process.status() == psutil.STATUS_ZOMBIE
+        return (0, 0) if is_dead else (os.getsid(process.pid), process.ppid())
     except (OSError, psutil.Error):
-        return 0
+        return 0, 0
 
 
 def _is_listened_to(port: int) -> bool:
