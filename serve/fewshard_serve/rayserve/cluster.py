@@ -62,9 +62,7 @@ def _servers() -> VitalProcesses:
         "Ray's control store (GCS)": ray_constants.PROCESS_TYPE_GCS_SERVER,
         "Ray's raylet": ray_constants.PROCESS_TYPE_RAYLET,
     }
-    return {
-        name: process.process for name, kind in names.items() for process in known.get(kind, ())
-    }
+    return {name: process.process for name, kind in names.items() for process in known.get(kind, ())}
 
 
 def _why_no_ray(address: str | None, error: Exception) -> str:
