@@ -38,7 +38,7 @@ from fewshard_serve.rayserve.haproxy import stop_softly
 from fewshard_serve.rayserve.preflight import check_files, check_space, ports_held, why_no_folder
 from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_cores, share_gpus
 from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
-from fewshard_serve.rayserve.run_folder import clear, clear_dead_runs, run_folder
+from fewshard_serve.rayserve.run_folder import clear, clear_dead_runs, members, name_of, run_folder
 from fewshard_serve.rayserve.signals import CallThread, LoopThread, StopRequest, stop_request
 from fewshard_serve.rayserve.supervisor import Supervisor
 
@@ -79,7 +79,11 @@ def serve_until_signalled(
     with ExitStack() as stack:
         folder = stack.enter_context(_own_machine(config.server)) if address is None else None
         stop = stack.enter_context(stop_request())
-        supervisor = Supervisor(stop, clean_up=lambda: None if folder is None else clear(folder))
+        supervisor = Supervisor(
+            stop,
+            clean_up=lambda: None if folder is None else clear(folder),
+            let_finish=lambda: None if folder is None else _close_softly(folder),
+        )
         run = _Run(config, address, folder, loader, supervisor, stop)
         return supervisor.run(lambda: run.serve(on_ready, read_again or (lambda: config)))
 
@@ -168,6 +172,13 @@ class _Run:
         supervisor = self.supervisor
         supervisor.owes_answers = False
         supervisor.stop_limit_s = min(supervisor.stop_limit_s, self.stop.asked_for_s + SHUTDOWN_S)
+
+
+def _close_softly(folder: str) -> None:
+    """Accept no more connections, and return when those that there are have ended."""
+    stop_softly(folder)
+    while any("haproxy" in name_of(pid) for pid in members(folder)):
+        time.sleep(POLL_S)
 
 
 def _early_process(hosts: list[HostSpec]) -> AbstractContextManager[None]:

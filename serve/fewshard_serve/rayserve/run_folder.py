@@ -57,7 +57,7 @@ def _make() -> tuple[str, TextIO]:
     try:
         lock = (hidden / LOCK).open("w", encoding="ascii")
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()}\n")
         lock.flush()
         hidden.rename(folder)
     except OSError:  # the disk is full
@@ -129,6 +129,14 @@ def members(folder: str) -> list[int]:
     mark = f"{MARK}={folder}".encode()
     pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
     return [pid for pid in pids if pid != os.getpid() and mark in _environment(pid)]
+
+
+def name_of(pid: int) -> str:
+    """Return the name of a process' program; "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _environment(pid: int) -> list[bytes]:

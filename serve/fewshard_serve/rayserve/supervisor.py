@@ -27,6 +27,7 @@ POLL_S = 0.2
 LOADING_LIMIT_S = 5.0
 """How long a server may take to end after a signal while no model has been promised to answer."""
 LINE_TIMEOUT_S = 1.0
+FINISH_TIMEOUT_S = 4.0
 CLEAN_UP_TIMEOUT_S = 8.0
 
 VitalProcesses = dict[str, "subprocess.Popen[bytes]"]
@@ -40,14 +41,23 @@ class Supervisor:
     stop_limit_s: how long the server may take to end after a signal.
     owes_answers: whether accepted requests may be unanswered.
     clean_up: frees what outlives this process; called before an early end.
+
+    `let_finish` waits until accepted requests are answered; called, for some seconds, if Ray cannot heal:
+    replicas live on for a while.
     """
 
-    def __init__(self, stop: StopRequest, clean_up: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stop: StopRequest,
+        clean_up: Callable[[], None],
+        let_finish: Callable[[], None] = lambda: None,
+    ) -> None:
         self.vital: VitalProcesses = {}
         self.stop_limit_s = LOADING_LIMIT_S
         self.owes_answers = False
         self.clean_up = clean_up
         self._stop = stop
+        self._let_finish = let_finish
         self._failure = ""
 
     def fail(self, reason: str) -> None:
@@ -75,6 +85,7 @@ class Supervisor:
             self._end(EXIT_STOPPED_AT_ONCE)
         reason = self._failure or _what_has_ended(self.vital)
         if reason and not (self._stop.is_asked and not self.owes_answers):
+            _try(self._let_finish, FINISH_TIMEOUT_S)
             self._end(EXIT_FAILED, f"the server ends: {reason}; start it again")
         if self._stop.asked_for_s > self.stop_limit_s:
             if self.owes_answers:

@@ -151,6 +151,18 @@ def test_an_update_that_cannot_be_loaded_changes_nothing(server):
     assert server.classify("twice", "1").json()["predictions"]
 
 
+def test_an_update_to_a_model_that_answers_nobody_is_taken_back(server, tmp_path):
+    (tmp_path / "broken").touch()  # a model of this kind raises at each text
+    server.write({**server.config, "models": [{**MODELS[0], "path": str(tmp_path / "broken")}]})
+    with Clients(server, "twice") as clients:
+        server.signal(signal.SIGHUP)
+        server.wait_for("not updated: model-twice cannot answer, and goes back to what it was")
+        until(lambda: server.classify("twice", "1").status_code == 200)
+    assert clients.outcomes[500] > 0, "it passes what it is asked before it takes over"
+    until(lambda: httpx.get(f"{server.url}/v2/models/twice/config").json().get("kind") == "moe")
+    assert server.classify("twice", "1").status_code == 200
+
+
 def test_a_server_whose_control_store_dies_ends_and_leaves_nothing(server):
     (gcs,) = pids(server, "gcs_server")
     folders = server.work_dirs()

@@ -27,7 +27,7 @@ def serve():
     return 0
 
 with stop_request() as stop:
-    supervisor = Supervisor(stop, clean_up=Path(sys.argv[1]).touch)
+    supervisor = Supervisor(stop, Path(sys.argv[1]).touch, lambda: print("finished", flush=True))
     sys.exit(supervisor.run(serve))
 """
 
@@ -74,6 +74,7 @@ def test_it_ends_with_what_it_cannot_live_without_and_says_so(tmp_path):
         subprocess.run(["kill", "-9", str(vital)], check=True)
         assert process.wait(60) == 1
         (line,) = process.stderr.read().splitlines()
+        assert process.stdout.read() == "finished\n", "what was accepted is answered first"
         said = "fewshard: the server ends: the heart was ended by signal SIGKILL, which Ray cannot heal"
         assert line == f"{said}; start it again"
         assert cleaned.exists()
