@@ -15,8 +15,10 @@ of connections. A connection carries one request at a time (HTTP/1), which is wh
 
 Retries. A request whose replica dies is sent to another replica, but only if HAProxy had received all of it
 before it sent the first byte. So HAProxy waits for the body, which must also fit its buffer. Where a client's
-connection has carried a request before, HAProxy closes it without an answer when a server cannot be reached,
-so that the client may repeat the request. So every chain of tries ends at a server that always answers.
+connection has carried a request before, HAProxy closes it without an answer when a server breaks off, so that
+the client may repeat the request. So every chain of tries ends at a server that always answers. A request
+that is too large for another try goes through HAProxy twice (`fewshard_large`), the second time as the first
+request of a connection.
 
 Waiting. That last resort is `fewshard_waiting`, a part of this HAProxy: it hands a request to Serve's own
 proxy, which waits for a replica, and answers 503 when the request's time is over. HAProxy's time limits
@@ -290,7 +292,7 @@ def _lines(text: str) -> list[str]:
 
 def _defaults(folder: str) -> str:
     files = "\n".join(f"errorfile {status} {_error_file(folder, status)}" for status in OWN_ERRORS)
-    return f"timeout http-request {HEADERS_TIMEOUT_S}s\noption forwardfor\n{files}"
+    return f"timeout http-request {HEADERS_TIMEOUT_S}s\n{files}"
 
 
 def _frontend(settings: FrontSettings) -> str:
@@ -306,10 +308,20 @@ http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}
 http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID_PATTERN}$ }}
 http-request set-header x-request-disconnect-disabled ?1
 http-request wait-for-body time {round(1000 * settings.body_s)}ms
+http-request set-var(txn.sent) req.body_len
+http-request set-var(txn.missing) req.body_size,sub(txn.sent)
+acl is_large var(txn.missing) -m int gt 0
+acl is_large req.hdr(transfer-encoding) -m found
 """
 
 
 WAITING = """\
+backend fewshard_large
+    option http-server-close
+    http-reuse never
+    retries 0
+    timeout server 1h
+    server inner unix@@LARGE@ send-proxy-v2
 backend fewshard_addresses
     stick-table type ipv6 size 100k expire 1m store conn_cur
 frontend fewshard_waiting
@@ -350,6 +362,7 @@ def rules(routes: Sequence[Route], folder: str, settings: FrontSettings) -> str:
     )
     return "\n".join(
         [
+            "option forwardfor",
             table,
             "http-request set-var(txn.path) path,url_dec",
             f"http-request set-var(txn.model) var(txn.path),field(4,/) if {{ var(txn.path) -m beg {MODELS}/ }}",
@@ -426,12 +439,10 @@ acl is_refused var(txn.refused) -m bool"""
 fair share of what would be free."""
 
 _COUNTING = """\
-http-request set-var(txn.sent) req.body_len if predicts
-http-request set-var(txn.missing) req.body_size,sub(txn.sent) if predicts
-acl is_whole var(txn.missing) -m int 0
-acl is_chunked req.hdr(transfer-encoding) -m found
-http-request track-sc1 var(txn.all) if predicts is_whole !is_chunked
-http-request track-sc2 var(txn.caller) if predicts is_whole !is_chunked
+acl is_part var(txn.missing) -m int gt 0
+acl is_part req.hdr(transfer-encoding) -m found
+http-request track-sc1 var(txn.all) if predicts !is_part
+http-request track-sc2 var(txn.caller) if predicts !is_part
 acl tells_room res.hdr({room}) -m found
 acl tells_caller res.fhdr({room}),field(3,/) -m int 1
 http-response sc-set-gpt(0,0) res.fhdr({room}),field(1,/) if tells_room
@@ -439,7 +450,7 @@ http-response sc-set-gpt(1,0) res.fhdr({room}),field(2,/) if tells_room
 http-response track-sc3 var(txn.token) if tells_caller !is_known
 http-response sc-set-gpt(0,3) int(1) if tells_caller !is_known
 http-response del-header {room} if tells_room"""
-"""How many bytes of a chunked body are missing is not known."""
+"""Whether a chunked body is whole is not known."""
 
 
 def _refusal(requests: Sequence[SheddableRequest]) -> Iterator[str]:

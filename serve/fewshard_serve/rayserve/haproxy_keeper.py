@@ -65,9 +65,11 @@ class Edit:
     def __init__(self, settings: dict[str, Any], folder: str) -> None:
         self._settings = settings
         self._limit = max_connections()
+        self._sends_large = False
         self._names = {
             "@ADMIN@": f"{folder}/haproxy.sock",
             "@WAITING@": f"{folder}/waiting.sock",
+            "@LARGE@": f"{folder}/large.sock",
             "@PER_ADDRESS@": str(min(settings["per_address"], self._limit // 2)),
             "@FALLBACK@": "",
         }
@@ -114,7 +116,11 @@ class Edit:
             case ["frontend prometheus" | "listen stats", "bind", address]:
                 return [f"    bind 127.0.0.1:{address.rpartition(':')[2]}"]
             case ["frontend http_frontend", "bind", address]:
-                return [f"    bind {self._settings['bind'] or address} {self._settings['bind_options']}"]
+                outer = f"    bind {self._settings['bind'] or address} {self._settings['bind_options']}"
+                return [outer, "    bind unix@@LARGE@ accept-proxy name inner proto h1"]
+            case ["frontend http_frontend", "use_backend" | "default_backend", *_] if not self._sends_large:
+                self._sends_large = True
+                return ["    use_backend fewshard_large if is_large !{ so_name inner }", line]
             case ["backend default_backend", "http-request", "return", "status", "404", *_]:
                 return ["    http-request return status 503 default-errorfiles"]
             case [_, "server", name, address, "check", "backup"] if section.startswith("backend http-"):

@@ -44,11 +44,20 @@ class Front:
     """HAProxy and replicas below `prefix`, which tell it of `room` where that is given.
 
     fallback: whether there is a proxy as Serve's own, which answers as a replica does.
+    listens_at: the port in `settings`, where there is one.
     settings: fields of `FrontSettings`.
     """
 
     def __init__(
-        self, folder, prefix="/m", room="", num_replicas=2, fallback=False, launcher=None, **settings
+        self,
+        folder,
+        prefix="/m",
+        room="",
+        num_replicas=2,
+        fallback=False,
+        launcher=None,
+        listens_at=None,
+        **settings,
     ):
         self.folder, self.prefix, self.room = folder, prefix, room
         self.port, self.fallback_port, *self.ports = free_ports(2 + num_replicas)
@@ -65,7 +74,8 @@ class Front:
         self.replicas = [self.replica(port) for port in self.ports]
         self.fallback = self.replica(self.fallback_port) if fallback else None
         self.proxy = self.spawn()
-        wait_for(self.port)
+        self.listens_at = listens_at or self.port
+        wait_for(self.listens_at)
 
     def write(self, prefix=None):
         """What Ray Serve and the launcher write before HAProxy is started. Without a prefix Serve has nothing."""
