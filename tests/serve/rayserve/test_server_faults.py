@@ -151,6 +151,7 @@ def test_an_update_that_cannot_be_loaded_changes_nothing(server):
     assert server.classify("twice", "1").json()["predictions"]
 
 
+@pytest.mark.slow
 def test_an_update_to_a_model_that_answers_nobody_is_taken_back(server, tmp_path):
     kind = httpx.get(f"{server.url}/v2/models/twice/config").json()["kind"]
     (tmp_path / "broken").touch()  # a model of this kind raises at each text
