@@ -107,6 +107,10 @@ class Runner:
     def is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
+    def is_running(self, model: ScheduledModel) -> bool:
+        """Whether a batch of this model runs, even if all its callers have gone."""
+        return any(one.model is model for one in list(self._running))
+
     @property
     def stuck_s(self) -> float:
         """Seconds since a forward pass last began or ended; 0.0 when none runs."""
