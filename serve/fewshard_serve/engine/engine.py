@@ -153,7 +153,9 @@ class Engine:
     def _look(self) -> None:
         self._looking = self._loop.call_later(LOOK_S, self._look)
         for served in self.served.values():
-            served.watch.look(served.num_inflight_items > 0)
+            lane = served.lane
+            is_busy = self._runner.is_running(lane) or self._preparer.is_preparing(lane.model)
+            served.watch.look(served.num_inflight_items > 0 or is_busy)
 
     async def _probe(self, model: Classifier) -> None:
         """Ask the model its probe input. It needs no room: a full model may be one that does not answer."""

@@ -83,8 +83,8 @@ class _Lane:
         )
         self.slices: FairQueue[_Slice] = FairQueue()
         self.running: Counter[Caller] = Counter()
-        self.began: dict[int, float] = {}
-        """When the slice of each thread that runs one began (monotonic seconds)."""
+        self.began: dict[int, tuple[float, Classifier]] = {}
+        """By thread, when the slice that it runs began (monotonic seconds), and for which model."""
         self._max_of_one_caller = max_of_one_caller
 
     @property
@@ -144,9 +144,16 @@ class Preparer:
 
     @property
     def longest_s(self) -> float:
-        """How long the slice has been running that began first, in seconds; 0.0 if none runs."""
-        began = [*self._light.began.values(), *self._heavy.began.values()]
-        return time.monotonic() - min(began) if began else 0.0
+        """How long the slice has been running that began first, in seconds; below 0 if none runs."""
+        return time.monotonic() - min((at for at, _ in self._began), default=float("inf"))
+
+    def is_preparing(self, model: Classifier) -> bool:
+        """Whether a slice of this model's inputs runs, even if its caller has gone."""
+        return any(of is model for _, of in self._began)
+
+    @property
+    def _began(self) -> list[tuple[float, Classifier]]:
+        return [*self._light.began.values(), *self._heavy.began.values()]
 
     def close(self) -> None:
         """Let the running slices end, refuse the others, and end the threads."""
@@ -200,7 +207,7 @@ class Preparer:
                 if piece is None:
                     return
                 lane.running[piece.job.caller] += 1
-                lane.began[threading.get_ident()] = time.monotonic()
+                lane.began[threading.get_ident()] = time.monotonic(), piece.job.model
             outcome = self._advance(piece.job, piece.end)
             with self._lock:
                 del lane.began[threading.get_ident()]

@@ -109,6 +109,10 @@ class Runner:
     def is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
+    def is_running(self, model: ScheduledModel) -> bool:
+        """Whether a batch of this model runs, even if all its callers have gone."""
+        return any(one.model is model for one in list(self._running))
+
     @property
     def stuck_s(self) -> float:
         """Seconds since the oldest forward pass that runs began; 0.0 when none runs."""

@@ -57,7 +57,7 @@ class Watch:
         self._has_failed = True
 
     def look(self, is_asked: bool) -> None:
-        """Ask the probe input if there is reason to. `is_asked`: requests wait for the model."""
+        """Ask the probe input if there is reason to. `is_asked`: the model has something to answer."""
         if not is_asked and not self._has_failed and not self.problem:
             self._quiet_since = self._clock()
         is_silent = self._clock() - self._quiet_since >= SILENT_S

@@ -110,12 +110,12 @@ class InferenceService:
         bodies: LargeBodies | None = None,
     ) -> None:
         """`bodies`: the large bodies of the process; by default those of this service alone."""
-        self._reader = MessageReader(limits, bodies or LargeBodies(limits))
+        self.reader = MessageReader(limits, bodies or LargeBodies(limits))
         self._service = service
         self._limits = limits
         self._access = access
         self._on_request = on_request
-        self.health = Health(service, self._reader)
+        self.health = Health(service, self.reader)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler to add to a gRPC server.
@@ -182,7 +182,7 @@ class InferenceService:
                     self._access.caller_behind(address_of(call.context), call.forwarded),
                     "predict" if call.method == "ModelInfer" else None,
                 )
-            with self._reader.reading(call.context, call.caller) as reading:
+            with self.reader.reading(call.context, call.caller) as reading:
                 call.message = await reading.message(CLASSES[f"{call.method}Request"])
                 return await answer(call)
         except ServeError:

@@ -5,6 +5,8 @@ gRPC receives a message only when it is asked for, so what waits here costs its 
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,12 +34,12 @@ _MALFORMED = "the message is not a valid protobuf of its kind; use the client of
 
 
 class MessageReader:
-    """Reads for all calls of one server."""
+    """Reads for all calls of one server. Messages that are waited for long have `turns` of their own."""
 
-    def __init__(self, limits: Limits, bodies: LargeBodies) -> None:
+    def __init__(self, limits: Limits, bodies: LargeBodies, turns: Turns | None = None) -> None:
         self.limits = limits
         self.bodies = bodies
-        self.turns = Turns(MAX_READING, MAX_READING_OF_ONE)
+        self.turns = turns or Turns(MAX_READING, MAX_READING_OF_ONE)
 
     def reading(self, context: Any, caller: Caller) -> "Reading":
         """The message of one call. A caller without a name is told apart by address."""
@@ -59,8 +61,14 @@ class Reading:
     def __exit__(self, *_: object) -> None:
         self._share.release()
 
+    async def messages(self, kind: Any) -> AsyncIterator[Any]:
+        """Receive messages of the class `kind` until the client ends them. Raises as `message` does."""
+        with suppress(CallerGone):
+            while True:
+                yield await self.message(kind)
+
     async def message(self, kind: Any) -> Any:
-        """Receive the call's one message, of the class `kind`.
+        """Receive the call's next message, of the class `kind`; most calls have one.
 
         Raises `Overloaded` if the process holds too many large bodies, `TooLarge` for more numbers or fields
         than a request may hold, `MalformedRequest`, `CallerGone`, `DeadlineExceeded` if it arrives slowly.

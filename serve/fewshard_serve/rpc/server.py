@@ -74,7 +74,12 @@ async def start(
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
-    handlers = (service.handler(), service.health.handler(), *reflection.handlers(), UnknownMethods())
+    handlers = (
+        service.handler(),
+        service.health.handler(),
+        *reflection.handlers(service.reader),
+        UnknownMethods(),
+    )
     server.add_generic_rpc_handlers(handlers)
     try:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

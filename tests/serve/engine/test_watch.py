@@ -117,7 +117,7 @@ class Sick:
     """A model with a probe input, and one way in which it answers nobody; `heal` ends that."""
 
     def __init__(self, model, way):
-        self.model, self._healed = model, threading.Event()
+        self.model, self.began, self._healed = model, threading.Event(), threading.Event()
         model.probe_input = lambda: TextInput("1")
         self._run, self._prepare = model.run, model.prepare
         setattr(model, "prepare" if way == "blocked" else "run", getattr(self, way))
@@ -136,29 +136,53 @@ class Sick:
         raise ModelRestarted("the process ended")
 
     def hangs(self, items):
+        self.began.set()
         assert self._healed.wait(30)
         return self._run(items)
 
     def blocked(self, inputs, truncate=True):
+        self.began.set()
         assert self._healed.wait(30)
         return self._prepare(inputs, truncate)
 
 
-@pytest.mark.parametrize("way", ["raises", "gives_nan", "loops", "hangs", "blocked"])
-@on_a_loop
-async def test_a_model_that_answers_nobody_is_not_ready_until_it_answers(model, monkeypatch, way):
+@pytest.fixture
+def quick(monkeypatch):
     monkeypatch.setattr("fewshard_serve.engine.engine.LOOK_S", 0.01)
     monkeypatch.setattr("fewshard_serve.engine.watch.SILENT_S", 0.02)
     monkeypatch.setattr("fewshard_serve.engine.preparer.SMALL_INPUTS", 0)  # in threads alone
-    sick = Sick(model, way)
+
+
+def started(model):
+    """An engine, whose model answers quickly if it does, and a request to it."""
     engine = Engine([model], {"fake": EngineSettings()}, lambda stats: None)
-    served = engine.served["fake"]
-    served.lane.pace = PassTimeout(min_s=0.05, max_s=0.05)
+    engine.served["fake"].lane.pace = PassTimeout(min_s=0.05, max_s=0.05)
     asked = asyncio.create_task(engine.classify("fake", PredictionRequest([TextInput("7")])))
-    await until(lambda: served.watch.problem)
+    return engine, engine.served["fake"].watch, asked
+
+
+@pytest.mark.parametrize("way", ["raises", "gives_nan", "loops", "hangs", "blocked"])
+@on_a_loop
+async def test_a_model_that_answers_nobody_is_not_ready_until_it_answers(model, quick, way):
+    sick = Sick(model, way)
+    engine, watch, asked = started(model)
+    await until(lambda: watch.problem)
     sick.heal()
     await asyncio.gather(asked, return_exceptions=True)
-    await until(lambda: not served.watch.problem)
+    await until(lambda: not watch.problem)
+    assert await engine.drain(5.0)
+
+
+@pytest.mark.parametrize("way", ["hangs", "blocked"])
+@on_a_loop
+async def test_it_is_found_out_also_when_its_callers_leave_soon(model, quick, way):
+    sick = Sick(model, way)
+    engine, watch, asked = started(model)
+    await until(sick.began.is_set)
+    asked.cancel()
+    await until(lambda: watch.problem)
+    sick.heal()
+    await until(lambda: not watch.problem)
     assert await engine.drain(5.0)
 
 
@@ -177,6 +201,6 @@ async def test_health_tells_that_preparing_hangs(model, monkeypatch):
     sick.heal()
     with pytest.raises(FewshardError):
         await asked
-    await until(lambda: engine._preparer.longest_s == 0.0)
+    await until(lambda: engine._preparer.longest_s < 0)
     engine.check()
     assert await engine.drain(5.0)

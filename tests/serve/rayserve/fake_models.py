@@ -35,7 +35,7 @@ class FakeModel(Classifier):
     """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "spin 1.5"
     computes as long, "crash" raises, "die" ends the process. "hold F" leaves the file F.held and waits until
     there is a file F. "hang F" sleeps for ever for the first who asks, and leaves the file F. A model whose
-    kind is a file always raises."""
+    kind is a file answers nobody while the file is there, as it says: it raises, hangs, dies or gives NaN."""
 
     preprocessor = FakePreparing()
 
@@ -66,7 +66,12 @@ class FakeModel(Classifier):
 
     def logits(self, text):
         self.num_rows += 1
-        if text == "crash" or Path(self.kind).is_file():
+        ill = Path(self.kind)
+        while ill.is_file() and ill.read_text() == "hang":
+            time.sleep(0.01)
+        if ill.is_file():
+            text = ill.read_text()
+        if text == "crash":
             raise RuntimeError("device trouble")
         if text == "die":
             os._exit(1)

@@ -85,7 +85,7 @@ def test_what_a_cascade_asks_a_stage_is_not_shadowed(on_hosting):
 def test_a_model_that_answers_nobody_is_ready_nowhere_until_it_does(on_hosting, tmp_path, monkeypatch):
     monkeypatch.setattr("fewshard_serve.engine.engine.LOOK_S", 0.05)
     kind = tmp_path / "sick"
-    kind.touch()
+    kind.write_text("crash")
 
     async def work(hosting):
         app = HostApp(MergedService(hosting, {}, ask_peers=None))

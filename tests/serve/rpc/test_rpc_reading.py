@@ -9,6 +9,7 @@ from dataclasses import replace
 import grpc
 import numpy as np
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 from tritonclient.grpc import service_pb2
 
 from fewshard_serve.auth import hash_of
@@ -20,6 +21,7 @@ from fewshard_serve.rpc import reading, server
 from fewshard_serve.rpc.convert import to_request
 from fewshard_serve.rpc.messages import CLASSES
 from fewshard_serve.rpc.reading import MAX_READING_OF_ONE, check_message
+from fewshard_serve.rpc.reflection import MAX_STREAMS_OF_ONE
 from rpc_service import LIMITS, Running
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -106,6 +108,27 @@ def test_messages_that_do_not_arrive_keep_no_other_caller_out(start_guarded):
         assert not waiting.answer.done()
         assert {call.status() for call in slow} == {grpc.StatusCode.OK}
         assert waiting.status() is grpc.StatusCode.OK
+
+
+def test_reflection_listens_to_few_silent_streams_and_keeps_answering_others(running):
+    path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    asked = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+    gate = threading.Event()
+
+    def silent():
+        gate.wait(20)
+        yield asked
+
+    with grpc.insecure_channel(running.address) as channel:
+        streams = [channel.stream_stream(path)(silent(), timeout=20) for _ in range(4 * MAX_STREAMS_OF_ONE)]
+        assert Sending(channel).status() is grpc.StatusCode.OK, "inference has turns of its own"
+        gate.set()
+        for stream in streams:
+            (answer,) = stream
+            assert b"inference.GRPCInferenceService" in answer
+        too_large = iter([b"\x1a\xff\xff\xff\x07"])
+        stream = channel.stream_stream(path)(too_large, timeout=20)
+        assert stream.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_message_that_does_not_arrive_in_time_is_given_up(start_guarded):
