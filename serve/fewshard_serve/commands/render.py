@@ -46,7 +46,9 @@ def _output(args: argparse.Namespace) -> str:
         return f"{args.check}: {check_serve_config(Path(args.check))} applications, no mistake\n"
     config = configured(args)
     if config.server.tls is not None:
-        raise ConfigError("server.tls is for `fewshard serve`; on a cluster let the ingress hold the certificate")
+        raise ConfigError(
+            "server.tls is for `fewshard serve`; on a cluster let the ingress hold the certificate"
+        )
     if args.env:
         from fewshard_serve.rayserve.deployment_plan import front_settings
         from fewshard_serve.rayserve.environment import cluster_environment

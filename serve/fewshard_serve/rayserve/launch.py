@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import logging
+import os
 import ssl
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from fewshard_serve.rayserve.deployment_plan import (
     plan_hosts,
 )
 from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.haproxy import stop_softly
+from fewshard_serve.rayserve.haproxy import stop_softly, write_settings
 from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_cores, share_gpus
 from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
 from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopRequest, listen, stop_request
@@ -81,6 +82,8 @@ def serve_until_signalled(
             starts_dir = work_dir or ""
 
             def plan(wanted: FewshardConfig) -> list[HostSpec]:
+                if work_dir is not None and has_own_haproxy:  # it is started again when replicas change
+                    write_settings(work_dir, front_settings(wanted), os.getpid())
                 return [replace(host, starts_dir=starts_dir) for host in plan_hosts(wanted, loader, doors)]
 
             hosts = plan(config)
@@ -174,7 +177,7 @@ def _deployed(
 
 
 def _start_serve(server: ServerConfig, owns_ray: bool, has_own_haproxy: bool) -> None:
-    """Start Serve. Replicas listen on its host too, where HAProxy alone, which has its own, need reach them."""
+    """Start Serve. Replicas listen on its host, too: the loopback, where our HAProxy has one of its own."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -293,9 +296,7 @@ def _answers(server: ServerConfig, path: str) -> bool:
     connection = http.client.HTTPConnection(host, server.port, timeout=CALL_TIMEOUT_S)
     if server.tls is not None:  # whoever listens there is this server, whatever name its certificate has
         unchecked = ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection(
-            host, server.port, timeout=CALL_TIMEOUT_S, context=unchecked
-        )
+        connection = http.client.HTTPSConnection(host, server.port, timeout=CALL_TIMEOUT_S, context=unchecked)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == http.client.OK

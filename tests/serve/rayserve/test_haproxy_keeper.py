@@ -1,4 +1,4 @@
-"""HAProxy as Ray Serve knows it: it is started again when it dies or hangs, replaced, and ends with its owner."""
+"""HAProxy as Ray Serve knows it: started again when it dies or hangs, replaced, and ended with its owner."""
 
 import contextlib
 import os
@@ -113,7 +113,10 @@ def test_a_reload_takes_over_what_listens_also_from_processes_that_are_stopped(f
     probes = Probes(front) if number is None else None
     for pid in (*former, *old) if number else ():
         os.kill(pid, number)
-    process, front.proxy = front.proxy, front.spawn("-sf", str(front.proxy.pid), "-x", str(front.folder / "admin.sock"))
+    process, front.proxy = (
+        front.proxy,
+        front.spawn("-sf", str(front.proxy.pid), "-x", str(front.folder / "admin.sock")),
+    )
     process.wait()
     until(lambda: all(map(has_ended, [*former, *old])))
     assert answers(front)
@@ -154,7 +157,9 @@ def test_a_configuration_that_cannot_be_loaded_leaves_the_old_one_running(front,
     until(lambda: front.haproxies not in ([], old) and answers(front))
 
 
-@pytest.mark.parametrize("stop", [lambda front: stop_softly(str(front.folder)), lambda front: front.proxy.terminate()])
+@pytest.mark.parametrize(
+    "stop", [lambda front: stop_softly(str(front.folder)), lambda front: front.proxy.terminate()]
+)
 def test_a_stop_is_for_good(front, stop):
     stop(front)
     assert front.proxy.wait(10) == 0

@@ -16,7 +16,7 @@ ROOM = 20
 RESERVE = 5
 """A quarter of the room, for callers who hold nothing."""
 FAIR = 16
-"""One caller's part of the 20 where another holds one: a 17th would leave 2 free, and hold more than 8 times 2."""
+"""One caller's part of the 20 where another holds one: a 17th would be more than 8 times the 2 left free."""
 PATHS = {
     "/classify": None,
     "/infer": None,
@@ -67,9 +67,7 @@ class Callers:
     async def begin(self, count, path="/classify", num_bytes=300_000, length=b"Content-Length: 1000000"):
         """Send the first bytes of so many bodies from the last address, and no more."""
         for _ in range(count):
-            _, writer = await asyncio.open_connection(
-                "127.0.0.1", self._port, local_addr=("127.0.0.3", 0)
-            )
+            _, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=("127.0.0.3", 0))
             self._open.callback(writer.close)
             writer.write(b"POST %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (f"{MODEL}{path}".encode(), length))
             writer.write(bytes(num_bytes))
