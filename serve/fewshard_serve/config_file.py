@@ -55,15 +55,15 @@ def load_config(path: str | Path) -> FewshardConfig:
 def resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
     """The configuration with absolute paths; relative ones are relative to the folder of the file.
 
-    Raises `ConfigError` for a bundled model that does not exist, and for tokens or a certificate that cannot be
-    used.
+    Raises `ConfigError` for a bundled model that does not exist, and for tokens or a certificate that cannot
+    be used.
     """
     models = tuple(_resolve_model(model, file, ("models", i)) for i, model in enumerate(config.models))
-    changed = {"models": models, "auth": _resolve_auth(config.auth, file)}
-    if config.server.tls is not None:
-        tls = _resolve_tls(config.server.tls, file)
-        changed["server"] = config.server.model_copy(update={"tls": tls})
-    return config.model_copy(update=changed)
+    config = config.model_copy(update={"models": models, "auth": _resolve_auth(config.auth, file)})
+    if config.server.tls is None:
+        return config
+    server = config.server.model_copy(update={"tls": _resolve_tls(config.server.tls, file)})
+    return config.model_copy(update={"server": server})
 
 
 def pinned(config: FewshardConfig) -> FewshardConfig:

@@ -1,4 +1,4 @@
-"""Checks the certificate with which the server speaks HTTPS; `config_file` calls it before anything starts."""
+"""Checks the certificate with which the server speaks TLS; `config_file` calls it before anything starts."""
 
 import ssl
 from pathlib import Path

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from fewshard_serve.errors import CallerGone, ServeError
+from fewshard_serve.errors import CallerGone, Forbidden, ServeError, Unauthorized
 from fewshard_serve.http.cors import headers, preflight
 from fewshard_serve.http.encoding import choose_coding, pack
 from fewshard_serve.http.large_bodies import LargeBodies
@@ -103,6 +103,8 @@ class App(ABC, Generic[ServiceT]):
             return response
         except ServeError as error:
             outcome = error.code
+            if isinstance(error, Unauthorized | Forbidden) and _has_body(request):
+                request.is_body_abandoned = True  # it may never come
             raise
         except Exception:
             outcome = "internal"
@@ -114,6 +116,11 @@ class App(ABC, Generic[ServiceT]):
 
     async def _handle(self, request: Request, route: Route) -> Response:
         return await route.handler(self._context, request)
+
+
+def _has_body(request: Request) -> bool:
+    headers = request.headers
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 async def _packed(request: Request, response: Response) -> Response:

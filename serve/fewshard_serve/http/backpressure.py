@@ -11,7 +11,7 @@ from fewshard_serve.http.responses import retry_after
 from fewshard_serve.http.service import Room
 
 ROOM_HEADER = b"x-fewshard-room"
-"""In an answer: `<limit of requests in flight>/<seconds for Retry-After>/<1 if the token is valid, else 0>`."""
+"""In an answer: `<limit of requests in flight>/<seconds for Retry-After>/<1 for a valid token, else 0>`."""
 REFUSED_HEADER = b"x-fewshard-refused"
 """In a request: the numbers of requests that HAProxy has refused since the last one it passed on.
 

@@ -19,7 +19,7 @@ from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.callers import is_loopback
 from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
-from fewshard_serve.rayserve.haproxy import FrontSettings
+from fewshard_serve.rayserve.haproxy_rules import FrontSettings
 
 SHARED_APP = "models"
 GATEWAY_APP = "gateway"

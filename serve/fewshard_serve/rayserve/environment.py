@@ -14,16 +14,8 @@ from contextlib import ExitStack
 
 from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve.handles import INNER_MESSAGE, WIDEST_MESSAGE
-from fewshard_serve.rayserve.haproxy import (
-    BINARY,
-    BUFFER_BYTES,
-    ERROR_LIMIT,
-    RETRIES,
-    RETRY_ON,
-    FrontSettings,
-    has_haproxy,
-    write_wrapper,
-)
+from fewshard_serve.rayserve.haproxy import BINARY, has_haproxy, write_wrapper
+from fewshard_serve.rayserve.haproxy_rules import BUFFER_BYTES, ERROR_LIMIT, RETRIES, RETRY_ON, FrontSettings
 
 __all__ = ["cluster_environment", "free_ports", "has_haproxy", "prepare_environment"]
 

@@ -1,138 +1,35 @@
-"""Edits the configuration of the HAProxy that Ray Serve starts, and adds early refusal of requests.
+"""Starts HAProxy with our changes in place of the one that Ray Serve would start; `environment` calls it.
 
-`environment` calls it. Serve starts a script of ours in place of HAProxy; the script starts `haproxy_keeper`,
-which applies the edits that are defined here.
-
-Edits. Serve's configuration sets `option splice-request`. With splicing, HAProxy 2.8 does not forward a
-client's disconnect when the body arrives in a separate packet after the headers (the usual case), so the
-replica keeps computing an answer nobody reads. Serve's configuration also binds the statistics to every
-address, waits without limit for the end of a request's headers, forwards any X-Request-Id, answers its own
-errors in plain text, and sends the query strings of all requests to a syslog server on this machine.
-
-Addresses. Replicas listen where Serve's HTTP server does, so that address is the loopback, and HAProxy alone
-listens where the configuration says, with TLS if it has a certificate. One address may have a bounded number
-of connections. A connection carries one request at a time (HTTP/1), which is what makes the bound mean much.
-
-Retries. A request whose replica dies is sent to another replica, but only if HAProxy had received all of it
-before it sent the first byte. So HAProxy waits for the body, which must also fit its buffer. Where a client's
-connection has carried a request before, HAProxy closes it without an answer when a server breaks off, so that
-the client may repeat the request. So every chain of tries ends at a server that always answers. A request
-that is too large for another try goes through HAProxy twice (`fewshard_large`), the second time as the first
-request of a connection.
-
-Waiting. That last resort is `fewshard_waiting`, a part of this HAProxy: it hands a request to Serve's own
-proxy, which waits for a replica, and answers 503 when the request's time is over. HAProxy's time limits
-begin anew with each try, so a header carries when that is.
-
-Disconnects. Serve has a task for each request that waits for its client to disconnect. The prediction
-handlers listen themselves (`http/request.while_connected`), and only once an answer takes long, so HAProxy
-tells Serve not to.
-
-Refusals. A refusal by a replica costs its event loop about as much as an answer: at twice the load it could
-serve, half the answers remained, and requests waited seconds to be refused. So each answer of a replica
-carries how much may be in flight (`http/backpressure`). HAProxy counts requests in flight by model and by
-caller, and applies the rule of `engine/admission` to requests. Only those count whose body is whole, since
-others cost a replica nothing yet. The replica still enforces its limits on items and tokens, and permissions.
-
-Each HAProxy counts for itself: those on other nodes and one that is being replaced do not share counters. The
-replica refuses what they admit in excess.
+Serve is told of a script of ours instead of HAProxy. The script starts `haproxy_keeper`, which applies the
+edits of `haproxy_rules` to Serve's configuration and keeps HAProxy running.
 """
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from fewshard_serve.errors import (
-    DeadlineExceeded,
-    InternalError,
-    MalformedRequest,
-    NotFound,
-    NotReady,
-    Overloaded,
-    ServeError,
-)
-from fewshard_serve.fairness import FAIR_ALPHA
-from fewshard_serve.http.backpressure import REFUSED_HEADER, ROOM_HEADER
-from fewshard_serve.http.middleware import PRIORITY_HEADER, REQUEST_ID_PATTERN
-from fewshard_serve.http.request import MODELS, TIMEOUT_HEADER
+from fewshard_serve.errors import ServeError
 from fewshard_serve.http.responses import error_response
-from fewshard_serve.http.routes import ROUTES, SheddableRequest, sheddable_requests
-from fewshard_serve.http.routing import MODEL, Route
 from fewshard_serve.rayserve import haproxy_keeper
+from fewshard_serve.rayserve.haproxy_rules import (
+    CERTIFICATE,
+    DEADLINES,
+    OWN_ERRORS,
+    FrontSettings,
+    edits,
+    error_file,
+)
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """The environment variable that holds the path of the HAProxy which Ray Serve starts."""
 CHECK_TIMEOUT_S = 5
-HEADERS_TIMEOUT_S = 10
-"""The time a client may take to send the headers of a request."""
-IDLE_TIMEOUT_S = 10
-"""The time a connection may stay open between two requests."""
-MARGIN_MS = 500
-"""A replica itself says that a deadline is over. HAProxy does if it has not, so long after."""
-CONNECT_TIMEOUT_MS = 250
-"""A replica's machine accepts connections at once. HAProxy also waits so long before it tries another one."""
-
-RETRY_ON = "conn-failure empty-response 503"
-"""A prediction changes no state, so it may run twice. A replica answers 503 if another one may succeed."""
-RETRIES = 3
-"""Limited, because a request that kills its replica must not kill all of them. Fewer would not reach the last
-resort: a replica that has died is found out by two tries, the one that it breaks off and the next."""
-ERROR_LIMIT = 1
-"""Failed connections after which a replica gets no more requests until it is found to be well."""
-BUFFER_BYTES = 256 * 1024
-"""The largest request that is retried. HAProxy copies a whole buffer for each request that it may retry: 0.05
-ms of CPU time more than with 16 KiB, and two buffers of memory for each request in flight."""
-UNTIL_HEADER = "x-fewshard-until"
-"""In a request to a replica: when its time is over, in milliseconds of the clock of HAProxy's machine."""
-NO_ANSWER = NotReady("no replica answers; come back soon")
-OWN_ERRORS: dict[int, ServeError] = {
-    400: MalformedRequest("this is not HTTP that can be understood"),
-    404: NotFound("there is no /-/routes; GET /docs lists what there is"),
-    408: DeadlineExceeded("the request did not arrive in time; send it faster"),
-    500: InternalError("the server failed"),
-    502: NO_ANSWER,
-    503: NO_ANSWER,
-    504: NO_ANSWER,
-}
-"""HAProxy's own error answers, by the status that HAProxy would use."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrontSettings:
-    """What HAProxy needs of the configuration.
-
-    body_s: seconds that a client may take to send a body.
-    answer_s: seconds that a replica may take to answer, where no shorter deadline holds.
-    deadlines_s: the deadline of each model in seconds, by its name.
-    address: where to listen, as `host:port`; empty to listen where Serve says.
-    certificate, key: PEM files; empty for HTTP without TLS.
-    per_address: connections that one address may have; 0 for any number.
-    trusted_proxies: networks whose X-Forwarded-For is believed, and whose connections are not counted.
-    """
-
-    body_s: float = 30.0
-    answer_s: float = 15.0
-    deadlines_s: tuple[tuple[str, float], ...] = ()
-    address: str = ""
-    certificate: str = ""
-    key: str = ""
-    per_address: int = 0
-    trusted_proxies: tuple[str, ...] = ()
-
-
 KEEPER_SETTINGS = "keeper.json"
-CERTIFICATE = "server.pem"
-DEADLINES = "deadlines.map"
 
 WRAPPER = """#!/bin/sh
 # Called by Ray Serve as: haproxy -db -f FILE [more]. It knows its processes by that file's name.
@@ -173,7 +70,7 @@ def write_wrapper(
 def write_settings(folder: str, settings: FrontSettings, launcher: int | None = None) -> None:
     """Write what HAProxy is to be started with from the next time on."""
     for status, error in OWN_ERRORS.items():
-        _write(_error_file(folder, status), _as_http(error))
+        _write(error_file(folder, status), _as_http(error))
     deadlines = (f"{name} {round(1000 * seconds)}\n" for name, seconds in settings.deadlines_s)
     _write(f"{folder}/{DEADLINES}", "".join(deadlines).encode())
     if settings.certificate:
@@ -242,251 +139,9 @@ def _runs(script: Path) -> bool:
     return done.returncode == 0
 
 
-def _error_file(folder: str, status: int) -> str:
-    return f"{folder}/error-{status}.http"
-
-
 def _as_http(error: ServeError) -> bytes:
     response = error_response(error)
     length = str(len(response.body)).encode()
     headers = [(b"content-type", response.content_type), (b"content-length", length), *response.headers]
     head = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}".encode()]
     return b"\r\n".join([*head, *(b": ".join(header) for header in headers), b"", response.body])
-
-
-NO_QUERY_LOG = 'log-format "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq %HM %HPO %HV"'
-"""HAProxy's usual line without captured headers, cookies, and the query string. %HPO is the path."""
-
-
-def edits(folder: str, settings: FrontSettings) -> dict[str, Any]:
-    """Return the edits of Serve's configuration, as `haproxy_keeper.Edit` applies them.
-
-    bind, bind_options: where the frontend listens, "" where Serve says, and how.
-    per_address: connections that one address may have.
-    instead: lines of the defaults that are replaced.
-    added: lines that are added, by section; "end" for whole sections.
-    """
-    tls = f"ssl crt {folder}/{CERTIFICATE} alpn http/1.1" if settings.certificate else "proto h1"
-    return {
-        "bind": settings.address,
-        "bind_options": tls,
-        "per_address": settings.per_address,
-        "instead": {
-            "timeout connect 5s": f"timeout connect {CONNECT_TIMEOUT_MS}ms",
-            "timeout http-keep-alive 90s": f"timeout http-keep-alive {IDLE_TIMEOUT_S}s",
-            "option httplog": NO_QUERY_LOG,
-        },
-        "added": {
-            "global": ["    tune.stick-counters 5"],
-            "defaults": _lines(_defaults(folder)),
-            "frontend http_frontend": _lines(_frontend(settings)),
-            "backend http": _lines(rules(ROUTES, folder, settings)),
-            "end": WAITING.format(seconds=settings.body_s, until=UNTIL_HEADER).splitlines(),
-        },
-    }
-
-
-def _lines(text: str) -> list[str]:
-    return [f"    {line}" for line in text.splitlines()]
-
-
-def _defaults(folder: str) -> str:
-    files = "\n".join(f"errorfile {status} {_error_file(folder, status)}" for status in OWN_ERRORS)
-    return f"timeout http-request {HEADERS_TIMEOUT_S}s\n{files}"
-
-
-def _frontend(settings: FrontSettings) -> str:
-    networks = " ".join(settings.trusted_proxies)
-    bound = f"""\
-tcp-request connection track-sc4 src table fewshard_addresses
-tcp-request connection reject if {{ sc_conn_cur(4) gt @PER_ADDRESS@ }}{" !{ src " + networks + " }" if networks else ""}
-"""
-    return f"""\
-{bound if settings.per_address else ""}\
-http-request return status 404 default-errorfiles if {{ path -i /-/routes }}
-http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}
-http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID_PATTERN}$ }}
-http-request set-header x-request-disconnect-disabled ?1
-http-request wait-for-body time {round(1000 * settings.body_s)}ms
-http-request set-var(txn.sent) req.body_len
-http-request set-var(txn.missing) req.body_size,sub(txn.sent)
-acl is_large var(txn.missing) -m int gt 0
-acl is_large req.hdr(transfer-encoding) -m found
-"""
-
-
-WAITING = """\
-backend fewshard_large
-    option http-server-close
-    http-reuse never
-    retries 0
-    timeout server 1h
-    server inner unix@@LARGE@ send-proxy-v2
-backend fewshard_addresses
-    stick-table type ipv6 size 100k expire 1m store conn_cur
-frontend fewshard_waiting
-    bind unix@@WAITING@
-    option httpclose
-    http-request return status 200 if {{ path /-/healthz }}
-    default_backend fewshard_waiting
-backend fewshard_waiting
-    retries 0
-    http-request set-var(txn.now) date(0,ms)
-    http-request set-var(txn.left) req.fhdr({until}),sub(txn.now)
-    http-request return status 503 default-errorfiles unless {{ var(txn.left) -m int gt 0 }}
-    http-request set-timeout server var(txn.left)
-    http-response return status 503 default-errorfiles if {{ status ge 500 }} !{{ res.hdr(content-type) -m beg application/json }}
-@FALLBACK@"""
-"""The last resort. Its own text of an error is Serve's, where the answer is none of a replica's."""
-
-_ROOM, _REFUSED, _PRIORITY, _TIMEOUT = (
-    each.decode() for each in (ROOM_HEADER, REFUSED_HEADER, PRIORITY_HEADER, TIMEOUT_HEADER)
-)
-_TOO_MUCH = Overloaded("too much is in flight; retry in %[sc_get_gpt(1,0)] s", 1.0)
-
-
-def rules(routes: Sequence[Route], folder: str, settings: FrontSettings) -> str:
-    """Return the rules for the backend of a host, one a line.
-
-    The backend has one stick table, with four kinds of entries:
-
-    - `<model>` (counter 0) for the latest room that a replica reported (gpt), and the refusals not yet
-      reported to a replica, by kind of request, and their sum (gpc);
-    - `<model> all` and `<model> <caller>` (counters 1 and 2) for requests in flight;
-    - `token <hash>` (counter 3) for a token that a replica has accepted. A caller is such a token, else an
-      address: made-up tokens are no callers of their own.
-    """
-    requests = list(sheddable_requests(routes))
-    table = (
-        f"stick-table type string len 256 size 20k expire 1m store conn_cur,gpc({len(requests) + 1}),gpt(2)"
-    )
-    return "\n".join(
-        [
-            "option forwardfor",
-            table,
-            "http-request set-var(txn.path) path,url_dec",
-            f"http-request set-var(txn.model) var(txn.path),field(4,/) if {{ var(txn.path) -m beg {MODELS}/ }}",
-            "http-request track-sc0 var(txn.model)",
-            f"http-request set-var(txn.predicts) bool(true) if METH_POST {_is_at(*_of_models(requests))}",
-            "acl predicts var(txn.predicts) -m bool",
-            *_deadline(routes, folder, settings),
-            *_caller(settings),
-            *_REFUSING.format(alpha=FAIR_ALPHA, priority=_PRIORITY).splitlines(),
-            *_refusal(requests),
-            *_COUNTING.format(room=_ROOM).splitlines(),
-        ]
-    )
-
-
-def _deadline(routes: Sequence[Route], folder: str, settings: FrontSettings) -> Iterator[str]:
-    """Set the time limit: the model's, a slow route's, or Serve's; the client may ask for less."""
-    yield "http-request set-var(txn.within) be_server_timeout"
-    if settings.deadlines_s:
-        yield f"http-request set-var(txn.limit) var(txn.model),map_str_int({folder}/{DEADLINES},0) if predicts"
-        yield "http-request set-var(txn.within) var(txn.limit) if { var(txn.limit) -m int gt 0 }"
-    for route in routes:
-        if route.answer_within_s is not None:
-            within_ms = round(1000 * route.answer_within_s)
-            yield f"http-request set-var(txn.within) int({within_ms}) if {_is_at(route)}"
-    yield from f"""\
-http-request set-var(txn.asked) req.fhdr({_TIMEOUT}) if {{ req.fhdr({_TIMEOUT}) -m reg ^[1-9][0-9]{{0,14}}$ }}
-http-request set-var(txn.spared) var(txn.within),sub(txn.asked) if {{ var(txn.asked) -m found }}
-http-request set-var(txn.within) var(txn.asked) if {{ var(txn.spared) -m int gt 0 }}
-http-request set-var(txn.within) var(txn.within),add({MARGIN_MS})
-http-request set-timeout server var(txn.within)
-http-request set-header {UNTIL_HEADER} %[date(0,ms),add(txn.within)]
-""".splitlines()
-
-
-def _caller(settings: FrontSettings) -> Iterator[str]:
-    """Tell callers apart as replicas do."""
-    yield "http-request set-var(txn.address) src"
-    if settings.trusted_proxies:
-        last = "req.hdr_ip(x-forwarded-for,-1)"
-        networks = " ".join(settings.trusted_proxies)
-        yield f"http-request set-var(txn.address) {last} if {{ src {networks} }} {{ {last} -m found }}"
-    yield from """\
-http-request set-var-fmt(txn.token) "token %[req.fhdr(authorization),xxh64]" if predicts { req.hdr(authorization) -m found }
-acl is_known var(txn.token),table_gpt(0,@BACKEND@) -m int gt 0
-http-request set-var-fmt(txn.caller) "%[var(txn.model)] %[var(txn.address)]" if predicts
-http-request set-var-fmt(txn.caller) "%[var(txn.model)] %[var(txn.token)]" if predicts is_known
-http-request set-var-fmt(txn.all) "%[var(txn.model)] all" if predicts
-""".splitlines()
-
-
-_REFUSING = """\
-http-request set-var(txn.servers) nbsrv
-http-request set-var(txn.room) sc_get_gpt(0,0),mul(txn.servers) if predicts
-http-request set-var(txn.others) var(txn.all),table_conn_cur if predicts
-http-request set-var(txn.held) var(txn.caller),table_conn_cur if predicts
-http-request set-var(txn.rest) var(txn.others),sub(txn.held) if predicts
-http-request set-var(txn.free) var(txn.room),sub(txn.others),sub(1) if predicts
-http-request set-var(txn.reserve) var(txn.room),div(4),add(txn.free) if predicts
-http-request set-var(txn.excess) var(txn.free),mul(-{alpha}),add(txn.held),add(1) if predicts
-acl may_refuse var(txn.room) -m int gt 0
-acl is_alone var(txn.others) -m int le 0
-acl is_urgent req.hdr({priority}) -m str high
-acl is_new var(txn.held) -m int le 0
-acl is_only var(txn.rest) -m int le 0
-acl is_full var(txn.free) -m int lt 0
-acl is_crammed var(txn.reserve) -m int lt 0
-acl holds_much var(txn.excess) -m int gt 0
-http-request set-var(txn.refused) bool(true) if may_refuse !is_alone !is_urgent is_crammed
-http-request set-var(txn.refused) bool(true) if may_refuse !is_alone !is_urgent !is_new is_full
-http-request set-var(txn.refused) bool(true) if may_refuse !is_alone !is_urgent !is_new !is_only holds_much
-acl is_refused var(txn.refused) -m bool"""
-"""A caller who holds nothing may exceed the room by a quarter. `excess` is what a caller would hold beyond its
-fair share of what would be free."""
-
-_COUNTING = """\
-acl is_part var(txn.missing) -m int gt 0
-acl is_part req.hdr(transfer-encoding) -m found
-http-request track-sc1 var(txn.all) if predicts !is_part
-http-request track-sc2 var(txn.caller) if predicts !is_part
-acl tells_room res.hdr({room}) -m found
-acl tells_caller res.fhdr({room}),field(3,/) -m int 1
-http-response sc-set-gpt(0,0) res.fhdr({room}),field(1,/) if tells_room
-http-response sc-set-gpt(1,0) res.fhdr({room}),field(2,/) if tells_room
-http-response track-sc3 var(txn.token) if tells_caller !is_known
-http-response sc-set-gpt(0,3) int(1) if tells_caller !is_known
-http-response del-header {room} if tells_room"""
-"""Whether a chunked body is whole is not known."""
-
-
-def _refusal(requests: Sequence[SheddableRequest]) -> Iterator[str]:
-    """Answer what is refused in the form of its route, count it, and tell the next replica of it."""
-    total = len(requests)
-    for number, request in enumerate(requests):
-        yield f"http-request sc-inc-gpc({number},0) if is_refused {_is_one(request)}"
-    yield f"http-request sc-inc-gpc({total},0) if is_refused"
-    yield "http-request set-header x-request-id %[uuid] if is_refused !{ req.hdr(x-request-id) -m found }"
-    bodies: dict[str, list[Route]] = {}
-    for request in requests:
-        body = request.route.encode_error(_TOO_MUCH).body.decode()
-        bodies.setdefault(body, []).append(request.route)
-    for body, routes in bodies.items():
-        yield (
-            "http-request return status 429 content-type application/json hdr retry-after %[sc_get_gpt(1,0)] "
-            f"hdr x-request-id %[req.fhdr(x-request-id)] lf-string '{body}' if is_refused {_is_at(*routes)}"
-        )
-    told = "/".join(f"%[sc_clr_gpc({number},0)]" for number in range(total))
-    yield f"http-request del-header {_REFUSED}"
-    yield f"http-request set-header {_REFUSED} {told} if {{ sc_clr_gpc({total},0) gt 0 }}"
-
-
-def _of_models(requests: Sequence[SheddableRequest]) -> list[Route]:
-    return [request.route for request in requests]
-
-
-def _is_at(*routes: Route) -> str:
-    """Match the paths of routes of models, with or without a version, and with slashes at the end."""
-    ends = "|".join(dict.fromkeys(re.escape(route.path.removeprefix(MODEL)) for route in routes))
-    return f"{{ var(txn.path) -m reg ^{MODELS}/[^/]+(/versions/[^/]+)?({ends})/*$ }}"
-
-
-def _is_one(request: SheddableRequest) -> str:
-    if request.header is None:
-        return _is_at(request.route)
-    return (
-        f"{_is_at(request.route)} {'' if request.has_header else '!'}{{ req.hdr({request.header}) -m found }}"
-    )

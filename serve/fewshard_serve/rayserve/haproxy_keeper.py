@@ -15,8 +15,8 @@ End: with SIGUSR1 HAProxy finishes its requests first. It ends at once with SIGT
 ended: the launcher that wrote the settings, or the raylet above this process on a cluster. When the front has
 ended, the admin socket is closed, so that Serve starts another one; without one HAProxy ends in two minutes.
 
-`haproxy` writes the settings. This program imports the standard library alone and runs without site packages,
-so that it is small and starts in milliseconds.
+`haproxy` writes the settings, with the edits of `haproxy_rules`. This program imports the standard library
+alone and runs without site packages, so that it is small and starts in milliseconds.
 """
 
 import json
@@ -28,7 +28,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 POLL_S = 0.1
@@ -58,7 +57,7 @@ def max_connections() -> int:
 class Edit:
     """Changes the configuration that Ray Serve has written.
 
-    settings: as `haproxy.settings_of` returns them.
+    settings: what `haproxy.write_settings` has written.
     folder: of the Unix sockets. A new HAProxy takes over those of the last one by their names.
     """
 
@@ -231,7 +230,7 @@ def ask(path: str, command: bytes) -> bytes:
 class Keeper:
     """Runs one HAProxy.
 
-    settings: as `haproxy.settings_of` returns them.
+    settings: what `haproxy.write_settings` has written.
     args: the arguments with which Ray Serve has called the front.
     owner: HAProxy ends with it.
     """

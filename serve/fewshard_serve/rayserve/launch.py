@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import logging
+import os
 import ssl
 import sys
 import time
@@ -34,7 +35,7 @@ from fewshard_serve.rayserve.deployment_plan import (
     plan_hosts,
 )
 from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.haproxy import stop_softly
+from fewshard_serve.rayserve.haproxy import stop_softly, write_settings
 from fewshard_serve.rayserve.preflight import check_files, check_space, ports_held, why_no_folder
 from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_cores, share_gpus
 from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
@@ -129,6 +130,8 @@ class _Run:
         doors = door_settings(self.config, log_path, has_own_haproxy, hash_of(token).hex())
 
         def plan(wanted: FewshardConfig) -> list[HostSpec]:
+            if self.folder is not None and has_own_haproxy:  # it is started again when replicas change
+                write_settings(self.folder, front_settings(wanted), os.getpid())
             planned = plan_hosts(wanted, self.loader, doors)
             return [replace(host, starts_dir=self.folder or "") for host in planned]
 
@@ -243,7 +246,7 @@ def _deployed(
 
 
 def _start_serve(server: ServerConfig, owns_ray: bool, has_own_haproxy: bool) -> None:
-    """Start Serve. Replicas listen on its host too, where HAProxy alone, which has its own, need reach them."""
+    """Start Serve. Replicas listen on its host, too: the loopback, where our HAProxy has one of its own."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -1,9 +1,10 @@
-"""What a replica tells HAProxy of its room, and HAProxy of what it has refused. The rules: test_refusing."""
+"""What a replica tells HAProxy of its room, and HAProxy of its refusals. The rules: test_load_shedding."""
 
 from dataclasses import dataclass
 
 import pytest
 
+from fewshard_serve.auth import hash_of
 from fewshard_serve.http.backpressure import refused_before
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
@@ -40,11 +41,22 @@ def behind_haproxy(text_model, counted_requests):
 def test_haproxy_is_told_with_every_answer_how_much_room_there_is(behind_haproxy, call, body, status):
     answer = call(behind_haproxy, "POST", "/v2/models/sst2/classify", json=body)
     assert answer.status_code == status
-    assert answer.headers["x-fewshard-room"] == "40/2"
+    assert answer.headers["x-fewshard-room"] == "40/2/0"
+
+
+def test_haproxy_is_told_whose_token_is_known(text_model, call, tmp_path):
+    text_model.room = FakeRoom()
+    path = tmp_path / "tokens.yaml"
+    path.write_text(f"tokens:\n  - {{name: me, sha256: {hash_of('mine').hex()}, scopes: []}}\n")
+    settings = AccessSettings(is_behind_haproxy=True, tokens_file=str(path))
+    host = HostApp(LocalService({"sst2": text_model}), doors=AccessMiddleware(settings))
+    for token, told in (("mine", "40/2/1"), ("made up", "40/2/0")):
+        answer = call(host, "GET", "/v2/models/sst2", headers={"Authorization": f"Bearer {token}"})
+        assert answer.headers["x-fewshard-room"] == told
 
 
 def test_what_haproxy_refused_is_counted(behind_haproxy, text_model, counted_requests, call):
-    headers = {"X-Fewshard-Refused": "2/0/1"}
+    headers = {"X-Fewshard-Refused": "2/0/0/0/1/0"}
     assert call(behind_haproxy, "GET", "/v2/models/sst2/nothing", headers=headers).status_code == 404
     assert counted_requests == [
         ("sst2", "classify", "overloaded"),

@@ -286,6 +286,16 @@ def test_a_body_that_trickles_is_cut(text_model):
     assert b"max_body_s" in sent[1]["body"]
 
 
+@pytest.mark.parametrize(("token", "status"), [(None, 401), ("none", 401), (READER, 403)])
+def test_who_may_not_come_in_keeps_no_connection_with_an_unread_body(guarded_host, call, token, status):
+    headers = {} if token is None else bearer(token)
+    method, path, more = PREDICT
+    refused = call(guarded_host, method, path, headers=headers, **more)
+    assert (refused.status_code, refused.headers["connection"]) == (status, "close")
+    empty = call(guarded_host, "GET", "/v2/models/sst2")
+    assert (empty.status_code, empty.headers.get("connection")) == (401, None)
+
+
 @pytest.mark.parametrize(("is_behind_haproxy", "caller"), [(True, "203.0.113.9"), (False, "198.51.100.1")])
 def test_only_our_own_proxy_may_say_who_asks(text_model, is_behind_haproxy, caller):
     names = []

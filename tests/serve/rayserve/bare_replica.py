@@ -1,7 +1,7 @@
 """A replica as HAProxy sees one. Started by haproxy_front with a port and the room to tell of, if any.
 
 It answers after 20 ms, or after the milliseconds that the header X-Hold asks for, and says in X-Seen what
-HAProxy told it of refusals, in X-Port who it is. The one token that it knows is `good`; it asks for none.
+HAProxy told it of refusals. The one token that it knows is `good`; it asks for none.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ async def answer(reader, writer):
             await asyncio.sleep(0 if b"/-/healthz" in head else hold_ms / 1000)
             is_known = value_of(b"authorization", head) == b"bearer good"
             lines = [f"X-Fewshard-Room: {ROOM}/{is_known:d}"] if ROOM else []
-            lines += [f"X-Seen: {value_of(b'x-fewshard-refused', head).decode()}", f"X-Port: {PORT}"]
+            lines.append(f"X-Seen: {value_of(b'x-fewshard-refused', head).decode()}")
             told = "\r\n".join(["HTTP/1.1 200 OK", *lines, "Content-Length: 2", "", "ok"])
             writer.write(told.encode())
     except (asyncio.IncompleteReadError, ConnectionError):

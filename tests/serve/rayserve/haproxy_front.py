@@ -18,7 +18,8 @@ WRITE_CONFIG = """
 import json, sys
 folder, launcher, prefix, port, fallback, replicas, settings = json.loads(sys.argv[1])
 from fewshard_serve.rayserve.environment import prepare_environment
-from fewshard_serve.rayserve.haproxy import FrontSettings, write_wrapper
+from fewshard_serve.rayserve.haproxy import write_wrapper
+from fewshard_serve.rayserve.haproxy_rules import FrontSettings
 settings = FrontSettings(**{"body_s": 1.0, "answer_s": 2.0, **settings})
 prepare_environment(folder, settings)
 write_wrapper(folder, settings, launcher)
@@ -26,7 +27,8 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 servers = [ServerConfig(name=f"r{at}", host="127.0.0.1", port=at) for at in replicas]
 last = ServerConfig(name="fallback", host="127.0.0.1", port=fallback) if fallback else None
-backend = BackendConfig(name="http-m", path_prefix=prefix, app_name="m", servers=servers, fallback_server=last)
+named = {"name": "http-m", "path_prefix": prefix, "app_name": "m"}
+backend = BackendConfig(**named, servers=servers, fallback_server=last)
 config = HAProxyConfig(
     http_options=HTTPOptions(host="127.0.0.1", port=port),
     socket_path=f"{folder}/admin.sock",
@@ -78,7 +80,7 @@ class Front:
         wait_for(self.listens_at)
 
     def write(self, prefix=None):
-        """What Ray Serve and the launcher write before HAProxy is started. Without a prefix Serve has nothing."""
+        """What Serve and the launcher write before HAProxy is started. Without a prefix Serve has nothing."""
         self.told[2] = self.prefix if prefix is None else prefix
         told = json.dumps(self.told)
         subprocess.run([sys.executable, "-c", WRITE_CONFIG, told], check=True, timeout=60)

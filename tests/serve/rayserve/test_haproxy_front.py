@@ -15,7 +15,8 @@ from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve import haproxy_keeper
 from fewshard_serve.rayserve.deployment_plan import check_front, front_settings
 from fewshard_serve.rayserve.environment import free_ports, has_haproxy
-from fewshard_serve.rayserve.haproxy import FrontSettings, edits, write_settings, write_wrapper
+from fewshard_serve.rayserve.haproxy import write_settings, write_wrapper
+from fewshard_serve.rayserve.haproxy_rules import FrontSettings, edits
 from fewshard_serve.tls import why_unusable
 
 pytestmark = pytest.mark.skipif(not has_haproxy(), reason="ray[serve] brings HAProxy on Linux only")
@@ -24,7 +25,7 @@ LIMIT = 40
 
 
 def listening(pids):
-    """The addresses of the TCP sockets on which these processes listen, and the number of their UDP sockets."""
+    """The addresses on which these processes listen for TCP, and the number of their UDP sockets."""
     inodes = set()
     for pid in pids:
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -47,7 +48,18 @@ LOOPBACK, EVERY = "0100007F", "00000000"
 def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certificate")
     paths = str(folder / "certificate.pem"), str(folder / "key.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     more = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", paths[0], "-keyout", paths[1]]
     subprocess.run([*command, *more], check=True, capture_output=True)
     return paths
@@ -133,6 +145,11 @@ def test_without_a_log_target_there_is_no_log(monkeypatch):
     assert "log 127.0.0.1:514 local0 info" in edited(text)
 
 
+def test_there_is_no_splicing():
+    """With it HAProxy does not tell a replica that its client has gone."""
+    assert edited("defaults\n    option splice-request\n    option splice-response\n").count("splice") == 0
+
+
 DEFAULTS = "defaults\n    timeout connect 5s\n    timeout http-keep-alive 90s\n"
 
 
@@ -189,7 +206,9 @@ def test_the_settings_are_those_of_the_configuration():
     assert front_settings(parsed(models=[{"name": "a", "path": "x"}]), is_on_cluster=True).per_address == 0
 
 
-@pytest.mark.parametrize("given", [{"max_connections_per_address": 5}, {"tls": {"certificate": "c", "key": "k"}}])
+@pytest.mark.parametrize(
+    "given", [{"max_connections_per_address": 5}, {"tls": {"certificate": "c", "key": "k"}}]
+)
 def test_what_needs_our_haproxy_is_refused_without_it(given):
     server = ServerConfig(**given)
     check_front(server, has_own_haproxy=True)

@@ -1,4 +1,4 @@
-"""HAProxy as Ray Serve knows it: it is started again when it dies or hangs, replaced, and ends with its owner."""
+"""HAProxy as Ray Serve knows it: started again when it dies or hangs, replaced, and ended with its owner."""
 
 import contextlib
 import os

@@ -16,7 +16,7 @@ ROOM = 20
 RESERVE = 5
 """A quarter of the room, for callers who hold nothing."""
 FAIR = 16
-"""One caller's part of the 20 where another holds one: a 17th would leave 2 free, and hold more than 8 times 2."""
+"""One caller's part of the 20 where another holds one: a 17th would be more than 8 times the 2 left free."""
 PATHS = {
     "/classify": None,
     "/infer": None,

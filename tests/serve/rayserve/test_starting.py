@@ -215,12 +215,11 @@ def test_the_gateway_needs_no_torch():
 
 
 @pytest.mark.skipif(not has_haproxy(), reason="ray[serve] brings HAProxy on Linux only")
-def test_the_wrapper_runs_haproxy_without_splicing(tmp_path):
+def test_the_wrapper_runs_haproxy(tmp_path):
     wrapper = write_wrapper(str(tmp_path))
     assert wrapper is not None
     shown = subprocess.run([wrapper, "-v"], capture_output=True, text=True, check=True).stdout
     assert shown.startswith("HAProxy version")
-    assert " -dS " in Path(wrapper).read_text()
 
 
 def test_a_wrapper_that_cannot_run_is_not_used(tmp_path, monkeypatch):
