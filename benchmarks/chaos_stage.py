@@ -24,7 +24,7 @@ class Form:
     seconds: of probes after each disturbance.
     ways: what is done to each process.
     restarts: of each process that the server does not survive.
-    each_path: whether silent bodies are sent to each path by itself, too.
+    whole_suite: whether silent bodies are sent to each path by itself, too, and all with `auth` once more.
     updates: to models that cannot answer.
     requests: of the soak.
     kills: among them.
@@ -33,7 +33,7 @@ class Form:
     seconds: float
     ways: tuple[str, ...]
     restarts: int
-    each_path: bool
+    whole_suite: bool
     updates: int
     requests: int
     kills: int
