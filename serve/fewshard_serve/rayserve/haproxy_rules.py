@@ -6,12 +6,12 @@ Edits. Serve's configuration sets `option splice-request`. With splicing, HAProx
 client's disconnect when the body arrives in a separate packet after the headers (the usual case), so the
 replica keeps computing an answer nobody reads. Serve's configuration also binds the statistics to every
 address, waits without limit for the end of a request's headers, forwards any X-Request-Id, answers its own
-errors in plain text, lists applications, and so the names of models, at /-/routes, and sends the query strings
-of all requests to a syslog server on this machine.
+errors in plain text, lists applications, and so the names of models, at /-/routes, and sends the query
+strings of all requests to a syslog server on this machine.
 
 Addresses. Replicas listen where Serve's HTTP server does, so that address is the loopback, and HAProxy alone
 listens where the configuration says, with TLS if it has a certificate. One address may have a bounded number
-of connections. A connection carries one request at a time (HTTP/1), which is what makes the bound mean much.
+of connections, and a connection of requests at a time (HTTP/2 carries several).
 
 Retries. A request whose replica dies is sent to another replica, but only if HAProxy had received all of it
 before it sent the first byte. So HAProxy waits for the body, which must also fit its buffer. Where a client's
@@ -59,6 +59,8 @@ from fewshard_serve.http.request import MODELS, TIMEOUT_HEADER
 from fewshard_serve.http.routes import ROUTES, SheddableRequest, sheddable_requests
 from fewshard_serve.http.routing import MODEL, Route
 
+MAX_STREAMS = 32
+"""Requests of one HTTP/2 connection at a time. HAProxy would allow 100."""
 HEADERS_TIMEOUT_S = 10
 """The time a client may take to send the headers of a request."""
 IDLE_TIMEOUT_S = 10
@@ -140,7 +142,7 @@ def edits(folder: str, settings: FrontSettings) -> dict[str, Any]:
     instead: lines of the defaults that are replaced.
     added: lines that are added, by section; "end" for whole sections.
     """
-    tls = f"ssl crt {folder}/{CERTIFICATE} alpn http/1.1" if settings.certificate else "proto h1"
+    tls = f"ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.certificate else ""
     return {
         "bind": settings.address,
         "bind_options": tls,
@@ -151,7 +153,7 @@ def edits(folder: str, settings: FrontSettings) -> dict[str, Any]:
             "option httplog": NO_QUERY_LOG,
         },
         "added": {
-            "global": ["    tune.stick-counters 5"],
+            "global": ["    tune.stick-counters 5", f"    tune.h2.max-concurrent-streams {MAX_STREAMS}"],
             "defaults": _lines(_defaults(folder)),
             "frontend http_frontend": _lines(_frontend(settings)),
             "backend http": _lines(rules(ROUTES, folder, settings)),
