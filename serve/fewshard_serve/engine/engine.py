@@ -208,9 +208,10 @@ class Engine:
         deadline_at: float,
         caller: Caller,
     ) -> Answer:
-        future = RequestFuture(len(items))
+        future, is_probe = RequestFuture(len(items)), caller is PROBER
         entries = [
-            Entry(item, future, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
+            Entry(item, future, index, enqueued_at, deadline_at, caller, is_probe)
+            for index, item in enumerate(items)
         ]
         self._submit(served.lane, entries)
         return await future.answer

@@ -201,8 +201,8 @@ class Runner:
 
     def _resolve(self, scheduled: Scheduled, ran: Ran) -> None:
         with self._resolving:
-            if scheduled.cut.batch and ran.executed.has_run:
-                _guarded("on_batch", self._on_batch, _stats(scheduled, ran))
+            if ran.executed.has_run and (stats := _stats(scheduled, ran)):
+                _guarded("on_batch", self._on_batch, stats)
             if resolutions := _resolutions(scheduled, ran):
                 _guarded("deliver", self._deliver, resolutions)
 
@@ -220,12 +220,14 @@ def _resolutions(scheduled: Scheduled, ran: Ran) -> list[Resolution]:
     return answered + expired
 
 
-def _stats(scheduled: Scheduled, ran: Ran) -> BatchStats:
-    batch = scheduled.cut.batch
+def _stats(scheduled: Scheduled, ran: Ran) -> BatchStats | None:
+    batch = [entry for entry in scheduled.cut.batch if not entry.is_probe]
+    if not batch:
+        return None
     return BatchStats(
         model=scheduled.model.model.info.name,
         num_items=len(batch),
-        num_tokens=scheduled.num_tokens,
+        num_tokens=sum(entry.item.num_tokens for entry in batch),
         num_padding_tokens=ran.executed.num_padding_tokens,
         infer_s=ran.infer_s,
         queue_s=tuple(scheduled.queue_s(entry) for entry in batch),

@@ -153,11 +153,15 @@ def quick(monkeypatch):
     monkeypatch.setattr("fewshard_serve.engine.preparer.SMALL_INPUTS", 0)  # in threads alone
 
 
+STATS = []
+
+
 def started(model):
     """An engine, whose model answers quickly if it does, and a request to it."""
-    engine = Engine([model], {"fake": EngineSettings()}, lambda stats: None)
+    engine = Engine([model], {"fake": EngineSettings()}, STATS.append)
     engine.served["fake"].lane.pace = PassTimeout(min_s=0.05, max_s=0.05)
     asked = asyncio.create_task(engine.classify("fake", PredictionRequest([TextInput("7")])))
+    STATS.clear()
     return engine, engine.served["fake"].watch, asked
 
 
@@ -184,6 +188,7 @@ async def test_it_is_found_out_also_when_its_callers_leave_soon(model, quick, wa
     sick.heal()
     await until(lambda: not watch.problem)
     assert await engine.drain(5.0)
+    assert sum(stats.num_items for stats in STATS) <= 1, "a probe counts as no work"
 
 
 @on_a_loop
