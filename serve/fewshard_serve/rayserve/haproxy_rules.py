@@ -6,7 +6,8 @@ Edits. Serve's configuration sets `option splice-request`. With splicing, HAProx
 client's disconnect when the body arrives in a separate packet after the headers (the usual case), so the
 replica keeps computing an answer nobody reads. Serve's configuration also binds the statistics to every
 address, waits without limit for the end of a request's headers, forwards any X-Request-Id, answers its own
-errors in plain text, and sends the query strings of all requests to a syslog server on this machine.
+errors in plain text, lists applications, and so the names of models, at /-/routes, and sends the query
+strings of all requests to a syslog server on this machine.
 
 Addresses. Replicas listen where Serve's HTTP server does, so that address is the loopback, and HAProxy alone
 listens where the configuration says, with TLS if it has a certificate. One address may have a bounded number
@@ -42,11 +43,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fewshard_serve.config import TlsConfig
 from fewshard_serve.engine.admission import FAIR_ALPHA
 from fewshard_serve.errors import (
     DeadlineExceeded,
     InternalError,
     MalformedRequest,
+    NotFound,
     NotReady,
     Overloaded,
     ServeError,
@@ -81,6 +84,7 @@ UNTIL_HEADER = "x-fewshard-until"
 NO_ANSWER = NotReady("no replica answers; come back soon")
 OWN_ERRORS: dict[int, ServeError] = {
     400: MalformedRequest("this is not HTTP that can be understood"),
+    404: NotFound("there is no /-/routes; GET /docs lists what there is"),
     408: DeadlineExceeded("the request did not arrive in time; send it faster"),
     500: InternalError("the server failed"),
     502: NO_ANSWER,
@@ -98,7 +102,7 @@ class FrontSettings:
     answer_s: seconds that a replica may take to answer, where no shorter deadline holds.
     deadlines_s: the deadline of each model in seconds, by its name.
     address: where to listen, as `host:port`; empty to listen where Serve says.
-    certificate, key: PEM files; empty for HTTP without TLS.
+    tls: the certificate; None for HTTP without TLS.
     per_address: connections that one address may have; 0 for any number.
     trusted_proxies: networks whose X-Forwarded-For is believed, and whose connections are not counted.
     """
@@ -107,8 +111,7 @@ class FrontSettings:
     answer_s: float = 15.0
     deadlines_s: tuple[tuple[str, float], ...] = ()
     address: str = ""
-    certificate: str = ""
-    key: str = ""
+    tls: TlsConfig | None = None
     per_address: int = 0
     trusted_proxies: tuple[str, ...] = ()
 
@@ -137,7 +140,7 @@ def edits(folder: str, settings: FrontSettings) -> dict[str, Any]:
     instead: lines of the defaults that are replaced.
     added: lines that are added, by section; "end" for whole sections.
     """
-    tls = f"ssl crt {folder}/{CERTIFICATE} alpn http/1.1" if settings.certificate else "proto h1"
+    tls = f"ssl crt {folder}/{CERTIFICATE} alpn http/1.1" if settings.tls is not None else "proto h1"
     return {
         "bind": settings.address,
         "bind_options": tls,
@@ -177,6 +180,7 @@ tcp-request connection reject if {{ sc_conn_cur(4) gt @PER_ADDRESS@ }}{others}
 {bound if settings.per_address else ""}\
 http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}
 http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID_PATTERN}$ }}
+http-request return status 404 default-errorfiles if {{ path -i /-/routes }}
 http-request set-header x-request-disconnect-disabled ?1
 http-request wait-for-body time {round(1000 * settings.body_s)}ms
 http-request set-var(txn.sent) req.body_len
