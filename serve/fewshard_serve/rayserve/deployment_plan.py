@@ -227,7 +227,7 @@ def front_settings(config: FewshardConfig, is_on_cluster: bool = False) -> Front
     longest_s = max(deadlines_s.values())
     num_stages = max((len(cascade.stages) for cascade in config.cascades), default=1)
     body_s, answer_s = config.limits.max_body_s, num_stages * longest_s + ANSWER_MARGIN_S
-    server, tls = config.server, config.server.tls
+    server = config.server
     if is_on_cluster:
         is_bounded = "max_connections_per_address" in server.model_fields_set
         per_address = server.max_connections_per_address if is_bounded else 0
@@ -239,8 +239,7 @@ def front_settings(config: FewshardConfig, is_on_cluster: bool = False) -> Front
         answer_s,
         tuple(deadlines_s.items()),
         _address(server),
-        "" if tls is None else tls.certificate,
-        "" if tls is None else tls.key,
+        server.tls,
         server.max_connections_per_address,
         config.callers.trusted_proxies,
     )

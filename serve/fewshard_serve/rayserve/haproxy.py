@@ -14,6 +14,7 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 
+from fewshard_serve.config import TlsConfig
 from fewshard_serve.errors import ServeError
 from fewshard_serve.http.responses import error_response
 from fewshard_serve.rayserve import haproxy_keeper
@@ -73,8 +74,8 @@ def write_settings(folder: str, settings: FrontSettings, launcher: int | None = 
         _write(error_file(folder, status), _as_http(error))
     deadlines = (f"{name} {round(1000 * seconds)}\n" for name, seconds in settings.deadlines_s)
     _write(f"{folder}/{DEADLINES}", "".join(deadlines).encode())
-    if settings.certificate:
-        _write(f"{folder}/{CERTIFICATE}", _joined(settings.certificate, settings.key))
+    if settings.tls is not None:
+        _write(f"{folder}/{CERTIFICATE}", _joined(settings.tls))
     told = {"binary": _binary(), "launcher": launcher, **edits(folder, settings)}
     _write(f"{folder}/{KEEPER_SETTINGS}", json.dumps(told, indent=1).encode())
 
@@ -98,8 +99,8 @@ def _write(path: str, content: bytes) -> None:
     os.replace(new, path)
 
 
-def _joined(certificate: str, key: str) -> bytes:
-    return b"\n".join(Path(path).read_bytes() for path in (certificate, key))
+def _joined(tls: TlsConfig) -> bytes:
+    return b"\n".join(Path(path).read_bytes() for path in (tls.certificate, tls.key))
 
 
 def is_edited(binary: str) -> bool:

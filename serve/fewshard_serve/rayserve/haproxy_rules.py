@@ -43,6 +43,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fewshard_serve.config import TlsConfig
 from fewshard_serve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -103,7 +104,7 @@ class FrontSettings:
     answer_s: seconds that a replica may take to answer, where no shorter deadline holds.
     deadlines_s: the deadline of each model in seconds, by its name.
     address: where to listen, as `host:port`; empty to listen where Serve says.
-    certificate, key: PEM files; empty for HTTP without TLS.
+    tls: the certificate; None for HTTP without TLS.
     per_address: connections that one address may have; 0 for any number.
     trusted_proxies: networks whose X-Forwarded-For is believed, and whose connections are not counted.
     """
@@ -112,8 +113,7 @@ class FrontSettings:
     answer_s: float = 15.0
     deadlines_s: tuple[tuple[str, float], ...] = ()
     address: str = ""
-    certificate: str = ""
-    key: str = ""
+    tls: TlsConfig | None = None
     per_address: int = 0
     trusted_proxies: tuple[str, ...] = ()
 
@@ -142,7 +142,7 @@ def edits(folder: str, settings: FrontSettings) -> dict[str, Any]:
     instead: lines of the defaults that are replaced.
     added: lines that are added, by section; "end" for whole sections.
     """
-    tls = f"ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.certificate else ""
+    tls = f"ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls is not None else ""
     return {
         "bind": settings.address,
         "bind_options": tls,
@@ -180,9 +180,9 @@ tcp-request connection reject if {{ sc_conn_cur(4) gt @PER_ADDRESS@ }}{others}
 """
     return f"""\
 {bound if settings.per_address else ""}\
-http-request return status 404 default-errorfiles if {{ path -i /-/routes }}
 http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}
 http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID_PATTERN}$ }}
+http-request return status 404 default-errorfiles if {{ path -i /-/routes }}
 http-request set-header x-request-disconnect-disabled ?1
 http-request wait-for-body time {round(1000 * settings.body_s)}ms
 http-request set-var(txn.sent) req.body_len

@@ -22,7 +22,7 @@ from fewshard_serve.http.routes import ROUTES, reserved_names, sheddable_request
 from fewshard_serve.http.routing import MODEL, Route, Router
 from fewshard_serve.http.service import find_host_model
 from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.rayserve.haproxy import rules
+from fewshard_serve.rayserve.haproxy_rules import FrontSettings, rules
 from local_service import LocalService
 
 BEFORE = json.loads(Path(__file__).with_name("openapi_before.json").read_bytes())
@@ -71,19 +71,32 @@ RESERVED = {
 }
 SHEDDABLE = [
     ("classify", "/classify", None),
+    ("tei", "/predict", None),
+    ("tei", "", None),
     ("v2_json", "/infer", ("inference-header-content-length", False)),
     ("v2_binary", "/infer", ("inference-header-content-length", True)),
+    ("explain", "/explain", None),
 ]
+
+
+def at(ends):
+    """How HAProxy knows the paths of a model that end so."""
+    return f"{{ var(txn.path) -m reg ^/v2/models/[^/]+(/versions/[^/]+)?({ends})/*$ }}"
+
+
 RULES = [
-    "http-request set-timeout server 120s if { path_end /placement }",
-    "stick-table type string len 256 size 20k expire 1m store conn_cur,gpc(3),gpt(2)",
-    "acl predicts path_end /classify /infer",
-    "http-request sc-inc-gpc(0,0) if is_refused { path_end /classify }",
-    "http-request sc-inc-gpc(1,0) if is_refused { path_end /infer } "
+    "stick-table type string len 256 size 20k expire 1m store conn_cur,gpc(7),gpt(2)",
+    f"http-request set-var(txn.predicts) bool(true) if METH_POST {at('/classify|/predict||/infer|/explain')}",
+    f"http-request set-var(txn.within) int(120000) if {at('/placement')}",
+    f"http-request sc-inc-gpc(0,0) if is_refused {at('/classify')}",
+    f"http-request sc-inc-gpc(1,0) if is_refused {at('/predict')}",
+    f"http-request sc-inc-gpc(2,0) if is_refused {at('')}",
+    f"http-request sc-inc-gpc(3,0) if is_refused {at('/infer')} "
     "!{ req.hdr(inference-header-content-length) -m found }",
-    "http-request sc-inc-gpc(2,0) if is_refused { path_end /infer } "
+    f"http-request sc-inc-gpc(4,0) if is_refused {at('/infer')} "
     "{ req.hdr(inference-header-content-length) -m found }",
-    "http-request set-header x-fewshard-refused %[sc_clr_gpc(0,0)]/%[sc_clr_gpc(1,0)]/%[sc_clr_gpc(2,0)]",
+    f"http-request sc-inc-gpc(5,0) if is_refused {at('/explain')}",
+    "http-request sc-inc-gpc(6,0) if is_refused",
 ]
 """The lines of HAProxy's rules that depend on the routes."""
 
@@ -149,15 +162,14 @@ def test_reserved_names_are_those_of_before():
     assert reserved_names() == RESERVED
 
 
-def test_haproxy_refuses_and_counts_what_it_did_before():
+def test_haproxy_refuses_and_counts_every_prediction_of_a_model():
     found = [
         (one.protocol, one.route.path.removeprefix(MODEL), one.header and (one.header, one.has_header))
         for one in sheddable_requests()
     ]
     assert found == SHEDDABLE
-    lines = rules(ROUTES).splitlines()
-    assert [line for line in lines if line in RULES] == RULES
-    of_routes = ("path_end", "gpc", "set-timeout", "predicts path")
+    lines = rules(ROUTES, "", FrontSettings()).splitlines()
+    of_routes = ("stick-table", "inc-gpc", "int(12", "bool(true) if METH_POST")
     assert [line for line in lines if any(word in line for word in of_routes)] == RULES
 
 
@@ -221,8 +233,9 @@ def test_one_route_is_all_that_an_endpoint_takes(doors, text_model, gateway, cou
     assert set(operation["responses"]) > {"200", "401", "403", "429", "500"}
     assert documented["components"]["schemas"]["Echo"]["description"] == "The answer of the toy."
     assert reserved_names(WITH_TOY) == RESERVED | {"echo"}
-    assert "acl predicts path_end /classify /infer /echo" in rules(WITH_TOY).splitlines()
-    assert "http-request sc-inc-gpc(3,0) if is_refused { path_end /echo }" in rules(WITH_TOY)
+    told = rules(WITH_TOY, "", FrontSettings())
+    assert f"METH_POST {at('/classify|/predict||/infer|/explain|/echo')}" in told
+    assert f"http-request sc-inc-gpc(6,0) if is_refused {at('/echo')}" in told
 
 
 def test_no_model_may_have_a_reserved_name():

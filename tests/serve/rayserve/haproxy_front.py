@@ -17,9 +17,12 @@ from fewshard_serve.rayserve.environment import free_ports
 WRITE_CONFIG = """
 import json, sys
 folder, launcher, prefix, port, fallback, replicas, settings = json.loads(sys.argv[1])
+from fewshard_serve.config import TlsConfig
 from fewshard_serve.rayserve.environment import prepare_environment
 from fewshard_serve.rayserve.haproxy import write_wrapper
 from fewshard_serve.rayserve.haproxy_rules import FrontSettings
+if "tls" in settings:
+    settings["tls"] = TlsConfig(**settings["tls"])
 settings = FrontSettings(**{"body_s": 1.0, "answer_s": 2.0, **settings})
 prepare_environment(folder, settings)
 write_wrapper(folder, settings, launcher)

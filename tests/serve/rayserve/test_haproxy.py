@@ -49,7 +49,9 @@ def test_what_haproxy_says_by_itself_is_our_json(front):
     for process in front.replicas:
         process.kill()
         process.wait()
+    routes = raw(front.port, b"GET /-/routes HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     answers = {
+        (b"404", "not_found"): [routes],
         (b"503", "not_ready"): [elsewhere, raw(front.port, HEAD + b"123456789")],
         (b"408", "deadline_exceeded"): [raw(front.port, HEAD + b"1234")],
     }

@@ -73,8 +73,7 @@ def front(tmp_path_factory, front_type, certificate):
     one = front_type(
         tmp_path_factory.mktemp("front"),
         address=f"0.0.0.0:{port}",
-        certificate=certificate[0],
-        key=certificate[1],
+        tls={"certificate": certificate[0], "key": certificate[1]},
         per_address=LIMIT,
         listens_at=port,
     )

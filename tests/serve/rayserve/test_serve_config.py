@@ -9,7 +9,7 @@ from fewshard_serve.config import FewshardConfig
 from fewshard_serve.config_file import load_config
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.rayserve.deployment_plan import plan_cascades, plan_hosts
-from fewshard_serve.rayserve.haproxy import BINARY, EDITS_FILE
+from fewshard_serve.rayserve.haproxy import BINARY, KEEPER_SETTINGS
 from fewshard_serve.rayserve.resource_shares import reserve_gpus
 from fewshard_serve.rayserve.serve_config import AppArguments, check_serve_config, serve_config
 
@@ -130,7 +130,7 @@ def test_the_doors_know_whether_our_haproxy_stands_before_them(tmp_path, monkeyp
     args = AppArguments(application="models", config=CONFIG)
     monkeypatch.setenv(BINARY, str(tmp_path / "haproxy"))
     assert not args.plan()[1].is_behind_haproxy
-    (tmp_path / EDITS_FILE).touch()
+    (tmp_path / KEEPER_SETTINGS).touch()
     assert args.plan()[1].is_behind_haproxy
 
 

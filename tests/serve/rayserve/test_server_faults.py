@@ -26,7 +26,9 @@ class Clients:
 
     def __init__(self, server, model, path="/v2/models/{}/classify"):
         self.outcomes, self._stop = Counter(), threading.Event()
-        self._url, self._body = server.url + path.format(model), {"model": model, "inputs": "sleep 0.01"}
+        self._url, self._body = server.url + path.format(model), {"inputs": "sleep 0.01"}
+        if model not in self._url:
+            self._body["model"] = model
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(8)]
 
     def __enter__(self):
