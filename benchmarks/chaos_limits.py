@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -60,15 +61,19 @@ async def suite(stage: Stage, auth: bool) -> None:
     callers = Callers.new(stage.folder / "tokens.json") if auth else Callers()
     sections = {"auth": {"tokens_file": callers.file}} if auth else {}
     server, _ = await stage.start([{**ALONE, "admission": ROOM}, PICTURES], **sections)
-    rest_mib = peak_mib = await rest(server, callers)
+    before = await rest(server, callers)
+    rest_mib = peak_mib = sum(before.values())
     for what, (name, path) in rows.items():
         if not stage.has(what):
             peak_mib = max(peak_mib, await beside(stage, what, name, path, callers))
     await asyncio.sleep(REST_S)
-    after_mib = await asyncio.to_thread(memory_mib, server)
+    after = await asyncio.to_thread(memory_by_process, server)
+    after_mib = sum(after.values())
     figures = {"peak_mib": round(peak_mib), "senders_got": "-"}
     is_met = peak_mib <= rest_mib + MAX_MIB and after_mib <= rest_mib * (1 + MAX_KEPT)
+    most = max(after, key=lambda name: after[name] - before.get(name, 0.0))
     told = f"{rest_mib:.0f} MiB at rest, {after_mib:.0f} MiB {REST_S:g} s after the last"
+    told += f"; most in {most}: {before.get(most, 0):.0f}, then {after[most]:.0f}"
     stage.add(MEMORY + suffix, figures, is_met, told)
     stage.end()
 
@@ -92,12 +97,12 @@ class Callers:
         return cls(*tokens, str(file))
 
 
-async def rest(server: Server, callers: Callers) -> float:
-    """Return the memory of a server that has been asked before."""
+async def rest(server: Server, callers: Callers) -> dict[str, float]:
+    """Return the memory of a server that has been asked before, by process."""
     async with probing(server, callers):
         await asyncio.sleep(5.0)
     await asyncio.sleep(2.0)
-    return await asyncio.to_thread(memory_mib, server)
+    return await asyncio.to_thread(memory_by_process, server)
 
 
 def probing(server: Server, callers: Callers) -> Probes:
@@ -186,3 +191,11 @@ async def watching(server: Server) -> AsyncIterator[list[float]]:
 def memory_mib(server: Server) -> float:
     """Return the memory of all the server's processes in MiB, in which shared pages count once."""
     return sum(entry.pss_mib for entry in memory_of(server.process.pid))
+
+
+def memory_by_process(server: Server) -> dict[str, float]:
+    """Return the same by the names of the processes."""
+    found: Counter[str] = Counter()
+    for entry in memory_of(server.process.pid):
+        found[entry.name] += entry.pss_mib
+    return dict(found)

@@ -92,7 +92,9 @@ async def update(
             one.resume()
     await until(outcome, GIVE_UP_S, 0.5)
     lines = [line for line in server.said[before:].splitlines() if any(words in line for words in OUTCOMES)]
-    told = lines[0][:160] if lines else f"nothing was said within {GIVE_UP_S:g} s"
+    told = (
+        lines[0].split(";")[0].split(": Failed")[0] if lines else f"nothing was said within {GIVE_UP_S:g} s"
+    )
     return (is_taken if hold else outcome() == TAKEN), told
 
 
