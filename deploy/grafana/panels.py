@@ -296,6 +296,7 @@ CLUSTER = [
             ("max by (application) (fewshard_replicas_wanted)", "{{application}} wanted"),
         ],
     ),
+    Panel("Models that answer", [("min by (model) (fewshard_model_ready)", "{{model}}")]),
     Panel(
         "Silent replicas",
         [("count by (application) (fewshard_replica_up == 0) or vector(0)", "{{application}}")],
