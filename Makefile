@@ -12,7 +12,8 @@ CONFIG ?=
 JOBS ?= 2
 # How many requests `make fuzz` makes up for each test.
 EXAMPLES ?= 1000
-# Options of the two parts of `make chaos`: one group's shards (--shards 3), a whole server (--parts kill,drain).
+# Options of the two parts of `make chaos`: one group's shards (--shards 3), a whole server (--short, which takes a
+# quarter of an hour, where the full form takes a night; --parts stops,updates; --resume).
 CHAOS ?=
 CHAOS_SERVER ?=
 
@@ -37,8 +38,9 @@ setup: $(VENV)/.installed ## create the virtual environment (once; again when th
 serve: $(VENV)/.installed ## serve the bundled models, or those of CONFIG=fewshard.yaml
 	$(BIN)/fewshard serve $(CONFIG)
 
+# A test that fails is run once more and listed as RERUN: machines of others stall for seconds.
 test: $(VENV)/.installed ## run the tests, except those marked slow
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --durations 10
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --durations 10 --reruns 1 -r R
 
 check: $(VENV)/.installed ## lint, formatting, types, import arrows, version
 	$(BIN)/ruff check
@@ -56,7 +58,7 @@ bench: $(VENV)/.installed ## measure the server beside an application that does 
 fuzz: $(VENV)/.installed ## made-up requests and checkpoint files, EXAMPLES=1000 for each test, on this machine alone
 	FEWSHARD_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m '' -rP tests/serve/fuzz tests/models/fuzz
 
-chaos: $(VENV)/.installed ## kill, update, flood and drain under load: the shards of a model, then a server; prints tables
+chaos: $(VENV)/.installed ## kill, stop, flood, update: the shards of a model, then a server: a table; CHAOS_SERVER=--short
 	$(BIN)/python benchmarks/chaos.py $(CHAOS)
 	$(BIN)/python benchmarks/server_chaos.py $(CHAOS_SERVER)
 

@@ -98,7 +98,8 @@ def up(way: Way, folder: Path, port: int) -> Iterator[str]:
     threads = {"FEWSHARD_NUM_THREADS": str(way.num_threads)} if way.num_threads else {}
     command = [str(way.fewshard), "serve", str(config.resolve()), "--port", str(port)]
     command += ["--grpc-port", str(port + 1)]
-    with serving(command, f"{url}/v2/models/model/ready", log, {**os.environ, **threads}):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # its own code
+    with serving(command, f"{url}/v2/models/model/ready", log, environment | threads):
         yield url
     log.unlink()
     config.unlink()

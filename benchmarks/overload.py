@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from chaos_load import Server, running
+from chaos_server import Server, running
 
 from fewshard_loadtest.measure import Plan, Result
 from fewshard_loadtest.run import run_recorded

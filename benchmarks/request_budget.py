@@ -155,11 +155,17 @@ class _Started:
         self._version, self._port = version, options.port + number
         checkout = options.before.resolve() if version == "before" else HERE
         echo = [sys.executable, "-m", "fewshard_loadtest.peers.apps.echo"]
-        ours = [str(Path(sys.executable).parent / "fewshard"), "serve", *options.model, "--grpc-port", "0"]
+        options.logs.mkdir(parents=True, exist_ok=True)
+        config = options.logs.resolve() / "budget.yaml"  # every version reads a file
+        names = [(path.removeprefix("zoo:"), path) for path in options.model]
+        models = "".join(f"  - {{name: {name}, path: '{path}'}}\n" for name, path in names)
+        config.write_text(f"models:\n{models}", encoding="utf-8")
+        own = checkout / ".venv/bin/fewshard"
+        fewshard = own if own.is_file() else Path(sys.executable).parent / "fewshard"
+        ours = [str(fewshard), "serve", str(config), "--grpc-port", "0"]
         self._command = [*(echo if version == ECHO else ours), "--port", str(self._port)]
         folders = os.pathsep.join(str(checkout / package) for package in PACKAGES)
         self._environment = {**os.environ, "PYTHONPATH": folders}
-        options.logs.mkdir(parents=True, exist_ok=True)
         self._log = options.logs / f"budget-{version}.log"
 
     def __enter__(self) -> Server:

@@ -137,9 +137,19 @@ def server_config(values: Mapping[str, Any]) -> dict[str, Any]:
     sections = ("models", "cascades", "limits", "logging", "metrics")
     config: dict[str, Any] = {key: values[key] for key in sections}
     config |= {key: values[key] for key in ("cors", "tracing") if values[key]}
+    if callers := callers_of(values):
+        config["callers"] = callers
     if values["auth"]["enabled"]:
         config["auth"] = {"tokens_file": f"/etc/fewshard/auth/{values['auth']['key']}"}
     return {**config, "server": {"host": "0.0.0.0", "port": 8000, "grpc_port": 0}}
+
+
+def callers_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `callers`: without tokens, it also has the names of the ways in."""
+    ways = [] if values["auth"]["enabled"] else [("ingress", "hosts"), ("httpRoute", "hostnames")]
+    names = [name for way, key in ways if values[way]["enabled"] for name in values[way][key]]
+    hosts = [*values["callers"].get("hosts", ()), *(name for name in names if not name.startswith("*."))]
+    return {**values["callers"], **({"hosts": list(dict.fromkeys(hosts))} if hosts else {})}
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +186,9 @@ def _of_pod(name: str, spec: Mapping[str, Any]) -> dict[str, bool]:
             spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")
         ),
         "must not mount the node's files": all("hostPath" not in one for one in spec.get("volumes", ())),
+        "must not fill the node's disk": all(
+            "sizeLimit" in one["emptyDir"] for one in spec.get("volumes", ()) if "emptyDir" in one
+        ),
         "only the head may hold a token of its ServiceAccount": name == "head"
         or spec.get("automountServiceAccountToken") is False,
     }
@@ -189,6 +202,7 @@ def _of_container(container: Mapping[str, Any]) -> dict[str, bool]:
     hidden = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container.get("env", ())
     return {
         "privileges must not grow": context.get("allowPrivilegeEscalation") is False,
+        "the root file system must be read-only": context.get("readOnlyRootFilesystem") is True,
         "capabilities must be dropped": context.get("capabilities", {}).get("drop") == ["ALL"],
         "must not be privileged": not context.get("privileged", False),
         "memory must be limited to what is asked for": limits.get("memory")

@@ -108,3 +108,19 @@ def moe_checkpoint(tmp_path_factory) -> Callable[..., Path]:
         return directory
 
     return make
+
+
+@pytest.fixture
+def local_hub(monkeypatch, tmp_path):
+    """A Hugging Face Hub on this machine, which `huggingface_hub` asks instead of the real one."""
+    from huggingface_hub import constants
+
+    from local_hub import LocalHub
+
+    one = LocalHub()
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, one.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", one.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield one
+    one.close()

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fewshard_core.urls import masked
+
 
 class FewshardError(Exception):
     """The base of all our errors. The message says what is wrong and what to do. Errors can be pickled.
@@ -49,6 +51,10 @@ class FewshardError(Exception):
     ├── Skipped                   a peer does not take part in a point of the benchmark
     └── _RpcFailure               what a gRPC call of the load test failed with
     """
+
+    def __str__(self) -> str:
+        # Messages repeat URLs of a configuration or of another library's error, which may hold a password.
+        return masked(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default an error is rebuilt from its message alone, which not every constructor accepts.

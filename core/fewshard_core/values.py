@@ -108,7 +108,8 @@ class Execution:
 
     dtype_reason: why it has its number format, in words.
     num_threads: the threads of a forward pass; 0 leaves them as they are.
-    threads_reason: why so many, in words.
+    num_streams: how many passes run at the same time, each with its own `num_threads`.
+    threads_reason: why so many of both, in words.
     max_batch_tokens: the most tokens of one batch that pay; 0 for the device's usual number.
     engine: what computes it: "torch" or "openvino".
     engine_reason: why, in words; "" where there was no choice.
@@ -116,6 +117,7 @@ class Execution:
 
     dtype_reason: str = ""
     num_threads: int = 0
+    num_streams: int = 1
     threads_reason: str = ""
     max_batch_tokens: int = 0
     engine: str = "torch"

@@ -306,6 +306,7 @@ CLUSTER = [
         help="Of the replica's own process; shards elsewhere are not in it.",
     ),
     Panel("Memory", [("fewshard_process_resident_bytes", "{{application}} {{replica}}")], "bytes"),
+    Panel("Free disk", [("min by (instance) (fewshard_disk_free_bytes)", "{{instance}}")], "bytes"),
     Panel(
         "Shards at work",
         [

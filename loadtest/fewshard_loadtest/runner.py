@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fewshard_core.urls import masked
 from fewshard_loadtest.errors import LoadTestError, ScenarioError, ServerGone
 from fewshard_loadtest.generator_calibration import generator_ceiling
 from fewshard_loadtest.measure import Plan
@@ -52,7 +53,9 @@ def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
         raise ScenarioError(f"{folder} holds a load test already; name another folder with --out")
     payloads = {task: load(name, scenario.seed) for task, name in scenario.payload if name}
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(scenario.model_dump(mode="json"), command, machine(PACKAGES))
+    fields = scenario.model_dump(mode="json")
+    fields["server"]["url"] = masked(scenario.server.url or "") or None
+    run = Run(fields, command, machine(PACKAGES))
     try:
         with _target(scenario, folder, say) as target:
             campaign = _campaign(scenario, folder, run, target, payloads, say)
@@ -72,7 +75,7 @@ def conduct(scenario: Scenario, folder: Path, command: str, say: Say) -> Run:
 def _target(scenario: Scenario, folder: Path, say: Say) -> Iterator[Target]:
     part = scenario.server
     if part.url is not None:
-        say(f"joining {part.url}")
+        say(f"joining {masked(part.url)}")
         yield Target(part.url, part.pid, lambda: True)
         return
     url = f"http://127.0.0.1:{part.port}"
@@ -94,7 +97,7 @@ def _campaign(
         if task not in payloads:
             raise ScenarioError(f"{model} is of task {task!r}; payloads are there for {', '.join(payloads)}")
     run.truth = {task: truth_of(payloads[task]) for task in dict.fromkeys(tasks.values())}
-    run.server = {"url": target.url, "started_here": scenario.server.url is None}
+    run.server = {"url": masked(target.url), "started_here": scenario.server.url is None}
     host = urlsplit(target.url).hostname or "127.0.0.1"
     return ScenarioRunner(
         scenario=scenario,

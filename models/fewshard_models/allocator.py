@@ -7,7 +7,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Configure glibc to allocate large blocks on the heap and never return them to the system.
+    """Configure glibc to allocate large blocks on the heap and never return them to the system by itself.
 
     By default each large tensor is mapped and unmapped again. On two cores, page faults took a third of the
     time of CNN training and a tenth of that of large batches (docs/log.md). Does nothing if the C library is

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 import fewshard_models.image  # noqa: F401  registers its configuration
+from fewshard_models import hub
 from fewshard_models.agreement import require_agreement, require_plausible
 from fewshard_models.card import Card
 from fewshard_models.config_file import load_config as load_config
@@ -40,11 +41,14 @@ class Checkpoint:
 
 
 def resolve(path: str) -> Path:
-    """Return the directory of `zoo:<name>`, `hf:<owner>/<name>` or a path. Raises CheckpointError."""
+    """Return the directory of `zoo:<name>`, `hf:<owner>/<name>[@<revision>]` or a path.
+
+    Raises CheckpointError.
+    """
     if path.startswith("zoo:"):
         return _zoo_directory(path.removeprefix("zoo:"))
-    if path.startswith("hf:"):
-        return _hub_directory(path.removeprefix("hf:"))
+    if path.startswith(hub.SCHEME):
+        return hub.download(path)
     directory = Path(path).expanduser()
     if not directory.is_dir():
         raise CheckpointError(
@@ -74,15 +78,6 @@ def _zoo_directory(name: str) -> Path:
         names = ", ".join(sorted(entry.name for entry in ZOO.iterdir())) if ZOO.is_dir() else "none"
         raise CheckpointError(f"the bundled zoo has no {name!r}; it has {names}")
     return directory
-
-
-def _hub_directory(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as error:
-        raise CheckpointError(f"hf:{name} could not be downloaded: {error}") from error
 
 
 def load_converted(directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -54,6 +54,10 @@ def _digest(value: object) -> str:
     return value.lower()
 
 
+LAUNCHER = Holder("fewshard", frozenset())
+"""The process that started this server. It asks whether each model is ready, with a token of this run."""
+
+
 class TokenEntry(Section):
     """One token in the file.
 
@@ -82,13 +86,19 @@ class TokensFile(Section):
 
 
 class Tokens:
-    """The tokens of one file. If a changed file is invalid, it is logged and the old tokens stay valid."""
+    """The tokens of one file. If a changed file is invalid, it is logged and the old tokens stay valid.
 
-    def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
+    launcher_sha256: the SHA-256 of a token that is not in the file, for `LAUNCHER`; empty if there is none.
+    """
+
+    def __init__(
+        self, path: str | Path, clock: Callable[[], float] = time.monotonic, launcher_sha256: str = ""
+    ) -> None:
         self._path = Path(path)
         self._clock = clock
         # Keys are blinded with a secret of this process, so that the time of a look-up reveals nothing.
         self._blinding = secrets.token_bytes(32)
+        self._own = {self._blind(bytes.fromhex(launcher_sha256)): LAUNCHER} if launcher_sha256 else {}
         self._holders: Mapping[bytes, Holder] = {}
         self._stamp: object = None
         self._look_again_at = 0.0
@@ -114,7 +124,8 @@ class Tokens:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthorized("this server asks for a token; send the header Authorization: Bearer <token>")
-        holder = self._holders.get(self._blind(hash_of(token))) if len(token) <= _MAX_HEADER else None
+        key = self._blind(hash_of(token)) if len(token) <= _MAX_HEADER else b""
+        holder = self._holders.get(key) or self._own.get(key)
         if holder is None:
             raise Unauthorized("the token is not one of this server's; it may have been withdrawn")
         return holder

@@ -101,7 +101,7 @@ class Cascade:
             if len(run.left) == 0:
                 break
             left = [request.inputs[index] for index in run.left.tolist()]
-            part = replace(request, inputs=left, timeout_s=_left_s(deadline))
+            part = replace(request, inputs=left, timeout_s=_left_s(deadline), is_of_cascade=True)
             run.take(info, await self._ask(info.name, part), accept_above)
         self._observe(run.classified(), run.spent())
         return run.classified()

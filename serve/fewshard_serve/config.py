@@ -26,8 +26,11 @@ from pydantic_core import PydanticKnownError
 
 from fewshard_core.formats import AUTO, FORMATS
 from fewshard_core.yaml_reader import Section
+from fewshard_models import hub
+from fewshard_models.errors import ModelsError
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.callers import CallersSettings
 from fewshard_serve.http.cors import CorsSettings
 from fewshard_serve.http.middleware import TracingSettings
 from fewshard_serve.logs import LogSettings
@@ -94,8 +97,11 @@ def _known_scheme(path: str) -> str:
         raise ValueError(f"{path!r} is none of zoo:<name>, hf:<owner>/<name> and a directory")
     if colon and not rest:
         raise ValueError(f"{path!r} lacks the name after the colon")
-    if scheme == "hf" and colon and rest.count("/") != 1:
-        raise ValueError(f"{path!r} is not of the form hf:<owner>/<name>")
+    if scheme == "hf" and colon:
+        try:
+            hub.parse(path)
+        except ModelsError as error:
+            raise ValueError(str(error)) from None
     return path
 
 
@@ -244,6 +250,7 @@ class FewshardConfig(_WithSettings):
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings | None = None
     cors: CorsSettings | None = None
+    callers: CallersSettings = CallersSettings()
 
     @model_validator(mode="after")
     def _names_differ(self) -> "FewshardConfig":

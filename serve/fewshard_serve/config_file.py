@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fewshard_core.yaml_reader import Location, YamlFile, read_yaml
+from fewshard_models import hub
+from fewshard_models.errors import ModelsError
 from fewshard_serve.auth import read_tokens
 from fewshard_serve.config import AuthConfig, FewshardConfig, ModelConfig, ServerConfig, TlsConfig
 from fewshard_serve.errors import ConfigError
@@ -62,6 +64,20 @@ def resolve(config: FewshardConfig, file: YamlFile) -> FewshardConfig:
         return config
     server = config.server.model_copy(update={"tls": _resolve_tls(config.server.tls, file)})
     return config.model_copy(update={"server": server})
+
+
+def pinned(config: FewshardConfig) -> FewshardConfig:
+    """The configuration, in which models of the Hugging Face Hub have their commits. Raises `ConfigError`."""
+    return config.model_copy(update={"models": tuple(map(_pinned, config.models))})
+
+
+def _pinned(model: ModelConfig) -> ModelConfig:
+    if not model.path.startswith(hub.SCHEME):
+        return model
+    try:
+        return model.model_copy(update={"path": hub.pinned(model.path)})
+    except ModelsError as error:
+        raise ConfigError(f"{model.name}: {error}") from None
 
 
 def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:

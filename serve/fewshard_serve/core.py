@@ -37,12 +37,15 @@ class PredictionRequest:
     truncate: cut texts that are too long for the model; otherwise they are an error.
     timeout_s: seconds from now. It can only shorten the model's deadline; None keeps that deadline.
     caller: the sender.
+    is_of_cascade: a cascade asks one of its stages. Such requests are not shadowed: a stage's shadow would
+        otherwise be compared on the items alone of which the stages before it were unsure.
     """
 
     inputs: Sequence[Input]
     truncate: bool = True
     timeout_s: float | None = None
     caller: Caller = ANYBODY
+    is_of_cascade: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import logging
 import os
 
 from fewshard_core.cpu import available_cores, cpu_quota
+from fewshard_serve.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +17,8 @@ def num_threads(num_processes: int) -> int:
 
     One core is left for HTTP, tokenizers and the proxy. OpenMP threads wait for each other, so one thread
     without a core of its own delays all of them (docs/log.md).
+
+    Raises ConfigError if the user asked for what is no number.
     """
     return _asked() or max(1, (available_cores() - 1) // num_processes)
 
@@ -36,8 +39,8 @@ def threads_to_measure(num_processes: int) -> tuple[int, ...]:
 
 
 def _asked() -> int:
-    """What the user asked for; 0 for nothing, or nothing usable, which is said."""
+    """What the user asked for; 0 for nothing. Raises ConfigError for what is no number of threads."""
     asked = os.environ.get(NUM_THREADS, "")
-    if asked and not (asked.isdigit() and int(asked)):
-        logger.warning("%s is %r, which is no number of threads; it is ignored", NUM_THREADS, asked)
-    return int(asked) if asked.isdigit() else 0
+    if asked and not (asked.isdecimal() and int(asked)):
+        raise ConfigError(f"{NUM_THREADS} is {asked!r}; set a number of threads from 1 up, or leave it unset")
+    return int(asked or 0)

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import stat
 import sys
 import time
 import traceback
@@ -11,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
+from fewshard_core.urls import masked
 from fewshard_serve.settings import NO_OTHER_KEYS
 
 TEXT_FORMAT = "%(levelname)s %(name)s: %(message)s"
@@ -76,8 +78,10 @@ def write_line(line: str, stream: TextIO | None = None) -> None:
     """Write a line with its line end to `stream` (None: standard output) in one system call.
 
     The launcher and all replicas share the streams. If Python is unbuffered, `print` writes text and line end
-    separately, so that a line of another process may come between. Raises `OSError` if the write fails.
+    separately, so that a line of another process may come between. The passwords of URLs are hidden. Raises
+    `OSError` if the write fails.
     """
+    line = masked(line)
     out = sys.stdout if stream is None else stream
     out.flush()
     try:
@@ -91,10 +95,27 @@ def write_line(line: str, stream: TextIO | None = None) -> None:
 
 
 def keep_lines_whole() -> None:
-    """Make every `print` of this process, also in libraries, write its line in one piece."""
+    """Make every `print` of this process, also in libraries, write its line in one piece, after all others.
+
+    A shell opens the file of `> FILE` so that this process writes where its own last line ended, over what
+    other processes have appended meanwhile.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, write_through=False)
+            _append(stream)
+
+
+def _append(stream: TextIO) -> None:
+    try:
+        descriptor = stream.fileno()
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            import fcntl  # not everywhere, while other commands also run elsewhere
+
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
+    except (OSError, ValueError, ImportError):  # in memory, as in a test
+        return
 
 
 class LineHandler(logging.StreamHandler[TextIO]):

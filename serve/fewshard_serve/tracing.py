@@ -30,6 +30,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from fewshard_core.urls import masked
 from fewshard_serve import __version__
 from fewshard_serve.core import Timings
 from fewshard_serve.tracecontext import TraceParent
@@ -159,7 +160,8 @@ class OtlpExporter(OTLPSpanExporter):
         result = super().export(spans)
         has_failed = result is not SpanExportResult.SUCCESS
         if has_failed and not self._has_failed:
-            logger.warning("no traces reach %s; nothing more is said until they do", self._endpoint)
+            where = masked(self._endpoint).partition("?")[0]
+            logger.warning("no traces reach %s; nothing more is said until they do", where)
         self._has_failed = has_failed
         return result
 
@@ -169,6 +171,8 @@ class OtlpExporter(OTLPSpanExporter):
         _exporter_logger.removeFilter(self._is_first_failure)
 
     def _is_first_failure(self, record: logging.LogRecord) -> bool:
+        # Its records may repeat the URL, and go to no handler of ours.
+        record.msg, record.args = masked(record.getMessage()), ()
         return not self._has_failed
 
 

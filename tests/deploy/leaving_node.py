@@ -20,7 +20,7 @@ from ray.serve.context import _get_global_client
 
 from fewshard_core.values import TextInput
 from fewshard_serve.app import build
-from fewshard_serve.core import ANYBODY
+from fewshard_serve.core import PredictionRequest
 from fewshard_serve.rayserve.serve_config import AppArguments
 
 APP = "model-m"
@@ -45,7 +45,8 @@ def drain(address, node_id):
 async def ask(handle, seen, is_over):
     while not is_over.is_set():
         try:
-            call = handle.classify_for_gateway.remote("m", [TextInput("a funny film")], True, 10.0, ANYBODY)
+            request = PredictionRequest([TextInput("a funny film")], timeout_s=10.0)
+            call = handle.classify_for_gateway.remote("m", request)
             seen.append(type(await call).__name__)
         except Exception as error:  # noqa: BLE001  whatever it is, it is what a client would have met
             seen.append(repr(error))

@@ -73,6 +73,10 @@ CASES = {
     "redis without an address": ({"redis": {"enabled": True, "existingSecret": "s"}}, "redis.address"),
     "redis without a secret": ({"redis": {"enabled": True, "address": "redis://r"}}, "redis.existingSecret"),
     "an address of no Redis": ({"redis": {"address": "r:6379"}}, "/redis/address"),
+    "a password in Redis' address": ({"redis": {"address": "redis://:secret@r:6379"}}, "/redis/address"),
+    "a revision that is empty": ({"models": [{**MODEL, "path": "hf:a/b@"}]}, "/models/0/path"),
+    "a host with a port": ({"callers": {"hosts": ["a.example:80"]}}, "/callers/hosts/0"),
+    "an unknown key of callers": ({"callers": {"host": []}}, "/callers.*host"),
     "a claim without a name": ({"modelStorage": {"type": "claim"}}, "modelStorage.existingClaim"),
     "a pull without an image": ({"modelStorage": {"type": "pull"}}, "modelStorage.pull.image"),
     "a grace period too short": (

@@ -40,7 +40,7 @@ def models():
         st.fixed_dictionaries(
             {
                 "name": st.sampled_from(NAMES),
-                "path": st.sampled_from(["zoo:sst2-moe", "hf:a/b", "/models/x"]),
+                "path": st.sampled_from(["zoo:sst2-moe", "hf:a/b", "hf:a/b@v1", "/models/x"]),
             },
             optional={
                 "device": st.sampled_from(["auto", "cpu"]),
@@ -72,6 +72,12 @@ def values(draw):
     given["metrics"] = draw(st.sampled_from([{}, {"max_series": 9, "expert_layers": [0]}]))
     given["tracing"] = draw(st.sampled_from([{}, {"endpoint": "http://collector:4318"}]))
     given["cors"] = draw(st.sampled_from([{}, {"origins": ["https://app.example"]}]))
+    given["callers"] = draw(
+        st.sampled_from([{}, {"hosts": ["a.example"], "trusted_proxies": ["10.0.0.0/8"]}])
+    )
+    given["ingress"] = draw(
+        st.sampled_from([{}, {"enabled": True, "hosts": ["a.example", "b.example", "*.c.example"]}])
+    )
     given["limits"] = draw(st.fixed_dictionaries({}, optional={"max_text_bytes": st.integers(1, 10**9)}))
     given["auth"] = draw(st.sampled_from([{}, {"enabled": True, "existingSecret": "s", "key": "t.yaml"}]))
     given["redis"] = draw(
@@ -199,6 +205,78 @@ def test_the_pods_see_what_they_need(render):
     assert (
         serve_config_of(render(examples()["production-values.yaml"]))["logging_config"]["encoding"] == "JSON"
     )
+
+
+def way_out(render, values, kind):
+    """The rules of egress that these values add."""
+
+    def rules(more):
+        policies = of_kind(render(more), "NetworkPolicy")
+        (policy,) = [one for one in policies if one["metadata"]["name"].endswith(f"-{kind}")]
+        return policy["spec"]["egress"]
+
+    without = rules({})
+    return [rule for rule in rules(values) if rule not in without]
+
+
+ANYWHERE = [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+
+
+def in_namespace(name):
+    return [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}]
+
+
+@pytest.mark.parametrize(
+    ("url", "to", "port"),
+    [
+        ("http://otel.monitoring:4318/v1/traces", in_namespace("monitoring"), 4318),
+        ("http://user:secret@otel.monitoring.svc.cluster.local:4318", in_namespace("monitoring"), 4318),
+        ("http://otel/v1/traces", [{"podSelector": {}}], 80),
+        ("https://traces.eu.example.com/v1/traces", ANYWHERE, 443),
+        ("http://10.1.2.3:4318", [{"ipBlock": {"cidr": "10.1.2.3/32"}}], 4318),
+        ("http://[fd00::7]:4318", [{"ipBlock": {"cidr": "fd00::7/128"}}], 4318),
+    ],
+)
+def test_traces_may_leave_where_they_are_sent(render, url, to, port):
+    values = {"tracing": {"endpoint": url}}
+    assert way_out(render, values, "worker") == [{"to": to, "ports": [{"protocol": "TCP", "port": port}]}]
+    assert way_out(render, values, "head") == [], "replicas alone send traces"
+
+
+def test_only_redis_itself_is_reached_at_its_ports(render):
+    redis = {"enabled": True, "address": "rediss://redis.data:6380", "existingSecret": "s"}
+    (rule,) = way_out(render, {"redis": redis}, "head")
+    assert rule == {
+        "to": in_namespace("data"),
+        "ports": [{"protocol": "TCP", "port": n} for n in (6380, 6379)],
+    }
+
+
+def test_names_of_the_ways_in_are_known_where_no_token_is_asked_for(render):
+    ingress = {"enabled": True, "hosts": ["a.example", "*.b.example"]}
+    given = {"ingress": ingress, "callers": {"hosts": ["c.example"], "trusted_proxies": ["10.0.0.0/8"]}}
+
+    def callers(values):
+        return [
+            app["args"]["config"].get("callers") for app in serve_config_of(render(values))["applications"]
+        ]
+
+    wanted = {"hosts": ["c.example", "a.example"], "trusted_proxies": ["10.0.0.0/8"]}
+    assert callers(given) == [wanted] * 3
+    with_tokens = {"auth": {"enabled": True, "existingSecret": "s"}, "ingress": ingress}
+    assert callers(with_tokens) == callers({}) == [None] * 3
+
+
+def test_the_autoscaler_writes_to_volumes_alone(render):
+    cluster = the_service(render({}))["spec"]["rayClusterConfig"]
+    autoscaler, head = cluster["autoscalerOptions"], pod_templates(render({}))["head"]["spec"]
+    assert autoscaler["securityContext"]["readOnlyRootFilesystem"] is True
+    limited = {one["name"] for one in head["volumes"] if "sizeLimit" in one.get("emptyDir", {})}
+    assert {one["mountPath"]: one["name"] for one in autoscaler["volumeMounts"]} == {
+        "/tmp": "tmp",
+        "/tmp/ray": "ray-logs",
+    }
+    assert {"tmp", "ray-logs"} <= limited
 
 
 def test_the_dashboard_is_open_to_the_operator_alone(render):

@@ -83,6 +83,10 @@ SPOILED = {
     "needs seccomp": lambda spec: spec["securityContext"].pop("seccompProfile"),
     "must not use the node's namespaces": lambda spec: spec.update(hostNetwork=True),
     "must not mount the node's files": lambda spec: spec["volumes"].append({"hostPath": {}}),
+    "must not fill the node's disk": lambda spec: spec["volumes"][0].update(emptyDir={}),
+    "root file system must be read-only": lambda spec: spec["containers"][0]["securityContext"].update(
+        readOnlyRootFilesystem=False
+    ),
     "only the head may hold a token": lambda spec: spec.update(automountServiceAccountToken=True),
     "privileges must not grow": lambda spec: spec["containers"][0]["securityContext"].clear(),
     "capabilities must be dropped": lambda spec: spec["containers"][0]["securityContext"].pop("capabilities"),

@@ -19,6 +19,7 @@ from fewshard_serve.config import (
 from fewshard_serve.config_file import load_config
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.callers import CallersSettings
 from fewshard_serve.http.cors import CorsSettings
 from fewshard_serve.http.middleware import TracingSettings
 from fewshard_serve.logs import LogSettings
@@ -45,6 +46,7 @@ SECTIONS = {
     "metrics": MetricsSettings,
     "tracing": TracingSettings,
     "cors": CorsSettings,
+    "callers": CallersSettings,
 }
 
 

@@ -68,6 +68,18 @@ def test_only_unsure_items_go_on_and_come_back_in_their_places():
     assert answer.timings == Timings(0.002, 0.004, 0.008)
 
 
+def test_stages_are_told_that_a_cascade_asks(monkeypatch):
+    made, asked = Made(), []
+    ask = made.stages.ask
+    monkeypatch.setattr(
+        made.cascade,
+        "_ask",
+        lambda model, request: asked.append(request.is_of_cascade) or ask(model, request),
+    )
+    made.classify(UNSURE, SURE)
+    assert asked == [True, True]
+
+
 def test_where_all_are_sure_the_next_is_not_asked():
     made = Made()
     assert made.classify(SURE, SURE).stages == ("cheap", "cheap")

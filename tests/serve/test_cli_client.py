@@ -171,6 +171,13 @@ def test_models_lists_what_is_served(server: FakeServer, capsys: pytest.CaptureF
     assert late.split() == ["late", "LOADING", "reading", "weights", "-", "-", "-", "-", "-", "-", "-", "-"]
 
 
+def test_models_says_which_engine_computes_it(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers["POST /v2/repository/index"] = (200, [{"name": "m", "state": "READY"}])
+    server.answers["GET /v2/models/m/config"] = (200, {**CONFIG, "execution": {"engine": "openvino"}})
+    assert cli.main(["models", "--url", server.url]) == 0
+    assert "bf16 in openvino" in capsys.readouterr().out
+
+
 def test_models_json_holds_index_and_configs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers["POST /v2/repository/index"] = (200, [{"name": "m", "state": "READY"}])
     server.answers["GET /v2/models/m/config"] = (200, CONFIG)

@@ -64,6 +64,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, command: str = 
         (["a/", "./b"], ["a", "b"]),
         (["My Modèle (v2)"], ["My-Modele-v2"]),
         (["hf:owner/name.v1", "zoo:sst2-moe"], ["name.v1", "sst2-moe"]),
+        (["hf:owner/name@v1.2", "hf:you/other@refs/pr/3"], ["name", "other"]),
+        (["hf:me/bert@v1", "hf:you/bert"], ["me-bert", "you-bert"]),
         (["one/model", "two/model", "a"], ["one-model", "two-model", "a"]),
         (["hf:me/bert", "hf:you/bert"], ["me-bert", "you-bert"]),
         (["good=./stats", "a"], ["good", "a"]),
@@ -102,6 +104,7 @@ def test_names_come_from_the_paths(folder: Path, given: list[str], names: list[s
         (["x="], "'x=' names no model"),
         (["zoo:nothing"], "no bundled model 'nothing'; the zoo holds: cifar10-dense"),
         (["hf:nothing"], "'hf:nothing' is not of the form hf:<owner>/<name>"),
+        (["hf:a/b@"], "'hf:a/b@' is not of the form hf:<owner>/<name>, or hf:<owner>/<name>@<commit, tag"),
         (["a b=a"], "'a b' must begin with a letter or digit"),
     ],
 )

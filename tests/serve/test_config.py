@@ -219,6 +219,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_its_line(tmp_path: Path)
         ("models: [{name: m, name: n, path: d}]", "the key 'name' is given twice"),
         ("models: [{name: m, path: 's3:bucket'}]", "none of zoo:<name>, hf:<owner>/<name> and a directory"),
         ("models: [{name: m, path: 'hf:owner'}]", "not of the form hf:<owner>/<name>"),
+        ("models: [{name: m, path: 'hf:owner/name@../x'}]", "hf:<owner>/<name>@<commit, tag or branch>"),
+        ("models: [{name: m, path: d}]\ncallers: {trusted_proxies: [10.0.0.1/8]}", "has host bits set"),
+        (
+            "models: [{name: m, path: d}]\ntracing: {endpoint: 'ftp://user:s3cret@host'}",
+            "(given: 'ftp://***@host')",
+        ),
         ("models: [{name: m, path: 'zoo:'}]", "lacks the name after the colon"),
         ("models: [{name: m, path: 'zoo:nowhere'}]", "no bundled model 'nowhere'; the zoo holds:"),
         ("models: [", "not valid YAML"),

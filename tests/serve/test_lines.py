@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -50,6 +51,35 @@ def test_a_line_is_one_write(unbuffered):
 def test_a_line_comes_after_what_was_printed_before(unbuffered):
     code = "from fewshard_serve.logs import write_line; print('a', end=' '); write_line('b')"
     assert "".join(messages_of(code, PYTHONUNBUFFERED=unbuffered)) == "a b\n"
+
+
+def test_no_line_holds_the_password_of_a_url(capsys):
+    write_line("no answer from redis://user:s3cret@host:6379")
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "%s", ("http://user:s3cret@host",), None)
+    LineHandler(sys.stdout).emit(record)
+    assert capsys.readouterr().out == "no answer from redis://***@host:6379\nhttp://***@host\n"
+
+
+def test_the_launcher_writes_after_the_lines_of_others_in_a_file(tmp_path):
+    """As under `fewshard serve > FILE 2>&1`, where replicas append to the same file."""
+    code = "import sys; from fewshard_serve.logs import keep_lines_whole, write_line; keep_lines_whole(); "
+    code += "write_line('first'); sys.stdin.readline(); write_line('last', sys.stderr); print('printed')"
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    give_up_at = time.monotonic() + 60
+    while not (tmp_path / "log").read_bytes():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    with (tmp_path / "log").open("a") as replica:
+        replica.write("a line of a replica\n")
+    process.communicate("\n")
+    assert (tmp_path / "log").read_text() == "first\na line of a replica\nlast\nprinted\n"
 
 
 def test_what_others_print_in_the_launcher_is_one_write(unbuffered):

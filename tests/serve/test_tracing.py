@@ -194,6 +194,19 @@ def test_a_collector_that_refuses_is_said_once_and_harms_nothing(caplog):
     assert len(collector.spans) == 1
 
 
+def test_the_collectors_password_reaches_it_and_no_log(caplog):
+    collector = Collector(200, 400)
+    endpoint = f"{collector.endpoint.replace('://', '://user:s3cret@')}?key=s3cret"
+    traced(endpoint, request(), share=1.0)
+    assert collector.headers[0]["Authorization"].startswith("Basic ")
+    traced(endpoint, request(), share=1.0)
+    collector.close()
+    assert f"no traces reach {collector.endpoint.replace('://', '://***@')};" in caplog.text
+    traced("http://user:s3cret@[nowhere/v1/traces", request(), share=1.0)
+    assert "nowhere" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
 def test_a_collector_that_is_busy_is_asked_again():
     collector = Collector(503, 503, 200)
     traced(collector.endpoint, request(), share=1.0)

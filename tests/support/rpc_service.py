@@ -88,16 +88,20 @@ class Service:
 class Running:
     """The service on an event loop in a thread."""
 
-    def __init__(self, doors=None):
+    def __init__(self, doors=None, limits=LIMITS, bodies=None):
         self.service, self.counted = Service(), []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         inference = InferenceService(
-            self.service, LIMITS, doors or AccessMiddleware(), lambda *seen: self.counted.append(seen[:3])
+            self.service,
+            limits,
+            doors or AccessMiddleware(),
+            lambda *seen: self.counted.append(seen[:3]),
+            bodies,
         )
         self.port = free_port()
-        self._server = self.run(start(inference, "127.0.0.1", self.port, LIMITS.max_body_bytes))
+        self._server = self.run(start(inference, "127.0.0.1", self.port, limits.max_body_bytes))
 
     @property
     def address(self):

@@ -31,7 +31,11 @@
 
 {{- define "fewshard.volumes" -}}
 {{- $values := .root.Values -}}
-- {name: tmp, emptyDir: {}}
+- {name: tmp, emptyDir: {sizeLimit: {{ $values.tmp.sizeLimit }}}}
+{{- if and (eq .kind "head") $values.autoscaling.enabled }}
+# Shared with the autoscaler. KubeRay would make it, under this name, without a limit.
+- {name: ray-logs, emptyDir: {sizeLimit: {{ $values.tmp.sizeLimit }}}}
+{{- end }}
 - {name: cache, emptyDir: {sizeLimit: {{ $values.cache.sizeLimit }}}}
 - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ .pod.shmSize }}}}
 {{- if $values.auth.enabled }}
@@ -50,6 +54,9 @@
 {{- define "fewshard.volumeMounts" -}}
 {{- $values := .root.Values -}}
 - {name: tmp, mountPath: /tmp}
+{{- if and (eq .kind "head") $values.autoscaling.enabled }}
+- {name: ray-logs, mountPath: /tmp/ray}
+{{- end }}
 - {name: cache, mountPath: /var/cache/fewshard}
 - {name: shm, mountPath: /dev/shm}
 {{- if $values.auth.enabled }}

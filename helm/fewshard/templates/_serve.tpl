@@ -9,12 +9,27 @@
 {{- pick . "name" "path" "device" "replicas" "experts" "admission" | toJson -}}
 {{- end -}}
 
+{{/* Where requests may come from. Without tokens, browsers must use a name that the server knows. */}}
+{{- define "fewshard.callers" -}}
+{{- $callers := deepCopy .Values.callers -}}
+{{- $hosts := default (list) $callers.hosts -}}
+{{- if not .Values.auth.enabled -}}
+{{- if .Values.ingress.enabled }}{{ $hosts = concat $hosts .Values.ingress.hosts }}{{ end -}}
+{{- if .Values.httpRoute.enabled }}{{ $hosts = concat $hosts .Values.httpRoute.hostnames }}{{ end -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range uniq $hosts }}{{ if not (hasPrefix "*." .) }}{{ $names = append $names . }}{{ end }}{{ end -}}
+{{- with $names }}{{ $_ := set $callers "hosts" . }}{{ end -}}
+{{- toJson $callers -}}
+{{- end -}}
+
 {{/* What every application needs. */}}
 {{- define "fewshard.common" -}}
 {{- $common := dict "logging" .Values.logging -}}
 {{- range $section := list "cors" "limits" "metrics" "tracing" -}}
 {{- with index $.Values $section }}{{ $_ := set $common $section . }}{{ end -}}
 {{- end -}}
+{{- with include "fewshard.callers" . | fromJson }}{{ $_ := set $common "callers" . }}{{ end -}}
 {{- if .Values.auth.enabled -}}
 {{- $_ := set $common "auth" (dict "tokens_file" (printf "/etc/fewshard/auth/%s" .Values.auth.key)) -}}
 {{- end -}}

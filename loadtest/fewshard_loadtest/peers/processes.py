@@ -1,10 +1,12 @@
 """Starts a server for a benchmark, waits until it is ready, and stops it with all its processes."""
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -29,8 +31,11 @@ def serving(
     """Run `command` until the block ends, then send SIGTERM. Its output goes to `log`.
 
     The block starts once a GET of `ready_url` succeeds. Raises `BenchmarkError` if the process exits before,
-    or is not ready within `READY_TIMEOUT_S`. Descendants that are left over are killed.
+    or is not ready within `READY_TIMEOUT_S`. Processes of it that are left over are killed, also when a
+    SIGTERM ends this process.
     """
+    with suppress(ValueError):  # not the main thread, which has to do it
+        signal.signal(signal.SIGTERM, _leave)
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,
@@ -45,6 +50,11 @@ def serving(
             yield server
         finally:
             _stop(server)
+
+
+def _leave(number: int, _: object) -> None:
+    """Leave every block on the way out; by default a signal leaves none."""
+    sys.exit(128 + number)
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -66,7 +76,7 @@ def _is_ready(url: str) -> bool:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    family = list(tree(server.pid))[1:]
+    family = [*list(tree(server.pid))[1:], *_of_session(server.pid)]
     server.send_signal(signal.SIGTERM)
     try:
         server.wait(STOP_TIMEOUT_S)
@@ -77,3 +87,11 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     for process in left:
         process.kill()
     psutil.wait_procs(left, LAST_CHILDREN_S)
+
+
+def _of_session(leader: int) -> Iterator[psutil.Process]:
+    """Yield the processes of a session beside its leader. Some servers' workers are nobody's children."""
+    for process in psutil.process_iter():
+        with suppress(OSError):
+            if process.pid != leader and os.getsid(process.pid) == leader:
+                yield process

@@ -107,6 +107,15 @@ class Classifier(ABC):
     def run(self, items: Sequence[Item]) -> ModelOutput:
         """Run one batch. The logits are in the order of the items."""
 
+    def run_by(self, give_up_at: float, items: Sequence[Item]) -> ModelOutput:
+        """Run one batch as `run` does. A model that batches wait for may raise instead of beginning one after
+        this time, in seconds of `time.monotonic`."""
+        return self.run(items)
+
+    def probe_input(self) -> Input:
+        """Return a small made-up input, by whose answer a server sees that the model still answers."""
+        return self.preprocessor.probe_inputs()[0]
+
     def close(self) -> None:  # noqa: B027  most classifiers have nothing to release
         """Release what outlives the object: processes and connections."""
 

@@ -7,8 +7,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -32,13 +33,15 @@ logger = logging.getLogger(__name__)
 LoadIn = Callable[[str], NetworkClassifier]
 """Loads the checkpoint in a number format; raises CheckpointError if it cannot answer."""
 
-LOAD_LIMIT_S, FORMATS_LIMIT_S, THREADS_LIMIT_S, BUDGET_LIMIT_S = 2.5, 1.2, 0.4, 0.5
+LOAD_LIMIT_S, FORMATS_LIMIT_S, THREADS_LIMIT_S, BUDGET_LIMIT_S = 2.5, 1.2, 0.8, 0.5
 QUIET = 0.7
 """The share of a core that one thread has on a machine that is quiet enough to compare numbers of threads."""
 SERVER_CPU_S = 1e-3
 """What a server computes for each item beside the model (docs/log.md)."""
-THREADS_PRICE = 1.15
-"""Threads cost other processes their cores, so another number must be faster by this factor."""
+THREADS_PRICE = 1.1
+"""Threads cost other processes their cores, so another way must be faster by this factor."""
+MAX_STREAMS = 4
+"""Python runs in one stream at a time: about a tenth of a pass of a small network."""
 MAX_PARAMETERS = 200_000_000
 """Larger networks are not loaded once for each format; a product decides."""
 BUDGETS = (CPU_BATCH_TOKENS, CPU_BATCH_TOKENS // 2, 2 * CPU_BATCH_TOKENS)
@@ -144,23 +147,45 @@ def runner(model: NetworkClassifier, items: Sequence[Item]) -> Run:
     return lambda size: model.run([items[row % len(items)] for row in range(size)])
 
 
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """So many passes at the same time, of so many threads each."""
+
+    num_streams: int
+    num_threads: int
+
+    @property
+    def name(self) -> str:
+        if self.num_streams == 1:
+            return str(self.num_threads)
+        return f"{self.num_streams} streams of {self.num_threads}"
+
+
+def ways(numbers: Sequence[int]) -> dict[str, Parallel]:
+    """Return what is tried for these numbers of threads, by name: one pass at a time, or as many as fit."""
+    most = max(numbers)
+    streams = [
+        Parallel(most // number, number) for number in sorted(numbers) if 1 < most // number <= MAX_STREAMS
+    ]
+    return {each.name: each for each in [*(Parallel(1, number) for number in numbers), *streams]}
+
+
 def measured_threads(
     shape: Shape, model: NetworkClassifier, numbers: Sequence[int], anew: bool = False
 ) -> Measured:
-    """Return the measurement of the numbers of threads for a loaded model, from the cache or by timing it.
+    """Return the measurement of `ways` for a loaded model, from the cache or by timing it.
 
     The first is taken where none is clearly faster. What threads cost the server's other processes counts.
     """
-    names = [str(number) for number in numbers]
+    names = list(ways(numbers))
     measure = partial(_measure_threads, model, numbers)
     found = kept(_threads_key(shape, model.info.dtype), names, measure, anew)
     return found or Measured(names[0], "not measured yet", tuple(Candidate(name, {}) for name in names))
 
 
 def recalled_threads(shape: Shape, dtype: str, numbers: Sequence[int]) -> Measured | None:
-    """Return the measurement of the numbers of threads in a format; None if there is none yet."""
-    names = [str(number) for number in numbers]
-    return Measured.of_json(tuning_cache().recall(_threads_key(shape, dtype)), names)
+    """Return the measurement of `ways` in a format; None if there is none yet."""
+    return Measured.of_json(tuning_cache().recall(_threads_key(shape, dtype)), list(ways(numbers)))
 
 
 def _threads_key(shape: Shape, dtype: str) -> str:
@@ -170,15 +195,53 @@ def _threads_key(shape: Shape, dtype: str) -> str:
 
 def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measured | None:
     """Return the comparison; None where other processes keep the cores busy, so that it would say nothing."""
-    items = usual_items(model)
-    runs = {str(number): _with_threads(number, runner(model, items)) for number in numbers}
-    with _one_thread(), torch.inference_mode(), subnormals_flushed():
+    run = runner(model, usual_items(model))
+    tried = {name: way for name, way in ways(numbers).items() if way.num_streams == 1 or model.can_overlap}
+    with ExitStack() as stack:
+        stack.enter_context(_one_thread())
+        stack.enter_context(subnormals_flushed())
+        runs = {name: stack.enter_context(_running(way, run)) for name, way in tried.items()}
         alone = time_batches(runs, BATCHES, THREADS_LIMIT_S, stopwatch=time.perf_counter)
         cpu = time_batches(runs, BATCHES, THREADS_LIMIT_S, stopwatch=time.process_time)
-    if "1" in runs and alone["1"][1] < QUIET * cpu["1"][1]:
+    if "1" in tried and alone["1"][1] < QUIET * cpu["1"][1]:
         return None
-    candidates = [Candidate(name, served_rates(alone[name], cpu[name], max(numbers))) for name in runs]
+    candidates = []
+    for name, way in ways(numbers).items():
+        if name in tried:
+            candidates.append(Candidate(name, _served(way, alone[name], cpu[name], max(numbers))))
+        else:
+            candidates.append(Candidate(name, {}, "its passes must not overlap"))
     return decide(candidates, " threads", THREADS_PRICE)
+
+
+def _served(
+    way: Parallel, alone: Mapping[int, float], cpu: Mapping[int, float], cores: int
+) -> dict[int, float]:
+    """Return `served_rates` of runs of `_running`, which were timed as if they had one batch."""
+    streams = {size: way.num_streams if size > 1 else 1 for size in alone}
+    alone = {size: rate * streams[size] for size, rate in alone.items()}
+    cpu = {size: rate * streams[size] for size, rate in cpu.items() if size in streams}
+    if way.num_threads == 1:
+        # Streams of one thread do not wait for each other, so their CPU time tells how fast they are on cores
+        # of their own. While a server starts, other processes have some of the cores.
+        alone = {size: rate * streams[size] for size, rate in cpu.items()}
+    return served_rates(alone, cpu, cores)
+
+
+@contextmanager
+def _running(way: Parallel, run: Run) -> Iterator[Run]:
+    """Yield a function that runs a batch in each stream at the same time; a single item in one of them."""
+
+    def one(size: int) -> None:
+        torch.set_num_threads(way.num_threads)
+        with torch.inference_mode():
+            run(size)
+
+    if way.num_streams == 1:
+        yield one
+        return
+    with ThreadPoolExecutor(way.num_streams) as pool:
+        yield lambda size: list(pool.map(one, [size] * (way.num_streams if size > 1 else 1)))
 
 
 def served_rates(alone: Mapping[int, float], cpu: Mapping[int, float], cores: int) -> dict[int, float]:
@@ -230,14 +293,6 @@ def _no_budget(why: str) -> Measured:
 def _batch_of(run: Run, size: int) -> Run:
     """Return a run whose one item is a batch of `size` items."""
     return lambda _: run(size)
-
-
-def _with_threads(number: int, run: Run) -> Run:
-    def limited(size: int) -> None:
-        torch.set_num_threads(number)
-        run(size)
-
-    return limited
 
 
 @contextmanager

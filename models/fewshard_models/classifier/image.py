@@ -130,6 +130,7 @@ class FusedImageClassifier(ImageClassifier):
     """Our CNN. Convolutions are fused with the layers after them."""
 
     can_compile = False
+    can_overlap = True
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)

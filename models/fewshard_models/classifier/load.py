@@ -21,10 +21,12 @@ from fewshard_models.checkpoint import Checkpoint, load_config, resolve
 from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
 from fewshard_models.classifier.engines import ENGINES, TORCH, use_engine
 from fewshard_models.classifier.execution import (
+    Parallel,
     measured_budget,
     measured_format,
     measured_threads,
     recalled_threads,
+    ways,
 )
 from fewshard_models.classifier.network import NetworkClassifier, describe
 from fewshard_models.classifier.registry import CLASSIFIERS
@@ -50,7 +52,8 @@ def load(
 ) -> NetworkClassifier:
     """Load a checkpoint for inference, as the server does.
 
-    path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME for one of the Hugging Face Hub.
+    path: a directory, zoo:NAME for a bundled model, or hf:OWNER/NAME or hf:OWNER/NAME@REVISION for one of the
+        Hugging Face Hub.
     device: "cpu", "cuda", or "auto" for CUDA if there is a device.
     dtype: a number format ("fp32", "bf16", "fp16", or "int8" for a checkpoint that `fewshard quantize` made),
         or "auto" for the checkpoint's own, else for the fastest in which it answers as it should. On a CPU
@@ -154,15 +157,19 @@ class _Measuring:
         if not threads:
             model = self.load_in(dtype)
             return executed(model, Execution(reason, max_batch_tokens=self._budget(model)))
-        found = recalled_threads(self.shape, dtype, threads)
-        torch.set_num_threads(int(found.chosen) if found else threads[0])
+        found, by_name = recalled_threads(self.shape, dtype, threads), ways(threads)
+        torch.set_num_threads(by_name[found.chosen].num_threads if found else threads[0])
         model = self.load_in(dtype)
         if found is None:
             found = measured_threads(self.shape, model, threads)
-            if int(found.chosen) != threads[0]:
-                torch.set_num_threads(int(found.chosen))
+            if by_name[found.chosen].num_threads != threads[0]:
+                torch.set_num_threads(by_name[found.chosen].num_threads)
                 model = self.load_in(dtype)  # experts' layouts depend on the number of threads
-        return executed(model, Execution(reason, int(found.chosen), found.reason, self._budget(model)))
+        way = by_name[found.chosen]
+        if not model.can_overlap and way.num_streams > 1:  # another model of this size may
+            way = Parallel(1, threads[0])
+        budget = self._budget(model)
+        return executed(model, Execution(reason, way.num_threads, way.num_streams, found.reason, budget))
 
     def _budget(self, model: NetworkClassifier) -> int:
         return int(measured_budget(self.shape, model).chosen)

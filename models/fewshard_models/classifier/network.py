@@ -30,6 +30,7 @@ class NetworkClassifier(Classifier):
 
     task: the task they classify.
     can_compile: whether every call of the network goes through `forward`, so that it may be another engine's.
+    can_overlap: whether several threads may call `run` at the same time.
     checkpoint: the source of the network.
     network: the network, in evaluation mode.
     forward: what is called for a pass: the network, or its compiled form.
@@ -39,6 +40,7 @@ class NetworkClassifier(Classifier):
 
     task: ClassVar[Task]
     can_compile: ClassVar[bool] = False
+    can_overlap: ClassVar[bool] = False
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         self.info = info

@@ -8,7 +8,6 @@ import random
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, Model
 from fewshard_kernels import MoeStats
 from fewshard_models.checkpoint import Checkpoint, load_config, load_converted
 from fewshard_models.classifier.network import TextClassifier
+from fewshard_models.classifier.overlap import SharedLock
 from fewshard_models.classifier.registry import register
 from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.text import (
@@ -51,10 +51,12 @@ class ActivationProbe:
         self._num_labels = len(info.labels)
         self._num_items = 0
 
+    def is_due(self, num_texts: int) -> bool:
+        """Return whether to look at one of so many texts, with a probability that makes it `share` of all."""
+        return num_texts > 0 and self._random.random() < self._share * num_texts
+
     def look(self, token_ids: Sequence[Sequence[int]]) -> None:
-        """Diagnose at most one of these texts, with a probability that makes it `share` of all."""
-        if not token_ids or self._random.random() >= self._share * len(token_ids):
-            return
+        """Diagnose one of these texts. Nothing else may run meanwhile."""
         try:
             self._keep(signs_of(self._network, [self._random.choice(token_ids)]))
         except Exception:  # the batch is answered already; a failed diagnosis must not affect it
@@ -86,10 +88,13 @@ class PackedText(TextClassifier):
     `run` sorts the items by length, so that equally long ones share an attention call.
     """
 
+    can_overlap = True
     network: FewshardTextForSequenceClassification
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
+        self._passes = SharedLock()
+        """Held alone where hooks watch the network."""
         assert isinstance(self.network, FewshardTextForSequenceClassification)
         self.network.prepare_for_inference()
         has_experts = bool(self.network.config.num_experts)
@@ -119,15 +124,21 @@ class PackedText(TextClassifier):
         types = None if features[0].types is None else [item.types for item in features]
         packed = pack([item.ids for item in features], types, self.device)
         wanted = [items[index].routing for index in order]
-        with torch.inference_mode(), self._watched(any(wanted)) as chosen:
-            out = self.network.forward_packed(packed)
-        _fill_routing(wanted, packed, chosen)
+        with torch.inference_mode():
+            if any(wanted):
+                with self._passes.exclusive(), watched_experts(self.network) as chosen:
+                    out = self.network.forward_packed(packed)
+                _fill_routing(wanted, packed, chosen)
+            else:
+                with self._passes.shared():
+                    out = self.network.forward_packed(packed)
         if self._routing is not None:
             self._routing.add(out.moe_stats)
         logits = np.empty(out.logits.shape, dtype=np.float32)
         logits[order] = out.logits.cpu().numpy()
-        if self._probe is not None:
-            self._probe.look([item.ids for item in features])
+        if self._probe is not None and self._probe.is_due(len(features)):
+            with self._passes.exclusive():
+                self._probe.look([item.ids for item in features])
         return ModelOutput(logits)
 
     def diagnose(self, share: float) -> None:
@@ -155,9 +166,6 @@ class PackedText(TextClassifier):
     def _forget_routing(self) -> None:
         if self._routing is not None:
             self._routing.clear()
-
-    def _watched(self, is_wanted: bool) -> AbstractContextManager[list[Tensor]]:
-        return watched_experts(self.network) if is_wanted else nullcontext([])
 
 
 def packed_preprocessor(

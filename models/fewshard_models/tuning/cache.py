@@ -82,9 +82,12 @@ class TuningCache:
         try:
             content = json.loads(self.file.read_text(encoding="utf-8"))
             machine, entries = content["machine"], content["entries"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            return {}  # if it cannot be made either, `keep` says so
+        except OSError as error:
+            self._say(f"{self.file} cannot be read ({error.strerror}); measuring anew")
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             self._say(f"{self.file} is damaged and ignored; measuring anew ({type(error).__name__}: {error})")
             return {}
         if machine != self._machine or not isinstance(entries, dict):

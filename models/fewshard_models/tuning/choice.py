@@ -101,10 +101,14 @@ def decide(candidates: Sequence[Candidate], unit: str = "", price: float = 1.05)
     for each in timed[1:]:
         if each.score(sizes) > price * best.score(sizes):
             best = each
-    return Measured(best.name, _reason(best, timed, sizes, unit), tuple(candidates))
+    return Measured(best.name, _reason(best, timed, sizes, unit, price), tuple(candidates))
 
 
-def _reason(best: Candidate, timed: Sequence[Candidate], sizes: Collection[int], unit: str) -> str:
+def _reason(
+    best: Candidate, timed: Sequence[Candidate], sizes: Collection[int], unit: str, price: float
+) -> str:
     others = sorted((each for each in timed if each is not best), key=lambda each: -each.score(sizes))
     compared = ", ".join(f"{each.name}{unit} {each.score(sizes):,.0f}" for each in others)
-    return f"measured: {best.score(sizes):,.0f} items/s; {compared}"
+    is_faster = others[0].score(sizes) > best.score(sizes)
+    margin = f", which must be {price:g} times as fast to be chosen" if is_faster else ""
+    return f"measured: {best.score(sizes):,.0f} items/s; {compared}{margin}"

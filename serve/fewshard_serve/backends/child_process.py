@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,14 +28,17 @@ from fewshard_models.classifier.base import (
     Probeable,
     Probed,
 )
+from fewshard_models.classifier.overlap import SharedLock
 from fewshard_models.errors import ModelsError
 from fewshard_serve.backends.packing import Packed, pack_counts, pack_output, unpack_items
 from fewshard_serve.capabilities import Grouped
 from fewshard_serve.core import GroupState
-from fewshard_serve.errors import InternalError, NotReady
+from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady
+from fewshard_serve.memory import give_back_freed
 
 logger = logging.getLogger(__name__)
 
+LATE = "the deadline passed while another batch ran; send fewer items or allow more time"
 OWN_LOADER = "fewshard_serve.backends.load:load_model"
 """Loads checkpoints. Other loaders are of tests and of users, and import what they like."""
 
@@ -102,6 +106,15 @@ class Passed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Ran:
+    """The result of a forward pass before it is sent."""
+
+    watched: "_Watched"
+    output: Packed
+    experts: list[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     error: Exception
 
@@ -119,26 +132,37 @@ def find_loader(path: str) -> Callable[..., Classifier]:
 class Child:
     """The models by name. Each public method is a call that the replica may make.
 
+    Passes may overlap, up to a model's number of streams; every other call is alone.
     Settings of torch are applied only once a loader has imported it, because importing torch takes seconds.
+
+    num_streams: the most that a model has; as many threads may call.
     """
 
     def __init__(self) -> None:
+        self.num_streams = 1
         self._models: dict[str, _Watched] = {}
         self._torch_settings: ExitStack | None = None
-        self._num_threads = 0
+        self._calls = SharedLock()
+        self._own = threading.local()
+        """The number of threads that the calling thread has set."""
 
     def load(self, loading: Loading) -> Loaded:
         """Load a model and check its golden inputs."""
+        with self._calls.exclusive():
+            return self._load(loading)
+
+    def _load(self, loading: Loading) -> Loaded:
         load = find_loader(loading.loader)
         self._flush_subnormals()  # before torch starts threads, which inherit the setting
         model = load(loading.name, loading.path, loading.device, loading.dtype, **loading.choices)
         self._flush_subnormals()
-        self._num_threads = 0  # the loader may have changed it
+        self._own.num_threads = 0  # the loader may have changed it
         self._use_threads(model.info.execution.num_threads)
         _check(model)
         if isinstance(model, Probeable):
             model.diagnose(loading.diagnostics_share)
         watched = self._models[loading.name] = _Watched(model)
+        self.num_streams = max(self.num_streams, model.info.execution.num_streams)
         if "torch" in sys.modules:
             from fewshard_models.allocator import keep_freed_memory
 
@@ -147,25 +171,29 @@ class Child:
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function that is named `module:function`, where torch is set up as for a server's models."""
-        found: Callable[..., Any] = find_loader(function)
-        return found(*arguments)
+        with self._calls.exclusive():
+            found: Callable[..., Any] = find_loader(function)
+            return found(*arguments)
 
-    def run(self, name: str, packed: Packed) -> Passed:
-        """Run the items of `pack_items`."""
+    def run(self, name: str, packed: Packed, give_up_at: float = float("inf")) -> Ran:
+        """Run the items of `pack_items`, unless the pass before them lasted longer than anybody waits."""
         watched, items = self._models[name], unpack_items(packed)
-        self._use_threads(watched.model.info.execution.num_threads)
-        output = watched.model.run(items)
+        with self._calls.shared(), watched.streams:
+            if time.monotonic() >= give_up_at:
+                raise DeadlineExceeded(LATE)
+            self._use_threads(watched.model.info.execution.num_threads)
+            output = watched.model.run(items)
         wants = any(item.routing for item in items)
         experts = [item.routing and item.routing.experts for item in items] if wants else None
-        return Passed(pack_output(output), *watched.news(), experts)
+        return Ran(watched, pack_output(output), experts)
 
     def _use_threads(self, number: int) -> None:
         """Compute with so many threads from now on; 0 leaves them as they are. A change takes about 1 us."""
-        if number and number != self._num_threads:
+        if number and number != getattr(self._own, "num_threads", 0):
             import torch
 
             torch.set_num_threads(number)
-            self._num_threads = number
+            self._own.num_threads = number
 
     def _flush_subnormals(self) -> None:
         if "torch" in sys.modules and self._torch_settings is None:
@@ -185,7 +213,7 @@ def _check(model: Classifier) -> None:
 
 
 class _Watched:
-    """A model with what can be seen of it.
+    """A model with what can be seen of it. Its passes hold `streams`.
 
     Its capabilities are looked up once: checking an object against three protocols takes 20 to 40 us, and
     every forward pass asks.
@@ -193,6 +221,7 @@ class _Watched:
 
     def __init__(self, model: Classifier) -> None:
         self.model = model
+        self.streams = threading.Semaphore(model.info.execution.num_streams)
         self._expert_counts = model.expert_counts if isinstance(model, CountsExperts) else None
         self._diagnosis = model.diagnosis if isinstance(model, Probed) else None
         self._group = model.group if isinstance(model, Grouped) else None
@@ -282,9 +311,28 @@ def receive(connection: Connection) -> Any:
 
 
 def answer_all(connection: Connection, child: Child) -> None:
-    while True:
-        try:
-            asked = receive(connection)
-            send(connection, answer(child, asked))
-        except (EOFError, OSError):
-            return
+    """Answer the calls that arrive, each with its number, until the connection closes.
+
+    A thread for each stream receives a call, answers it and takes the next one.
+    """
+    give_back_freed()
+    receiving, sending = threading.Lock(), threading.Lock()
+    threads = [threading.current_thread()]
+
+    def work() -> None:
+        while True:
+            try:
+                with receiving:
+                    number, asked = receive(connection)
+                answered = answer(child, asked)
+                with sending:
+                    if isinstance(answered, Ran):  # counted here, so that counts are sent as they grow
+                        answered = Passed(answered.output, *answered.watched.news(), answered.experts)
+                    send(connection, (number, answered))
+            except (EOFError, OSError):
+                return
+            while threading.current_thread() is threads[0] and len(threads) < child.num_streams:
+                threads.append(threading.Thread(target=work, name=f"stream-{len(threads)}", daemon=True))
+                threads[-1].start()
+
+    work()

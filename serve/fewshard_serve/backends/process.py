@@ -5,6 +5,7 @@ event loop takes the lock each time: in one process, a batch of 32 texts took tw
 alone (docs/log.md).
 """
 
+import itertools
 import logging
 import os
 import socket
@@ -41,9 +42,10 @@ class ModelProcess:
     """A process that holds models. It starts at once, or has waited at `early`, the path of a socket, and may
     be called from any thread.
 
-    Calls made during a pass are sent at once and run right after it, so the process does not wait for the
-    replica between two passes. If the process ends unexpectedly, for example when a kernel crashes or memory
-    runs out, a new one is started and loads the same models.
+    Calls made during a pass are sent at once and run right after it, or beside it where the model has several
+    streams, so the process does not wait for the replica between two passes. If the process ends
+    unexpectedly, for example when a kernel crashes or memory runs out, a new one is started and loads the
+    same models.
     """
 
     def __init__(self, num_threads: int, early: str = "") -> None:
@@ -84,7 +86,7 @@ class ModelProcess:
         """Call a method of `Child`. Raises its errors; `ModelRestarted` if the process ended and was
         replaced.
 
-        `in_turn` is called with the answers in the order of the calls.
+        `in_turn` is called with the answers in the order in which the process gave them.
         """
         line = self._line
         try:
@@ -123,8 +125,12 @@ class _Line:
         self.process: subprocess.Popen[bytes] | TakenOver
         self.process, self._connection = take_over(early) or _start(num_threads)
         self._sending = threading.Lock()
-        self._turn = threading.Condition()
-        self._num_asked = self._num_answered = 0
+        self._numbers = itertools.count()
+        self._in_turn: dict[int, Callable[[Any], None] | None] = {}
+        self._received = threading.Condition()
+        self._answers: dict[int, Any] = {}
+        """Received by another thread than the one that waits for it."""
+        self._is_receiving = False
         self._is_ended = False
         """Then the connection must not be used: its file descriptor may belong to the next one."""
 
@@ -132,32 +138,42 @@ class _Line:
         try:
             with self._sending:
                 self._check()
-                child_process.send(self._connection, (method, arguments))
-                number = self._num_asked
-                self._num_asked += 1
-            answer = self._answer_to(number, in_turn)
+                number = next(self._numbers)
+                self._in_turn[number] = in_turn
+                child_process.send(self._connection, (number, (method, arguments)))
+            answer = self._answer_to(number)
         except (EOFError, OSError) as error:
             raise ProcessEnded(f"the process of the models has ended ({self._last_words()})") from error
         if isinstance(answer, Failed):
             raise answer.error
         return answer
 
-    def _answer_to(self, number: int, in_turn: Callable[[Any], None] | None) -> Any:
-        with self._turn:
-            self._turn.wait_for(lambda: self._num_answered == number)
+    def _answer_to(self, number: int) -> Any:
+        """Wait for an answer. One of the waiting threads receives, for the others too."""
+        while True:
+            with self._received:
+                self._received.wait_for(lambda: number in self._answers or not self._is_receiving)
+                if number in self._answers:
+                    return self._answers.pop(number)
+                self._is_receiving = True
+            try:
+                self._receive()
+            finally:
+                with self._received:
+                    self._is_receiving = False
+                    self._received.notify_all()
+
+    def _receive(self) -> None:
         try:
             self._check()
-            answer = child_process.receive(self._connection)
-            if in_turn is not None and not isinstance(answer, Failed):
-                in_turn(answer)
-            return answer
+            number, answer = child_process.receive(self._connection)
         except (EOFError, OSError):
             self._is_ended = True
             raise
-        finally:
-            with self._turn:
-                self._num_answered += 1
-                self._turn.notify_all()
+        in_turn = self._in_turn.pop(number)
+        if in_turn is not None and not isinstance(answer, Failed):
+            in_turn(answer)
+        self._answers[number] = answer
 
     def _check(self) -> None:
         if self._is_ended:
@@ -188,7 +204,12 @@ class RemoteModel(Classifier):
         self._counts_of_the_dead: ExpertCounts | None = None
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        passed: Passed = self._process.ask("run", self.info.name, pack_items(items), in_turn=self._see)
+        return self.run_by(float("inf"), items)
+
+    def run_by(self, give_up_at: float, items: Sequence[Item]) -> ModelOutput:
+        """See `Classifier.run_by`. The clock is the machine's, and so the same in both processes."""
+        asked = (self.info.name, pack_items(items), give_up_at)
+        passed: Passed = self._process.ask("run", *asked, in_turn=self._see)
         for item, experts in zip(items, passed.experts or (), strict=passed.experts is not None):
             if item.routing is not None:
                 item.routing.experts = experts

@@ -24,8 +24,8 @@ from fewshard_serve.errors import ConfigError
 
 USAGE = "fewshard {command} [MODEL ...] [fewshard.yaml] [options]"
 MODEL_HELP = (
-    "a checkpoint's directory, hf:<owner>/<name> or zoo:<name>, which give its name, or NAME=…; default: "
-    "every bundled model"
+    "a checkpoint's directory, hf:<owner>/<name>[@<commit, tag or branch>] or zoo:<name>, which give its "
+    "name, or NAME=…; default: every bundled model"
 )
 HERE = Path("the command line")
 """Stands for the file in messages. Relative paths are relative to its folder, the current one."""

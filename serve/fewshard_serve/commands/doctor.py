@@ -6,6 +6,7 @@ The only command here that imports torch: its findings are answers of the code t
 import argparse
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from fewshard_serve.commands.inspect import checkpoint_dir, read_json
 from fewshard_serve.config import ModelConfig, ServerConfig
 from fewshard_serve.config_file import zoo_names
 from fewshard_serve.errors import ConfigError, ServeError, StartError
-from fewshard_serve.rayserve.cluster import check_port
 from fewshard_serve.rayserve.environment import has_haproxy
+from fewshard_serve.rayserve.preflight import check_port
 
 if TYPE_CHECKING:
     from fewshard_models.tuning.choice import Measured
@@ -139,6 +140,7 @@ def examine(
     yield from _torch_findings()
     yield triton_finding()
     yield from _path_findings()
+    yield from _variable_findings()
     yield haproxy_finding()
     yield port_finding(server)
     yield Finding("bundled models", ", ".join(zoo_names()) or "none")
@@ -157,6 +159,20 @@ def triton_finding() -> Finding:
     import triton
 
     return Finding("triton", triton.__version__, "compiles the GPU kernels")
+
+
+def _variable_findings() -> Iterator[Finding]:
+    """Yield the environment variables that overrule what would be measured."""
+    from fewshard_models.tuning.kept import MEASURE
+    from fewshard_serve.cpu_threads import NUM_THREADS
+
+    meanings = {
+        NUM_THREADS: "so many threads compute; they are not measured",
+        MEASURE: "0: nothing is measured; auto goes by the CPU's features",
+    }
+    for name, meaning in meanings.items():
+        if name in os.environ:
+            yield Finding(name, os.environ[name], meaning)
 
 
 def haproxy_finding() -> Finding:

@@ -75,7 +75,7 @@ def _parsed(given: str) -> _Given:
     if path.startswith("zoo:"):
         checkpoint_dir(path)
     if path.startswith(("hf:", "zoo:")):
-        return _Given(given, name, path, path)
+        return _Given(given, name, path, path.partition("@")[0])
     absolute = Path(path).expanduser().absolute()
     directory = _directory(path)
     return _Given(given, name, directory, directory if ".." in absolute.parts else str(absolute))

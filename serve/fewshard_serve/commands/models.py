@@ -39,6 +39,12 @@ def _with_config(client: Client, entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "config": client.config(entry["name"])}
 
 
+def _dtype(config: dict[str, Any]) -> str | None:
+    """Return the number format, and the engine where it is another than torch."""
+    engine = config.get("execution", {}).get("engine", "torch")
+    return config.get("dtype") if engine == "torch" else f"{config.get('dtype')} in {engine}"
+
+
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     config = entry.get("config", {})
     card = config.get("card", {})
@@ -52,6 +58,6 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         formatting.count(card.get("parameters_active")),
         formatting.count(card.get("macs")),
         formatting.fraction(card.get("accuracy")),
-        formatting.text(config.get("dtype")),
+        formatting.text(_dtype(config)),
         formatting.text(config.get("device")),
     )

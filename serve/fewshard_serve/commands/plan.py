@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewshard_core.urls import masked
 from fewshard_serve.client import Client, ClientError
 from fewshard_serve.commands import formatting, plan_options, plan_report
 
@@ -33,7 +34,7 @@ def apply(args: argparse.Namespace, placement: "Placement") -> None:
     planned = client.place(args.model, body)
     out = sys.stderr if args.json else sys.stdout
     cost = f"{planned['moves']} experts to load ({planned['bytes'] / 1e6:.1f} MB)"
-    print(f"{args.url} has {cost} on {planned['replicas']} replicas", file=out)
+    print(f"{masked(args.url)} has {cost} on {planned['replicas']} replicas", file=out)
     if planned["moves"] and not client.place(args.model, {**body, "apply": True})["applied"]:
         raise ClientError(
             f"{args.url} has not put the placement in force within a minute; are all shards there? "

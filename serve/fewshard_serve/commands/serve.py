@@ -2,17 +2,26 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewshard_models import hub
 from fewshard_serve.commands.config_options import add_arguments, configured
 from fewshard_serve.commands.inspect import checkpoint_dir
 from fewshard_serve.config import FewshardConfig, ModelConfig
+from fewshard_serve.config_file import pinned
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.http.callers import is_loopback
 from fewshard_serve.logs import write_line
 
 if TYPE_CHECKING:
     from fewshard_serve.protocol.tasks import Task
+
+OPEN_TO_ALL = (
+    "fewshard: warning: the server listens on {host} and asks for no token, so whoever reaches it may use "
+    "it; set auth.tokens_file (docs/security.md)"
+)
 
 
 def register(subparsers: Any) -> None:
@@ -32,16 +41,27 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal. Returns 0 after a clean stop, 130 if a second signal ended it."""
-    config = configured(args)
+    config = _with_commits(args)
     from fewshard_serve.rayserve.launch import serve_until_signalled
 
+    if config.auth is None and not is_loopback(config.server.host):
+        write_line(OPEN_TO_ALL.format(host=config.server.host), sys.stderr)
     write_line(f"fewshard: loading {', '.join(model.name for model in config.models)}")
     return serve_until_signalled(
         config,
         address=args.address,
         on_ready=lambda: write_line(greeting(config)),
-        read_again=lambda: configured(args),
+        read_again=lambda: _with_commits(args),
     )
+
+
+def _with_commits(args: argparse.Namespace) -> FewshardConfig:
+    """The configuration, in which each model of the Hugging Face Hub has its commit; prints these."""
+    config = pinned(configured(args))
+    for model in config.models:
+        if model.path.startswith(hub.SCHEME):
+            write_line(f"fewshard: {model.name} is {model.path}")
+    return config
 
 
 def greeting(config: FewshardConfig) -> str:

@@ -2,128 +2,33 @@
 
 The engine calls `Admission.admit` with an estimate of the tokens, before it tokenises.
 
-The limit adapts to measured waits. It is a gradient limit, as in network congestion control (Jacobson:
-"Congestion avoidance and control", SIGCOMM 1988) and in Netflix's `concurrency-limits`. By Little's law, the
-wait is the number in flight divided by the rate served, so the limit is scaled by the target wait divided by
-the measured wait.
+The limit adapts to measured waits, as `adaptive_share` says.
 
 Callers share the capacity by a dynamic threshold (Choudhury, Hahne: "Dynamic queue length thresholds for
 shared-memory packet switches", IEEE/ACM Transactions on Networking 6(2), 1998): a caller may hold up to
-`FAIR_ALPHA` times the free capacity. A single caller gets nearly all of it, many callers get equal parts, and
-some capacity always stays free for a new caller.
+`FAIR_ALPHA` times the capacity that is free after its request. A single caller gets all of it, many callers
+get equal parts. Callers who would hold little (`SMALL_PART`) are let in even where the others hold all of it,
+so that neither a flood nor a limit that has just fallen keeps them out.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 from fewshard_serve.core import ANYBODY, Caller
+from fewshard_serve.engine.adaptive_share import AdaptiveShare, RecentRate
 from fewshard_serve.errors import Overloaded, TooLarge
-
-MIN_WINDOW_S = 0.1
-MAX_GROWTH = 2.0
-MAX_CUT = 8.0
-"""The factors by which one step may raise or lower the limit: one outlier must not block for long."""
-
-
-class AdaptiveShare:
-    """The share of the configured limits that may be used now, from `floor` to 1.
-
-    It falls as soon as a request has waited longer than `target_s` seconds. It grows after a window in which
-    requests were refused and none waited too long; a window lasts as long as the longest wait in it. It does
-    not grow beyond `served()`, the share that is served within the target wait. Little's law (`served`) also
-    covers load that queue waits do not show yet: requests still being read, and requests admitted since the
-    last adjustment.
-    """
-
-    def __init__(
-        self,
-        floor: float,
-        start: float,
-        target_s: float,
-        clock: Callable[[], float],
-        served: Callable[[], float] = lambda: 1.0,
-    ) -> None:
-        self.share = max(floor, min(start, 1.0))
-        self.target_s = target_s
-        self._floor = floor
-        self._clock = clock
-        self._served = served
-        self._has_refused = False
-        self._longest_s = 0.0
-        self._changed_at, self._window_from = float("-inf"), clock()
-
-    def note_refusal(self) -> None:
-        """Record that the limit refused a request."""
-        self._has_refused = True
-
-    def observe(self, wait_s: float, load: float) -> None:
-        """Record that a request left the queue after `wait_s` seconds.
-
-        load: the share of the limits in use just after the request was admitted.
-        """
-        self._longest_s = max(self._longest_s, wait_s)
-        now = self._clock()
-        if wait_s > self.target_s:
-            if now - self._changed_at >= MIN_WINDOW_S:
-                self._change(min(self.share, load * self.target_s / wait_s), now)
-        elif now - self._window_from >= max(MIN_WINDOW_S, self._longest_s):
-            self._end_window(now)
-
-    def _end_window(self, now: float) -> None:
-        if self._has_refused and self._longest_s <= self.target_s:
-            wanted = self.share * self.target_s / max(self._longest_s, 1e-9)
-            self._change(max(self.share, min(wanted, self._served())), now)
-        self._begin_window(now)
-
-    def _change(self, share: float, now: float) -> None:
-        step = min(max(share, self.share / MAX_CUT), self.share * MAX_GROWTH)
-        self.share = min(max(step, self._floor), 1.0)
-        self._changed_at = now
-        self._begin_window(now)
-
-    def _begin_window(self, now: float) -> None:
-        self._window_from = now
-        self._longest_s = 0.0
-        self._has_refused = False
-
+from fewshard_serve.fairness import FAIR_ALPHA
 
 MIN_RETRY_AFTER_S = 0.1
 MAX_RETRY_AFTER_S = 30.0
 UNMEASURED_RETRY_AFTER_S = 1.0
-FAIR_ALPHA = 8
+SMALL_PART = 4
+"""A caller is always let in who then holds no more than an equal part of the limit divided by this number.
+Together such callers exceed the limit by a quarter at most."""
 START_ITEMS = 512
 """The limit until waits are measured: a slow device must not accept more work than it can do in time."""
-
-
-class RecentRate:
-    """Events per second over the last `window_s` seconds, kept in at most `num_slices` counters."""
-
-    def __init__(self, window_s: float = 10.0, num_slices: int = 20) -> None:
-        self._slice_s = window_s / num_slices
-        self._num_slices = num_slices
-        self._slices: deque[tuple[int, int]] = deque()
-
-    def add(self, count: int, now: float) -> None:
-        current = int(now / self._slice_s)
-        if self._slices and self._slices[-1][0] == current:
-            count += self._slices.pop()[1]
-        self._slices.append((current, count))
-        self._forget(current)
-
-    def per_second(self, now: float) -> float:
-        """The rate; 0.0 if nothing was counted within the window."""
-        self._forget(int(now / self._slice_s))
-        if not self._slices:
-            return 0.0
-        elapsed_s = now - self._slices[0][0] * self._slice_s
-        return sum(count for _, count in self._slices) / max(elapsed_s, self._slice_s)
-
-    def _forget(self, current: int) -> None:
-        while self._slices and self._slices[0][0] <= current - self._num_slices:
-            self._slices.popleft()
 
 
 @dataclass(slots=True)
@@ -136,6 +41,9 @@ class _Room:
     def add(self, items: int, tokens: int) -> None:
         self.items += items
         self.tokens += tokens
+
+
+_NOTHING = _Room()
 
 
 class Ticket:
@@ -264,14 +172,18 @@ class Admission:
     def _has_room(self, caller: Caller, num_items: int, num_tokens: int) -> bool:
         if self._used.items == 0:
             return True  # otherwise a request above the current limit could never be admitted
-        free_items = self.limit_items - self._used.items
-        free_tokens = self.limit_tokens - self._used.tokens
-        if num_items > free_items or num_tokens > free_tokens:
-            return False
-        held = self._held.get(caller)
-        if held is None or caller.is_urgent:
+        held = self._held.get(caller, _NOTHING)
+        items, tokens = held.items + num_items, held.tokens + num_tokens
+        parts = SMALL_PART * (len(self._held) + (held is _NOTHING))
+        if items * parts <= self.limit_items and tokens * parts <= self.limit_tokens:
             return True
-        return held.items < FAIR_ALPHA * free_items and held.tokens < FAIR_ALPHA * max(free_tokens, 1)
+        free_items = self.limit_items - self._used.items - num_items
+        free_tokens = self.limit_tokens - self._used.tokens - num_tokens
+        if free_items < 0 or free_tokens < 0:
+            return False
+        if held is _NOTHING or held.items == self._used.items or caller.is_urgent:
+            return True
+        return items <= FAIR_ALPHA * free_items and tokens <= FAIR_ALPHA * max(free_tokens, 1)
 
     def _check_size(self, unit: str, asked: int, limit: int) -> None:
         if asked > limit:

@@ -3,70 +3,35 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fewshard_core.values import Input, Item
-from fewshard_models.classifier.base import PIXELS_PER_UNIT, Classifier
+from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest, Timings
-from fewshard_serve.engine.admission import Admission, Ticket
-from fewshard_serve.engine.budget import UNIT_S, Budget, heavy_cost
+from fewshard_serve.engine.admission import Ticket
+from fewshard_serve.engine.batch import MIN_ALLOWED_S
+from fewshard_serve.engine.model_handle import ModelHandle, handle
 from fewshard_serve.engine.preparer import Preparer
+from fewshard_serve.engine.preparing_cost import heavy_cost
 from fewshard_serve.engine.queue import Answer, Entry, RequestFuture, Resolution
-from fewshard_serve.engine.runner import Runner, ScheduledModel
+from fewshard_serve.engine.runner import Runner
+from fewshard_serve.engine.scheduled_model import ScheduledModel
 from fewshard_serve.engine.settings import EngineSettings
+from fewshard_serve.engine.watch import LOOK_S
 from fewshard_serve.errors import (
     DeadlineExceeded,
     InternalError,
     MalformedRequest,
     NotReady,
-    Overloaded,
-    TooLarge,
     UnknownModel,
 )
 
 DRAIN_POLL_S = 0.02
+PROBER = Caller("probe", is_urgent=True, is_probing=True)
 MANY_INPUTS = 64
 LATE = "the deadline passed before the model answered; send less or wait"
 STUCK = "this replica hangs and is being replaced; come back soon"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelHandle:
-    """One model of the engine, with its queue and its admission control.
-
-    heavy: the budget for preparing heavy inputs.
-    """
-
-    lane: ScheduledModel
-    admission: Admission
-    heavy: Budget
-    deadline_s: float
-
-    def check_heavy(self, cost: int, caller: Caller) -> None:
-        """Raise `TooLarge` or `Overloaded` if heavy inputs of this cost are refused now."""
-        name = self.lane.model.info.name
-        if cost > self.heavy.limit:
-            raise TooLarge(
-                f"preparing the request's large inputs would cost {cost} (a character of text counts 1, so "
-                f"do {PIXELS_PER_UNIT} pixels) and {name!r} admits at most {self.heavy.limit} at a time "
-                "(admission.max_heavy_cost); send fewer or smaller ones"
-            )
-        if not self.heavy.has_room(cost, caller):
-            wait_s = max(self.admission.retry_after_s(), self.heavy.used * UNIT_S)
-            raise Overloaded(
-                f"{name!r} prepares as many large inputs as it admits; retry in {wait_s:.1f} s, or send "
-                "smaller ones",
-                wait_s,
-            )
-
-    @property
-    def num_queued_items(self) -> int:
-        return len(self.lane.queue)
-
-    @property
-    def num_inflight_items(self) -> int:
-        return self.admission.num_items
 
 
 class Engine:
@@ -86,7 +51,9 @@ class Engine:
         on_batch: Callable[[BatchStats], None],
         depth: int = 1,
     ) -> None:
-        self.served = {model.info.name: _served(model, settings) for model in models}
+        self.served = {
+            model.info.name: handle(model, settings, partial(self._probe, model)) for model in models
+        }
         self._loop = asyncio.get_running_loop()
         self._preparer = Preparer()
         scheduled = [served.lane for served in self.served.values()]
@@ -94,6 +61,7 @@ class Engine:
         self._is_draining = self._is_stuck = False
         self._arrived: dict[str, list[Entry]] = {}
         self._runner.start()
+        self._looking = self._loop.call_later(LOOK_S, self._look)
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
         """Return the logits of the request's inputs, in input order.
@@ -117,7 +85,12 @@ class Engine:
         with ticket, served.heavy.held(heavy, caller):
             try:
                 work = self._classify_admitted(served, request, costs, deadline_at, ticket)
-                return await self._in_time(work, deadline_at)
+                classified = await self._in_time(work, deadline_at)
+                served.watch.note_answer()
+                return classified
+            except InternalError:
+                served.watch.note_failure()
+                raise
             except DeadlineExceeded:
                 _note_wait(ticket, time.monotonic() - ticket.admitted_at, costs)
                 raise
@@ -127,10 +100,11 @@ class Engine:
         self._accepting(model).admission.check(caller)
 
     def check(self) -> None:
-        """Raise `InternalError` if the runner has died or its forward pass hangs.
+        """Raise `InternalError` if the runner has died, or if its pass or the preparing of inputs hangs.
 
-        In that case all waiting requests fail with `NotReady`, and so do new requests until the pass ends.
+        Where it is the runner, waiting requests fail with `NotReady`, and so do new ones until the pass ends.
         """
+        self._check_preparer()
         self._is_stuck = self._runner.is_stuck
         if not self._runner.is_alive and not self._is_draining:
             self._is_stuck = True
@@ -141,6 +115,12 @@ class Engine:
             raise InternalError("the runner's thread has ended. This is a bug.")
         raise InternalError(f"a forward pass has been running for {self._runner.stuck_s:.0f} s and hangs")
 
+    def _check_preparer(self) -> None:
+        """No input is so costly that a slice takes longer than the models' deadlines."""
+        allowed_s = max([MIN_ALLOWED_S, *(served.deadline_s for served in self.served.values())])
+        if (longest_s := self._preparer.longest_s) > allowed_s:
+            raise InternalError(f"preparing an input has been running for {longest_s:.0f} s and hangs")
+
     @property
     def num_inflight_items(self) -> int:
         """The number of items, over all models, that were admitted but are not answered yet."""
@@ -149,6 +129,9 @@ class Engine:
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, answer the admitted ones and end the threads. Return False on a timeout."""
         self._is_draining = True
+        self._looking.cancel()
+        for served in self.served.values():
+            served.watch.close()
         give_up_at = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         while self.num_inflight_items and time.monotonic() < give_up_at:
             await asyncio.sleep(DRAIN_POLL_S)
@@ -166,6 +149,19 @@ class Engine:
             return self.served[model]
         except KeyError:
             raise UnknownModel(model, sorted(self.served)) from None
+
+    def _look(self) -> None:
+        self._looking = self._loop.call_later(LOOK_S, self._look)
+        for served in self.served.values():
+            lane = served.lane
+            is_busy = self._runner.is_running(lane) or self._preparer.is_preparing(lane.model)
+            served.watch.look(served.num_inflight_items > 0 or is_busy)
+
+    async def _probe(self, model: Classifier) -> None:
+        """Ask the model its probe input. It needs no room: a full model may be one that does not answer."""
+        served = self.served[model.info.name]
+        items = await self._preparer.prepare(model, [model.probe_input()], True, PROBER)
+        await self._answer(served, items, time.monotonic(), float("inf"), PROBER)
 
     async def _in_time(self, work: Coroutine[Any, Any, Classified], deadline_at: float) -> Classified:
         """Await `work`. Raises `DeadlineExceeded` when it runs past `deadline_at` (monotonic seconds)."""
@@ -212,9 +208,10 @@ class Engine:
         deadline_at: float,
         caller: Caller,
     ) -> Answer:
-        future = RequestFuture(len(items))
+        future, is_probe = RequestFuture(len(items)), caller is PROBER
         entries = [
-            Entry(item, future, index, enqueued_at, deadline_at, caller) for index, item in enumerate(items)
+            Entry(item, future, index, enqueued_at, deadline_at, caller, is_probe)
+            for index, item in enumerate(items)
         ]
         self._submit(served.lane, entries)
         return await future.answer
@@ -256,18 +253,3 @@ def _note_wait(ticket: Ticket, wait_s: float, costs: Sequence[int]) -> None:
 def _settle(resolutions: list[Resolution]) -> None:
     for resolution in resolutions:
         resolution.entry.caller.settle(resolution)
-
-
-def _served(model: Classifier, settings: Mapping[str, EngineSettings]) -> ModelHandle:
-    name = model.info.name
-    own = settings.get(name, EngineSettings())
-    limits = own.admission
-    admission = Admission(
-        name,
-        limits.max_items,
-        limits.max_tokens,
-        min_items=limits.min_items,
-        target_wait_s=limits.target_wait_s,
-    )
-    budget = Budget(limits.max_heavy_cost)
-    return ModelHandle(ScheduledModel(model, own.batching), admission, budget, limits.deadline_s)

@@ -24,9 +24,9 @@ from fewshard_core.values import Input, Item
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.errors import UnusableInput
 from fewshard_serve.core import ANYBODY, Caller
-from fewshard_serve.engine.budget import SLICE_COST
-from fewshard_serve.engine.fair import FairQueue
+from fewshard_serve.engine.preparing_cost import SLICE_COST
 from fewshard_serve.errors import DeadlineExceeded, InternalError, NotReady, ServeError, UnusableItem
+from fewshard_serve.fairness import FairQueue
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class _Lane:
         )
         self.slices: FairQueue[_Slice] = FairQueue()
         self.running: Counter[Caller] = Counter()
+        self.began: dict[int, tuple[float, Classifier]] = {}
+        """By thread, when the slice that it runs began (monotonic seconds), and for which model."""
         self._max_of_one_caller = max_of_one_caller
 
     @property
@@ -140,6 +142,19 @@ class Preparer:
         self._enqueue(job)
         return await asyncio.wrap_future(job.prepared)
 
+    @property
+    def longest_s(self) -> float:
+        """How long the slice has been running that began first, in seconds; below 0 if none runs."""
+        return time.monotonic() - min((at for at, _ in self._began), default=float("inf"))
+
+    def is_preparing(self, model: Classifier) -> bool:
+        """Whether a slice of this model's inputs runs, even if its caller has gone."""
+        return any(of is model for _, of in self._began)
+
+    @property
+    def _began(self) -> list[tuple[float, Classifier]]:
+        return [*self._light.began.values(), *self._heavy.began.values()]
+
     def close(self) -> None:
         """Let the running slices end, refuse the others, and end the threads."""
         with self._lock:
@@ -192,8 +207,10 @@ class Preparer:
                 if piece is None:
                     return
                 lane.running[piece.job.caller] += 1
+                lane.began[threading.get_ident()] = time.monotonic(), piece.job.model
             outcome = self._advance(piece.job, piece.end)
             with self._lock:
+                del lane.began[threading.get_ident()]
                 lane.running[piece.job.caller] -= 1
                 lane.running += Counter()  # forget the callers that run nothing
             if outcome is not None:  # whoever is answered finds the thread free

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fewshard_core.values import Item
 from fewshard_serve.core import ANYBODY, Caller
-from fewshard_serve.engine.fair import FairQueue
 from fewshard_serve.errors import ServeError, UnusableItem
+from fewshard_serve.fairness import FairQueue
 
 Outcome = NDArray[np.float32] | ServeError
 """One item's fp32 logits [num_labels], or the error that prevented them."""
@@ -42,6 +42,7 @@ class Entry:
     caller: the request that the item belongs to.
     index: the item's position in the request.
     asker: whose turn it uses in the fair queue.
+    is_probe: the engine asks it itself, and it counts as no work.
     """
 
     item: Item
@@ -50,6 +51,7 @@ class Entry:
     enqueued_at: float
     deadline_at: float
     asker: Caller = ANYBODY
+    is_probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import hmac
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ logger = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 300.0
 """A worker connects before it loads the network, which may take minutes from a slow disk."""
+MAX_HELLO_BYTES = 64 * 1024
+"""Whoever connects may send a frame of this size before it is known to be a worker."""
+GUESTS_PER_SHARD = 4
+"""How many connections for each shard may be open at a time without a hello; each has a thread."""
+ACCEPT_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,37 +89,50 @@ class Listener:
         family = socket.getaddrinfo(address, None)[0][0]
         self._listener = socket.create_server((address, 0), family=family, backlog=1024)
         self.port: int = self._listener.getsockname()[1]
+        self._is_closed = False
+        self._places = threading.Semaphore(GUESTS_PER_SHARD * wanted.num_shards)
         self._wanted = wanted
         self._on_guest = on_guest
         self._send_timeout_s = send_timeout_s
         threading.Thread(target=self._accept, name="group-door", daemon=True).start()
 
     def close(self) -> None:
+        self._is_closed = True
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
-        while True:
+        while not self._is_closed:
             try:
                 guest, _ = self._listener.accept()
-            except OSError:
-                return  # the listener was closed
-            threading.Thread(target=self._greet, args=(guest,), name="group-greet", daemon=True).start()
+            except OSError as error:  # it was closed, or there is no free file
+                if not self._is_closed:
+                    logger.warning("a worker cannot be let in: %s", error)
+                    time.sleep(ACCEPT_AGAIN_S)
+                continue
+            if not self._places.acquire(blocking=False):
+                logger.warning("as many have come in as may be asked who they are; one more is turned away")
+                guest.close()
+                continue
+            threading.Thread(target=self._ask, args=(guest,), name="group-greet", daemon=True).start()
 
-    def _greet(self, guest: socket.socket) -> None:
-        guest.settimeout(HELLO_TIMEOUT_S)
+    def _ask(self, guest: socket.socket) -> None:
+        """Ask a guest who it is, and close the connection if it is no worker of this group."""
         try:
-            hello = _read_hello(receive_frame(guest))
+            self._greet(guest)
         except (WireError, TypeError) as error:
             logger.warning("somebody came in who is no worker: %s", error)
             guest.close()
-            return
+        finally:
+            self._places.release()
+
+    def _greet(self, guest: socket.socket) -> None:
+        guest.settimeout(HELLO_TIMEOUT_S)
+        hello = _read_hello(receive_frame(guest, MAX_HELLO_BYTES, max_body_bytes=0))
         is_invited = hmac.compare_digest(hello.secret, self._wanted.secret)
         if not is_invited or not 0 < hello.shard < self._wanted.num_shards:
-            logger.warning("somebody came in without an invitation")
-            guest.close()
-            return
+            raise WireError("it has no invitation")
         link = Link(guest, send_timeout_s=self._send_timeout_s)
         self._on_guest(hello, link, self._wanted.objection(hello))
 

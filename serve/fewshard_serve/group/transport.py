@@ -48,10 +48,15 @@ def send_frame(sock: socket.socket, frame: Frame) -> None:
         raise WireError(f"cannot send: {error}") from error
 
 
-def receive_frame(sock: socket.socket) -> Frame:
-    """Wait for one frame. Raises WireError, with "closed" if the other end closed the connection."""
+def receive_frame(
+    sock: socket.socket, max_header_bytes: int = MAX_HEADER_BYTES, max_body_bytes: int = MAX_BODY_BYTES
+) -> Frame:
+    """Wait for one frame. Raises WireError, with "closed" if the other end closed the connection.
+
+    A frame that says it is larger than allowed is not read.
+    """
     header_bytes, body_bytes = _LENGTHS.unpack(_receive(sock, _LENGTHS.size))
-    if header_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
+    if header_bytes > max_header_bytes or body_bytes > max_body_bytes:
         raise WireError(f"a frame of {header_bytes} + {body_bytes} bytes is none of ours")
     header, body = _receive(sock, header_bytes), _receive(sock, body_bytes)
     try:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from fewshard_serve.errors import CallerGone, Forbidden, ServeError, Unauthorized
 from fewshard_serve.http.cors import headers, preflight
 from fewshard_serve.http.encoding import choose_coding, pack
+from fewshard_serve.http.large_bodies import LargeBodies
 from fewshard_serve.http.middleware import REQUEST_ID_HEADER, AccessMiddleware
 from fewshard_serve.http.request import Receive, Request, Scope, Send, off_loop
 from fewshard_serve.http.responses import Response, unforeseen
@@ -31,6 +32,7 @@ class App(ABC, Generic[ServiceT]):
 
     service: the service behind it.
     doors: checks access, logs and traces; by default everybody has access.
+    bodies: the large bodies of the process; by default those of this application alone.
     on_request: called once for each prediction request.
     routes: the endpoints of the whole server, of which the application serves a part.
     """
@@ -41,11 +43,13 @@ class App(ABC, Generic[ServiceT]):
         *,
         limits: Limits = Limits(),  # noqa: B008  it is frozen
         doors: AccessMiddleware | None = None,
+        bodies: LargeBodies | None = None,
         on_request: RequestHook = ignore_request,
         routes: Sequence[Route] = ROUTES,
     ) -> None:
         self._service = service
         self._access = doors or AccessMiddleware()
+        self._bodies = bodies or LargeBodies(limits)
         self._on_request = on_request
         self._router = Router(filter(self.serves, routes), self.missing)
         self._context = self.context(limits, routes)
@@ -64,7 +68,7 @@ class App(ABC, Generic[ServiceT]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            request = Request(scope, receive)
+            request = Request(scope, receive, self._bodies)
             self._access.name(request)
             cors = self._access.cors
             response = preflight(cors, request) or await self._answer(request)
@@ -85,6 +89,8 @@ class App(ABC, Generic[ServiceT]):
         except Exception:
             _logger.exception("%s %r failed", request.method, request.path)
             return route.encode_error(unforeseen())
+        finally:
+            request.release()
 
     async def _counted(self, request: Request, route: Route) -> Response:
         """Answer the request, and report the outcome of a prediction in every case."""
@@ -122,7 +128,7 @@ async def _packed(request: Request, response: Response) -> Response:
     coding = choose_coding(request.header(b"accept-encoding"), len(response.body))
     if coding is None or response.status != 200:
         return response
-    body = await off_loop(len(response.body), pack, response.body, coding)
+    body = await off_loop(request, len(response.body), pack, response.body, coding)
     added = ((b"content-encoding", coding.encode()), (b"vary", b"accept-encoding"))
     return replace(response, body=body, headers=response.headers + added)
 

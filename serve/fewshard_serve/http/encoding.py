@@ -22,8 +22,21 @@ MAX_MEMBERS = 1024
 """Enough for a body of `max_body_bytes` in the blocks of 64 KiB that bgzip writes."""
 
 
+MAX_RATIO = 100
+FREE_BYTES = 2**20
+"""A body may unpack to so many bytes, or to `MAX_RATIO` times its size. Texts and numbers rarely reach a
+ratio of ten; what exceeds a hundred costs its sender next to nothing."""
+
+
+def max_unpacked(num_bytes: int, coding: str, max_bytes: int) -> int:
+    """The most bytes that a packed body of `num_bytes` may unpack to."""
+    if coding.strip().lower() in ("", "identity"):
+        return 0
+    return min(max_bytes, max(FREE_BYTES, MAX_RATIO * num_bytes))
+
+
 def unpack(body: bytes, coding: str, max_bytes: int) -> bytes:
-    """Decompress a request body. The result never exceeds `max_bytes`.
+    """Decompress a request body. The result never exceeds `max_bytes`, nor `max_unpacked`.
 
     Raises `UnsupportedMedia` for an unsupported coding, `TooLarge` for a decompression bomb, and
     `MalformedRequest` if the body is damaged.
@@ -34,24 +47,26 @@ def unpack(body: bytes, coding: str, max_bytes: int) -> bytes:
     if coding not in ("gzip", "x-gzip", "deflate"):
         raise UnsupportedMedia(f"Content-Encoding {coding[:40]!r} is not spoken; send gzip, deflate or none")
     try:
-        return _inflate(body, coding, max_bytes)
+        return _inflate(body, coding, max_unpacked(len(body), coding, max_bytes), max_bytes)
     except zlib.error as error:
         raise MalformedRequest(f"the body is not valid {coding}: {error}") from None
 
 
-def _inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
+def _inflate(body: bytes, coding: str, most_bytes: int, max_bytes: int) -> bytes:
     """The plain bytes of all members of a gzip body (RFC 1952, 2.2), or of one deflate stream."""
     bits, most = (_deflate_bits(body), 1) if coding == "deflate" else (_GZIP, MAX_MEMBERS)
     parts: list[bytes] = []
-    at, room = 0, max_bytes + 1
+    at, room = 0, most_bytes + 1
     for _ in range(most):
         unpacker = zlib.decompressobj(bits)
         while not unpacker.eof and at < len(body):
             piece = body[at : at + _STEP]
             parts.append(unpacker.decompress(piece, room))
             room -= len(parts[-1])
-            if room == 0:
+            if room == 0 and most_bytes == max_bytes:
                 raise TooLarge(f"the body unpacks to over {max_bytes} bytes (max_body_bytes)")
+            if room == 0:
+                raise TooLarge(f"the body unpacks to over {MAX_RATIO} times its size; send it as it is")
             at += len(piece) - len(unpacker.unused_data)
         if not unpacker.eof:
             raise MalformedRequest(f"the body is not one complete {coding} stream")

@@ -6,6 +6,7 @@
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from fewshard_serve.auth import Scope as TokenScope
 from fewshard_serve.auth import Tokens
 from fewshard_serve.core import Caller
 from fewshard_serve.errors import ConfigError, MalformedRequest
+from fewshard_serve.http.callers import FORWARDED_FOR, CallersSettings, PageGuard, TrustedProxies
 from fewshard_serve.http.cors import CorsSettings
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response
@@ -57,6 +59,10 @@ class AccessSettings:
     is_behind_haproxy: our own HAProxy set the last X-Forwarded-For and has refused invalid request ids.
     tracing: None if requests are not traced.
     cors: None if no page of another origin may call.
+    callers: where requests may come from.
+    guards_pages: requests of other sites' pages are refused.
+    is_on_loopback: the server listens for its own machine alone.
+    launcher_sha256: the SHA-256 of the launcher's own token, in hexadecimal; empty if it has none.
     """
 
     tokens_file: str = ""
@@ -66,6 +72,10 @@ class AccessSettings:
     is_behind_haproxy: bool = False
     tracing: TracingSettings | None = None
     cors: CorsSettings | None = None
+    callers: CallersSettings = field(default_factory=CallersSettings)
+    guards_pages: bool = False
+    is_on_loopback: bool = False
+    launcher_sha256: str = ""
 
 
 class AccessMiddleware:
@@ -75,10 +85,16 @@ class AccessMiddleware:
     """
 
     def __init__(self, settings: AccessSettings = AccessSettings(), echoes_id: bool = True) -> None:
-        self.tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
+        self.tokens = None
+        if settings.tokens_file:
+            self.tokens = Tokens(settings.tokens_file, launcher_sha256=settings.launcher_sha256)
         self.echoes_id = echoes_id
         self.is_behind_haproxy = settings.is_behind_haproxy
         self.cors = settings.cors
+        self._guard = None
+        if settings.guards_pages:
+            self._guard = PageGuard(settings.callers.hosts, settings.cors, settings.is_on_loopback)
+        self._proxies = TrustedProxies(settings.callers.trusted_proxies)
         self._logs_requests = settings.logs.requests
         self.tracing = None if settings.tracing is None else _open_tracing(settings.tracing)
 
@@ -95,14 +111,20 @@ class AccessMiddleware:
         return request_id
 
     def enter(self, request: Request, scope: Scope) -> None:
-        """Set the request's caller, unless its route is open. Raises as `admit` does."""
-        if scope != "open":
-            request.caller = self.admit(
-                request.header(b"authorization"),
-                request.header(PRIORITY_HEADER),
-                self._address(request),
-                None if scope == "any" else scope,
-            )
+        """Set the request's caller, unless its route is open.
+
+        Raises as `admit` does, and `Forbidden` for a request of another site's page.
+        """
+        if scope == "open":
+            return
+        request.caller = self.admit(
+            request.header(b"authorization"),
+            request.header(PRIORITY_HEADER),
+            self._address(request),
+            None if scope == "any" else scope,
+        )
+        if self._guard is not None:
+            self._guard.check(request)
 
     def admit(
         self, authorization: str | None, priority: str | None, address: str, scope: TokenScope | None
@@ -173,10 +195,23 @@ class AccessMiddleware:
             _logger.error("the old tokens stay: %s", error)
             return False
 
+    def caller_behind(self, peer: str, forwarded: Sequence[str]) -> str:
+        """The address of the caller, as `TrustedProxies.caller_behind` finds it."""
+        return self._proxies.caller_behind(peer, forwarded)
+
     def _address(self, request: Request) -> str:
-        forwarded = request.header(b"x-forwarded-for") if self.is_behind_haproxy else None
         client = request.scope.get("client")
-        return forwarded or (client[0] if client else "")
+        peer = client[0] if client else ""
+        if FORWARDED_FOR not in request.headers:
+            return peer
+        if not self._proxies:
+            return (request.header(FORWARDED_FOR) if self.is_behind_haproxy else "") or peer
+        forwarded = [
+            value.decode("latin-1") for name, value in request.scope["headers"] if name == FORWARDED_FOR
+        ]
+        if self.is_behind_haproxy:
+            *forwarded, peer = forwarded
+        return self.caller_behind(peer, forwarded)
 
 
 def _open_tracing(settings: TracingSettings) -> "Tracing":

@@ -9,7 +9,8 @@ from typing import Any
 
 from fewshard_core.values import ModelInfo
 from fewshard_serve.errors import NotFound
-from fewshard_serve.http.request import Request, off_loop, read_body
+from fewshard_serve.http.body import read_body
+from fewshard_serve.http.request import Request, off_loop
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
 from fewshard_serve.http.service import HostContext, find_host_model, joined_stats, not_ready
 from fewshard_serve.protocol import model_tensors
@@ -62,7 +63,7 @@ async def experts(host: HostContext, request: Request) -> Response:
 async def placement(host: HostContext, request: Request) -> Response:
     model = find_host_model(host, request)
     body = await read_body(request, host.limits)
-    wanted = await off_loop(len(body), parse_placement, body, host.limits)
+    wanted = await off_loop(request, len(body), parse_placement, body, host.limits)
     fields = wanted.model_dump(exclude_none=True)
     return json_response(await host.service.place(model.info.name, fields))
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import InternalError, MalformedRequest, Overloaded
+from fewshard_serve.http.body import read_body
+from fewshard_serve.http.large_bodies import LARGE_BYTES
 from fewshard_serve.http.prediction_readers import Prediction, Reader
-from fewshard_serve.http.request import LARGE_BYTES, Request, off_loop, read_body, while_connected
+from fewshard_serve.http.request import Request, off_loop, while_connected
 from fewshard_serve.http.responses import Response
 from fewshard_serve.http.routing import Handler
 from fewshard_serve.http.service import (
@@ -44,9 +46,9 @@ def predict_with_model(read: Reader) -> Handler:
                 raise MalformedRequest(
                     f"the path names the model {model.info.name}, the request {quoted(unbound.model)}"
                 )
-            prediction = await off_loop(unbound.num_bytes, unbound.bind, model.info)
+            prediction = await off_loop(request, unbound.num_bytes, unbound.bind, model.info)
             answer = await _answer(request, model.classify(prediction.request))
-            response = await _encode(prediction, answer)
+            response = await _encode(request, prediction, answer)
         except BaseException:
             model.stats.add_failure(request.elapsed_s)
             raise
@@ -63,9 +65,9 @@ def predict_by_name(read: Reader) -> Handler:
     async def handle(gateway: GatewayContext, request: Request) -> Response:
         unbound = await read(request, await read_body(request, gateway.limits), gateway.limits)
         info = await find_gateway_model(gateway, request, unbound.model)
-        prediction = await off_loop(unbound.num_bytes, unbound.bind, info)
+        prediction = await off_loop(request, unbound.num_bytes, unbound.bind, info)
         answer = await _answer(request, gateway.service.classify(info.name, prediction.request))
-        return await _encode(prediction, answer)
+        return await _encode(request, prediction, answer)
 
     return handle
 
@@ -83,8 +85,8 @@ async def _answer(request: Request, work: Coroutine[Any, Any, Classified]) -> Cl
     return answer
 
 
-async def _encode(prediction: Prediction, answer: Classified) -> Response:
-    return await off_loop(answer.logits.size * _JSON_BYTES_PER_NUMBER, prediction.encode, answer)
+async def _encode(request: Request, prediction: Prediction, answer: Classified) -> Response:
+    return await off_loop(request, answer.logits.size * _JSON_BYTES_PER_NUMBER, prediction.encode, answer)
 
 
 def _refuse_early(request: Request, model: ServedModel) -> None:

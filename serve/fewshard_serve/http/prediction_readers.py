@@ -56,7 +56,8 @@ async def read_infer(request: Request, body: bytes, limits: Limits) -> UnboundPr
     """Read a V2 inference request, JSON or binary."""
 
     def bind(info: ModelInfo) -> Prediction:
-        parsed = oip.parse_infer(body, request.header(JSON_SIZE_HEADER), limits)
+        expected = model_tensors.expected(info, limits)
+        parsed = oip.parse_infer(body, request.header(JSON_SIZE_HEADER), limits, expected)
         inputs = infer_inputs(parsed, info, limits)
         timeout_s = request.seconds_left(parsed.timeout_s)
         asked = PredictionRequest(inputs, parsed.truncate, timeout_s, request.caller)
@@ -83,7 +84,7 @@ async def read_named_classify(request: Request, body: bytes, limits: Limits) -> 
         query = request.query
         model = query.pop("model", None)
         return _file(request, body, sent, model, file_options(query), limits)
-    parsed = await off_loop(len(body), classify.parse_gateway_classify, body, limits)
+    parsed = await off_loop(request, len(body), classify.parse_gateway_classify, body, limits)
 
     def bind(info: ModelInfo) -> Prediction:
         return _classification(request, classify.to_inputs(parsed, info, limits), parsed, info)
@@ -105,7 +106,7 @@ async def read_explain(request: Request, body: bytes, limits: Limits) -> Unbound
 
 async def read_tei(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
     """Read a `/predict` request of text-embeddings-inference."""
-    parsed = await off_loop(len(body), tei.parse, body, limits)
+    parsed = await off_loop(request, len(body), tei.parse, body, limits)
 
     def bind(info: ModelInfo) -> Prediction:
         inputs = tei.to_inputs(parsed, info, limits)
@@ -121,7 +122,7 @@ async def read_pipeline(request: Request, body: bytes, limits: Limits) -> Unboun
         query = request.query
         model, options = query.pop("model", None), file_options(query)
         return _file(request, body, sent, model, options, limits, pipeline.encode_file)
-    parsed = await off_loop(len(body), pipeline.parse, body, limits)
+    parsed = await off_loop(request, len(body), pipeline.parse, body, limits)
 
     def bind(info: ModelInfo) -> Prediction:
         inputs = pipeline.to_inputs(parsed, info, limits)
@@ -143,7 +144,7 @@ async def read_invocation(request: Request, body: bytes, limits: Limits) -> Unbo
 
 async def read_vllm(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
     """Read a `/v1/classify` request of vLLM."""
-    parsed = await off_loop(len(body), vllm.parse, body, limits)
+    parsed = await off_loop(request, len(body), vllm.parse, body, limits)
 
     def bind(info: ModelInfo) -> Prediction:
         inputs = vllm.to_inputs(parsed, info, limits)

@@ -1,6 +1,6 @@
 """One HTTP request, as a thin view on the ASGI scope, and functions that handlers of both applications use.
 
-They read the body within a limit, move long work off the event loop, and stop work if the client disconnects.
+They move long work off the event loop, and stop work if the client disconnects.
 """
 
 import asyncio
@@ -10,9 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
 from fewshard_serve.core import ANYBODY, Timings
-from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest, TooLarge
-from fewshard_serve.http.encoding import unpack
-from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.errors import CallerGone, DeadlineExceeded, MalformedRequest
+from fewshard_serve.http.large_bodies import LARGE_BYTES, BodyShare, LargeBodies
 from fewshard_serve.tracecontext import TraceParent
 
 Message = MutableMapping[str, Any]
@@ -36,11 +35,13 @@ class Request:
     trace_id: set by the middleware after the answer; empty if the request is not traced.
     answer_headers: sent with every answer, including errors.
     is_body_abandoned: the body was not read to its end, so the connection cannot be reused.
+    bodies: the large bodies of the process. `share` is what this request holds of them.
     """
 
     __slots__ = (
         "answer_headers",
         "answered_at",
+        "bodies",
         "caller",
         "headers",
         "id",
@@ -52,14 +53,17 @@ class Request:
         "path",
         "receive",
         "scope",
+        "share",
         "started_at",
         "timings",
         "trace_id",
         "trace_parent",
     )
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, bodies: LargeBodies | None = None) -> None:
         self.started_at = time.monotonic()
+        self.bodies = bodies or LargeBodies()
+        self.share: BodyShare | None = None
         self.scope = scope
         self.receive = receive
         self.is_head = scope["method"] == "HEAD"
@@ -85,6 +89,19 @@ class Request:
         """A header's value by its lower-case name; the last where it was sent twice."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def hold(self, num_bytes: int) -> None:
+        """Count the bytes of the body. Raises `Overloaded` if it is large and there is no room for it."""
+        if self.share is None:
+            if num_bytes <= LARGE_BYTES:
+                return
+            self.share = self.bodies.share(self.caller)
+        self.share.hold(num_bytes)
+
+    def release(self) -> None:
+        """The request is answered: its body counts no more."""
+        if self.share is not None:
+            self.share.release()
 
     @property
     def media_type(self) -> str:
@@ -143,9 +160,6 @@ def full_path(scope: Scope) -> str:
     return whole.removeprefix(prefix if is_of_models else root) or "/"
 
 
-LARGE_BYTES = 64 * 1024
-"""From this size on, unpacking or parsing a body could block the event loop for a millisecond or more."""
-
 LISTEN_AFTER_S = 0.05
 """A request that is answered sooner is worth no listener for its client's disconnect."""
 
@@ -153,35 +167,17 @@ ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """Read the whole body and undo its Content-Encoding.
-
-    Raises `TooLarge` (before reading if Content-Length is too large, else while reading), `DeadlineExceeded`
-    if the body arrives too slowly, `CallerGone`, `UnsupportedMedia` or `MalformedRequest`.
-    """
-    max_bytes = limits.max_body_bytes
-    _check_length(request, max_bytes)
-    try:
-        async with asyncio.timeout(limits.max_body_s):
-            body = await _receive_all(request, max_bytes)
-    except TimeoutError:
-        request.is_body_abandoned = True
-        raise DeadlineExceeded(
-            f"the body did not arrive within {limits.max_body_s:g} s (max_body_s); send it faster"
-        ) from None
-    coding = request.header(b"content-encoding")
-    if coding is None:
-        return body
-    return await off_loop(max_bytes, unpack, body, coding, max_bytes)
-
-
 async def off_loop(
-    num_bytes: int, work: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
+    request: Request,
+    num_bytes: int,
+    work: Callable[ParamsT, ResultT],
+    *args: ParamsT.args,
+    **kwargs: ParamsT.kwargs,
 ) -> ResultT:
-    """Call `work`, in another thread if it processes many bytes."""
+    """Call `work`; if it processes many bytes, in another thread and in the turn of the request's caller."""
     if num_bytes < LARGE_BYTES:
         return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
+    return await request.bodies.work(request.caller, num_bytes, work, *args, **kwargs)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
@@ -229,33 +225,3 @@ class _Listener:
             pass
         self._is_gone = True
         self._task.cancel()
-
-
-def _check_length(request: Request, max_bytes: int) -> None:
-    length = request.headers.get(b"content-length")
-    if length is None:
-        return
-    if not length.isdigit():
-        raise MalformedRequest("Content-Length is not a number")
-    if len(length) > 18 or int(length) > max_bytes:
-        raise _too_large(request, max_bytes)
-
-
-async def _receive_all(request: Request, max_bytes: int) -> bytes:
-    chunks, num_bytes = [], 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise CallerGone("the client hung up while its request was read")
-        chunk: bytes = message.get("body", b"")
-        num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise _too_large(request, max_bytes)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(request: Request, max_bytes: int) -> TooLarge:
-    request.is_body_abandoned = True
-    return TooLarge(f"the body has over {max_bytes} bytes (max_body_bytes); send less at once")

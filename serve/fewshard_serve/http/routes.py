@@ -29,7 +29,6 @@ ROUTES = (
         "GET",
         f"{MODEL}/ready",
         models.ready,
-        scope="open",
         summary="Whether the model takes requests",
         errors=(404, 503),
     ),

@@ -8,7 +8,8 @@ import time
 
 from fewshard_serve import __version__
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady
-from fewshard_serve.http.request import Request, read_body
+from fewshard_serve.http.body import read_body
+from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response, error_response, json_response, metrics_response
 from fewshard_serve.http.routing import Scope
 from fewshard_serve.http.service import (
@@ -71,8 +72,10 @@ async def live(_: GatewayContext, __: Request) -> Response:
 async def ready(gateway: GatewayContext, _: Request) -> Response:
     if await gateway.service.ready():
         return json_response({"ready": True})
-    index = await gateway.service.model_index()
-    waiting = ", ".join(entry.name for entry in index if entry.state != "READY") or "the server"
+    waiting = "the server"
+    if gateway.tokens is None:  # the names of models are for those who have a token
+        index = await gateway.service.model_index()
+        waiting = ", ".join(entry.name for entry in index if entry.state != "READY") or waiting
     return error_response(NotReady(f"not ready yet: {waiting}; try again soon"), ready=False)
 
 

@@ -101,6 +101,7 @@ FAMILIES = (
     Family("fewshard_cost_usd_total", "counter", "Price of the time in the model's forward passes."),
     Family("fewshard_cascade_items_total", "counter", "Items of a cascade by the stage that spoke.", STAGE),
     Family("fewshard_cascade_macs_total", "counter", "MACs of a cascade by its models' cards.", CASCADE_MACS),
+    Family("fewshard_model_ready", "gauge", "1 while the model takes requests, else 0."),
     Family("fewshard_model_info", "gauge", "1 for each model; its labels say what it is.", WHAT),
     Family("fewshard_model_accuracy_ratio", "gauge", "Accuracy by the model's card."),
     Family("fewshard_model_macs", "gauge", "Multiply-accumulates of one item by the model's card."),
@@ -108,6 +109,12 @@ FAMILIES = (
     Family("fewshard_build_info", "gauge", "1; its labels say what runs.", ("version", "python")),
     Family("fewshard_process_cpu_seconds_total", "counter", "CPU time of the replica's processes.", ()),
     Family("fewshard_process_resident_bytes", "gauge", "Memory of the replica's processes.", ()),
+    Family(
+        "fewshard_disk_free_bytes",
+        "gauge",
+        "Free bytes on the disk of Ray's folder, which a new replica needs; 0 if it cannot be written.",
+        (),
+    ),
     Family("fewshard_replica_up", "gauge", "1 where a replica answered this scrape, else 0.", REPLICA),
     Family("fewshard_replicas_wanted", "gauge", "Replicas an application has at least.", APPLICATION),
 )

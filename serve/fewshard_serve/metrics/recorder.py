@@ -44,6 +44,7 @@ class Metrics:
         self._sources: dict[str, ModelSource] = {}
         self._predictions: dict[str, PredictionStats] = {}
         self._left_out: dict[str, str] = {}
+        self._failed: list[str] = []
         self._requests = Counter(BY_NAME["fewshard_requests_total"])
         self._items = Counter(BY_NAME["fewshard_items_total"])
         self._tokens = Counter(BY_NAME["fewshard_tokens_total"])
@@ -60,6 +61,10 @@ class Metrics:
         """Start to report a model. Its gauges are read at every scrape."""
         self._predictions[source.info.name] = PredictionStats(source.info)
         self._sources[source.info.name] = source
+
+    def add_failed(self, models: Iterable[str]) -> None:
+        """Report models that could not be loaded as not ready."""
+        self._failed.extend(models)
 
     def observe_request(
         self, model: str, protocol: str, outcome: str, seconds: float, trace_id: str = ""
@@ -137,6 +142,8 @@ class Metrics:
                 out.add_histogram(name, labels, counts, total, exemplars)
 
     def _write_models(self, out: TextWriter) -> None:
+        for name in self._failed:
+            out.add("fewshard_model_ready", [name], 0)
         known = list(self._sources.values())
         routings = [sources.routing_of(source) for source in known]
         shapes = [

@@ -6,6 +6,7 @@ The recorder calls it at every scrape.
 import logging
 import os
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +32,16 @@ from fewshard_serve.metrics.settings import CostSettings
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_RAY_FOLDER = "/tmp"
+"""Where Ray keeps its sessions unless it is told otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """Where a scrape reads what is not counted per request. The scraping thread calls the functions.
 
     queue_items, inflight_items, admission_limit_items: the gauges of the model's queue.
+    is_ready: whether it takes requests.
     has_queue: false for a cascade, which calls other models and admits and queues nothing itself.
     routing: the expert counts; None for a model without experts.
     group: the state of the shards; None for a model that is not sharded.
@@ -48,6 +53,7 @@ class ModelSource:
     queue_items: Callable[[], int]
     inflight_items: Callable[[], int]
     admission_limit_items: Callable[[], int]
+    is_ready: Callable[[], bool] = lambda: True
     has_queue: bool = True
     routing: Callable[[], Routing | None] = lambda: None
     group: Callable[[], GroupState | None] = lambda: None
@@ -62,6 +68,7 @@ def write_model(out: TextWriter, source: ModelSource) -> None:
         out.add("fewshard_queue_items", [name], source.queue_items())
         out.add("fewshard_inflight_items", [name], source.inflight_items())
         out.add("fewshard_admission_limit_items", [name], source.admission_limit_items())
+    out.add("fewshard_model_ready", [name], int(source.is_ready()))
     what = [name, info.version, info.task, info.kind, info.architecture, info.dtype, info.device]
     out.add("fewshard_model_info", what, 1)
     for metric, labels, key in (
@@ -154,7 +161,7 @@ def write_cost(out: TextWriter, source: ModelSource, busy_s: float, measured_jou
 
 
 def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
-    """The version, and the CPU time and memory of this process and its children.
+    """The version, the CPU time and memory of this process and its children, and the room left on its disk.
 
     The CPU time includes children that have ended.
     """
@@ -167,6 +174,15 @@ def write_process(out: TextWriter, children: Sequence[int] = ()) -> None:
         resident_bytes += child_bytes
     out.add("fewshard_process_cpu_seconds_total", [], cpu_s)
     out.add("fewshard_process_resident_bytes", [], resident_bytes)
+    out.add("fewshard_disk_free_bytes", [], _free_bytes(os.environ.get("RAY_TMPDIR") or DEFAULT_RAY_FOLDER))
+
+
+def _free_bytes(folder: str) -> int:
+    """Return how much can still be written to a folder's disk; 0 if nothing can."""
+    try:
+        return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+    except OSError:
+        return 0
 
 
 def _use_of(pid: int) -> tuple[float, int]:

@@ -15,12 +15,17 @@ def check_num_items(num_items: int, limits: Limits) -> None:
         raise MalformedRequest("the request has no items; send at least one")
 
 
+def check_bytes(name: str, datatype: str, shape: tuple[int, ...], limits: Limits) -> None:
+    """Raise `MalformedRequest` or `TooLarge` unless a tensor is BYTES of shape [N] or [N,1]."""
+    if datatype != "BYTES":
+        raise MalformedRequest(f"{name} must be BYTES, not {datatype}")
+    if shape[1:] not in ((), (1,)):
+        raise MalformedRequest(f"{name} must have shape [N] or [N,1], not {list(shape)}")
+    check_num_items(shape[0], limits)
+
+
 def bytes_elements(tensor: Tensor, limits: Limits) -> list[str | bytes]:
-    """The elements of a BYTES tensor of shape [N] or [N,1]. Raises `MalformedRequest` or `TooLarge`."""
-    if tensor.datatype != "BYTES":
-        raise MalformedRequest(f"{tensor.name} must be BYTES, not {tensor.datatype}")
-    if tensor.shape[1:] not in ((), (1,)):
-        raise MalformedRequest(f"{tensor.name} must have shape [N] or [N,1], not {list(tensor.shape)}")
-    check_num_items(tensor.shape[0], limits)
+    """The elements of a BYTES tensor. Raises as `check_bytes` does."""
+    check_bytes(tensor.name, tensor.datatype, tensor.shape, limits)
     elements: list[str | bytes] = tensor.data.ravel().tolist()
     return elements

@@ -25,9 +25,9 @@ _STEP[list(b"[{")] = 1
 _STEP[list(b"]}")] = -1
 
 
-def read_json(body: bytes, max_depth: int) -> Any:
+def read_json(body: bytes, max_depth: int, max_values: int = MAX_VALUES) -> Any:
     """Parse a JSON body. Raises `MalformedRequest`, or `TooLarge` as `check_structure` does."""
-    check_structure(body, max_depth, MAX_VALUES)
+    check_structure(body, max_depth, max_values)
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -15,11 +15,22 @@ from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.json_guard import nearest, quoted
 from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.protocol.oip import InferRequest, RequestedOutput
-from fewshard_serve.protocol.tasks import TASKS
+from fewshard_serve.protocol.oip import Expected, InferRequest, RequestedOutput
+from fewshard_serve.protocol.tasks import TASKS, Task
 from fewshard_serve.protocol.tensors import Tensor, bytes_tensor
 
 OUTPUT_NAMES = ("scores", "logits", "label")
+
+
+def expected(info: ModelInfo, limits: Limits) -> Expected:
+    """What a model takes, for `parse_infer`."""
+    task = TASKS.of(info)
+
+    def look(name: str, datatype: str, shape: tuple[int, ...]) -> None:
+        _check_name(task, info, name)
+        task.check_tensor(name, datatype, shape, limits)
+
+    return Expected(look, task.max_tensor_values(limits))
 
 
 def to_inputs(request: InferRequest, info: ModelInfo, limits: Limits) -> list[Input]:
@@ -32,10 +43,14 @@ def to_inputs(request: InferRequest, info: ModelInfo, limits: Limits) -> list[In
     if request.raw is not None:
         return [task.from_bytes(request.raw, limits)]
     for name in request.inputs:
-        if name not in task.tensor_names:
-            hint = nearest(name, task.tensor_names)
-            raise MalformedRequest(f"{info.name} takes no input {quoted(name)}; {hint}")
+        _check_name(task, info, name)
     return task.from_tensors(request.inputs, limits)
+
+
+def _check_name(task: Task, info: ModelInfo, name: str) -> None:
+    if name not in task.tensor_names:
+        hint = nearest(name, task.tensor_names)
+        raise MalformedRequest(f"{info.name} takes no input {quoted(name)}; {hint}")
 
 
 def to_outputs(

@@ -4,14 +4,14 @@ It does not depend on a transport: the HTTP handlers pass the body and one heade
 Specifications: kserve/open-inference-protocol `inference_rest.md`; Triton `extension_binary_data.md`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import to_json
 
 from fewshard_serve.errors import MalformedRequest
-from fewshard_serve.protocol.json_guard import quoted, read_json
+from fewshard_serve.protocol.json_guard import MAX_VALUES, quoted, read_json
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.parameters import (
     check_input,
@@ -88,17 +88,36 @@ class InferResponse:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse_infer(body: bytes, json_size: str | None, limits: Limits) -> InferRequest:
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a model takes, to refuse a request for another one before its data is read.
+
+    look: called with the name, data type and shape of each input tensor; raises what the task would.
+    max_json_values: the most values in the JSON of a request.
+    """
+
+    look: Callable[[str, str, tuple[int, ...]], None] = lambda name, datatype, shape: None
+    max_json_values: int = MAX_VALUES
+
+
+ANYTHING = Expected()
+
+
+def parse_infer(
+    body: bytes, json_size: str | None, limits: Limits, expected: Expected = ANYTHING
+) -> InferRequest:
     """Parse a request.
 
     json_size: the value of the header Inference-Header-Content-Length; None if it is missing.
 
-    Raises `MalformedRequest`, or `TooLarge` if the JSON is nested too deeply.
+    Raises `MalformedRequest`, `TooLarge` if the JSON is nested too deeply or has too many values, and what
+    `expected.look` raises.
     """
     size = _header_size(json_size, len(body))
     if size == 0:
         return InferRequest(inputs={}, is_binary_default=True, raw=body)
-    document = read_json(body if size is None else body[:size], limits.max_json_depth)
+    text = body if size is None else body[:size]
+    document = read_json(text, limits.max_json_depth, expected.max_json_values)
     if not isinstance(document, dict):
         raise MalformedRequest("the request must be a JSON object with `inputs`")
     tail = None if size is None else memoryview(body)[size:]
@@ -106,7 +125,7 @@ def parse_infer(body: bytes, json_size: str | None, limits: Limits) -> InferRequ
     check_request(parameters)
     is_binary_default = flag(parameters, "binary_data_output", False)
     return InferRequest(
-        inputs=_inputs(document, tail),
+        inputs=_inputs(document, tail, expected),
         outputs=_outputs(document, is_binary_default),
         id=_text(given(document, "id", ""), "id"),
         timeout_s=timeout_s(parameters),
@@ -148,10 +167,10 @@ def _header_size(value: str | None, num_bytes: int) -> int | None:
     return int(value)
 
 
-def _inputs(document: dict[str, Any], tail: memoryview | None) -> dict[str, Tensor]:
+def _inputs(document: dict[str, Any], tail: memoryview | None, expected: Expected) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for entry in _entries(document, "inputs"):
-        tensor, tail = _input(entry, tail)
+        tensor, tail = _input(entry, tail, expected)
         if tensor.name in tensors:
             raise MalformedRequest(f"inputs has {quoted(tensor.name)} twice; name each tensor once")
         tensors[tensor.name] = tensor
@@ -162,12 +181,15 @@ def _inputs(document: dict[str, Any], tail: memoryview | None) -> dict[str, Tens
     return tensors
 
 
-def _input(entry: dict[str, Any], tail: memoryview | None) -> tuple[Tensor, memoryview | None]:
+def _input(
+    entry: dict[str, Any], tail: memoryview | None, expected: Expected
+) -> tuple[Tensor, memoryview | None]:
     name = _text(entry.get("name"), "the name of an input")
     datatype = check_datatype(name, entry.get("datatype"))
     shape = checked_shape(name, entry.get("shape"))
     parameters = _parameters(entry, f"input {quoted(name)}")
     check_input(name, parameters)
+    expected.look(name, datatype, shape)
     size = given(parameters, "binary_data_size", None)
     if size is None:
         return decoded(decode_json(name, datatype, shape, entry.get("data")), parameters), tail

@@ -6,7 +6,6 @@
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -34,6 +33,8 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """The NumPy type that holds a tensor of each V2 data type."""
 
+_STEP = 16_384
+"""Values that are looked at in one go. Between two, other threads may have the interpreter."""
 _LENGTH = struct.Struct("<I")
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
 _JSON_WORDS = {
@@ -111,15 +112,29 @@ def decode_json(name: str, datatype: str, shape: tuple[int, ...], data: object) 
         raise MalformedRequest(f"tensor {quoted(name)}: data must be a list")
     dtype = NUMPY_DTYPES[datatype]
     values = _flatten(name, shape, data)
-    if not set(map(type, values)) <= _JSON_TYPES[dtype.kind]:
+    if not _types_of(values) <= _JSON_TYPES[dtype.kind]:
         raise MalformedRequest(f"tensor {quoted(name)}: data of {datatype} must be {_JSON_WORDS[dtype.kind]}")
     if datatype == "BYTES":
         return bytes_tensor(name, values, shape)
     try:
         with np.errstate(over="ignore"):  # becomes inf; the task reports it with the item's index
-            return Tensor(name, datatype, np.array(values, dtype=dtype).reshape(shape))
+            return Tensor(name, datatype, _array(values, dtype).reshape(shape))
     except OverflowError as error:
         raise MalformedRequest(f"tensor {quoted(name)}: a value does not fit {datatype}: {error}") from None
+
+
+def _types_of(values: list[Any]) -> set[type]:
+    kinds: set[type] = set()
+    for start in range(0, len(values), _STEP):
+        kinds.update(map(type, values[start : start + _STEP]))
+    return kinds
+
+
+def _array(values: list[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    array = np.empty(len(values), dtype)
+    for start in range(0, len(values), _STEP):
+        array[start : start + _STEP] = values[start : start + _STEP]
+    return array
 
 
 def json_values(tensor: Tensor) -> list[Any]:
@@ -182,7 +197,9 @@ def _flatten(name: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
         if len(row_lengths) > 1:
             raise MalformedRequest(f"tensor {quoted(name)}: the lists in data differ in length")
         lengths.append(row_lengths.pop())
-        data = list(chain.from_iterable(data))
+        rows, data = data, []
+        for row in rows:
+            data += row
     if len(data) != prod(shape) or (len(lengths) > 1 and tuple(lengths) != shape):
         raise MalformedRequest(
             f"tensor {quoted(name)}: shape {list(shape)} does not fit data of shape {lengths}"

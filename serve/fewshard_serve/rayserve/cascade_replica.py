@@ -136,4 +136,5 @@ class CascadeReplica:
             inflight_items=lambda: 0,
             admission_limit_items=lambda: 0,
             has_queue=False,
+            is_ready=lambda: self._cascade.ready,
         )

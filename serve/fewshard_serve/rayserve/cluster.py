@@ -1,15 +1,16 @@
 """Starts a local Ray, or joins a running one. `launch` sets its environment variables first."""
 
-import errno
 import logging
 import os
-import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
-from fewshard_serve.config import ServerConfig
 from fewshard_serve.errors import StartError
+from fewshard_serve.rayserve.environment import RAY_FOLDER
 from fewshard_serve.rayserve.minimal_head import minimal_head
+from fewshard_serve.rayserve.supervisor import VitalProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -20,36 +21,16 @@ TOO_SLOW = "timed out during startup"
 """Ray allows its first node 30 s, which cannot be configured. A busy machine may need longer."""
 
 
-def check_port(server: ServerConfig) -> None:
-    """Raise `StartError` if a port cannot be bound. HAProxy would silently share a port that is in use."""
-    for port, option in ((server.port, "--port"), (server.grpc_port, "--grpc-port")):
-        if port:
-            _check_one(server.host, port, option)
-
-
-def _check_one(host: str, port: int, option: str) -> None:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StartError(_why_no_port(host, port, option, error)) from error
-
-
-def _why_no_port(host: str, port: int, option: str, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is in use; stop what listens there, or choose another with {option}"
-    if error.errno == errno.EACCES:
-        return f"port {port} needs privileges; choose one from 1024 up with {option}"
-    return f"cannot listen on {host}:{port} ({error.strerror}); choose another with --host"
-
-
 @contextmanager
-def ray_cluster(address: str | None, num_cpus_wanted: int, forwards_output: bool = True) -> Iterator[None]:
+def ray_cluster(
+    address: str | None, num_cpus_wanted: int, forwards_output: bool = True
+) -> Iterator[VitalProcesses]:
     """Start Ray here if `address` is None, else join it. On exit disconnect; a Ray started here ends.
 
     forwards_output: print what the workers of a Ray started here print.
+
+    Yield the processes without which a Ray started here cannot go on. The thread that enters the block must
+    not end within it: Ray's servers end with the thread that has started them.
     """
     import ray
 
@@ -64,10 +45,24 @@ def ray_cluster(address: str | None, num_cpus_wanted: int, forwards_output: bool
             if not tries_left or TOO_SLOW not in str(error):
                 raise StartError(_why_no_ray(address, error)) from error
             logger.warning("Ray has not started within the time it gives itself; starting it again")
+    vital = _servers() if address is None else {}
     try:
-        yield
+        yield vital
     finally:
+        vital.clear()
         ray.shutdown()
+
+
+def _servers() -> VitalProcesses:
+    """Return Ray's control store and raylet, as far as Ray still knows them by these names."""
+    from ray._private import ray_constants, worker
+
+    known: Any = getattr(worker._global_node, "all_processes", {})
+    names = {
+        "Ray's control store (GCS)": ray_constants.PROCESS_TYPE_GCS_SERVER,
+        "Ray's raylet": ray_constants.PROCESS_TYPE_RAYLET,
+    }
+    return {name: process.process for name, kind in names.items() for process in known.get(kind, ())}
 
 
 def _why_no_ray(address: str | None, error: Exception) -> str:
@@ -80,6 +75,8 @@ def _init(address: str | None, num_cpus_wanted: int) -> None:
     import ray
 
     quiet = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if threading.current_thread() is not threading.main_thread():
+        logging.getLogger("ray._private.worker").addFilter(_is_not_about_signals)
     if address is not None:
         ray.init(address=address, **quiet)
         return
@@ -91,5 +88,12 @@ def _init(address: str | None, num_cpus_wanted: int) -> None:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
+        # Without shared memory Ray would not start. Requests never pass through it.
+        _plasma_directory=None if os.access("/dev/shm", os.W_OK) else os.environ[RAY_FOLDER],
         **quiet,
     )
+
+
+def _is_not_about_signals(record: logging.LogRecord) -> bool:
+    """Drop Ray's warning that it does not handle SIGTERM, which the server does itself."""
+    return "SIGTERM handler is not set" not in record.getMessage()

@@ -14,6 +14,7 @@ from fewshard_serve.expert_statistics import Routing
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.memory import give_back_freed
 from fewshard_serve.protocol.stats import ModelStatistics
 from fewshard_serve.rayserve.actor_process import (
     RAY_LOGGING,
@@ -68,6 +69,7 @@ class Host:
         )
         self._app = CountedApp(app)
         freeze_loaded()
+        give_back_freed()
         return self._app
 
     async def check_health(self) -> None:

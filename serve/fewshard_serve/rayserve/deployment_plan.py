@@ -16,6 +16,7 @@ from fewshard_serve.config import (
 from fewshard_serve.engine.settings import EngineSettings
 from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.http.callers import is_loopback
 from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.rayserve.haproxy_rules import FrontSettings
@@ -188,9 +189,19 @@ def plan_hosts(
 
 
 def door_settings(
-    config: FewshardConfig, log_path: str = "", is_behind_haproxy: bool = False
+    config: FewshardConfig,
+    log_path: str = "",
+    is_behind_haproxy: bool = False,
+    launcher_sha256: str = "",
+    is_on_cluster: bool = False,
 ) -> AccessSettings:
-    """Return the settings that every replica needs to admit and log requests."""
+    """Return the settings that every replica needs to admit and log requests.
+
+    is_on_cluster: `config` is one application's part, which does not say where the server listens.
+    """
+    callers, host = config.callers, config.server.host
+    if not is_on_cluster:
+        callers = replace(callers, hosts=(*callers.hosts, host))
     return AccessSettings(
         tokens_file=config.auth.tokens_file if config.auth else "",
         limits=config.limits,
@@ -199,6 +210,11 @@ def door_settings(
         is_behind_haproxy=is_behind_haproxy,
         tracing=config.tracing,
         cors=config.cors,
+        callers=callers,
+        # Pages know no token. Where one is asked for, the names are checked only if some are given.
+        guards_pages=config.auth is None or bool(config.callers.hosts),
+        is_on_loopback=not is_on_cluster and is_loopback(host),
+        launcher_sha256=launcher_sha256,
     )
 
 
@@ -225,6 +241,7 @@ def front_settings(config: FewshardConfig, is_on_cluster: bool = False) -> Front
         _address(server),
         server.tls,
         server.max_connections_per_address,
+        config.callers.trusted_proxies,
     )
 
 

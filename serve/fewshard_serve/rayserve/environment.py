@@ -80,6 +80,8 @@ NOT_COLLECTED = {
     # Ray's own metrics, which each of its processes would gather for an agent that does not run here.
     "RAY_enable_metrics_collection": "0",
 }
+RAY_FOLDER = "RAY_TMPDIR"
+"""Ray would keep its sessions in a folder of all users and runs, with sockets that anybody may open."""
 TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 """Ray would keep its token in the home directory, which may be missing, not writable, or open to others."""
 HAPROXY_FILES = {
@@ -97,12 +99,15 @@ def prepare_environment(
 ) -> bool:
     """Set the variables that are unset. Return whether an HAProxy with our changes will run.
 
-    `work_dir` holds the token and the HAProxy files of a Ray that is started here; None when joining one.
+    `work_dir` holds the token, the sessions and the HAProxy files of a Ray that is started here; None when
+    joining one. Only this user may read it, as `tempfile` makes folders.
     """
     assert "ray" not in sys.modules, "ray reads its environment when imported. This is a bug."
     _set_defaults(cluster_environment(front))
     if work_dir is not None:
-        _set_defaults(LOOPBACK_ONLY | NOT_COLLECTED | {TOKEN_FILE: _new_token(work_dir)})
+        _set_defaults(
+            LOOPBACK_ONLY | NOT_COLLECTED | {TOKEN_FILE: _new_token(work_dir), RAY_FOLDER: work_dir}
+        )
         own_haproxy = _own_haproxy(work_dir, front) if has_haproxy() else {}
         _set_defaults(own_haproxy)
         return BINARY in own_haproxy and os.environ[BINARY] == own_haproxy[BINARY]

@@ -10,8 +10,10 @@ from ray import serve
 
 from fewshard_serve.config import ServerConfig, TlsConfig
 from fewshard_serve.http.gateway import GatewayApp
+from fewshard_serve.http.large_bodies import LargeBodies
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.http.service import ModelEntry
+from fewshard_serve.memory import give_back_freed
 from fewshard_serve.metrics import Metrics
 from fewshard_serve.rayserve.actor_process import (
     RAY_LOGGING,
@@ -54,13 +56,16 @@ class Gateway:
         # Ray Serve adds X-Request-Id to the response itself.
         doors = AccessMiddleware(self._access_settings, echoes_id=False)
         limits, count = self._access_settings.limits, self._metrics.observe_request
-        self._app = CountedApp(GatewayApp(self._router, limits=limits, doors=doors, on_request=count))
+        bodies = LargeBodies(limits)
+        app = GatewayApp(self._router, limits=limits, doors=doors, bodies=bodies, on_request=count)
+        self._app = CountedApp(app)
         if self._server.grpc_port:
-            service = InferenceService(self._router, limits, doors, count)
+            service = InferenceService(self._router, limits, doors, count, bodies)
             host, port, tls = self._server.host, self._server.grpc_port, self._server.tls
             credentials = None if tls is None else _credentials(tls)
             self._rpc = await start(service, host, port, limits.max_body_bytes, credentials)
         freeze_loaded()
+        give_back_freed()
         return self._app
 
     async def check_health(self) -> None:

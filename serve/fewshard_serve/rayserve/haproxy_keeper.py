@@ -31,6 +31,9 @@ import time
 from typing import Any
 
 POLL_S = 0.1
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""Each buffer is mapped by itself, so that it goes back to the system. Otherwise the memory of thousands of
+connections with half a body stays for ever."""
 PULSE_S = 1.0
 """How often HAProxy is asked whether it answers, and how long it may take."""
 MAX_MISSED = 3
@@ -115,7 +118,7 @@ class Edit:
             case ["frontend prometheus" | "listen stats", "bind", address]:
                 return [f"    bind 127.0.0.1:{address.rpartition(':')[2]}"]
             case ["frontend http_frontend", "bind", address]:
-                outer = f"    bind {self._settings['bind'] or address} {self._settings['bind_options']}"
+                outer = f"    bind {self._settings['bind'] or address} {self._settings['bind_options']}".rstrip()
                 return [outer, "    bind unix@@LARGE@ accept-proxy name inner proto h1"]
             case ["frontend http_frontend", "use_backend" | "default_backend", *_] if not self._sends_large:
                 self._sends_large = True
@@ -303,7 +306,8 @@ class Keeper:
 
     def _start(self, *more: str) -> int | None:
         """Start HAProxy. Return None once it answers, or its exit code."""
-        self._child = os.posix_spawn(self._command[0], [*self._command, *more], os.environ)
+        environment = {**os.environ, **GIVES_BACK}
+        self._child = os.posix_spawn(self._command[0], [*self._command, *more], environment)
         give_up_at, wait_s = time.monotonic() + START_TIMEOUT_S, 0.005
         while time.monotonic() < give_up_at:
             time.sleep(wait_s)

@@ -11,7 +11,7 @@ strings of all requests to a syslog server on this machine.
 
 Addresses. Replicas listen where Serve's HTTP server does, so that address is the loopback, and HAProxy alone
 listens where the configuration says, with TLS if it has a certificate. One address may have a bounded number
-of connections. A connection carries one request at a time (HTTP/1), which is what makes the bound mean much.
+of connections, and a connection of requests at a time (HTTP/2 carries several).
 
 Retries. A request whose replica dies is sent to another replica, but only if HAProxy had received all of it
 before it sent the first byte. So HAProxy waits for the body, which must also fit its buffer. Where a client's
@@ -44,7 +44,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewshard_serve.config import TlsConfig
-from fewshard_serve.engine.admission import FAIR_ALPHA
 from fewshard_serve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -54,12 +53,15 @@ from fewshard_serve.errors import (
     Overloaded,
     ServeError,
 )
+from fewshard_serve.fairness import FAIR_ALPHA
 from fewshard_serve.http.backpressure import REFUSED_HEADER, ROOM_HEADER
 from fewshard_serve.http.middleware import PRIORITY_HEADER, REQUEST_ID_PATTERN
 from fewshard_serve.http.request import MODELS, TIMEOUT_HEADER
 from fewshard_serve.http.routes import ROUTES, SheddableRequest, sheddable_requests
 from fewshard_serve.http.routing import MODEL, Route
 
+MAX_STREAMS = 32
+"""Requests of one HTTP/2 connection at a time. HAProxy would allow 100."""
 HEADERS_TIMEOUT_S = 10
 """The time a client may take to send the headers of a request."""
 IDLE_TIMEOUT_S = 10
@@ -140,7 +142,7 @@ def edits(folder: str, settings: FrontSettings) -> dict[str, Any]:
     instead: lines of the defaults that are replaced.
     added: lines that are added, by section; "end" for whole sections.
     """
-    tls = f"ssl crt {folder}/{CERTIFICATE} alpn http/1.1" if settings.tls is not None else "proto h1"
+    tls = f"ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls is not None else ""
     return {
         "bind": settings.address,
         "bind_options": tls,
@@ -151,7 +153,7 @@ def edits(folder: str, settings: FrontSettings) -> dict[str, Any]:
             "option httplog": NO_QUERY_LOG,
         },
         "added": {
-            "global": ["    tune.stick-counters 5"],
+            "global": ["    tune.stick-counters 5", f"    tune.h2.max-concurrent-streams {MAX_STREAMS}"],
             "defaults": _lines(_defaults(folder)),
             "frontend http_frontend": _lines(_frontend(settings)),
             "backend http": _lines(rules(ROUTES, folder, settings)),

@@ -6,14 +6,14 @@ import logging
 import os
 import ssl
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewshard_serve.auth import hash_of, new_token
 from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.errors import StartError
@@ -21,7 +21,7 @@ from fewshard_serve.http.middleware import AccessSettings
 from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.logs import keep_lines_whole, write_line
 from fewshard_serve.rayserve.actor_process import RAY_LOGGING, own_stderr
-from fewshard_serve.rayserve.cluster import check_port, ray_cluster
+from fewshard_serve.rayserve.cluster import ray_cluster
 from fewshard_serve.rayserve.deployment_plan import (
     DEFAULT_LOADER,
     GATEWAY_APP,
@@ -36,11 +36,13 @@ from fewshard_serve.rayserve.deployment_plan import (
 )
 from fewshard_serve.rayserve.environment import prepare_environment
 from fewshard_serve.rayserve.haproxy import stop_softly, write_settings
+from fewshard_serve.rayserve.preflight import check_files, check_space, ports_held, why_no_folder
 from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_cores, share_gpus
 from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
-from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, StopRequest, listen, stop_request
+from fewshard_serve.rayserve.run_folder import clear, clear_dead_runs, members, name_of, run_folder
+from fewshard_serve.rayserve.signals import CallThread, LoopThread, StopRequest, stop_request
+from fewshard_serve.rayserve.supervisor import Supervisor
 
-EXIT_STOPPED_AT_ONCE = 130
 LOOPBACK = "127.0.0.1"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What there is where torch may find a GPU: NVIDIA's driver, the same in WSL, AMD's driver."""
@@ -50,6 +52,10 @@ STATUS_S = 2.0
 CALL_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 60.0
 """For the first call, which also makes Ray Serve discover the replicas."""
+CUT_S = 0.5
+"""Time to end every process, so that the server has ended when its time is up."""
+SHUTDOWN_S = 5.0
+"""Time for Ray to end its processes by itself, once all requests are answered."""
 LAST_BYTES_S = 0.5
 """Time for HAProxy to forward answers that are already written, and to refuse other requests."""
 
@@ -67,54 +73,115 @@ def serve_until_signalled(
     on_ready: called once every model answers over HTTP.
     read_again: returns the configuration to apply on SIGHUP; None applies the same one again.
 
-    Raises `StartError` if the port is in use, Ray cannot start, or a model cannot be loaded.
+    Raises `StartError` if the port is in use, Ray cannot start, or a model cannot be loaded. Ends the whole
+    process, with a line that says why, if the server cannot heal or does not stop in time.
     """
-    if address is None:
-        check_port(config.server)
     keep_lines_whole()
-    try:
+    with ExitStack() as stack:
+        folder = stack.enter_context(_own_machine(config.server)) if address is None else None
+        stop = stack.enter_context(stop_request())
+        supervisor = Supervisor(
+            stop,
+            clean_up=lambda: None if folder is None else clear(folder),
+            let_finish=lambda: None if folder is None else _close_softly(folder),
+        )
+        run = _Run(config, address, folder, loader, supervisor, stop)
+        return supervisor.run(lambda: run.serve(on_ready, read_again or (lambda: config)))
+
+
+@contextmanager
+def _own_machine(server: ServerConfig) -> Iterator[str]:
+    """Make a folder for the run and hold its ports, where there is room for them. Raises `StartError`."""
+    clear_dead_runs()
+    with ExitStack() as stack:
+        stack.enter_context(ports_held(server))
+        try:
+            folder = stack.enter_context(run_folder())
+            check_space(folder)
+        except OSError as error:
+            raise StartError(why_no_folder(error)) from error
+        yield folder
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One server from its start to its end, in the thread of `supervisor`.
+
+    address: the Ray to join; None if one is started here.
+    folder: the folder of the run; None if Ray is joined.
+    """
+
+    config: FewshardConfig
+    address: str | None
+    folder: str | None
+    loader: str
+    supervisor: Supervisor
+    stop: StopRequest
+
+    def serve(self, on_ready: Callable[[], None], read_again: Callable[[], FewshardConfig]) -> int:
+        """Serve until a stop is requested, answer what was accepted, and return the exit code."""
+        owns_ray = self.address is None
+        has_own_haproxy = prepare_environment(self.folder, front_settings(self.config))
+        check_front(self.config.server, has_own_haproxy)
+        if has_own_haproxy:
+            check_files()
+        log_path = own_stderr() if owns_ray else ""
+        token = new_token()
+        doors = door_settings(self.config, log_path, has_own_haproxy, hash_of(token).hex())
+
+        def plan(wanted: FewshardConfig) -> list[HostSpec]:
+            if self.folder is not None and has_own_haproxy:  # it is started again when replicas change
+                write_settings(self.folder, front_settings(wanted), os.getpid())
+            planned = plan_hosts(wanted, self.loader, doors)
+            return [replace(host, starts_dir=self.folder or "") for host in planned]
+
+        hosts = plan(self.config)
+        cascades = plan_cascades(self.config, hosts)
         with ExitStack() as stack:
-            work_dir = stack.enter_context(_work_dir()) if address is None else None
-            has_own_haproxy = prepare_environment(work_dir, front_settings(config))
-            check_front(config.server, has_own_haproxy)
-            log_path = own_stderr() if address is None else ""
-            doors = door_settings(config, log_path, has_own_haproxy)
-            starts_dir = work_dir or ""
-
-            def plan(wanted: FewshardConfig) -> list[HostSpec]:
-                if work_dir is not None and has_own_haproxy:  # it is started again when replicas change
-                    write_settings(work_dir, front_settings(wanted), os.getpid())
-                return [replace(host, starts_dir=starts_dir) for host in plan_hosts(wanted, loader, doors)]
-
-            hosts = plan(config)
-            cascades = plan_cascades(config, hosts)
-            stop = stack.enter_context(stop_request())
             stack.enter_context(_early_process(hosts))
             num_cpus = num_cpus_wanted([*hosts, *cascades])
             # Replicas print to our stderr themselves where they can. Shards, which run in actors, do not.
             forwards_output = not log_path or any(host.experts for host in hosts)
-            stack.enter_context(ray_cluster(address, num_cpus, forwards_output))
-            listen(stop)
-            running = stack.enter_context(
-                _deployed(hosts, cascades, doors, config.server, owns_ray=address is None)
-            )
-            if running.wait_until_ready(stop):
+            cluster = ray_cluster(self.address, num_cpus, forwards_output)
+            self.supervisor.vital = stack.enter_context(cluster)
+            deployed = _deployed(hosts, cascades, doors, self.config.server, self.supervisor, owns_ray, token)
+            running = stack.enter_context(deployed)
+            if running.wait_until_ready(self.stop):
+                self.supervisor.owes_answers = True
+                self.supervisor.stop_limit_s = running.stop_limit_s
                 on_ready()
-                updating = Updater(
-                    config,
-                    running.hosts,
-                    lambda wanted: _for_cluster(plan(wanted), owns_ray=address is None),
-                    deployer := ServeDeployer(),
-                    lambda: stop.is_asked,
-                )
-                serve_and_update(stop, updating, deployer, running.hosts, read_again or (lambda: config))
+                running.meet_all()
+                self._until_stopped(running, lambda wanted: _for_cluster(plan(wanted), owns_ray), read_again)
                 running.drain()
-                if work_dir is not None:
-                    stop_softly(work_dir)
-                    time.sleep(LAST_BYTES_S)
-    except StoppedAtOnce:
-        return EXIT_STOPPED_AT_ONCE
-    return 0
+                self._close_doors()
+        return 0
+
+    def _until_stopped(
+        self,
+        running: "Running",
+        plan: Callable[[FewshardConfig], list[HostSpec]],
+        read_again: Callable[[], FewshardConfig],
+    ) -> None:
+        deployer = ServeDeployer(running.calls, self.supervisor.fail)
+        updater = Updater(
+            self.config, running.hosts, plan, deployer, lambda: self.stop.is_asked, running.index
+        )
+        serve_and_update(self.stop, updater, deployer, running.hosts, read_again)
+
+    def _close_doors(self) -> None:
+        if self.folder is not None:
+            stop_softly(self.folder)
+            time.sleep(LAST_BYTES_S)
+        supervisor = self.supervisor
+        supervisor.owes_answers = False
+        supervisor.stop_limit_s = min(supervisor.stop_limit_s, self.stop.asked_for_s + SHUTDOWN_S)
+
+
+def _close_softly(folder: str) -> None:
+    """Accept no more connections, and return when those that there are have ended."""
+    stop_softly(folder)
+    while any("haproxy" in name_of(pid) for pid in members(folder)):
+        time.sleep(POLL_S)
 
 
 def _early_process(hosts: list[HostSpec]) -> AbstractContextManager[None]:
@@ -140,19 +207,14 @@ def _for_cluster(hosts: list[HostSpec], owns_ray: bool) -> list[HostSpec]:
 
 
 @contextmanager
-def _work_dir() -> Iterator[str]:
-    # Not in TMPDIR: the path of a Unix socket is limited to 107 characters, and Ray appends 56.
-    with tempfile.TemporaryDirectory(prefix="fewshard-", dir="/tmp", ignore_cleanup_errors=True) as path:
-        yield path
-
-
-@contextmanager
 def _deployed(
     hosts: list[HostSpec],
     cascades: list[CascadeSpec],
     doors: AccessSettings,
     server: ServerConfig,
+    supervisor: Supervisor,
     owns_ray: bool,
+    token: str,
 ) -> Iterator["Running"]:
     """Deploy all applications. On exit remove them, if Ray is not ours."""
     from ray import serve
@@ -168,12 +230,19 @@ def _deployed(
     handles = serve.run_many(
         targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )
-    with LoopThread() as calls:
+
+    def remove() -> None:
+        for target in targets:
+            serve.delete(target.name, _blocking=False)
+
+    if not owns_ray:
+        supervisor.clean_up = remove
+    with LoopThread() as loop:
         try:
-            yield Running(apps, handles, calls, server if owns_ray else None)
+            yield Running(apps, handles, loop, server if owns_ray else None, token)
         finally:
-            for target in [] if owns_ray else targets:
-                serve.delete(target.name, _blocking=False)
+            if not owns_ray:
+                remove()
 
 
 def _start_serve(server: ServerConfig, owns_ray: bool, has_own_haproxy: bool) -> None:
@@ -197,24 +266,33 @@ class Running:
     apps: hosts and cascades.
     handles: the handles of `apps`, in order, then the gateway's.
     server: where to reach it over HTTP; None if that may be another machine.
+    token: lets the launcher ask whether a model is ready.
     """
 
     def __init__(
         self,
         apps: Sequence[AppSpec],
         handles: Sequence[Any],
-        calls: LoopThread,
+        loop: LoopThread,
         server: ServerConfig | None,
+        token: str,
     ) -> None:
+        self.calls = CallThread()
         self._apps = apps
         self._handles = handles
-        self._calls = calls
+        self._loop = loop
         self._server = server
+        self._token = token
         self._reported: dict[str, str] = {}
 
     @property
     def hosts(self) -> list[HostSpec]:
         return [app for app in self._apps if isinstance(app, HostSpec)]
+
+    @property
+    def stop_limit_s(self) -> float:
+        """How long the server may take to end after a signal: the longest deadline, and a margin."""
+        return max(app.drain_timeout_s for app in self._apps) - CUT_S
 
     def wait_until_ready(self, stop: StopRequest) -> bool:
         """Wait until every model answers. Return False if a stop is requested. Raises `StartError`.
@@ -224,7 +302,7 @@ class Running:
         look_again_at = 0.0
         while not (self._are_models_loaded() and self._is_reachable()):
             if time.monotonic() >= look_again_at:
-                _raise_if_deploying_failed()
+                self._raise_if_deploying_failed()
                 self._report_missing_resources()
                 look_again_at = time.monotonic() + STATUS_S
             if stop.wait(POLL_S):
@@ -232,10 +310,14 @@ class Running:
         return True
 
     def _report_missing_resources(self) -> None:
-        for entry in self._index():
+        for entry in self.index():
             if entry.state == "LOADING" and entry.reason not in ("loading", self._reported.get(entry.name)):
                 self._reported[entry.name] = entry.reason
                 write_line(f"fewshard: {entry.name}: {entry.reason}", sys.stderr)
+
+    def meet_all(self) -> None:
+        """Make Ray Serve discover every replica now. A drain needs that, and the controller may hang then."""
+        self._broadcast(self._handles[:-1], "name", START_TIMEOUT_S)
 
     def drain(self) -> None:
         """Refuse new requests on all applications, then answer the accepted ones.
@@ -244,61 +326,64 @@ class Running:
         still need the next.
         """
         kinds = [*(isinstance(app, CascadeSpec) for app in self._apps), None]
-        self._broadcast(self._handles, "begin_drain")
+        self._broadcast(self._handles, "begin_drain", CALL_TIMEOUT_S)
         for kind in (None, True, False):
             self._broadcast(
                 [handle for handle, its in zip(self._handles, kinds, strict=True) if its is kind],
                 "finish_drain",
+                2 * max(app.drain_timeout_s for app in self._apps),
             )
 
-    def _broadcast(self, handles: Sequence[Any], method: str) -> None:
+    def _broadcast(self, handles: Sequence[Any], method: str, timeout_s: float) -> None:
         from fewshard_serve.rayserve.handles import ask_all
-
-        timeout_s = 2 * max(app.drain_timeout_s for app in self._apps)
 
         async def call_all() -> None:
             await asyncio.gather(*(ask_all(handle, method, timeout_s=timeout_s) for handle in handles))
 
-        self._calls.run(call_all(), timeout_s + CALL_TIMEOUT_S)
+        self._loop.run(call_all(), timeout_s + CALL_TIMEOUT_S)
 
     def _are_models_loaded(self) -> bool:
-        index = self._index()
+        index = self.index()
         failed = [f"  {entry.name}: {entry.reason}" for entry in index if entry.state == "UNAVAILABLE"]
         if failed:
             raise StartError("\n".join(["these models cannot be served:", *failed]))
         return bool(index) and all(entry.state == "READY" for entry in index)
 
-    def _index(self) -> list[ModelEntry]:
+    def index(self) -> list[ModelEntry]:
+        """Return the state of every model; [] if the gateway does not answer. Raises `TimeoutError`."""
         from fewshard_serve.rayserve.handles import ask_all
 
         asking = ask_all(self._handles[-1], "index", timeout_s=CALL_TIMEOUT_S)
-        answers = self._calls.run(asking, START_TIMEOUT_S)
+        answers = self._loop.run(asking, START_TIMEOUT_S)
         return answers[0] if answers else []
+
+    def _raise_if_deploying_failed(self) -> None:
+        from ray import serve
+
+        try:
+            applications = self.calls.run(serve.status, START_TIMEOUT_S).applications
+        except TimeoutError:  # it is asked again
+            return
+        for name, app in applications.items():
+            if app.status == "DEPLOY_FAILED":
+                raise StartError(f"the application {name} cannot start: {app.message}")
 
     def _is_reachable(self) -> bool:
         """Return whether the proxy routes to every host. Routes appear shortly after hosts are ready."""
         if self._server is None:
             return True
         paths = ["/v2/health/ready", *(f"/v2/models/{app.models[0].name}/ready" for app in self._apps)]
-        return all(_answers(self._server, path) for path in paths)
+        return all(_answers(self._server, path, self._token) for path in paths)
 
 
-def _raise_if_deploying_failed() -> None:
-    from ray import serve
-
-    for name, app in serve.status().applications.items():
-        if app.status == "DEPLOY_FAILED":
-            raise StartError(f"the application {name} cannot start: {app.message}")
-
-
-def _answers(server: ServerConfig, path: str) -> bool:
+def _answers(server: ServerConfig, path: str, token: str) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     connection = http.client.HTTPConnection(host, server.port, timeout=CALL_TIMEOUT_S)
     if server.tls is not None:  # whoever listens there is this server, whatever name its certificate has
         unchecked = ssl._create_unverified_context()
         connection = http.client.HTTPSConnection(host, server.port, timeout=CALL_TIMEOUT_S, context=unchecked)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
         return connection.getresponse().status == http.client.OK
     except OSError:
         return False

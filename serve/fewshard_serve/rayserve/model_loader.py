@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from fewshard_core.urls import masked
 from fewshard_core.values import ModelInfo
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends.child_process import Loading
@@ -73,14 +74,17 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
         return LoadFailure(spec.name, str(error))
     except Exception as error:  # one bad checkpoint must not prevent the other models from loading
         logger.exception("%s cannot be loaded", spec.name)
-        return LoadFailure(spec.name, f"{type(error).__name__}: {error}")
+        return LoadFailure(spec.name, masked(f"{type(error).__name__}: {error}"))
     logger.info("%s loaded in %.1f s: %s", spec.name, time.monotonic() - started_at, _execution(model.info))
     return model
 
 
 def _execution(info: ModelInfo) -> str:
-    """Return how a model runs, and why: `bf16 (measured: …), 1 threads (measured: …)`."""
+    """Return how a model runs, and why: `bf16 (measured: …), 2 streams of 1 threads (measured: …)`."""
     how, told = info.execution, info.dtype
     if how.dtype_reason:
         told += f" ({how.dtype_reason})"
-    return f"{told}, {how.num_threads} threads ({how.threads_reason})" if how.num_threads else told
+    if not how.num_threads:
+        return told
+    streams = f"{how.num_streams} streams of " if how.num_streams > 1 else ""
+    return f"{told}, {streams}{how.num_threads} threads ({how.threads_reason})"

@@ -58,7 +58,7 @@ class HostedModel:
     def not_ready_reason(self) -> str:
         if self.is_draining:
             return DRAINING
-        return self._problem()
+        return self._problem() or self._engine.served[self.info.name].watch.problem
 
     @property
     def ready(self) -> bool:
@@ -77,7 +77,7 @@ class HostedModel:
         self._metrics.observe_timings(name, classified.timings)
         if not request.caller.is_probing:
             self._metrics.observe_predictions(name, classified.logits)
-            if self.shadow is not None:
+            if self.shadow is not None and not request.is_of_cascade:
                 self.shadow.follow(request, classified)
         return classified
 
@@ -135,13 +135,16 @@ class Replica:
         )
         settings = {model.name: model.settings for model in spec.models}
         self._costs = {model.name: model.cost for model in spec.models}
-        # A model process computes one batch while it receives the next.
-        self._engine = Engine(models, settings, self._observe_batch, depth=1 if process is None else 2)
+        num_streams = max((model.info.execution.num_streams for model in models), default=1)
+        # A process of models receives the next batch while it computes.
+        depth = num_streams if process is None else num_streams + 1
+        self._engine = Engine(models, settings, self._observe_batch, depth=depth)
         self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
         failures = [one for one in loaded if isinstance(one, LoadFailure)]
         self._failed = {failure.name: FailedModel(failure) for failure in failures}
         for hosted in self.hosted.values():
             self.metrics.add_model(self._source(hosted))
+        self.metrics.add_failed(self._failed)
         self._calls = calls
         for model_spec in spec.models:
             self._give_shadow(model_spec, spec.app)
@@ -260,6 +263,7 @@ class Replica:
             queue_items=lambda: served.num_queued_items,
             inflight_items=lambda: served.num_inflight_items,
             admission_limit_items=lambda: served.admission.limit_items,
+            is_ready=lambda: hosted.ready,
             routing=hosted.routing.read,
             group=hosted.group,
             sparsity=hosted.sparsity,

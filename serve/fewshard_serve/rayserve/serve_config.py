@@ -46,7 +46,8 @@ class AppArguments(Section):
 
     def plan(self) -> tuple[list[AppSpec], AccessSettings]:
         """Return every host and cascade of the configuration, and the access settings for this cluster."""
-        doors = door_settings(self.config, is_behind_haproxy=is_edited(os.environ.get(BINARY, "")))
+        is_behind_haproxy = is_edited(os.environ.get(BINARY, ""))
+        doors = door_settings(self.config, is_behind_haproxy=is_behind_haproxy, is_on_cluster=True)
         hosts = reserve_gpus(plan_hosts(self.config, doors=doors))
         return [*hosts, *plan_cascades(self.config, hosts)], doors
 
@@ -115,7 +116,7 @@ def _outside(model: ModelConfig) -> dict[str, Any]:
 
 def _common(config: FewshardConfig) -> dict[str, Any]:
     """Return what every application needs."""
-    return _dump(config, {"auth", "cors", "limits", "logging", "metrics", "tracing"})
+    return _dump(config, {"auth", "callers", "cors", "limits", "logging", "metrics", "tracing"})
 
 
 def _dump(section: BaseModel, keys: set[str] | None = None) -> dict[str, Any]:

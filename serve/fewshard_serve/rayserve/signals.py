@@ -1,32 +1,35 @@
-"""Signal handling, and an event loop in a thread. `launch` uses both.
+"""Signal handling, and threads for calls that may never return. `launch` uses them.
 
-The first Ctrl-C or SIGTERM requests a drain; the second one ends the process at once. SIGHUP requests to read
-the configuration again, unless it is sent because the terminal was closed: then it requests a stop. Serve's
-handles belong to the event loop that first used them, so all calls run on the loop of `LoopThread`.
+The first Ctrl-C or SIGTERM requests a drain; the second one ends the server at once. SIGHUP requests to read
+the configuration again, unless it is sent because the terminal was closed: then it requests a stop. Python
+runs signal handlers in the main thread only, between two of its instructions, so that thread makes no call
+that may block: `supervisor` keeps it free.
+
+Serve's handles belong to the event loop that first used them, so all calls run on the loop of `LoopThread`.
 """
 
 import asyncio
 import os
+import queue
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class StoppedAtOnce(BaseException):
-    """Raised in the main thread by a second signal. Not an `Exception`, so that ordinary handlers do not
-    catch it."""
+LOOP_MARGIN_S = 1.0
 
 
 class StopRequest:
-    """Records whether a stop was requested, and by how many signals."""
+    """Records whether a stop was requested, when, and by how many signals."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
+        self._asked_at = 0.0
         self._num_signals = 0
         self._is_reload_asked = False
         self._had_terminal = has_terminal()
@@ -39,6 +42,16 @@ class StopRequest:
     def is_asked(self) -> bool:
         return self._asked.is_set()
 
+    @property
+    def is_at_once(self) -> bool:
+        """Whether a second signal has arrived."""
+        return self._num_signals >= 2
+
+    @property
+    def asked_for_s(self) -> float:
+        """Seconds since the first signal; 0 before."""
+        return time.monotonic() - self._asked_at if self._asked_at else 0.0
+
     def take_reload(self) -> bool:
         """Return whether SIGHUP has arrived since the last call."""
         asked, self._is_reload_asked = self._is_reload_asked, False
@@ -50,11 +63,10 @@ class StopRequest:
             self._is_reload_asked = True
             return
         self._num_signals += 1
-        self._asked.set()
-        if self._num_signals == 2:
-            raise StoppedAtOnce
         if self._num_signals > 2:
             os._exit(128 + number)
+        self._asked_at = self._asked_at or time.monotonic()
+        self._asked.set()
 
 
 def has_terminal() -> bool:
@@ -80,7 +92,7 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 def listen(request: StopRequest) -> None:
-    """Install the handlers. Call it again after `ray.init`, which installs its own for SIGTERM."""
+    """Install the handlers. Call it again after a `ray.init` in the main thread, which installs its own."""
     for number in SIGNALS:
         signal.signal(number, request.handle)
 
@@ -106,6 +118,42 @@ class LoopThread:
         self._thread.join(1.0)
 
     def run(self, work: Coroutine[Any, Any, ResultT], timeout_s: float) -> ResultT:
-        """Return the coroutine's result. On time-out cancel it and raise `TimeoutError`."""
+        """Return the coroutine's result. On time-out cancel it and raise `TimeoutError`.
+
+        A call within it that blocks the loop is left behind.
+        """
         limited = asyncio.wait_for(work, timeout_s)
-        return asyncio.run_coroutine_threadsafe(limited, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(limited, self._loop).result(timeout_s + LOOP_MARGIN_S)
+
+
+class CallThread:
+    """Makes calls that may block for ever, in their order, in a thread that is left behind at the end."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="fewshard-blocking-calls", daemon=True).start()
+
+    def start(self, call: Callable[[], ResultT]) -> Future[ResultT]:
+        """Make a call once those before it have returned. Return its result to be."""
+        future: Future[ResultT] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def run(self, call: Callable[[], ResultT], timeout_s: float) -> ResultT:
+        """Return what the call returns. On time-out raise `TimeoutError`; it is not made if not begun yet."""
+        future = self.start(call)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def _work(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001  it is raised where the call was asked for
+                future.set_exception(error)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from fewshard_core.values import ModelInfo
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest
@@ -15,11 +17,11 @@ from fewshard_serve.protocol.classify import timings_ms
 from fewshard_serve.protocol.json_guard import quoted
 from fewshard_serve.protocol.parameters import check_input, check_request, decoded, flag, timeout_s
 from fewshard_serve.protocol.tensors import (
+    NUMPY_DTYPES,
     Tensor,
     bytes_tensor,
     check_datatype,
     decode_binary,
-    decode_json,
     encode_binary,
 )
 from fewshard_serve.rpc.messages import CLASSES
@@ -41,13 +43,13 @@ CONTENTS = {
 """The message field that holds a tensor's elements unless they are raw. FP16 and BF16 are always raw."""
 
 
-def to_request(message: Any) -> oip.InferRequest:
-    """Convert a `ModelInferRequest`. Raises `MalformedRequest`."""
+def to_request(message: Any, expected: oip.Expected = oip.ANYTHING) -> oip.InferRequest:
+    """Convert a `ModelInferRequest`. Raises `MalformedRequest`, and what `expected.look` raises."""
     parameters = _values(message.parameters)
     check_request(parameters)
     is_raw = len(message.raw_input_contents) > 0
     return oip.InferRequest(
-        inputs=_inputs(message),
+        inputs=_inputs(message, expected),
         outputs=tuple(_requested(output, is_raw) for output in message.outputs),
         id=message.id,
         timeout_s=timeout_s(parameters),
@@ -82,7 +84,7 @@ def to_metadata(info: ModelInfo) -> Any:
     return CLASSES["ModelMetadataResponse"](**model_tensors.metadata(info))
 
 
-def _inputs(message: Any) -> dict[str, Tensor]:
+def _inputs(message: Any, expected: oip.Expected) -> dict[str, Tensor]:
     raws: Sequence[bytes] = message.raw_input_contents
     for entry in message.inputs:  # first, because a tensor in shared memory has no raw contents
         check_input(entry.name, _values(entry.parameters))
@@ -92,7 +94,8 @@ def _inputs(message: Any) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for index, entry in enumerate(message.inputs):
-        tensor = _input(entry, raws[index] if raws else None)
+        tensor = _tensor(entry, raws[index] if raws else None, expected)
+        tensor = decoded(tensor, _values(entry.parameters))
         if tensor.name in tensors:
             raise MalformedRequest(f"inputs has {quoted(tensor.name)} twice; name each tensor once")
         tensors[tensor.name] = tensor
@@ -101,13 +104,10 @@ def _inputs(message: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _input(entry: Any, raw: bytes | None) -> Tensor:
-    return decoded(_tensor(entry, raw), _values(entry.parameters))
-
-
-def _tensor(entry: Any, raw: bytes | None) -> Tensor:
+def _tensor(entry: Any, raw: bytes | None, expected: oip.Expected) -> Tensor:
     datatype = check_datatype(entry.name, entry.datatype)
-    shape = oip.checked_shape(entry.name, list(entry.shape))
+    shape = oip.checked_shape(entry.name, list(entry.shape[: oip.MAX_RANK + 1]))
+    expected.look(entry.name, datatype, shape)
     if raw is not None:
         if entry.contents.ByteSize():  # MLServer's client sets it, and leaves it empty
             raise MalformedRequest(
@@ -116,14 +116,20 @@ def _tensor(entry: Any, raw: bytes | None) -> Tensor:
         return decode_binary(entry.name, datatype, shape, memoryview(raw))
     if datatype not in CONTENTS:
         raise MalformedRequest(f"input {quoted(entry.name)}: {datatype} is taken as raw_input_contents alone")
-    elements = list(getattr(entry.contents, CONTENTS[datatype]))
-    if datatype != "BYTES":
-        return decode_json(entry.name, datatype, shape, elements)
+    elements = getattr(entry.contents, CONTENTS[datatype])
     if len(elements) != prod(shape):
         raise MalformedRequest(
             f"input {quoted(entry.name)}: shape {list(shape)} does not fit {len(elements)} elements"
         )
-    return bytes_tensor(entry.name, elements, shape)
+    if datatype == "BYTES":
+        return bytes_tensor(entry.name, elements, shape)
+    try:
+        numbers = np.fromiter(elements, NUMPY_DTYPES[datatype], len(elements))
+    except OverflowError as error:
+        raise MalformedRequest(
+            f"input {quoted(entry.name)}: a value does not fit {datatype}: {error}"
+        ) from None
+    return Tensor(entry.name, datatype, numbers.reshape(shape))
 
 
 def _requested(output: Any, is_raw: bool) -> oip.RequestedOutput:

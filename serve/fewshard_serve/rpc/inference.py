@@ -22,6 +22,7 @@ from fewshard_serve.errors import (
     Overloaded,
     ServeError,
 )
+from fewshard_serve.http.large_bodies import LargeBodies
 from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.prediction_handlers import check_finite
 from fewshard_serve.http.prediction_readers import infer_inputs
@@ -40,6 +41,7 @@ from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.health import Health
 from fewshard_serve.rpc.messages import CLASSES, METHODS, SERVICE
+from fewshard_serve.rpc.reading import MessageReader, address_of, alone
 from fewshard_serve.tracecontext import read_traceparent
 
 GRPC_STATUS: dict[type[ServeError], StatusCode] = {
@@ -67,31 +69,28 @@ def status_of(error: ServeError) -> StatusCode:
     return next(kinds, StatusCode.INTERNAL)
 
 
-OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
 
 _logger = logging.getLogger("fewshard.rpc")
 
 
 class Call:
-    """One call: its message, its caller, its model and its start time."""
+    """One call: its message (once it is read), its caller, its model and its start time."""
 
-    def __init__(self, method: str, message: Any, context: Any) -> None:
+    def __init__(self, method: str, context: Any) -> None:
         self.method = method
-        self.message = message
+        self.message: Any = None
         self.context = context
         self.started_at = time.monotonic()
-        self.metadata = dict(context.invocation_metadata() or ())
+        pairs = context.invocation_metadata() or ()
+        self.metadata = dict(pairs)
+        self.forwarded = [value for name, value in pairs if name == "x-forwarded-for"]
         self.caller = Caller()
         self.model_name = "unknown"
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_at
-
-    @property
-    def address(self) -> str:
-        """The client's address without scheme and port: `127.0.0.1` for `ipv4:127.0.0.1:5000`."""
-        return str(self.context.peer()).partition(":")[2].rpartition(":")[0]
 
     def timeout_s(self, asked_s: float | None) -> float | None:
         """The shorter of the call's deadline and the request's, in seconds; None if there is neither."""
@@ -108,20 +107,26 @@ class InferenceService:
         limits: Limits,
         access: AccessMiddleware,
         on_request: RequestHook = ignore_request,
+        bodies: LargeBodies | None = None,
     ) -> None:
+        """`bodies`: the large bodies of the process; by default those of this service alone."""
+        self.reader = MessageReader(limits, bodies or LargeBodies(limits))
         self._service = service
         self._limits = limits
         self._access = access
         self._on_request = on_request
-        self.health = Health(service)
+        self.health = Health(service, self.reader)
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler to add to a gRPC server."""
+        """The handler to add to a gRPC server.
+
+        A call with one message and one with a stream of them begin alike. As the latter, they are ours before
+        the message is received: a caller who is refused cannot make us hold it.
+        """
         answers = self._answers()
         handlers = {
-            method: grpc.unary_unary_rpc_method_handler(
+            method: grpc.stream_unary_rpc_method_handler(
                 self._answering(method, answers[method]),
-                request_deserializer=CLASSES[f"{method}Request"].FromString,
                 response_serializer=CLASSES[f"{method}Response"].SerializeToString,
             )
             for method in METHODS
@@ -144,8 +149,8 @@ class InferenceService:
     def _answering(
         self, method: str, answer: Callable[[Call], Awaitable[Any]]
     ) -> Callable[..., Awaitable[Any]]:
-        async def handle(message: Any, context: Any) -> Any:
-            call = Call(method, message, context)
+        async def handle(_: Any, context: Any) -> Any:
+            call = Call(method, context)
             parent = read_traceparent(call.metadata.get("traceparent"))
             request_id = self._access.identify(call.metadata.get("x-request-id"), parent)
             await context.send_initial_metadata((("x-request-id", request_id),))
@@ -156,14 +161,17 @@ class InferenceService:
     async def _counted(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
         try:
             response = await self._entered(call, answer)
-        except ServeError as error:
-            self._note(call, error.code, status_of(error))
-            await call.context.abort(status_of(error), message_of(error), trailing_metadata=_details(error))
+        except ServeError as raised:
+            error = alone(raised)
         except BaseException:  # the client has cancelled the call
             self._note(call, CallerGone.code, grpc.StatusCode.CANCELLED)
             raise
-        self._note(call, "ok", grpc.StatusCode.OK)
-        return response
+        else:
+            self._note(call, "ok", grpc.StatusCode.OK)
+            return response
+        self._note(call, error.code, status_of(error))
+        status, details = status_of(error), _details(error)
+        return await call.context.abort(status, message_of(error), trailing_metadata=details)
 
     async def _entered(self, call: Call, answer: Callable[[Call], Awaitable[Any]]) -> Any:
         try:
@@ -171,15 +179,19 @@ class InferenceService:
                 call.caller = self._access.admit(
                     call.metadata.get("authorization"),
                     call.metadata.get("x-request-priority"),
-                    call.address,
+                    self._access.caller_behind(address_of(call.context), call.forwarded),
                     "predict" if call.method == "ModelInfer" else None,
                 )
-            return await answer(call)
+            with self.reader.reading(call.context, call.caller) as reading:
+                call.message = await reading.message(CLASSES[f"{call.method}Request"])
+                return await answer(call)
         except ServeError:
             raise
         except Exception as error:
             _logger.exception("%s failed", call.method)
             raise unforeseen() from error
+        finally:
+            call.message = None
 
     def _note(self, call: Call, outcome: str, status: grpc.StatusCode) -> None:
         if call.method == "ModelInfer":
@@ -229,7 +241,8 @@ class InferenceService:
 
     async def _infer(self, call: Call) -> Any:
         info = await self._find(call, call.message.model_name, call.message.model_version)
-        request = convert.to_request(call.message)
+        expected = model_tensors.expected(info, self._limits)
+        request = convert.to_request(call.message, expected)
         inputs = infer_inputs(request, info, self._limits)
         timeout_s = call.timeout_s(request.timeout_s)
         asked = PredictionRequest(inputs, request.truncate, timeout_s, call.caller)

@@ -14,6 +14,13 @@ MIN_PING_INTERVAL_S = 5
 """Clients keep a connection alive by pings, often every 10 or 20 s. By default gRPC ends one whose pings come
 more often than every 5 minutes."""
 
+MAX_CALLS = 4096
+MAX_CALLS_OF_ONE_CONNECTION = 1024
+MAX_CONNECTIONS = 4096
+MAX_IDLE_S = 90
+"""A connection without calls is ended after this time; its client opens another with its next call."""
+HANDSHAKE_S = 10
+
 
 class UnknownMethods(grpc.GenericRpcHandler):
     """Refuses the methods of Triton's service that are not offered, of whichever kind, and says which are."""
@@ -61,9 +68,18 @@ async def start(
         ("grpc.keepalive_permit_without_calls", 1),
         # The name of GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS; unknown options are ignored.
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_S * 1000),
+        ("grpc.max_concurrent_streams", MAX_CALLS_OF_ONE_CONNECTION),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.max_connection_idle_ms", int(MAX_IDLE_S * 1000)),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
     ]
-    server = grpc.aio.server(options=options)
-    handlers = (service.handler(), service.health.handler(), *reflection.handlers(), UnknownMethods())
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
+    handlers = (
+        service.handler(),
+        service.health.handler(),
+        *reflection.handlers(service.reader),
+        UnknownMethods(),
+    )
     server.add_generic_rpc_handlers(handlers)
     try:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -69,6 +69,45 @@ def test_a_server_is_awaited_weighed_and_stopped_with_all_it_left(
     assert all(0 < entry.pss_mib <= entry.rss_mib < 1000 for entry in weighed)
 
 
+ADOPTED_WORKER = """
+import subprocess, sys, time
+worker = "import time; print('worker', flush=True); time.sleep(60)"
+start = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid, flush=True)"
+subprocess.run([sys.executable, "-c", start, worker])
+time.sleep(60)
+"""
+
+
+def test_a_worker_that_is_no_descendant_any_more_is_stopped_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "LAST_CHILDREN_S", 0.2)
+    monkeypatch.setattr(processes, "_is_ready", lambda _: "worker" in (tmp_path / "log").read_text())
+    with processes.serving([sys.executable, "-c", ADOPTED_WORKER], "", tmp_path / "log"):
+        worker = psutil.Process(int((tmp_path / "log").read_text().split()[0]))
+        assert worker.is_running()
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_sigterm_to_the_benchmark_stops_its_server(tmp_path):
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE_SERVER)
+    port = free_port()
+    benchmark = f"""
+import time, sys
+from pathlib import Path
+from fewshard_loadtest.peers.processes import serving
+command = [sys.executable, {str(script)!r}, "{port}"]
+with serving(command, "http://127.0.0.1:{port}/ready", Path({str(tmp_path / "log")!r})) as server:
+    print(server.pid, flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", benchmark], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = psutil.Process(int(process.stdout.readline()))
+    process.terminate()
+    assert process.wait() == 128 + 15
+    assert not server.is_running()
+
+
 def test_a_server_gets_the_environment_and_folder_it_is_given(tmp_path: Path) -> None:
     code = "import os, sys; print(os.environ.get('ONLY'), os.getcwd(), len(os.environ) < 9); sys.exit(3)"
     with (

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -18,6 +19,7 @@ from fewshard_models.tuning import kept, product
 from fewshard_models.tuning.choice import Candidate, decide
 
 PATH = "zoo:sst2-narrow"
+STREAMS = "2 streams of 1"
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +40,7 @@ def measuring(monkeypatch, tmp_path):
 @pytest.fixture
 def timed(measuring, monkeypatch):
     """Sets the items/s of each candidate. Returns the names of all candidates that were timed."""
-    rates = {"fp32": 100.0, "bf16": 300.0, "1": 100.0, "2": 100.0, "": 1e6}
+    rates = {"fp32": 100.0, "bf16": 300.0, "1": 100.0, "2": 100.0, STREAMS: 25.0, "": 1e6}
     names = []
 
     def made_up(runs, sizes, *_, **__):
@@ -175,6 +177,45 @@ def test_numbers_of_threads_are_not_compared_on_a_busy_machine(timed, monkeypatc
     assert load(PATH, "cpu", "fp32", threads=(1, 2)).info.execution.num_threads == 1
     monkeypatch.setattr(execution, "time_batches", made_up)
     assert load(PATH, "cpu", "fp32", threads=(1, 2)).info.execution.num_threads == 2
+
+
+def test_passes_overlap_where_that_answers_more(timed, monkeypatch):
+    timed[0].update({"1": 100.0, "2": 110.0, STREAMS: 90.0})
+    model = load(PATH, "cpu", "fp32", threads=(1, 2))
+    found = model.info.execution
+    assert (found.num_streams, found.num_threads, torch.get_num_threads()) == (2, 1, 1)
+    assert found.threads_reason.startswith("measured: ")
+    monkeypatch.setattr(type(model), "can_overlap", False)
+    assert load(PATH, "cpu", "fp32", threads=(1, 2)).info.execution.num_streams == 1, "although it is kept"
+    found = compare(PATH, "fp32", (1, 2), anew=True)["threads"]
+    assert found.chosen == "1"
+    assert found.candidates[-1].dropped == "its passes must not overlap"
+
+
+def test_a_stream_has_as_many_threads_as_are_left():
+    found = execution.ways((7, 1, 2, 4, 8))
+    assert list(found) == ["7", "1", "2", "4", "8", "4 streams of 2", "2 streams of 4"]
+
+
+def test_items_of_all_streams_count(measuring, monkeypatch):
+    """Real passes: what is timed has as many as there are streams, but one for a single item."""
+    seen = []
+    model = load(PATH, "cpu", "fp32")
+    monkeypatch.setattr(model, "run", lambda items: seen.append((threading.get_ident(), len(items))))
+    with execution._running(execution.Parallel(2, 1), execution.runner(model, [0])) as run:
+        run(1)
+        assert [size for _, size in seen] == [1]
+        run(8)
+    assert [size for _, size in seen] == [1, 8, 8]
+
+
+def test_streams_of_one_thread_are_as_fast_as_their_cpu_time_says():
+    """Here other processes have half of the machine: both runs take twice their CPU time."""
+    cpu = {1: 10.0, 8: 10.0}
+    alone = {1: 5.0, 8: 5.0}
+    assert execution._served(execution.Parallel(1, 1), alone, cpu, 1000) == {1: 10.0, 8: 10.0}
+    assert execution._served(execution.Parallel(2, 1), alone, cpu, 1000) == {1: 10.0, 8: 40.0}
+    assert execution._served(execution.Parallel(2, 4), alone, cpu, 1000) == {1: 5.0, 8: 10.0}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_process_remembers(tmp_p
     cache.keep("format y", 2)
     assert (cache.recall("format x"), cache.recall("format y")) == (1, 2)
     assert caplog.text.count("measurements cannot be kept") == 1
+    assert "damaged" not in caplog.text
     assert "FEWSHARD_CACHE" in caplog.text
 
 

@@ -21,6 +21,12 @@ def test_a_small_gain_does_not_justify_the_less_exact():
     assert decide(candidates(fp32=(100, 300, 400), bf16=(106, 318, 424))).chosen == "bf16"
 
 
+def test_the_reason_says_by_how_much_a_faster_one_falls_short():
+    found = decide([Candidate("1", {1: 363}), Candidate("2", {1: 374})], " threads", price=1.15)
+    assert found.chosen == "1"
+    assert found.reason.endswith("; 2 threads 374, which must be 1.15 times as fast to be chosen")
+
+
 def test_batches_do_not_outweigh_a_late_answer_to_one_user():
     assert decide(candidates(one=(500, 900, 900), two=(140, 1300, 1300)), price=1.15).chosen == "one"
 

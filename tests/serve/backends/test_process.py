@@ -21,7 +21,7 @@ from fewshard_models.errors import UnusableInput
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.load import load_model
 from fewshard_serve.backends.process import ModelProcess, ProcessEnded
-from fewshard_serve.errors import ModelRestarted, NotReady
+from fewshard_serve.errors import DeadlineExceeded, ModelRestarted, NotReady
 
 FAKES = str(Path(__file__).parents[1] / "rayserve")
 
@@ -93,6 +93,24 @@ def test_the_process_of_the_models_does_not_load_scipy(lasting):
     maps = Path(f"/proc/{lasting.pid}/maps").read_text()
     assert "libtorch_cpu" in maps
     assert "/scipy" not in maps
+
+
+def test_a_batch_that_waited_longer_than_anybody_waits_for_it_is_not_run(process, tmp_path):
+    model = fake(process, "moe")
+    gate = tmp_path / "gate"
+    items = model.prepare([TextInput("1")])
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(run, model, f"hold {gate}")
+        while not Path(f"{gate}.held").exists():
+            time.sleep(0.01)
+        behind = threads.submit(model.run_by, time.monotonic() + 0.05, items)
+        time.sleep(0.1)
+        gate.touch()
+        assert first.result(30) == [[1, -1]]
+        with pytest.raises(DeadlineExceeded, match="another batch ran"):
+            behind.result(30)
+    assert model.run_by(time.monotonic() + 60, items).logits.tolist() == [[1, -1]]
+    assert model.expert_counts().rows.tolist() == [2], "what is late leaves no trace"
 
 
 def test_the_experts_of_tokens_are_told_as_in_this_process(lasting):
@@ -225,6 +243,75 @@ def test_it_is_asked_by_many_threads_and_does_one_pass_after_the_other(process):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(40)))
     assert model.expert_counts().tokens.sum() == 40, "the last answer is what is kept"
+
+
+OVERLAPPING = """
+import threading
+import torch
+from dataclasses import replace
+from fewshard_core.values import Execution
+from fake_models import FakeModel
+
+class Model(FakeModel):
+    both = threading.Barrier(2)
+    inside = 0
+
+    def logits(self, text):
+        self.inside += 1
+        try:
+            if text == "meet":
+                self.both.wait(60)
+                return [torch.get_num_threads(), float(torch.tensor(1e-30) * 1e-10)]
+            if text == "alone":
+                assert self.inside == 1, "it has one stream"
+                return [0.0, 0.0]
+            return super().logits(text)
+        finally:
+            self.inside -= 1
+
+def load_model(name, path, device, dtype):
+    model = Model(name, path)
+    how = Execution(num_threads=1, num_streams=2 if path == "two" else 1)
+    model.info = replace(model.info, execution=how)
+    return model
+"""
+
+
+@pytest.fixture
+def overlapping(tmp_path, monkeypatch):
+    """Loads a model of two streams and one of one into a process."""
+    (tmp_path / "overlapping.py").write_text(OVERLAPPING)
+    monkeypatch.setattr(sys, "path", [*sys.path, FAKES, str(tmp_path)])
+    process = ModelProcess(num_threads=2)
+    yield [
+        process.load(Loading("overlapping:load_model", path, path, "cpu", "fp32")) for path in ("two", "one")
+    ]
+    process.close()
+
+
+def test_two_streams_run_two_passes_at_the_same_time_each_with_its_threads(overlapping):
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            both = [pool.submit(run, overlapping[0], "meet") for _ in range(2)]
+            assert [each.result(60) for each in both] == [[[1, 0]]] * 2, "and subnormals flushed"
+
+
+def test_a_short_pass_does_not_wait_for_a_long_one_of_another_stream(overlapping, tmp_path):
+    two, one = overlapping
+    with ThreadPoolExecutor(3) as pool:
+        slow = pool.submit(run, two, f"hold {tmp_path / 'go'}")
+        while not (tmp_path / "go.held").exists():
+            time.sleep(0.01)
+        assert [run(two, str(number)) for number in range(20)] == [[[n, -n]] for n in range(20)]
+        assert run(one, "alone") == [[0, 0]]
+        assert not slow.done()
+        (tmp_path / "go").touch()
+        slow.result(60)
+
+
+def test_a_model_of_one_stream_runs_one_pass_at_a_time_beside_one_of_two(overlapping):
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: run(overlapping[1], "alone"), range(20))) == [[[0, 0]]] * 20
 
 
 def test_all_who_wait_for_one_that_dies_are_told_and_one_other_is_started(process, caplog):

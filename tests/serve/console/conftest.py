@@ -116,7 +116,9 @@ class ConsoleServer:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._models = models
-        self._doors = AccessMiddleware(AccessSettings(tokens_file=tokens_file, limits=limits))
+        guards = not tokens_file  # as `fewshard serve` on a laptop
+        settings_of_doors = AccessSettings(tokens_file, limits, guards_pages=guards, is_on_loopback=True)
+        self._doors = AccessMiddleware(settings_of_doors)
         self._limits = limits
         self._settings = settings
         self._prices = prices
@@ -201,6 +203,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no chromium: install one, or name it in FEWSHARD_CHROMIUM")
     with api.sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-background-networking"]
+        flags.append("--host-resolver-rules=MAP evil.example 127.0.0.1")
         started = playwright.chromium.launch(executable_path=path, args=flags)
         yield started
         started.close()

@@ -5,7 +5,8 @@ import heapq
 import pytest
 
 from fewshard_serve.core import ANYBODY, Caller
-from fewshard_serve.engine.admission import MAX_CUT, START_ITEMS, AdaptiveShare, Admission
+from fewshard_serve.engine.adaptive_share import MAX_CUT, AdaptiveShare
+from fewshard_serve.engine.admission import START_ITEMS, Admission
 from fewshard_serve.errors import Overloaded
 
 TARGET_S = 1.0
@@ -144,23 +145,63 @@ def test_room_is_shared_equally_between_floods():
     assert 0.9 * START_ITEMS < sum(held.values()) < START_ITEMS
 
 
-def admitted(admission, caller):
+def admitted(admission, caller, num_items=1, tickets=None):
     try:
-        admission.admit(1, 25, caller)
+        ticket = admission.admit(num_items, 25, caller)
     except Overloaded:
         return False
+    if tickets is not None:
+        tickets.append(ticket)
     return True
 
 
 def test_the_urgent_may_use_the_reserve():
     device = Device(150)
-    flood, urgent = Caller("flood"), Caller("flood", is_urgent=True)
-    num_admitted = 0
-    while admitted(device.admission, flood):
-        num_admitted += 1
+    floods, urgent = [Caller("a"), Caller("b")], Caller("a", is_urgent=True)
+    for _ in range(START_ITEMS):
+        for flood in floods:
+            admitted(device.admission, flood)
+    num_admitted = device.admission.num_items
     assert 0.8 * START_ITEMS < num_admitted < START_ITEMS
-    device.admission.admit(1, 25, urgent)
-    device.admission.admit(1, 25, urgent)
+    for _ in range(num_admitted, START_ITEMS):
+        device.admission.admit(1, 25, urgent)
+
+
+def test_one_caller_alone_may_hold_all_the_room():
+    device = Device(150)
+    for _ in range(START_ITEMS // 64):
+        device.admission.admit(64, 64, Caller("a"))
+    assert not admitted(device.admission, Caller("a"))
+
+
+def test_a_flood_of_larger_requests_never_keeps_a_small_caller_out():
+    """A hundred connections send 16 items each, again and again; beside them one item is asked for."""
+    admission = Admission("m", 64, 10**6, Clock())
+    flood, guest = Caller("flood"), Caller("guest")
+    running = []
+    for _ in range(200):
+        while admitted(admission, flood, 16, running):
+            pass
+        assert admission.num_items >= 48
+        with admission.admit(1, 25, guest):
+            for _ in range(100):
+                admitted(admission, flood, 16, running)
+            assert admission.num_items <= 65
+        running.pop(0).release()
+
+
+def test_a_small_caller_is_let_in_after_the_limit_fell_but_many_together_are_not():
+    device = Device(150)
+    ticket = device.admission.admit(START_ITEMS, 1000, Caller("flood"))
+    device.clock.now += 1
+    ticket.note_wait(8 * TARGET_S)
+    limit = device.admission.limit_items
+    assert limit < START_ITEMS / 4
+    assert admitted(device.admission, Caller("guest"))
+    before = device.admission.num_items
+    for number in range(1000):
+        admitted(device.admission, Caller(str(number)))
+    assert device.admission.num_items - before <= limit / 4
 
 
 def test_a_request_above_the_present_limit_is_taken_when_nothing_else_is():
@@ -177,6 +218,6 @@ def test_the_early_check_refuses_what_admit_would():
     device.admission.check(Caller("x"))
     device.admission.admit(START_ITEMS, 0, Caller("x"))
     with pytest.raises(Overloaded):
-        device.admission.check(Caller("y"))
+        device.admission.check(Caller("x"))
     with pytest.raises(Overloaded):
-        device.admission.admit(1, 0, Caller("y"))
+        device.admission.admit(1, 0, Caller("x"))

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewshard_serve.engine.adaptive_share import RecentRate
 from fewshard_serve.engine.admission import (
     MAX_RETRY_AFTER_S,
     MIN_RETRY_AFTER_S,
     UNMEASURED_RETRY_AFTER_S,
     Admission,
-    RecentRate,
 )
 from fewshard_serve.errors import Overloaded, TooLarge
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshard_core.values import Item, ModelOutput
-from fewshard_serve.engine.batch import execute
-from fewshard_serve.errors import InternalError, ModelRestarted, UnusableItem
+from fewshard_serve.engine.batch import Pacing, execute
+from fewshard_serve.errors import DeadlineExceeded, InternalError, ModelRestarted, UnusableItem
 
 
 def items_of(texts):
@@ -82,15 +82,30 @@ def test_a_pass_in_which_the_models_process_ended_is_repeated_once(model, monkey
         return run(items)
 
     monkeypatch.setattr(model, "run", run_or_end)
-    executed = execute(model, items_of(["2"]), lambda: passes.append(len(passes)))
+    executed = execute(model, items_of(["2"]), Pacing(lambda: passes.append(len(passes))))
     assert outcome_of(executed, 0) == expected
     assert len(passes) == 2
 
 
 def test_every_pass_is_announced(model):
     passes = []
-    execute(model, items_of(["1", "crash", "3"]), lambda: passes.append(len(model.batches)))
+    execute(model, items_of(["1", "crash", "3"]), Pacing(lambda: passes.append(len(model.batches))))
     assert passes == list(range(len(model.batches)))
+
+
+def test_a_batch_that_nobody_waits_for_any_more_is_not_run(model):
+    executed = execute(model, items_of("123"), Pacing(give_up_at=10.0, clock=lambda: 10.0))
+    assert [outcome_of(executed, index) for index in range(3)] == [DeadlineExceeded] * 3
+    assert not executed.has_run
+    assert model.batches == []
+
+
+def test_the_halves_of_a_failed_batch_are_given_up_once_it_is_late(model):
+    times = iter(range(100))
+    texts = ["1", "2", "3", "crash"]
+    executed = execute(model, items_of(texts), Pacing(give_up_at=2.0, clock=lambda: next(times)))
+    assert model.batches == [texts, texts[:2]]
+    assert [outcome_of(executed, index) for index in range(4)] == [1, 2, DeadlineExceeded, DeadlineExceeded]
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,6 +126,10 @@ OUT_OF_MEMORY = [
     MemoryError(),
     TorchsOutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("could not create a primitive"),
+    RuntimeError("could not create a memory object"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 

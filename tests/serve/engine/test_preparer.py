@@ -9,8 +9,8 @@ import pytest
 from fewshard_core.values import TextInput
 from fewshard_serve.core import Caller
 from fewshard_serve.engine import preparer
-from fewshard_serve.engine.budget import SLICE_COST
 from fewshard_serve.engine.preparer import INLINE_S, Preparer
+from fewshard_serve.engine.preparing_cost import SLICE_COST
 from fewshard_serve.errors import DeadlineExceeded, NotReady, UnusableItem
 
 LONG = "x" * (SLICE_COST + 1)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewshard_core.values import Item, ModelOutput
+from fewshard_core.values import Execution, Item, ModelOutput
 from fewshard_serve.engine.queue import Entry
-from fewshard_serve.engine.runner import Runner, ScheduledModel
+from fewshard_serve.engine.runner import Runner
+from fewshard_serve.engine.scheduled_model import ScheduledModel
 from fewshard_serve.engine.settings import BatchingSettings
 from fewshard_serve.errors import DeadlineExceeded, NotReady
 
@@ -303,6 +304,51 @@ def test_waiting_behind_another_batch_is_time_in_the_queue(bench, model):
     ends["16"].set()
     one.wait_for(32)
     assert [(stats.queue_s[0], stats.infer_s) for stats in one.stats] == [(0.0, 3.0), (3.0, 2.0)]
+
+
+def test_as_many_batches_run_as_there_are_streams(bench, model):
+    model.info = replace(model.info, execution=Execution(num_streams=2))
+    now, ends = [0.0], {text: threading.Event() for text in numbers(4)}
+
+    def run(items):
+        handed.append(items[0].features)
+        assert ends[items[0].features].wait(5)
+        return ModelOutput(np.zeros((len(items), 2), np.float32))
+
+    lane, handed, model.run = ScheduledModel(model, BatchingSettings(max_items=1)), [], run
+    one = bench(lane, depth=3, clock=lambda: now[0])
+    for text in numbers(4):
+        now[0] += 1.0
+        one.runner.submit(lane, [Entry(Item(text, 1), Someone(), 0, now[0], NEVER)])
+        wait_until(lambda number=int(text): len(handed) == min(number + 1, 3))
+    assert one.runner.stuck_s == 3.0, "the first one began at 1"
+    now[0] = 5.0
+    ends["1"].set()
+    one.wait_for(1)
+    wait_until(lambda: len(handed) == 4)
+    assert one.runner.stuck_s == 4.0, "one that ends says nothing of another that hangs"
+    now[0] = 6.0
+    ends["0"].set()
+    one.wait_for(2)
+    assert one.runner.stuck_s == 1.0, "the third one began when the second had ended"
+    for end in ends.values():
+        end.set()
+    one.wait_for(4)
+    assert [(stats.queue_s[0], stats.infer_s) for stats in one.stats][:2] == [(0.0, 3.0), (0.0, 5.0)]
+    assert sorted(stats.queue_s[0] for stats in one.stats[2:]) == [2.0, 2.0]
+
+
+def test_one_item_does_not_wait_for_a_batch_if_a_stream_is_free(bench, model):
+    model.info = replace(model.info, execution=Execution(num_streams=2))
+    lane = ScheduledModel(model, BatchingSettings())
+    one = bench(lane, depth=3)
+    model.gate.clear()
+    for text in numbers(2):
+        one.submit(lane, text)
+        wait_until(lambda number=int(text): len(model.batches) == number + 1)
+    one.submit(lane, "2")
+    time.sleep(0.05)
+    assert model.batches == [["0"], ["1"]], "no stream is free for the third"
 
 
 def test_all_in_flight_are_failed_together(bench, model):

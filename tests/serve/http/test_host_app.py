@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from fewshard_core.values import EncodedImage, PixelArray, TextInput
+from fewshard_serve.core import Caller
 from fewshard_serve.http.host import HostApp
+from fewshard_serve.http.large_bodies import LARGE_BYTES, LargeBodies
 from fewshard_serve.protocol.classify import ClassifyResponse
+from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.schemas import InferRequestBody, InferResponseBody, ModelMetadata
 from local_service import LocalService
 
@@ -27,6 +30,40 @@ CLASSIFY, INFER = "/v2/models/sst2/classify", "/v2/models/sst2/infer"
 def infer_body(*texts: str, **more: Any) -> dict[str, Any]:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
     return {"inputs": [tensor], **more}
+
+
+def test_numbers_for_a_text_model_are_refused_before_they_are_parsed(
+    host: HostApp, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "fewshard_serve.protocol.json_guard.from_json", lambda *_, **__: pytest.fail("parsed")
+    )
+    tensor = {"name": "text", "datatype": "FP32", "shape": [40_000], "data": [0] * 40_000}
+    answer = call(host, "POST", INFER, json={"inputs": [tensor]})
+    assert answer.status_code == 413
+    assert "values; split the request" in answer.json()["error"]
+
+
+def test_a_large_body_counts_until_it_is_answered_and_no_longer(
+    text_model: Model, call: Call, raised: dict[str, Exception]
+) -> None:
+    limits = Limits(max_body_bytes=4 * LARGE_BYTES, max_text_bytes=4 * LARGE_BYTES)
+    bodies = LargeBodies(limits)
+    counted = []
+
+    async def classify(request: Any) -> Any:
+        counted.append(bodies.budget.used)
+        raise raised["broken"]
+
+    text_model.classify = classify
+    host = HostApp(LocalService({"sst2": text_model}), limits=limits, bodies=bodies)
+    assert call(host, "POST", CLASSIFY, json={"inputs": "x" * 2 * LARGE_BYTES}).status_code == 500
+    assert 2 * LARGE_BYTES < counted[0] < 3 * LARGE_BYTES
+    assert bodies.budget.used == 0
+    bodies.budget.add(16 * LARGE_BYTES, Caller("other"))
+    full = call(host, "POST", CLASSIFY, json={"inputs": "x" * 2 * LARGE_BYTES})
+    assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+    assert call(host, "POST", CLASSIFY, json={"inputs": "x"}).status_code == 500
 
 
 def test_classify_answers_each_item_best_first(host: HostApp, call: Call, text_model: Model) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fewshard_serve.auth import hash_of
 from fewshard_serve.core import Caller
+from fewshard_serve.errors import Forbidden, Unauthorized
 from fewshard_serve.http.gateway import GatewayApp
 from fewshard_serve.http.host import HostApp
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
@@ -55,7 +56,8 @@ PREDICT = ("POST", "/v2/models/sst2/classify", {"json": {"inputs": "a"}})
 @pytest.mark.parametrize(
     ("method", "path", "token", "status"),
     [
-        ("GET", "/v2/models/sst2/ready", None, 200),
+        ("GET", "/v2/models/sst2/ready", None, 401),
+        ("GET", "/v2/models/sst2/ready", READER, 200),
         ("GET", "/v2/models/sst2", None, 401),
         ("GET", "/v2/models/sst2/config", READER, 200),
         ("GET", "/v2/models/sst2/metrics", READER, 200),
@@ -101,6 +103,45 @@ def test_the_gateway_asks_for_the_scope_of_each_path(guarded_gateway, call, meth
     body = {"content": b""} if "index" in path else {"json": {"model": "sst2", "inputs": "a"}}
     answer = call(guarded_gateway, method, path, headers=bearer(token) if token else {}, **body)
     assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/ready", "/config", "/stats", "/classify", "/versions/1/ready", "/nowhere"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("headers", [{}, bearer("wrong")], ids=["no token", "a wrong one"])
+def test_without_a_token_nobody_learns_which_models_there_are(
+    guarded_host, guarded_gateway, call, method, path, headers
+):
+    """Neither whether a model of that name is served, nor whether it has replicas of its own."""
+    answers = [
+        call(app, method, f"/v2/models/{name}{path}", headers={**headers, "X-Request-Id": "q"})
+        for app in (guarded_host, guarded_gateway)
+        for name in ("sst2", "slow", "nobody")
+    ]
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({(answer.content, str(sorted(answer.headers.items()))) for answer in answers}) == 1
+
+
+def test_without_a_token_ready_names_no_model(guarded_gateway, gateway, call):
+    for path in ("/v2/health/ready", "/health", "/ping"):
+        told = call(guarded_gateway, "GET", path)
+        assert (told.status_code, told.json()["ready"]) == (503, False)
+        assert "slow" not in told.text
+        assert "slow" in call(gateway, "GET", path).text
+
+
+def test_the_launcher_has_a_token_of_its_own(tmp_path):
+    (tmp_path / "tokens.yaml").write_text("tokens: []")
+    file = str(tmp_path / "tokens.yaml")
+    doors = AccessMiddleware(AccessSettings(tokens_file=file, launcher_sha256=hash_of(OPS).hex()))
+    assert doors.admit(f"Bearer {OPS}", None, "", None) == Caller("fewshard")
+    assert len(doors.tokens) == 0
+    doors.reload_tokens()
+    with pytest.raises(Forbidden):
+        doors.admit(f"Bearer {OPS}", None, "", "predict")
+    with pytest.raises(Unauthorized):
+        AccessMiddleware(AccessSettings(tokens_file=file)).admit(f"Bearer {OPS}", None, "", None)
 
 
 def test_the_page_needs_no_token_but_what_it_shows_does(guarded_gateway, call):

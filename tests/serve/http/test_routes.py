@@ -37,7 +37,7 @@ PATHS = [
     ("/v2/models/m/infer", "any any predict admin", "v2_json"),
     ("/v2/models/m/explain", "any any predict admin", "explain"),
     ("/v2/models/m", "any any predict admin", "tei"),
-    ("/v2/models/m/ready", "open open open open", None),
+    ("/v2/models/m/ready", "any any admin admin", None),
     ("/v2/models/m/config", "any any admin admin", None),
     ("/v2/models/m/stats", "any any admin admin", None),
     ("/v2/models/stats", "any any admin admin", None),

@@ -9,9 +9,11 @@ import pytest
 
 from fewshard_core.values import EncodedImage, ModelInfo, PixelArray, ProblemType, Task, TextInput
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnusableItem
+from fewshard_serve.protocol.json_guard import MAX_VALUES
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.model_tensors import (
     check_outputs,
+    expected,
     input_tensors,
     metadata,
     to_inputs,
@@ -36,11 +38,40 @@ def given(*tensors: Tensor, **said: Any) -> InferRequest:
     return InferRequest(inputs={tensor.name: tensor for tensor in tensors}, **said)
 
 
+def test_a_text_model_takes_few_values_and_an_image_model_many() -> None:
+    limits = Limits(max_items=100)
+    assert expected(info(), limits).max_json_values == 1800
+    assert expected(info("image"), limits).max_json_values == MAX_VALUES
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "datatype", "shape", "reason"),
+    [
+        ("text", "image", "UINT8", (1, 2, 2, 3), "takes no input 'image'"),
+        ("text", "text", "UINT8", (3,), "must be BYTES"),
+        ("text", "text", "BYTES", (2, 2), r"shape \[N\]"),
+        ("text", "text", "BYTES", (5,), "at most 4"),
+        ("image", "image", "FP32", (1, 2, 2, 3), "must be UINT8"),
+        ("image", "image", "UINT8", (1, 2, 2, 4), "must have shape"),
+        ("image", "image", "UINT8", (5, 2, 2, 3), "at most 4"),
+        ("image", "image", "UINT8", (2**40, 2**20, 3), "over 100 pixels"),
+        ("image", "image", "BYTES", (5,), "at most 4"),
+        ("image", "pixel_values", "UINT8", (1, 3, 2, 2), "must be FP32"),
+        ("image", "pixel_values", "FP32", (1, 2, 2, 3), "must have shape"),
+    ],
+)
+def test_what_a_model_does_not_take_is_told_by_name_type_and_shape(
+    task: str, name: str, datatype: str, shape: tuple[int, ...], reason: str
+) -> None:
+    with pytest.raises((MalformedRequest, TooLarge, UnusableItem), match=reason):
+        expected(info(task), LIMITS).look(name, datatype, shape)
+
+
 def test_texts_come_from_bytes_and_strings_of_either_shape() -> None:
-    expected = [TextInput("grün"), TextInput("")]
-    assert to_inputs(given(texts("grün", "")), info(), LIMITS) == expected
-    assert to_inputs(given(texts("grün".encode(), b"")), info(), LIMITS) == expected
-    assert to_inputs(given(bytes_tensor("text", ["grün", ""], [2, 1])), info(), LIMITS) == expected
+    wanted = [TextInput("grün"), TextInput("")]
+    assert to_inputs(given(texts("grün", "")), info(), LIMITS) == wanted
+    assert to_inputs(given(texts("grün".encode(), b"")), info(), LIMITS) == wanted
+    assert to_inputs(given(bytes_tensor("text", ["grün", ""], [2, 1])), info(), LIMITS) == wanted
 
 
 def test_pairs_need_as_many_second_texts() -> None:
@@ -165,9 +196,9 @@ def test_an_image_with_too_many_pixels_is_refused() -> None:
 
 def test_image_files_are_bytes_or_base64_where_they_are_json() -> None:
     encoded = base64.b64encode(b"PNG!").decode()
-    expected = [EncodedImage(b"PNG!", LIMITS.max_image_pixels)] * 3
+    wanted = [EncodedImage(b"PNG!", LIMITS.max_image_pixels)] * 3
     files = texts(b"PNG!", encoded, f"data:image/png;base64,{encoded}", name="image")
-    assert to_inputs(given(files), info("image"), LIMITS) == expected
+    assert to_inputs(given(files), info("image"), LIMITS) == wanted
     with pytest.raises(UnusableItem, match="item 0: the image is not valid base64"):
         to_inputs(given(texts("not base64!", name="image")), info("image"), LIMITS)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fewshard_serve.errors import MalformedRequest, ServeError, TooLarge
 from fewshard_serve.protocol.limits import Limits
-from fewshard_serve.protocol.oip import InferRequest, InferResponse, encode_response, parse_infer
+from fewshard_serve.protocol.oip import Expected, InferRequest, InferResponse, encode_response, parse_infer
 from fewshard_serve.protocol.tensors import Tensor, bytes_tensor, encode_binary
 
 TEXT = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
@@ -84,6 +84,31 @@ def test_a_header_that_lies_is_malformed(header: str) -> None:
 def test_a_binary_size_that_lies_is_malformed(size: object) -> None:
     with pytest.raises(MalformedRequest):
         parse({"inputs": [binary("a", "FP32", [1], size)]}, b"\0\0\0\0")
+
+
+def test_a_tensor_is_looked_at_before_its_data() -> None:
+    looked: list[Any] = []
+
+    def look(*seen: Any) -> None:
+        looked.append(seen)
+        raise MalformedRequest("not for this model")
+
+    damaged = TEXT | {"shape": [9], "data": [[1], "a", {}]}
+    for document, tail in (
+        ({"inputs": [damaged]}, None),
+        ({"inputs": [binary("a", "FP32", [2], 4)]}, b"1234"),
+    ):
+        head = json.dumps(document).encode()
+        size = None if tail is None else str(len(head))
+        with pytest.raises(MalformedRequest, match="not for this model"):
+            parse_infer(head + (tail or b""), size, Limits(), Expected(look))
+    assert looked == [("text", "BYTES", (9,)), ("a", "FP32", (2,))]
+
+
+def test_more_values_than_the_model_takes_are_refused_before_the_json_is_parsed() -> None:
+    body = b'{"inputs": [' + b"0," * 100 + b"no JSON"
+    with pytest.raises(TooLarge, match="over 50 values"):
+        parse_infer(body, None, Limits(), Expected(max_json_values=50))
 
 
 def test_bytes_that_belong_to_no_tensor_are_malformed() -> None:

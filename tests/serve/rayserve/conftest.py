@@ -178,9 +178,13 @@ class Server:
                 found.append(int(entry.name))
         return found
 
+    def work_dirs(self):
+        """The folders that its processes name."""
+        return {path for pid in self.processes() for path in work_dirs(pid)}
+
     def close(self):
         """End whatever is left, by id, and at once: how a server stops by itself is for tests to see."""
-        folders = {path for pid in self.processes() for path in work_dirs(pid)}
+        folders = self.work_dirs()
         while left := self.processes():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput
+from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TextInput
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import GroupState
 from fewshard_serve.errors import NotReady, UnusableItem
@@ -15,6 +15,9 @@ SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0
 
 
 class FakePreparing:
+    def probe_inputs(self):
+        return [TextInput("1")]
+
     def estimate(self, inputs):
         return sum(len(one.text) for one in inputs)
 
@@ -31,7 +34,8 @@ class FakePreparing:
 class FakeModel(Classifier):
     """Text "7" has the logits [7, -7], of a contrary model [-7, 7]. "sleep 1.5" takes as long, "spin 1.5"
     computes as long, "crash" raises, "die" ends the process. "hold F" leaves the file F.held and waits until
-    there is a file F. "hang F" sleeps for ever for the first who asks, and leaves the file F."""
+    there is a file F. "hang F" sleeps for ever for the first who asks, and leaves the file F. A model whose
+    kind is a file answers nobody while the file is there, as it says: it raises, hangs, dies or gives NaN."""
 
     preprocessor = FakePreparing()
 
@@ -62,6 +66,11 @@ class FakeModel(Classifier):
 
     def logits(self, text):
         self.num_rows += 1
+        ill = Path(self.kind)
+        while ill.is_file() and ill.read_text() == "hang":
+            time.sleep(0.01)
+        if ill.is_file():
+            text = ill.read_text()
         if text == "crash":
             raise RuntimeError("device trouble")
         if text == "die":
@@ -114,9 +123,10 @@ class FakeModel(Classifier):
 
 
 def load_model(name, path, device, dtype):
-    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process, "heavy" takes its time."""
-    if path == "heavy":
-        time.sleep(1)
+    """`path` is the kind; "missing" cannot be loaded, "deadly" ends the process, "heavy" and "endless" take
+    their time."""
+    if path in ("heavy", "endless"):
+        time.sleep(1 if path == "heavy" else 3600)
     if path == "deadly":
         os._exit(1)
     if path == "missing":

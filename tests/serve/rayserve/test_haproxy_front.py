@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import socket
 import ssl
 import subprocess
@@ -237,3 +238,15 @@ def test_a_certificate_that_cannot_be_used_is_told(certificate, tmp_path):
     ):
         found, why = why_unusable(*pair)
         assert (found, words in why) == (wrong, True), why
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
+def test_clients_of_http_2_are_answered_without_tls_too(tmp_path, front_type):
+    front = front_type(tmp_path)
+    try:
+        for how in ("--http2-prior-knowledge", "--http2", "--http1.1"):
+            command = ["curl", "-sS", how, "-d", "{}", f"http://127.0.0.1:{front.port}/m/x"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            assert done.stdout == "ok", how
+    finally:
+        front.close()

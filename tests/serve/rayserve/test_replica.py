@@ -65,6 +65,52 @@ def test_what_only_probes_counts_as_no_prediction(on_hosting):
     on_hosting(work, {"a": "dense"})
 
 
+def test_what_a_cascade_asks_a_stage_is_not_shadowed(on_hosting):
+    class Followed(list):
+        def follow(self, request, answer):
+            self.append(request.inputs[0].text)
+
+        async def close(self):
+            pass
+
+    async def work(hosting):
+        shadow = hosting.hosted["a"].shadow = Followed()
+        for text, is_of_cascade in (("1", False), ("2", True)):
+            await hosting.classify("a", PredictionRequest(texts(text), is_of_cascade=is_of_cascade))
+        assert shadow == ["1"]
+
+    on_hosting(work, {"a": "dense"})
+
+
+def test_a_model_that_answers_nobody_is_ready_nowhere_until_it_does(on_hosting, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewshard_serve.engine.engine.LOOK_S", 0.05)
+    kind = tmp_path / "sick"
+    kind.write_text("crash")
+
+    async def work(hosting):
+        app = HostApp(MergedService(hosting, {}, ask_peers=None))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://host") as client:
+
+            async def states():
+                ready = (await client.get("/v2/models/a/ready")).status_code
+                return hosting.entries()[0].state, ready, value(hosting, 'fewshard_model_ready{model="a"}')
+
+            assert await states() == ("READY", 200, 1)
+            assert (await client.post("/v2/models/a/classify", json={"inputs": "1"})).status_code == 500
+            while hosting.models["a"].ready:
+                await asyncio.sleep(0.01)
+            assert await states() == ("UNAVAILABLE", 503, 0)
+            refused = await client.post("/v2/models/a/classify", json={"inputs": "1"})
+            assert refused.status_code == 503
+            assert "it answers nobody: the model failed on this item" in refused.json()["error"]
+            kind.unlink()
+            while not hosting.models["a"].ready:
+                await asyncio.sleep(0.01)
+            assert await states() == ("READY", 200, 1)
+
+    on_hosting(work, {"a": str(kind)})
+
+
 def test_a_model_without_shards_has_no_placement(on_hosting):
     async def work(hosting):
         with pytest.raises(NotFound, match=r"a is not sharded; give it experts\.shards"):
@@ -101,6 +147,8 @@ def test_models_that_cannot_be_loaded_leave_the_others_alone(on_hosting):
         refusal = await ask(hosting, "gone", "1")
         assert isinstance(refusal, NotReady)
         assert "no checkpoint" in str(refusal)
+        ready = {name: value(hosting, f'fewshard_model_ready{{model="{name}"}}') for name in entries}
+        assert ready == {"gone": 0, "good": 1, "hurt": 0}
 
     on_hosting(work, {"gone": "missing", "good": "dense", "hurt": "damaged"})
 

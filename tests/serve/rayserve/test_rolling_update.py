@@ -1,11 +1,25 @@
 """A changed configuration: what is deployed anew, what is refused, and what a failure leaves."""
 
+import sys
+import threading
+import types
+
 import pytest
 
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError
+from fewshard_serve.http.service import ModelEntry
 from fewshard_serve.rayserve.deployment_plan import plan_hosts
-from fewshard_serve.rayserve.rolling_update import FIXED, UpdateFailed, Updater
+from fewshard_serve.rayserve.rolling_update import (
+    CALL_TIMEOUT_S,
+    FIXED,
+    ILL_S,
+    TRIAL_S,
+    ServeDeployer,
+    UpdateFailed,
+    Updater,
+)
+from fewshard_serve.rayserve.signals import CallThread
 
 MODELS = {
     "a": {"name": "a", "path": "zoo:a"},
@@ -20,7 +34,7 @@ def config(server=None, **changed):
 
 
 class Deployer:
-    """Notes what is deployed; its applications are in `states`, one after the other."""
+    """Notes what is deployed; its applications are in `states`, one after the other, then run."""
 
     def __init__(self, *states):
         self.deployed, self.states = [], list(states)
@@ -29,15 +43,32 @@ class Deployer:
         self.deployed.append(hosts)
 
     def state(self, app):
-        return self.states.pop(0)
+        return self.states.pop(0) if self.states else ("RUNNING", "")
 
 
 @pytest.fixture
-def updater_of(monkeypatch):
+def clock(monkeypatch):
+    """The time of the updates' trials, in seconds."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr("fewshard_serve.rayserve.rolling_update.time.monotonic", lambda: Clock.now)
+    return Clock
+
+
+@pytest.fixture
+def index():
+    """The entries that the gateway shows; change it in place."""
+    return [ModelEntry(name, "READY") for name in MODELS]
+
+
+@pytest.fixture
+def updater_of(monkeypatch, index):
     monkeypatch.setattr("fewshard_serve.rayserve.rolling_update.POLL_S", 0.0)
 
-    def make(deployer):
-        return Updater(config(), plan_hosts(config()), plan_hosts, deployer)
+    def make(deployer, index=lambda: index):
+        return Updater(config(), plan_hosts(config()), plan_hosts, deployer, index=index)
 
     return make
 
@@ -78,6 +109,154 @@ def test_a_failed_update_goes_back(updater_of):
         updater_of(deployer).update(config(own={"path": "zoo:damaged"}))
     (_, (host,)) = deployer.deployed
     assert (host.models[0].path, host.must_load) == ("zoo:own", False)
+
+
+def own(deployer):
+    """The paths of `own`'s deployments."""
+    return [host.models[0].path for hosts in deployer.deployed for host in hosts if host.app == "model-own"]
+
+
+def test_a_model_that_cannot_answer_is_taken_back_within_its_first_minute(updater_of, clock, index):
+    updater = updater_of(deployer := Deployer())
+    updater.update(config(own={"path": "zoo:broken"}))
+    index[2] = ModelEntry("own", "UNAVAILABLE", reason="20 items of 20 failed")
+    updater.look()
+    clock.now += ILL_S - 1
+    updater.look()
+    assert own(deployer) == ["zoo:broken"], "a replica may only have been replaced"
+    clock.now += 1
+    with pytest.raises(UpdateFailed, match=r"model-own cannot answer, and goes back .*own: 20 items of 20"):
+        updater.look()
+    assert own(deployer) == ["zoo:broken", "zoo:own"]
+    assert not updater.is_watching
+    assert updater.update(config()) == [], "what it was runs now"
+
+
+def test_a_host_that_serve_calls_ill_is_taken_back_too(updater_of, clock):
+    deployer = Deployer(("RUNNING", ""), *[("UNHEALTHY", "it dies")] * 2)
+    updater = updater_of(deployer, index=list)
+    updater.update(config(own={"path": "zoo:broken"}))
+    updater.look()
+    clock.now += ILL_S
+    with pytest.raises(UpdateFailed, match="it dies"):
+        updater.look()
+    assert own(deployer) == ["zoo:broken", "zoo:own"]
+
+
+def test_a_model_that_answers_is_watched_for_a_minute_and_then_kept(updater_of, clock, index):
+    updater = updater_of(deployer := Deployer())
+    updater.update(config(own={"path": "zoo:better"}))
+    for ready in ("UNAVAILABLE", "READY", "UNAVAILABLE", "READY"):
+        index[2] = ModelEntry("own", ready)
+        updater.look()
+        clock.now += ILL_S - 1
+    assert updater.is_watching
+    clock.now += TRIAL_S
+    updater.look()
+    assert not updater.is_watching
+    index[2] = ModelEntry("own", "UNAVAILABLE")
+    clock.now += ILL_S
+    updater.look()
+    assert own(deployer) == ["zoo:better"]
+
+
+def test_the_others_ailments_are_not_the_updates(updater_of, clock, index):
+    updater = updater_of(deployer := Deployer())
+    updater.update(config(own={"path": "zoo:better"}))
+    index[0] = ModelEntry("a", "UNAVAILABLE")
+    updater.look()
+    clock.now += ILL_S
+    updater.look()
+    assert own(deployer) == ["zoo:better"]
+
+
+def test_an_update_of_an_update_goes_back_to_what_was_known_to_answer(updater_of, clock, index):
+    updater = updater_of(deployer := Deployer())
+    updater.update(config(own={"path": "zoo:first"}))
+    updater.update(config(own={"path": "zoo:second"}))
+    index[2] = ModelEntry("own", "UNAVAILABLE")
+    updater.look()
+    clock.now += ILL_S
+    with pytest.raises(UpdateFailed):
+        updater.look()
+    assert own(deployer) == ["zoo:first", "zoo:second", "zoo:own"]
+
+
+def test_a_gateway_that_does_not_answer_says_nothing_against_an_update(updater_of, clock):
+    def silent():
+        raise TimeoutError
+
+    updater = updater_of(deployer := Deployer(), index=silent)
+    updater.update(config(own={"path": "zoo:better"}))
+    updater.look()
+    clock.now += ILL_S
+    updater.look()
+    assert own(deployer) == ["zoo:better"]
+
+
+def test_a_serve_that_does_not_deploy_is_asked_to_go_back(updater_of):
+    class Silent(Deployer):
+        def deploy(self, hosts):
+            super().deploy(hosts)
+            raise UpdateFailed("Ray Serve's controller does not answer")
+
+    with pytest.raises(UpdateFailed, match="does not answer"):
+        updater_of(deployer := Silent()).update(config(own={"path": "zoo:better"}))
+    assert own(deployer) == ["zoo:better", "zoo:own"]
+
+
+@pytest.fixture
+def serve_api(monkeypatch):
+    """Ray Serve, whose controller answers once `answers` is set."""
+    ray, serve = types.ModuleType("ray"), types.ModuleType("ray.serve")
+    serve.answers = threading.Event()
+    serve.applications = {}
+
+    def status():
+        assert serve.answers.wait(60)
+        return types.SimpleNamespace(applications=serve.applications)
+
+    serve.status, ray.serve = status, serve
+    ray.nodes = lambda: [{"NodeID": "here", "Alive": serve.is_node_alive}]
+    serve.is_node_alive = True
+    ray.get_runtime_context = lambda: types.SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    yield serve
+    serve.answers.set()
+
+
+def ill(why):
+    return types.SimpleNamespace(status=types.SimpleNamespace(value="UNHEALTHY"), message=why, deployments={})
+
+
+def test_a_controller_that_hangs_is_told_once_and_holds_nobody_up(serve_api, clock, capfd):
+    failures, calls = [], CallThread()
+    deployer = ServeDeployer(calls, failures.append)
+    for _ in range(3):
+        deployer.tell_what_ails(["model-own"])
+        clock.now += CALL_TIMEOUT_S + 1
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "controller does not answer; requests are answered" in said[0]
+    serve_api.applications["model-own"] = ill("it dies")
+    serve_api.answers.set()
+    calls.run(lambda: None, 60)
+    deployer.tell_what_ails(["model-own"])
+    assert capfd.readouterr().err == "fewshard: model-own is unhealthy: it dies\n"
+    assert failures == []
+
+
+def test_a_machine_that_ray_has_given_up_cannot_heal(serve_api, clock):
+    failures, calls = [], CallThread()
+    deployer = ServeDeployer(calls, failures.append)
+    serve_api.answers.set()
+    serve_api.is_node_alive = False
+    deployer.tell_what_ails([])
+    calls.run(lambda: None, 60)
+    deployer.tell_what_ails([])
+    assert len(failures) == 1
+    assert "given this machine up" in failures[0]
 
 
 @pytest.mark.parametrize("section", sorted(FewshardConfig.model_fields.keys() - {"models"}))

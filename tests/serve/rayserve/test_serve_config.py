@@ -62,14 +62,22 @@ def test_every_application_plans_what_the_whole_configuration_plans():
 
 def test_every_section_of_the_configuration_reaches_an_application():
     """A new one needs its place in `serveconfig`, and in the chart's values.yaml and _serve.tpl."""
-    common = {"auth", "cors", "limits", "logging", "metrics", "tracing"}
+    common = {"auth", "callers", "cors", "limits", "logging", "metrics", "tracing"}
     sections = {"models", "cascades", "server"} | common
     assert set(FewshardConfig.model_fields) == sections
-    given = {"auth": {"tokens_file": "t"}, "logging": {}, "metrics": {}}
+    given = {"auth": {"tokens_file": "t"}, "callers": {}, "logging": {}, "metrics": {}}
     whole = rendered(**given, tracing={"endpoint": "http://traces"}, cors={"origins": ["*"]})
     configs = [app["args"]["config"] for app in whole["applications"]]
     assert {key for config in configs for key in config} == sections
     assert all({"models"} | common <= set(config) for config in configs)
+
+
+def test_on_a_cluster_names_of_clients_are_theirs_and_those_of_browsers_are_checked():
+    """An application knows neither the address nor the names of the service."""
+    arguments = applications(rendered(callers={"hosts": ["a.example"]}))["gateway"]["args"]
+    doors = AppArguments(**arguments).plan()[1]
+    assert (doors.guards_pages, doors.is_on_loopback) == (True, False)
+    assert doors.callers.hosts == ("a.example",)
 
 
 def test_a_model_that_shadows_one_of_another_application_is_known_there():

@@ -3,6 +3,7 @@
 The tests run in order on one server; the last one drains it. Others start servers that shall fail or be cut.
 """
 
+import json
 import os
 import signal
 import threading
@@ -25,7 +26,11 @@ MODELS = [
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    one = start_server(MODELS).wait_until_ready()
+    more = {
+        "logging": {"format": "json", "requests": True},
+        "callers": {"trusted_proxies": ["127.0.0.2"]},
+    }
+    one = start_server(MODELS, **more).wait_until_ready()
     one.classify("dense", "sleep 0.6")  # so that a pass may take 6 s before it counts as one that hangs
     return one
 
@@ -53,6 +58,31 @@ def test_errors_keep_their_status_on_both_ways(server):
         assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_model")
         crash = server.classify("dense", ["crash"], path=path)
         assert (crash.status_code, crash.json()["code"]) == (500, "internal")
+
+
+@pytest.mark.parametrize("path", ["/v2/models/dense/classify", "/classify"])
+@pytest.mark.parametrize(("address", "caller"), [("127.0.0.2", "203.0.113.9"), ("127.0.0.3", "127.0.0.3")])
+def test_a_trusted_proxy_alone_says_who_the_caller_is(server, until, path, address, caller):
+    headers = {"X-Forwarded-For": "6.6.6.6, 203.0.113.9", "X-Request-Id": f"of-{address}{path}"}
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=20) as client:
+        body = {"model": "dense", "inputs": "1"} if path == "/classify" else {"inputs": "1"}
+        assert client.post(server.url + path, json=body, headers=headers).status_code == 200
+    until(lambda: headers["X-Request-Id"] in server.output)
+    (line,) = [line for line in server.lines if headers["X-Request-Id"] in line]
+    assert json.loads(line)["caller"] == caller
+
+
+@pytest.mark.parametrize("path", ["/v2/models/dense/classify", "/classify"])
+def test_pages_of_other_sites_are_refused_on_both_ways(server, path):
+    body = {"model": "dense", "inputs": "1"} if path == "/classify" else {"inputs": "1"}
+    for headers, status in (
+        ({"Origin": server.url}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": f"localhost:{server.config['server']['port']}"}, 200),
+    ):
+        assert httpx.post(server.url + path, json=body, headers=headers, timeout=20).status_code == status
 
 
 def test_the_index_lists_every_model(server):

@@ -67,8 +67,18 @@ def test_every_door_asks_for_a_token(server, path):
 
 
 def test_health_is_open(server):
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/dense/ready", "/v2/models/own/ready"):
+    for path in ("/v2/health/live", "/v2/health/ready", "/-/healthz"):
         assert httpx.get(server.url + path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v2/models/{}/ready", "/v2/models/{}", "/-/routes"])
+def test_names_of_models_are_for_those_who_have_a_token(server, path):
+    answers = [httpx.get(server.url + path.format(name)) for name in ("dense", "own", "auto", "nobody")]
+    assert len({(answer.status_code, answer.content) for answer in answers}) == 1
+    assert not any(name in answers[0].text for name in ("dense", "own", "auto"))
+    authorised = {"Authorization": f"Bearer {APP}"}
+    assert path == "/-/routes" or ask(server, path.format("own"), APP, "GET").status_code == 200
+    assert httpx.get(f"{server.url}/-/routes", headers=authorised).json()["code"] == "not_found"
 
 
 def test_an_admin_makes_every_replica_read_the_tokens_again(server, tokens_file):

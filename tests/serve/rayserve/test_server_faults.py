@@ -1,15 +1,17 @@
-"""A real server whose replicas are killed, hang, are updated, or die while they load. Tests run in order."""
+"""A real server whose processes are killed, hang, are updated, or die while they load. Tests run in order."""
 
 import os
 import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = pytest.mark.server
 
 MODELS = [{"name": "twice", "path": "dense", "replicas": {"min": 2}}]
 
@@ -22,9 +24,11 @@ def server(start_server):
 class Clients:
     """Eight that send one request after the other on lasting connections, and never again what failed."""
 
-    def __init__(self, server, model):
+    def __init__(self, server, model, path="/v2/models/{}/classify"):
         self.outcomes, self._stop = Counter(), threading.Event()
-        self._url = f"{server.url}/v2/models/{model}/classify"
+        self._url, self._body = server.url + path.format(model), {"inputs": "sleep 0.01"}
+        if model not in self._url:
+            self._body["model"] = model
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(8)]
 
     def __enter__(self):
@@ -41,7 +45,7 @@ class Clients:
         with httpx.Client(timeout=40) as session:
             while not self._stop.is_set():
                 try:
-                    self.outcomes[session.post(self._url, json={"inputs": "sleep 0.01"}).status_code] += 1
+                    self.outcomes[session.post(self._url, json=self._body).status_code] += 1
                 except httpx.HTTPError as error:
                     self.outcomes[repr(error)] += 1
 
@@ -70,6 +74,48 @@ def test_a_killed_replica_costs_no_request(server):
     assert second in server.replicas("twice")
 
 
+def pids(server, title):
+    """Processes of the server whose command line begins so, or runs a program of that name."""
+    found = {}
+    for pid in server.processes():
+        with suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            found[pid] = command[0].decode()
+    return {pid for pid, name in found.items() if name.startswith(title) or Path(name).name == title}
+
+
+@pytest.mark.parametrize(
+    ("title", "path"),
+    [
+        ("ray::ServeController", "/v2/models/{}/classify"),
+        ("ray::ProxyActor", "/v2/models/{}/classify"),
+        ("ray::HAProxyManager", "/v2/models/{}/classify"),
+        ("ray::ServeReplica:gateway", "/classify"),
+    ],
+)
+def test_no_other_killed_process_costs_a_request(server, title, path):
+    (victim,) = pids(server, title)
+    with Clients(server, "twice", path) as clients:
+        until(lambda: clients.outcomes[200] > 20)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: pids(server, title) - {victim})
+        before = clients.outcomes[200]
+        until(lambda: clients.outcomes[200] > before + 100)
+    assert set(clients.outcomes) == {200}
+
+
+def test_a_killed_haproxy_is_back_before_serve_notices(server):
+    """What is on its connections is lost with it; whoever comes later is answered."""
+    managers, (victim,) = pids(server, "ray::HAProxyManager"), pids(server, "haproxy")
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: pids(server, "haproxy") - {victim})
+    with Clients(server, "twice") as clients:
+        until(lambda: clients.outcomes[200] > 20)
+    assert clients.outcomes[503] == 0
+    assert pids(server, "ray::HAProxyManager") == managers
+
+
+@pytest.mark.slow
 def test_a_hanging_model_is_found_in_seconds_and_nobody_waits_for_it(server, tmp_path):
     before = set(server.replicas("twice"))
     for _ in range(10):
@@ -82,6 +128,7 @@ def test_a_hanging_model_is_found_in_seconds_and_nobody_waits_for_it(server, tmp
     assert time.monotonic() - began_at < 45
 
 
+@pytest.mark.slow
 def test_a_changed_file_replaces_the_model_without_losing_a_request(server):
     until(lambda: has_two_others(server, set()))
     before = set(server.replicas("twice"))
@@ -95,6 +142,7 @@ def test_a_changed_file_replaces_the_model_without_losing_a_request(server):
     assert config["kind"] == "moe"
 
 
+@pytest.mark.slow
 def test_an_update_that_cannot_be_loaded_changes_nothing(server):
     server.write({**server.config, "models": [{**MODELS[0], "path": "missing"}]})
     with Clients(server, "twice") as clients:
@@ -105,6 +153,37 @@ def test_an_update_that_cannot_be_loaded_changes_nothing(server):
     assert server.classify("twice", "1").json()["predictions"]
 
 
+def kind(server):
+    """The kind of the model that answers now; None if none does."""
+    return httpx.get(f"{server.url}/v2/models/twice/config", timeout=10).json().get("kind")
+
+
+@pytest.mark.slow
+def test_an_update_to_a_model_that_answers_nobody_is_taken_back(server, tmp_path):
+    before = kind(server)
+    (tmp_path / "broken").touch()  # a model of this kind raises at each text
+    server.write({**server.config, "models": [{**MODELS[0], "path": str(tmp_path / "broken")}]})
+    with Clients(server, "twice") as clients:
+        server.signal(signal.SIGHUP)
+        server.wait_for("not updated: model-twice cannot answer, and goes back to what it was")
+        until(lambda: server.classify("twice", "1").status_code == 200)
+    assert clients.outcomes[500] > 0, "it passes what it is asked before it takes over"
+    until(lambda: kind(server) == before)
+
+
+def test_a_server_whose_control_store_dies_ends_and_leaves_nothing(server):
+    (gcs,) = pids(server, "gcs_server")
+    folders = server.work_dirs()
+    assert folders
+    os.kill(gcs, signal.SIGKILL)
+    assert server.wait() not in (0, -signal.SIGKILL)
+    until(lambda: not server.processes())
+    assert not [folder for folder in folders if Path(folder).exists()]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/v2/health/live")
+
+
+@pytest.mark.slow
 def test_replicas_that_die_at_their_start_wait_and_say_why(start_server):
     server = start_server([{"name": "bad", "path": "deadly", "replicas": {"min": 1}}])
     assert server.wait() == 1

@@ -12,52 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from fewshard_serve.config import ServerConfig
 from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve import cluster
-from fewshard_serve.rayserve.cluster import check_port, ray_cluster
+from fewshard_serve.rayserve.cluster import ray_cluster
 from fewshard_serve.rayserve.environment import (
     ALWAYS,
     BINARY,
     FREE_PORTS,
     HAPROXY_FILES,
     TOKEN_FILE,
-    free_ports,
 )
 from fewshard_serve.rayserve.haproxy import has_haproxy, write_wrapper
-from fewshard_serve.rayserve.signals import LoopThread, StoppedAtOnce, stop_request
+from fewshard_serve.rayserve.signals import CallThread, LoopThread, stop_request
 
 
 @pytest.fixture
 def taken_port():
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as HAProxy does
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
-
-
-def test_a_taken_port_is_found_and_the_message_says_what_to_do(taken_port):
-    with pytest.raises(StartError, match=f"port {taken_port} is in use.*--port"):
-        check_port(ServerConfig(port=taken_port))
-
-
-def test_the_port_for_grpc_is_looked_at_too(taken_port):
-    with pytest.raises(StartError, match=f"port {taken_port} is in use.*--grpc-port"):
-        check_port(ServerConfig(port=free_ports(1)[0], grpc_port=taken_port))
-    check_port(ServerConfig(port=free_ports(1)[0], grpc_port=0))
-
-
-def test_a_free_port_is_left_free():
-    port, grpc_port = free_ports(2)
-    check_port(ServerConfig(port=port, grpc_port=grpc_port))
-    check_port(ServerConfig(port=port, grpc_port=grpc_port))
-
-
-def test_an_address_that_is_not_ours():
-    with pytest.raises(StartError, match=r"192\.0\.2\.77"):
-        check_port(ServerConfig(host="192.0.2.77", port=18000))
 
 
 def test_a_taken_port_ends_the_command_before_ray_is_imported(start_server, taken_port, monkeypatch):
@@ -148,6 +122,12 @@ def test_rays_token_is_the_runs_own_and_not_in_the_home(env, monkeypatch):
     assert environment(f"{PREPARE}print(os.environ['RAY_AUTH_TOKEN_PATH'])", RAY_AUTH_TOKEN_PATH="x") == ["x"]
 
 
+def test_rays_sessions_are_in_the_runs_folder():
+    code = f"{PREPARE}print(os.environ['RAY_TMPDIR'] == folder.name)"
+    assert environment(code) == ["True"]
+    assert environment(f"{PREPARE}print(os.environ['RAY_TMPDIR'])", RAY_TMPDIR="/x") == ["/x"]
+
+
 def test_ray_knows_every_switch_that_we_set():
     """A switch that Ray renames would be ignored in silence."""
     folder = Path(find_spec("ray").origin).parent
@@ -165,8 +145,9 @@ def test_the_first_signal_asks_the_second_ends_at_once():
         signal.raise_signal(signal.SIGTERM)
         assert stop.wait(5)
         assert stop.is_asked
-        with pytest.raises(StoppedAtOnce):
-            signal.raise_signal(signal.SIGINT)
+        assert not stop.is_at_once
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_at_once
 
 
 def test_sighup_asks_once_for_a_reload_and_stops_nothing():
@@ -212,6 +193,20 @@ def test_one_loop_serves_many_calls_and_keeps_time():
         with pytest.raises(TimeoutError):
             calls.run(asyncio.sleep(5), 0.05)
     assert not [thread for thread in threading.enumerate() if thread.name == "fewshard-calls"]
+
+
+def test_blocking_calls_keep_their_order_and_one_that_is_late_is_not_made():
+    made, go = [], threading.Event()
+    calls = CallThread()
+    first = calls.start(lambda: go.wait(60) and made.append("first"))
+    with pytest.raises(TimeoutError):
+        calls.run(lambda: made.append("late"), 0.05)
+    second = calls.start(lambda: made.append("second"))
+    go.set()
+    first.result(60), second.result(60)
+    assert made == ["first", "second"]
+    with pytest.raises(LookupError, match="as it is"):
+        calls.run(lambda: {}["as it is"], 60)
 
 
 def test_the_gateway_needs_no_torch():

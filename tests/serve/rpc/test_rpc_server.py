@@ -15,6 +15,7 @@ from fewshard_serve.core import Caller
 from fewshard_serve.errors import (
     StartError,
 )
+from fewshard_serve.http.callers import CallersSettings
 from fewshard_serve.http.middleware import AccessMiddleware, AccessSettings
 from fewshard_serve.rpc.inference import GRPC_STATUS, InferenceService, status_of
 from fewshard_serve.rpc.server import start
@@ -261,7 +262,11 @@ def guarded(tmp_path):
 def test_tokens(guarded):
     with triton.InferenceServerClient(guarded.address) as client:
         assert client.is_server_live()
-        assert client.is_model_ready("text")
+        assert client.is_model_ready("text", headers={"authorization": "Bearer reader-secret"})
+        for model in ("text", "nobody"):
+            with pytest.raises(InferenceServerException) as refusal:
+                client.is_model_ready(model)
+            assert refusal.value.status() == "StatusCode.UNAUTHENTICATED"
         for headers, status in (
             (None, "UNAUTHENTICATED"),
             ({"authorization": "Bearer wrong"}, "UNAUTHENTICATED"),
@@ -282,6 +287,16 @@ def test_tokens(guarded):
 def test_without_tokens_the_caller_is_an_address(running, client):
     client.infer("text", [text_input("a")])
     assert running.service.calls[0][4] == Caller("127.0.0.1")
+
+
+def test_a_trusted_proxy_says_who_the_caller_is():
+    callers = CallersSettings(trusted_proxies=("127.0.0.0/8",))
+    one = Running(AccessMiddleware(AccessSettings(callers=callers)))
+    with triton.InferenceServerClient(one.address) as client:
+        client.infer("text", [text_input("a")], headers={"x-forwarded-for": "6.6.6.6, 203.0.113.9"})
+        client.infer("text", [text_input("a")])
+    assert [call[4] for call in one.service.calls] == [Caller("203.0.113.9"), Caller("127.0.0.1")]
+    one.close()
 
 
 def test_a_taken_port_is_not_shared(running):

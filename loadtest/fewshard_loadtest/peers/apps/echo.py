@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fewshard_serve.config import ServerConfig
-from fewshard_serve.rayserve.cluster import check_port, ray_cluster
+from fewshard_serve.rayserve.cluster import ray_cluster
 from fewshard_serve.rayserve.environment import prepare_environment
+from fewshard_serve.rayserve.preflight import check_port
 from fewshard_serve.rayserve.signals import StopRequest, listen, stop_request
 
 Message = MutableMapping[str, Any]

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from fewshard_core.values import Input
+from fewshard_serve.protocol.json_guard import MAX_VALUES
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tensors import Tensor
+
+OTHER_VALUES = 1000
+"""More values than a V2 request has besides its items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,20 @@ class Task(ABC):
     @abstractmethod
     def from_tensors(self, inputs: Mapping[str, Tensor], limits: Limits) -> list[Input]:
         """Convert the items of a V2 request. `inputs` is not empty and only has names from `tensors`."""
+
+    def check_tensor(  # noqa: B027  most tasks need not check anything so early
+        self, name: str, datatype: str, shape: tuple[int, ...], limits: Limits
+    ) -> None:
+        """Raise what `from_tensors` would, as far as it is known before the tensor's data is read.
+
+        `name` is one of `tensors`. By default nothing is known.
+        """
+
+    def max_tensor_values(self, limits: Limits) -> int:
+        """The most values in the JSON of a V2 request. A body with more is refused before it is parsed."""
+        if all(tensor.datatype == "BYTES" for tensor in self.tensors):
+            return min(MAX_VALUES, OTHER_VALUES + self.values_per_item * limits.max_items)
+        return MAX_VALUES
 
     @abstractmethod
     def from_bytes(self, raw: bytes, limits: Limits) -> Input:

@@ -8,14 +8,15 @@ V2 requests have one of these tensors:
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from fewshard_core.values import EncodedImage, Input, PixelArray
 from fewshard_serve.errors import MalformedRequest, UnusableItem
-from fewshard_serve.protocol.inputs import bytes_elements, check_num_items
+from fewshard_serve.protocol.inputs import bytes_elements, check_bytes, check_num_items
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tasks.base import InputTensor, Task
 from fewshard_serve.protocol.tensors import Tensor
@@ -45,18 +46,25 @@ class ImageTask(Task):
     def from_json(self, index: int, item: str, limits: Limits) -> EncodedImage:
         return image_from_base64(index, item, limits)
 
+    def check_tensor(self, name: str, datatype: str, shape: tuple[int, ...], limits: Limits) -> None:
+        if name == "pixel_values":
+            _check_normalised(datatype)
+            _check_pixels(name, shape, "3HW", limits)
+        elif datatype == "UINT8":
+            _check_pixels(name, shape, "HW3", limits)
+        elif datatype == "BYTES":
+            check_bytes(name, datatype, shape, limits)
+        else:
+            raise MalformedRequest(f"image must be UINT8 pixels or BYTES of image files, not {datatype}")
+
     def from_tensors(self, inputs: Mapping[str, Tensor], limits: Limits) -> list[Input]:
         if len(inputs) > 1:
             raise MalformedRequest("send image or pixel_values, not both")
         (tensor,) = inputs.values()
+        self.check_tensor(tensor.name, tensor.datatype, tensor.shape, limits)
         if tensor.name == "pixel_values":
-            return _normalised_images(tensor, limits)
-        read = _IMAGE_READERS.get(tensor.datatype)
-        if read is None:
-            raise MalformedRequest(
-                f"image must be UINT8 pixels or BYTES of image files, not {tensor.datatype}"
-            )
-        return read(tensor, limits)
+            return _normalised_images(tensor)
+        return _encoded_images(tensor, limits) if tensor.datatype == "BYTES" else [*_pixel_arrays(tensor)]
 
     def from_bytes(self, raw: bytes, limits: Limits) -> EncodedImage:
         return EncodedImage(raw, limits.max_image_pixels)
@@ -92,37 +100,31 @@ def _encoded_image(index: int, data: str | bytes, limits: Limits) -> EncodedImag
     return EncodedImage(data, limits.max_image_pixels)
 
 
-def _rgb_images(tensor: Tensor, limits: Limits) -> list[Input]:
-    return [*_pixel_arrays(tensor, "HW3", limits)]
+def _check_normalised(datatype: str) -> None:
+    if datatype not in ("FP32", "FP16", "BF16"):
+        raise MalformedRequest(f"pixel_values must be FP32, FP16 or BF16, not {datatype}")
 
 
-_IMAGE_READERS: dict[str, Callable[[Tensor, Limits], list[Input]]] = {
-    "UINT8": _rgb_images,
-    "BYTES": _encoded_images,
-}
-"""The readers of the tensor `image`, by its datatype."""
-
-
-def _normalised_images(tensor: Tensor, limits: Limits) -> list[Input]:
-    if tensor.datatype not in ("FP32", "FP16", "BF16"):
-        raise MalformedRequest(f"pixel_values must be FP32, FP16 or BF16, not {tensor.datatype}")
-    images = _pixel_arrays(tensor, "3HW", limits)
+def _normalised_images(tensor: Tensor) -> list[Input]:
+    images = _pixel_arrays(tensor)
     for index, image in enumerate(images):
         if not np.isfinite(image.pixels).all():
             raise UnusableItem(index, "pixel_values holds NaN or infinity; send finite numbers")
     return [PixelArray(np.asarray(image.pixels, dtype=np.float32)) for image in images]
 
 
-def _pixel_arrays(tensor: Tensor, layout: str, limits: Limits) -> list[PixelArray]:
-    """The images of a tensor, as views. `layout`: its last three dimensions, "HW3" or "3HW"."""
+def _check_pixels(name: str, shape: tuple[int, ...], layout: str, limits: Limits) -> None:
+    """Check the shape of pixels. `layout`: its last three dimensions, "HW3" or "3HW"."""
     channels = layout.index("3") - 3
-    if tensor.data.ndim not in (3, 4) or tensor.shape[channels] != 3:
-        shape = ",".join(layout)
-        raise MalformedRequest(
-            f"{tensor.name} must have shape [N,{shape}] or [{shape}], not {list(tensor.shape)}"
-        )
-    batch = tensor.data if tensor.data.ndim == 4 else tensor.data[np.newaxis]
-    check_num_items(len(batch), limits)
-    if batch[0].size // 3 > limits.max_image_pixels:
+    if len(shape) not in (3, 4) or shape[channels] != 3:
+        wanted = ",".join(layout)
+        raise MalformedRequest(f"{name} must have shape [N,{wanted}] or [{wanted}], not {list(shape)}")
+    check_num_items(shape[0] if len(shape) == 4 else 1, limits)
+    if prod(shape[-3:]) // 3 > limits.max_image_pixels:
         raise UnusableItem(0, f"the image has over {limits.max_image_pixels} pixels (max_image_pixels)")
+
+
+def _pixel_arrays(tensor: Tensor) -> list[PixelArray]:
+    """The images of a tensor, as views."""
+    batch = tensor.data if tensor.data.ndim == 4 else tensor.data[np.newaxis]
     return [PixelArray(image) for image in batch]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fewshard_core.values import Input, TextInput
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnusableItem
-from fewshard_serve.protocol.inputs import bytes_elements
+from fewshard_serve.protocol.inputs import bytes_elements, check_bytes
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.tasks.base import InputTensor, Task
 from fewshard_serve.protocol.tensors import Tensor
@@ -48,6 +48,9 @@ class TextTask(Task):
     def from_json(self, index: int, item: str | Pair, limits: Limits) -> TextInput:
         text, pair = (item, None) if isinstance(item, str) else (item.text, item.text_pair)
         return text_input(index, text, pair, limits)
+
+    def check_tensor(self, name: str, datatype: str, shape: tuple[int, ...], limits: Limits) -> None:
+        check_bytes(name, datatype, shape, limits)
 
     def from_tensors(self, inputs: Mapping[str, Tensor], limits: Limits) -> list[Input]:
         if "text" not in inputs:

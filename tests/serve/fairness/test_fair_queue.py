@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewshard_serve.core import Caller
-from fewshard_serve.engine.fair import URGENT_WEIGHT, FairQueue
+from fewshard_serve.fairness import URGENT_WEIGHT, FairQueue
 
 A, B, C = Caller("a"), Caller("b"), Caller("c")
 URGENT = Caller("a", is_urgent=True)
