@@ -254,4 +254,4 @@ def test_a_second_signal_ends_at_once(mortal, gate, until):
     mortal.signal(signal.SIGINT)
     assert mortal.wait(30) == 130
     slow.join(10)
-    assert slow.error is not None or slow.response.status_code == 500
+    assert slow.error is not None or slow.response.status_code in (500, 503)
