@@ -26,7 +26,8 @@ from fewshard_serve.errors import NotFound
 from fewshard_serve.http.asgi import App
 from fewshard_serve.http.encoding import choose_coding
 from fewshard_serve.http.middleware import AccessMiddleware
-from fewshard_serve.http.request import Request, read_body
+from fewshard_serve.http.body import read_body
+from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response, json_response
 from fewshard_serve.http.routing import MODEL
 from fewshard_serve.http.routing import Route as OurRoute

@@ -300,6 +300,7 @@ CLUSTER = [
         "Silent replicas",
         [("count by (application) (fewshard_replica_up == 0) or vector(0)", "{{application}}")],
     ),
+    Panel("Replicas ready", [(gauge("fewshard_model_ready", "sum", "model"), "{{model}}")]),
     Panel(
         "CPU",
         [(f"rate(fewshard_process_cpu_seconds_total{RATE})", "{{application}} {{replica}}")],
