@@ -296,11 +296,11 @@ CLUSTER = [
             ("max by (application) (fewshard_replicas_wanted)", "{{application}} wanted"),
         ],
     ),
-    Panel("Models that answer", [("min by (model) (fewshard_model_ready)", "{{model}}")]),
     Panel(
         "Silent replicas",
         [("count by (application) (fewshard_replica_up == 0) or vector(0)", "{{application}}")],
     ),
+    Panel("Replicas ready", [(gauge("fewshard_model_ready", "sum", "model"), "{{model}}")]),
     Panel(
         "CPU",
         [(f"rate(fewshard_process_cpu_seconds_total{RATE})", "{{application}} {{replica}}")],

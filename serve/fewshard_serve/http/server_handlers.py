@@ -5,6 +5,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 from fewshard_serve import __version__
 from fewshard_serve.errors import ConfigError, MalformedRequest, NotFound, NotReady
@@ -98,8 +99,13 @@ async def openai_model(gateway: GatewayContext, request: Request) -> Response:
     return json_response(_openai(found.name))
 
 
+MAX_INDEX_BYTES = 4096
+"""Any caller may ask, and the body says little: it is parsed on the event loop."""
+
+
 async def index(gateway: GatewayContext, request: Request) -> Response:
-    only_ready = _wants_only_ready(await read_body(request, gateway.limits), gateway.limits)
+    limits = replace(gateway.limits, max_body_bytes=MAX_INDEX_BYTES)
+    only_ready = _wants_only_ready(await read_body(request, limits), limits)
     entries = await gateway.service.model_index()
     return json_response([index_line(e) for e in entries if e.state == "READY" or not only_ready])
 

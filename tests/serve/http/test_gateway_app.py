@@ -70,6 +70,11 @@ def test_an_index_request_with_mistakes_is_malformed(gateway: GatewayApp, call: 
     assert call(gateway, "POST", "/v2/repository/index", content=body).status_code == 400
 
 
+def test_the_index_reads_no_large_body(gateway: GatewayApp, call: Call) -> None:
+    large = b'{"ready": true' + b" " * 100_000 + b"}"
+    assert call(gateway, "POST", "/v2/repository/index", content=large).status_code == 413
+
+
 def test_metrics(gateway: GatewayApp, call: Call) -> None:
     response = call(gateway, "GET", "/metrics")
     assert response.text == "fewshard_model_info 1\n"
