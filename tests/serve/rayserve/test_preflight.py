@@ -107,6 +107,9 @@ def check_files_of(monkeypatch, hard):
 def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(monkeypatch):
     monkeypatch.setattr(run_folder, "ROOT", Path("/proc"))  # not even root can write there
     port, grpc_port = free_ports(2)
+    config = FewshardConfig(
+        models=[{"name": "a", "path": "x"}], server={"port": port, "grpc_port": grpc_port}
+    )
     with pytest.raises(StartError, match=r"cannot write there \(.+\); make it writable, or mount"):
         launch.serve_until_signalled(
             FewshardConfig(
