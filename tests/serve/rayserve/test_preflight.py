@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
-from fewshard_serve.config import ServerConfig
+from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.errors import StartError
-from fewshard_serve.rayserve import preflight
+from fewshard_serve.rayserve import launch, preflight, run_folder
 from fewshard_serve.rayserve.environment import free_ports
 from fewshard_serve.rayserve.preflight import check_files, check_port, check_space, ports_held
 
@@ -101,6 +102,21 @@ def test_too_few_files_are_told_with_the_number_that_is_needed(monkeypatch):
 def check_files_of(monkeypatch, hard):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
     check_files()
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(run_folder, "ROOT", Path("/proc"))  # not even root can write there
+    port, grpc_port = free_ports(2)
+    config = FewshardConfig(
+        models=[{"name": "a", "path": "x"}], server={"port": port, "grpc_port": grpc_port}
+    )
+    with pytest.raises(StartError, match=r"cannot write there \(.+\); make it writable, or mount"):
+        launch.serve_until_signalled(
+            FewshardConfig(
+                models=[{"name": "a", "path": "x"}], server={"port": port, "grpc_port": grpc_port}
+            ),
+            on_ready=lambda: None,
+        )
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

@@ -79,6 +79,18 @@ def test_a_ray_that_cannot_start_is_told(starts, address, words, num_left):
     assert len(starts) == num_left
 
 
+@pytest.mark.parametrize(("has_shm", "folder"), [(True, None), (False, "/the/runs/folder")])
+def test_ray_starts_without_shared_memory_too(monkeypatch, has_shm, folder):
+    import ray
+
+    told = {}
+    monkeypatch.setattr(ray, "init", lambda **options: told.update(options))
+    monkeypatch.setattr(cluster.os, "access", lambda path, mode: has_shm)
+    monkeypatch.setenv("RAY_TMPDIR", "/the/runs/folder")
+    cluster._init(None, 1)
+    assert told["_plasma_directory"] == folder
+
+
 def environment(code, **env):
     """What `code` prints in a process where nothing of Ray is set but `env`."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
