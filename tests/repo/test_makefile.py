@@ -81,5 +81,7 @@ def test_help_lists_every_command(tree: Path) -> None:
 
 def test_tests_run_side_by_side_and_the_slowest_are_named(tree: Path) -> None:
     stamp(tree)
-    assert make(tree, "-n", "test") == ".venv/bin/pytest -n 2 --dist loadfile --durations 10 --reruns 1 -r R\n"
+    assert (
+        make(tree, "-n", "test") == ".venv/bin/pytest -n 2 --dist loadfile --durations 10 --reruns 1 -r R\n"
+    )
     assert " -n 0 " in make(tree, "-n", "test", "JOBS=0")
