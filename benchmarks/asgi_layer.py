@@ -24,9 +24,9 @@ from starlette.routing import Route, Router
 
 from fewshard_serve.errors import NotFound
 from fewshard_serve.http.asgi import App
+from fewshard_serve.http.body import read_body
 from fewshard_serve.http.encoding import choose_coding
 from fewshard_serve.http.middleware import AccessMiddleware
-from fewshard_serve.http.body import read_body
 from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import Response, json_response
 from fewshard_serve.http.routing import MODEL
