@@ -111,12 +111,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(monkeypatch):
         models=[{"name": "a", "path": "x"}], server={"port": port, "grpc_port": grpc_port}
     )
     with pytest.raises(StartError, match=r"cannot write there \(.+\); make it writable, or mount"):
-        launch.serve_until_signalled(
-            FewshardConfig(
-                models=[{"name": "a", "path": "x"}], server={"port": port, "grpc_port": grpc_port}
-            ),
-            on_ready=lambda: None,
-        )
+        launch.serve_until_signalled(config, on_ready=lambda: None)
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
