@@ -231,7 +231,8 @@ def front_settings(config: FewshardConfig, is_on_cluster: bool = False) -> Front
     if is_on_cluster:
         is_bounded = "max_connections_per_address" in server.model_fields_set
         per_address = server.max_connections_per_address if is_bounded else 0
-        return FrontSettings(body_s, answer_s, per_address=per_address)
+        proxies = config.callers.trusted_proxies
+        return FrontSettings(body_s, answer_s, per_address=per_address, trusted_proxies=proxies)
     for cascade in config.cascades:
         deadlines_s[cascade.name] = sum(deadlines_s[stage] for stage in cascade.stages)
     return FrontSettings(

@@ -118,9 +118,8 @@ class Edit:
             case ["frontend prometheus" | "listen stats", "bind", address]:
                 return [f"    bind 127.0.0.1:{address.rpartition(':')[2]}"]
             case ["frontend http_frontend", "bind", address]:
-                outer = (
-                    f"    bind {self._settings['bind'] or address} {self._settings['bind_options']}".rstrip()
-                )
+                bound, how = self._settings["bind"] or address, self._settings["bind_options"]
+                outer = f"    bind {bound} {how}".rstrip()
                 return [outer, "    bind unix@@LARGE@ accept-proxy name inner proto h1"]
             case ["frontend http_frontend", "use_backend" | "default_backend", *_] if not self._sends_large:
                 self._sends_large = True

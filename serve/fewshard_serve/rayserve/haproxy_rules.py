@@ -187,8 +187,8 @@ http-request set-header x-request-disconnect-disabled ?1
 http-request wait-for-body time {round(1000 * settings.body_s)}ms
 http-request set-var(txn.sent) req.body_len
 http-request set-var(txn.missing) req.body_size,sub(txn.sent)
+http-request set-var(txn.missing) int(1) if {{ req.body_len gt 0 }} !{{ req.hdr(content-length) -m found }}
 acl is_large var(txn.missing) -m int gt 0
-acl is_large req.hdr(transfer-encoding) -m found
 """
 
 
@@ -321,7 +321,6 @@ its fair share of what would be free."""
 
 _COUNTING = """\
 acl is_part var(txn.missing) -m int gt 0
-acl is_part req.hdr(transfer-encoding) -m found
 http-request track-sc1 var(txn.all) if predicts !is_part
 http-request track-sc2 var(txn.caller) if predicts !is_part
 acl tells_room res.hdr({room}) -m found
@@ -331,7 +330,7 @@ http-response sc-set-gpt(1,0) res.fhdr({room}),field(2,/) if tells_room
 http-response track-sc3 var(txn.token) if tells_caller !is_known
 http-response sc-set-gpt(0,3) int(1) if tells_caller !is_known
 http-response del-header {room} if tells_room"""
-"""Whether a chunked body is whole is not known."""
+"""Whether a body without Content-Length is whole is not known, so it counts as a part."""
 
 
 def _refusal(requests: Sequence[SheddableRequest]) -> Iterator[str]:

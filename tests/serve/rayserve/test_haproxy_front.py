@@ -197,12 +197,13 @@ def test_the_settings_are_those_of_the_configuration():
         ],
         cascades=[{"name": "both", "stages": ["a", "b"], "accept_above": 0.5}],
         server={"host": "::", "port": 9000, "max_connections_per_address": 7},
+        callers={"trusted_proxies": ["10.0.0.0/8"]},
         limits={"max_body_s": 5},
     )
     deadlines_s = (("a", 2.0), ("b", 10.0), ("both", 12.0))
-    expected = FrontSettings(5.0, 25.0, deadlines_s, ":::9000 v4v6", per_address=7)
-    assert front_settings(config) == expected
-    assert front_settings(config, is_on_cluster=True) == FrontSettings(5.0, 25.0, per_address=7)
+    always = {"per_address": 7, "trusted_proxies": ("10.0.0.0/8",)}
+    assert front_settings(config) == FrontSettings(5.0, 25.0, deadlines_s, ":::9000 v4v6", **always)
+    assert front_settings(config, is_on_cluster=True) == FrontSettings(5.0, 25.0, **always)
     assert front_settings(parsed(models=[{"name": "a", "path": "x"}]), is_on_cluster=True).per_address == 0
 
 

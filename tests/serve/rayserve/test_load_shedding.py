@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import shutil
+import subprocess
 
 import httpx
 import pytest
@@ -165,6 +167,43 @@ def test_bodies_that_do_not_come_take_no_room(front, begun):
             return [(await callers.post(caller=at % 2)).status_code for at in range(10)]
 
     assert asyncio.run(run()) == [200] * 10
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
+def test_bodies_over_http2_that_do_not_come_take_no_room(front):
+    """They need not say how long they are."""
+    url = f"http://127.0.0.1:{front.port}{MODEL}/classify"
+    command = [
+        "curl",
+        "-s",
+        "--http2-prior-knowledge",
+        "--interface",
+        "127.0.0.3",
+        "-T",
+        "-",
+        "-X",
+        "POST",
+        url,
+    ]
+    uploads = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        for _ in range(ROOM + 2 * RESERVE)
+    ]
+
+    async def run():
+        async with Callers(front.port) as callers:
+            for upload in uploads:
+                upload.stdin.write(bytes(300_000))
+            await asyncio.sleep(1.5)  # longer than HAProxy waits for a body that fits its buffer
+            assert all(upload.poll() is None for upload in uploads)
+            return [(await callers.post(caller=at % 2)).status_code for at in range(10)]
+
+    try:
+        assert asyncio.run(run()) == [200] * 10
+    finally:
+        for upload in uploads:
+            upload.kill()
+            upload.communicate()
 
 
 def test_a_large_body_is_refused_where_there_is_no_room(front):
