@@ -152,6 +152,14 @@ def test_an_update_that_cannot_be_loaded_changes_nothing(server):
     assert server.classify("twice", "1").json()["predictions"]
 
 
+@pytest.mark.slow
+def test_replicas_that_die_at_their_start_wait_and_say_why(start_server):
+    server = start_server([{"name": "bad", "path": "deadly", "replicas": {"min": 1}}])
+    assert server.wait() == 1
+    assert "model-bad: 1 replicas have died or failed while they started" in server.output
+    assert "the application model-bad cannot start" in server.output
+
+
 def test_nobody_notices_that_serve_has_neither_proxy_nor_manager(server):
     with Clients(server, "twice") as clients:
         until(lambda: clients.outcomes[200] > 20)
@@ -171,11 +179,3 @@ def test_a_server_whose_control_store_dies_ends_and_leaves_nothing(server):
     assert not [folder for folder in folders if Path(folder).exists()]
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/v2/health/live")
-
-
-@pytest.mark.slow
-def test_replicas_that_die_at_their_start_wait_and_say_why(start_server):
-    server = start_server([{"name": "bad", "path": "deadly", "replicas": {"min": 1}}])
-    assert server.wait() == 1
-    assert "model-bad: 1 replicas have died or failed while they started" in server.output
-    assert "the application model-bad cannot start" in server.output
