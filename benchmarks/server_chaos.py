@@ -111,6 +111,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--requests", type=int, help=f"of the soak ({FULL.requests:,}; short {SHORT.requests:,})"
     )
+    ways = ", ".join(FULL.ways)
+    parser.add_argument(
+        "--ways", type=_ways, help=f"what is done to processes ({ways}; short {SHORT.ways[0]})"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="keep the rows of this form that are there already"
     )
@@ -119,7 +123,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a folder (docs/results/cpu/CPU; short: runs/chaos)")
     options = parser.parse_args()
     form: Form = SHORT if options.short else FULL
-    given = {name: getattr(options, name) for name in ("seconds", "requests")}
+    given = {name: getattr(options, name) for name in ("seconds", "requests", "ways")}
     options.form = replace(form, **{name: value for name, value in given.items() if value is not None})
     kept = RUNS / "chaos" if options.short else ROOT / "docs/results/cpu" / cpu_slug()
     options.out = options.out or kept
@@ -127,10 +131,18 @@ def _parse() -> argparse.Namespace:
 
 
 def _parts(text: str) -> list[str]:
+    return _chosen(text, "part", list(PARTS))
+
+
+def _ways(text: str) -> tuple[str, ...]:
+    return tuple(_chosen(text, "way", FULL.ways))
+
+
+def _chosen(text: str, kind: str, known: Sequence[str]) -> list[str]:
     chosen = text.split(",")
-    if unknown := set(chosen) - set(PARTS):
+    if unknown := sorted(set(chosen) - set(known)):
         raise argparse.ArgumentTypeError(
-            f"no part is called {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}"
+            f"no {kind} is called {', '.join(unknown)}; there are: {', '.join(known)}"
         )
     return chosen
 
