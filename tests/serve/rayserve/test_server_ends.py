@@ -24,9 +24,21 @@ HEALED_S = 60
 
 
 @pytest.fixture(scope="module")
-def start(start_server):
-    port = free_ports(1)[0]
-    return lambda models=MODELS: start_server(models, port=port)
+def port():
+    return free_ports(1)[0]
+
+
+@pytest.fixture
+def start(start_server, port):
+    begun = []
+
+    def begin(models=MODELS):
+        begun.append(start_server(models, port=port))
+        return begun[-1]
+
+    yield begin
+    for server in begun:  # where a test has failed
+        server.close()
 
 
 def folder_of(server):
@@ -43,7 +55,7 @@ def part(server, words):
         *members(str(folder_of(server))),
         *(each.pid for each in psutil.Process(server.process.pid).children()),
     ]
-    (pid,) = {pid for pid in pids if words in " ".join(psutil.Process(pid).cmdline())}
+    (pid,) = {pid for pid in pids if words in " ".join(command(pid))}
     return pid
 
 
