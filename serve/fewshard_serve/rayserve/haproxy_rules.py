@@ -248,6 +248,8 @@ def rules(routes: Sequence[Route], folder: str, settings: FrontSettings) -> str:
             "http-request track-sc0 var(txn.model)",
             f"http-request set-var(txn.predicts) bool(true) if METH_POST {_is_at(*_of_models(requests))}",
             "acl predicts var(txn.predicts) -m bool",
+            # Each request that may be retried costs a whole buffer, and is copied into it.
+            "http-request disable-l7-retry if !METH_POST !is_of_model",
             *_deadline(routes, folder, settings),
             *_caller(settings),
             *_REFUSING.format(alpha=FAIR_ALPHA, priority=_PRIORITY).splitlines(),

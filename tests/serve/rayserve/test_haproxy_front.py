@@ -251,3 +251,27 @@ def test_clients_of_http_2_are_answered_without_tls_too(tmp_path, front_type):
             assert done.stdout == "ok", how
     finally:
         front.close()
+
+
+def test_what_reads_the_server_takes_no_buffer_for_another_try(tmp_path, front_type):
+    """Thousands of connections that ask for its health at once would hold 256 KiB each for another try."""
+    front = front_type(tmp_path, prefix="/")
+
+    def memory_after(number):
+        (pid,) = front.haproxies
+        with contextlib.ExitStack() as stack:
+            connections = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", front.port), timeout=20))
+                for _ in range(number)
+            ]
+            for each in connections:
+                each.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\nX-Hold: 500\r\n\r\n")
+            for each in connections:
+                assert each.recv(4096).startswith(b"HTTP/1.1 ")
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    try:
+        assert -memory_after(1) + memory_after(400) < 400 * 64 * 1024
+    finally:
+        front.close()
