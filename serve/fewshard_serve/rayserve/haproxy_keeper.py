@@ -123,7 +123,7 @@ class Edit:
                 return [outer, "    bind unix@@LARGE@ accept-proxy name inner proto h1"]
             case ["frontend http_frontend", "use_backend" | "default_backend", *_] if not self._sends_large:
                 self._sends_large = True
-                return ["    use_backend fewshard_large if is_large !{ so_name inner }", line]
+                return ["    use_backend fewshard-large if is_large !{ so_name inner }", line]
             case ["backend default_backend", "http-request", "return", "status", "404", *_]:
                 return ["    http-request return status 503 default-errorfiles"]
             case [_, "server", name, address, "check", "backup"] if section.startswith("backend http-"):

@@ -17,10 +17,10 @@ Retries. A request whose replica dies is sent to another replica, but only if HA
 before it sent the first byte. So HAProxy waits for the body, which must also fit its buffer. Where a client's
 connection has carried a request before, HAProxy closes it without an answer when a server breaks off, so that
 the client may repeat the request. So every chain of tries ends at a server that always answers. A request
-that is too large for another try goes through HAProxy twice (`fewshard_large`), the second time as the first
+that is too large for another try goes through HAProxy twice (`fewshard-large`), the second time as the first
 request of a connection.
 
-Waiting. That last resort is `fewshard_waiting`, a part of this HAProxy: it hands a request to Serve's own
+Waiting. That last resort is `fewshard-waiting`, a part of this HAProxy: it hands a request to Serve's own
 proxy, which waits for a replica, and answers 503 when the request's time is over. HAProxy's time limits
 begin anew with each try, so a header carries when that is.
 
@@ -175,7 +175,7 @@ def _frontend(settings: FrontSettings) -> str:
     networks = " ".join(settings.trusted_proxies)
     others = f" !{{ src {networks} }}" if networks else ""
     bound = f"""\
-tcp-request connection track-sc4 src table fewshard_addresses
+tcp-request connection track-sc4 src table fewshard-addresses
 tcp-request connection reject if {{ sc_conn_cur(4) gt @PER_ADDRESS@ }}{others}
 """
     return f"""\
@@ -193,20 +193,20 @@ acl is_large var(txn.missing) -m int gt 0
 
 
 WAITING = """\
-backend fewshard_large
+backend fewshard-large
     option http-server-close
     http-reuse never
     retries 0
     timeout server 1h
     server inner unix@@LARGE@ send-proxy-v2
-backend fewshard_addresses
+backend fewshard-addresses
     stick-table type ipv6 size 100k expire 1m store conn_cur
-frontend fewshard_waiting
+frontend fewshard-waiting
     bind unix@@WAITING@
     option httpclose
     http-request return status 200 if {{ path /-/healthz }}
-    default_backend fewshard_waiting
-backend fewshard_waiting
+    default_backend fewshard-waiting
+backend fewshard-waiting
     retries 0
     http-request set-var(txn.now) date(0,ms)
     http-request set-var(txn.left) req.fhdr({until}),sub(txn.now)

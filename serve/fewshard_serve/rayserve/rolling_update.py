@@ -25,7 +25,7 @@ TRIAL_S = 60.0
 """How long an update is watched after it has taken over."""
 ILL_S = 10.0
 """A model that is not ready for so long is ill; shorter, and a replica of it may have been replaced."""
-FIXED = ("server", "auth", "limits", "logging", "tracing", "cascades", "cors")
+FIXED = ("server", "auth", "limits", "logging", "tracing", "cascades", "cors", "callers")
 """Parts of the configuration that are read only at the start."""
 
 

@@ -65,6 +65,7 @@ def test_config(host: HostApp, call: Call, model: str) -> None:
         "execution": {
             "dtype_reason": "",
             "num_threads": 0,
+            "num_streams": 1,
             "threads_reason": "",
             "max_batch_tokens": 0,
             "engine": "torch",

@@ -270,6 +270,7 @@ def test_a_change_of_any_section_is_refused_or_reaches_the_hosts(updater_of, sec
         "metrics": {"max_series": 700},
         "tracing": {"endpoint": "http://127.0.0.1:4318"},
         "cors": {"origins": ["https://example.org"]},
+        "callers": {"trusted_proxies": ["10.0.0.0/8"]},
     }[section]
     changed = FewshardConfig.model_validate({"models": [*MODELS.values()], section: other})
     deployer = Deployer(*[("RUNNING", "")] * 9)
