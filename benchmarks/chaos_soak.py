@@ -71,7 +71,7 @@ class Progress:
 
     def thirds(self) -> tuple[float, float]:
         """Return the median memory of the second and of the last third of the longest run of one server."""
-        run = max(self.samples, key=lambda pairs: pairs[-1][0] - pairs[0][0])
+        run = max(filter(None, self.samples), key=lambda pairs: pairs[-1][0] - pairs[0][0])
         first, last = run[0][0], run[-1][0]
         places = [(3 * (sent - first) // (last - first + 1), mib) for sent, mib in run]
         middle, end = ([mib for place, mib in places if place == number] for number in (1, 2))
