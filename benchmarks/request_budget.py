@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parents[1]
 PACKAGES = ("core", "kernels", "models", "serve", "loadtest")
 ROLES = {
     "replica": re.compile(r"ray::ServeReplica:(?!gateway)"),
-    "models": re.compile(r"(child|early)_process"),
+    "models": re.compile(r"backends\.\w+ import main"),
     "haproxy": re.compile(r"/haproxy "),
 }
 """Processes that work for each request. The rest of Ray works whether there are requests or not."""
