@@ -41,7 +41,7 @@ SERVER_CPU_S = 1e-3
 THREADS_PRICE = 1.1
 """Threads cost other processes their cores, so another way must be faster by this factor."""
 MAX_STREAMS = 4
-"""Python runs in one stream at a time: about a tenth of a pass of a small network."""
+"""Python runs in one stream at a time, so more would wait for each other; above 2 not measured."""
 MAX_PARAMETERS = 200_000_000
 """Larger networks are not loaded once for each format; a product decides."""
 BUDGETS = (CPU_BATCH_TOKENS, CPU_BATCH_TOKENS // 2, 2 * CPU_BATCH_TOKENS)
