@@ -1,7 +1,8 @@
 """Compares what `auto` chooses with choices forced one by one, and with another version's default.
 
-All servers are up at the same time, and are asked in turns for a few seconds each, so that a machine whose
-speed drifts gives fair ratios. Run it on a machine that does nothing else:
+Servers are started one after the other, in rounds, each for a few seconds: a machine's speed drifts, so only
+ratios within a round count, and an idle server takes a tenth of a core from those that are measured. Run it on
+a machine that does nothing else:
 
     .venv/bin/python benchmarks/choices.py zoo:sst2-moe --before ../before
     .venv/bin/python benchmarks/choices.py runs/minilm --int8 runs/minilm-int8 --ways auto bf16x2 int8
@@ -13,7 +14,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,16 +59,12 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     ways = [way for way in _ways(options) if not options.ways or way.name in (BEFORE, *options.ways)]
     runs: list[Measured] = []
-    with ExitStack() as servers:
-        urls = {
-            way.name: servers.enter_context(up(way, folder, options.port + 10 * number))
-            for number, way in enumerate(ways)
-        }
-        for number in range(options.rounds):
-            for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
-                runs.append(measure(way.name, urls[way.name], options))
-                print(runs[-1], file=sys.stderr, flush=True)
-            _write(runs, ways, folder, options)
+    for number in range(options.rounds):
+        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            with up(way, folder, options.port) as url:
+                runs.append(measure(way.name, url, options))
+            print(runs[-1], file=sys.stderr, flush=True)
+        _write(runs, ways, folder, options)
     print(_markdown(runs, ways, options.users))
     return 0
 
@@ -155,7 +152,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--int8", help="the same checkpoint, quantised by fewshard quantize")
     parser.add_argument("--before", type=Path, help="another checkout with its .venv, whose default is run")
     parser.add_argument("--ways", nargs="+", help="only these, as auto, bf16x2 (format and threads), int8")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--users", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--duration", type=float, default=3.0, help="seconds a run (default: %(default)s)")
     parser.add_argument("--warmup", type=float, default=0.7, help="seconds before it (default: %(default)s)")

@@ -25,3 +25,5 @@ class Limits:
     max_image_pixels: PositiveInt = 25_000_000
     max_body_s: Positive = 30.0
     """How long a body may take to arrive after the headers, in seconds."""
+    max_retried_bytes: Annotated[int, STRICT, Ge(32 * 2**10), Le(4 * 2**20)] = 64 * 2**10
+    """The largest request, headers included, that is sent to another replica when its own dies."""

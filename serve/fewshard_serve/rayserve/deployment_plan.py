@@ -232,7 +232,13 @@ def front_settings(config: FewshardConfig, is_on_cluster: bool = False) -> Front
         is_bounded = "max_connections_per_address" in server.model_fields_set
         per_address = server.max_connections_per_address if is_bounded else 0
         proxies = config.callers.trusted_proxies
-        return FrontSettings(body_s, answer_s, per_address=per_address, trusted_proxies=proxies)
+        return FrontSettings(
+            body_s,
+            answer_s,
+            per_address=per_address,
+            trusted_proxies=proxies,
+            retried_bytes=config.limits.max_retried_bytes,
+        )
     for cascade in config.cascades:
         deadlines_s[cascade.name] = sum(deadlines_s[stage] for stage in cascade.stages)
     return FrontSettings(
@@ -243,6 +249,7 @@ def front_settings(config: FewshardConfig, is_on_cluster: bool = False) -> Front
         server.tls,
         server.max_connections_per_address,
         config.callers.trusted_proxies,
+        config.limits.max_retried_bytes,
     )
 
 

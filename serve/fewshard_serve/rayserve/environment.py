@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from fewshard_serve.errors import StartError
 from fewshard_serve.rayserve.handles import INNER_MESSAGE, WIDEST_MESSAGE
 from fewshard_serve.rayserve.haproxy import BINARY, has_haproxy, write_wrapper
-from fewshard_serve.rayserve.haproxy_rules import BUFFER_BYTES, ERROR_LIMIT, RETRIES, RETRY_ON, FrontSettings
+from fewshard_serve.rayserve.haproxy_rules import ERROR_LIMIT, RETRIES, RETRY_ON, FrontSettings
 
 __all__ = ["cluster_environment", "free_ports", "has_haproxy", "prepare_environment"]
 
@@ -49,7 +49,6 @@ ALWAYS = {
     "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
     "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": str(ERROR_LIMIT),
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
 }
 FOR_WORKERS = {
@@ -69,6 +68,7 @@ PORTS = range(20_000, 30_000)
 """Above the ports of Ray's workers, below those of Serve's replicas and of outgoing connections. An outgoing
 connection once took a port after it was chosen and before it was used."""
 ANSWER_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+BUFFER = "RAY_SERVE_HAPROXY_TUNE_BUFSIZE"
 LOOPBACK_ONLY = {
     # Makes Ray's own servers (GCS, raylet, workers, agents) listen on 127.0.0.1 instead of every address. The
     # variable is named after the systems on which this is the default.
@@ -126,8 +126,8 @@ def cluster_environment(
     front: FrontSettings = FrontSettings(),  # noqa: B008  it is frozen
 ) -> dict[str, str]:
     """Return the variables for every process of a Ray that is started elsewhere (`ray start`, KubeRay)."""
-    answer_s = {ANSWER_TIMEOUT: str(math.ceil(front.answer_s))}
-    return {**ALWAYS, **FOR_WORKERS, ENABLE_HAPROXY: str(int(has_haproxy())), **answer_s}
+    of_front = {ANSWER_TIMEOUT: str(math.ceil(front.answer_s)), BUFFER: str(front.retried_bytes)}
+    return {**ALWAYS, **FOR_WORKERS, ENABLE_HAPROXY: str(int(has_haproxy())), **of_front}
 
 
 def _own_haproxy(work_dir: str, front: FrontSettings) -> dict[str, str]:

@@ -59,6 +59,7 @@ from fewshard_serve.http.middleware import PRIORITY_HEADER, REQUEST_ID_PATTERN
 from fewshard_serve.http.request import MODELS, TIMEOUT_HEADER
 from fewshard_serve.http.routes import ROUTES, SheddableRequest, sheddable_requests
 from fewshard_serve.http.routing import MODEL, Route
+from fewshard_serve.protocol.limits import Limits
 
 MAX_STREAMS = 32
 """Requests of one HTTP/2 connection at a time. HAProxy would allow 100."""
@@ -78,9 +79,9 @@ RETRIES = 3
 resort: a replica that has died is found out by two tries, the one that it breaks off and the next."""
 ERROR_LIMIT = 1
 """Failed connections after which a replica gets no more requests until it is found to be well."""
-BUFFER_BYTES = 256 * 1024
-"""The largest request that is retried. HAProxy copies a whole buffer for each request that it may retry: 0.05
-ms of CPU time more than with 16 KiB, and two buffers of memory for each request in flight."""
+SMALL_BYTES = 8 * 1024
+"""A body of a stated length below this is whole once HAProxy has waited for it: it fits the smallest buffer, beside
+headers of 20 KiB."""
 UNTIL_HEADER = "x-fewshard-until"
 """In a request to a replica: when its time is over, in milliseconds of the clock of HAProxy's machine."""
 NO_ANSWER = NotReady("no replica answers; come back soon")
@@ -107,6 +108,9 @@ class FrontSettings:
     tls: the certificate; None for HTTP without TLS.
     per_address: connections that one address may have; 0 for any number.
     trusted_proxies: networks whose X-Forwarded-For is believed, and whose connections are not counted.
+    retried_bytes: the largest request that is retried, which is HAProxy's buffer. HAProxy copies a whole one for
+        each request that it may retry, which takes 13 us of CPU time for 64 KiB and 45 us for 256,
+        and holds two for each request in flight.
     """
 
     body_s: float = 30.0
@@ -116,6 +120,7 @@ class FrontSettings:
     tls: TlsConfig | None = None
     per_address: int = 0
     trusted_proxies: tuple[str, ...] = ()
+    retried_bytes: int = Limits().max_retried_bytes
 
 
 CERTIFICATE = "server.pem"
@@ -185,9 +190,10 @@ http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg ^{R
 http-request return status 404 default-errorfiles if {{ path -i /-/routes }}
 http-request set-header x-request-disconnect-disabled ?1
 http-request wait-for-body time {round(1000 * settings.body_s)}ms
-http-request set-var(txn.sent) req.body_len
-http-request set-var(txn.missing) req.body_size,sub(txn.sent)
-http-request set-var(txn.missing) int(1) if {{ req.body_len gt 0 }} !{{ req.hdr(content-length) -m found }}
+acl is_small req.hdr_val(content-length) lt {SMALL_BYTES}
+http-request set-var(txn.sent) req.body_len unless is_small
+http-request set-var(txn.missing) req.body_size,sub(txn.sent) unless is_small
+http-request set-var(txn.missing) int(1) if !is_small {{ req.body_len gt 0 }} !{{ req.hdr(content-length) -m found }}
 acl is_large var(txn.missing) -m int gt 0
 """
 
@@ -266,10 +272,11 @@ def _deadline(routes: Sequence[Route], folder: str, settings: FrontSettings) -> 
         limit = f"var(txn.model),map_str_int({folder}/{DEADLINES},0)"
         yield f"http-request set-var(txn.limit) {limit} if predicts"
         yield "http-request set-var(txn.within) var(txn.limit) if { var(txn.limit) -m int gt 0 }"
+    sheddable = _of_models(list(sheddable_requests(routes)))
     for route in routes:
         if route.answer_within_s is not None:
-            within_ms = round(1000 * route.answer_within_s)
-            yield f"http-request set-var(txn.within) int({within_ms}) if {_is_at(route)}"
+            within_ms, others = round(1000 * route.answer_within_s), "" if route in sheddable else "!predicts "
+            yield f"http-request set-var(txn.within) int({within_ms}) if {others}{_is_at(route)}"
     yield from f"""\
 http-request set-var(txn.asked) req.fhdr({_TIMEOUT}) if {{ req.fhdr({_TIMEOUT}) -m reg ^[1-9][0-9]{{0,14}}$ }}
 http-request set-var(txn.spared) var(txn.within),sub(txn.asked) if {{ var(txn.asked) -m found }}
@@ -301,12 +308,14 @@ _REFUSING = """\
 http-request set-var(txn.servers) nbsrv
 http-request set-var(txn.room) sc_get_gpt(0,0),mul(txn.servers) if predicts
 http-request set-var(txn.others) var(txn.all),table_conn_cur if predicts
-http-request set-var(txn.held) var(txn.caller),table_conn_cur if predicts
-http-request set-var(txn.rest) var(txn.others),sub(txn.held) if predicts
 http-request set-var(txn.free) var(txn.room),sub(txn.others),sub(1) if predicts
-http-request set-var(txn.reserve) var(txn.room),div(4),add(txn.free) if predicts
-http-request set-var(txn.excess) var(txn.free),mul(-{alpha}),add(txn.held),add(1) if predicts
+http-request set-var(txn.most) var(txn.free),mul(-{alpha}),add(txn.others),add(1) if predicts
 acl may_refuse var(txn.room) -m int gt 0
+acl is_tight var(txn.most) -m int gt 0
+http-request set-var(txn.held) var(txn.caller),table_conn_cur if is_tight
+http-request set-var(txn.rest) var(txn.others),sub(txn.held) if is_tight
+http-request set-var(txn.reserve) var(txn.room),div(4),add(txn.free) if is_tight
+http-request set-var(txn.excess) var(txn.free),mul(-{alpha}),add(txn.held),add(1) if is_tight
 acl is_alone var(txn.others) -m int le 0
 acl is_urgent req.hdr({priority}) -m str high
 acl is_new var(txn.held) -m int le 0
@@ -314,12 +323,13 @@ acl is_only var(txn.rest) -m int le 0
 acl is_full var(txn.free) -m int lt 0
 acl is_crammed var(txn.reserve) -m int lt 0
 acl holds_much var(txn.excess) -m int gt 0
-http-request set-var(txn.refused) bool(true) if may_refuse !is_alone !is_urgent is_crammed
-http-request set-var(txn.refused) bool(true) if may_refuse !is_alone !is_urgent !is_new is_full
-http-request set-var(txn.refused) bool(true) if may_refuse !is_alone !is_urgent !is_new !is_only holds_much
+http-request set-var(txn.refused) bool(true) if is_tight may_refuse !is_alone !is_urgent is_crammed
+http-request set-var(txn.refused) bool(true) if is_tight may_refuse !is_alone !is_urgent !is_new is_full
+http-request set-var(txn.refused) bool(true) if is_tight may_refuse !is_alone !is_urgent !is_new !is_only holds_much
 acl is_refused var(txn.refused) -m bool"""
 """A caller who holds nothing may exceed the room by a quarter. `excess` is what a caller would hold beyond
-its fair share of what would be free."""
+its fair share of what would be free, and `most` what it would hold if all that is in flight were its own: where
+that is not too much, nobody is refused, and no more is looked at."""
 
 _COUNTING = """\
 acl is_part var(txn.missing) -m int gt 0
@@ -329,8 +339,9 @@ acl tells_room res.hdr({room}) -m found
 acl tells_caller res.fhdr({room}),field(3,/) -m int 1
 http-response sc-set-gpt(0,0) res.fhdr({room}),field(1,/) if tells_room
 http-response sc-set-gpt(1,0) res.fhdr({room}),field(2,/) if tells_room
-http-response track-sc3 var(txn.token) if tells_caller !is_known
-http-response sc-set-gpt(0,3) int(1) if tells_caller !is_known
+acl has_caller var(txn.token) -m found
+http-response track-sc3 var(txn.token) if has_caller tells_caller !is_known
+http-response sc-set-gpt(0,3) int(1) if has_caller tells_caller !is_known
 http-response del-header {room} if tells_room"""
 """Whether a body without Content-Length is whole is not known, so it counts as a part."""
 

@@ -198,10 +198,10 @@ def test_the_settings_are_those_of_the_configuration():
         cascades=[{"name": "both", "stages": ["a", "b"], "accept_above": 0.5}],
         server={"host": "::", "port": 9000, "max_connections_per_address": 7},
         callers={"trusted_proxies": ["10.0.0.0/8"]},
-        limits={"max_body_s": 5},
+        limits={"max_body_s": 5, "max_retried_bytes": 40_000},
     )
     deadlines_s = (("a", 2.0), ("b", 10.0), ("both", 12.0))
-    always = {"per_address": 7, "trusted_proxies": ("10.0.0.0/8",)}
+    always = {"per_address": 7, "trusted_proxies": ("10.0.0.0/8",), "retried_bytes": 40_000}
     assert front_settings(config) == FrontSettings(5.0, 25.0, deadlines_s, ":::9000 v4v6", **always)
     assert front_settings(config, is_on_cluster=True) == FrontSettings(5.0, 25.0, **always)
     assert front_settings(parsed(models=[{"name": "a", "path": "x"}]), is_on_cluster=True).per_address == 0
@@ -255,7 +255,7 @@ def test_clients_of_http_2_are_answered_without_tls_too(tmp_path, front_type):
 
 def test_what_reads_the_server_takes_no_buffer_for_another_try(tmp_path, front_type):
     """Thousands of connections that ask for its health at once would hold 256 KiB each for another try."""
-    front = front_type(tmp_path, prefix="/")
+    front = front_type(tmp_path, prefix="/", retried_bytes=256 * 1024)
 
     def memory_after(number):
         (pid,) = front.haproxies
