@@ -190,7 +190,7 @@ def recalled_threads(shape: Shape, dtype: str, numbers: Sequence[int]) -> Measur
 
 def _threads_key(shape: Shape, dtype: str) -> str:
     """OpenMP's threads wait for each other in a way that the environment names."""
-    return f"threads {os.environ.get('OMP_WAIT_POLICY', 'active')} {dtype} {shape.size_class}"
+    return f"threads, one batch {os.environ.get('OMP_WAIT_POLICY', 'active')} {dtype} {shape.size_class}"
 
 
 def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measured | None:
@@ -217,20 +217,17 @@ def _measure_threads(model: NetworkClassifier, numbers: Sequence[int]) -> Measur
 def _served(
     way: Parallel, alone: Mapping[int, float], cpu: Mapping[int, float], cores: int
 ) -> dict[int, float]:
-    """Return `served_rates` of runs of `_running`, which were timed as if they had one batch."""
-    streams = {size: way.num_streams if size > 1 else 1 for size in alone}
-    alone = {size: rate * streams[size] for size, rate in alone.items()}
-    cpu = {size: rate * streams[size] for size, rate in cpu.items() if size in streams}
+    """Return `served_rates` of the runs of `_running`."""
     if way.num_threads == 1:
         # Streams of one thread do not wait for each other, so their CPU time tells how fast they are on cores
         # of their own. While a server starts, other processes have some of the cores.
-        alone = {size: rate * streams[size] for size, rate in cpu.items()}
+        alone = {size: rate * min(size, way.num_streams) for size, rate in cpu.items() if size in alone}
     return served_rates(alone, cpu, cores)
 
 
 @contextmanager
 def _running(way: Parallel, run: Run) -> Iterator[Run]:
-    """Yield a function that runs a batch in each stream at the same time; a single item in one of them."""
+    """Yield a function that runs a batch, divided between the streams: as many callers wait, whatever the way."""
 
     def one(size: int) -> None:
         torch.set_num_threads(way.num_threads)
@@ -241,7 +238,12 @@ def _running(way: Parallel, run: Run) -> Iterator[Run]:
         yield one
         return
     with ThreadPoolExecutor(way.num_streams) as pool:
-        yield lambda size: list(pool.map(one, [size] * (way.num_streams if size > 1 else 1)))
+        yield lambda size: list(pool.map(one, _divided(size, way.num_streams)))
+
+
+def _divided(size: int, num_streams: int) -> list[int]:
+    shares = [size // num_streams + (number < size % num_streams) for number in range(num_streams)]
+    return [share for share in shares if share]
 
 
 def served_rates(alone: Mapping[int, float], cpu: Mapping[int, float], cores: int) -> dict[int, float]:

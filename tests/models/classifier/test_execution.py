@@ -197,16 +197,16 @@ def test_a_stream_has_as_many_threads_as_are_left():
     assert list(found) == ["7", "1", "2", "4", "8", "4 streams of 2", "2 streams of 4"]
 
 
-def test_items_of_all_streams_count(measuring, monkeypatch):
-    """Real passes: what is timed has as many as there are streams, but one for a single item."""
+def test_streams_divide_a_batch(measuring, monkeypatch):
+    """Real passes: as many callers wait, however many streams there are."""
     seen = []
     model = load(PATH, "cpu", "fp32")
     monkeypatch.setattr(model, "run", lambda items: seen.append((threading.get_ident(), len(items))))
     with execution._running(execution.Parallel(2, 1), execution.runner(model, [0])) as run:
         run(1)
         assert [size for _, size in seen] == [1]
-        run(8)
-    assert [size for _, size in seen] == [1, 8, 8]
+        run(9)
+    assert sorted(size for _, size in seen) == [1, 4, 5]
 
 
 def test_streams_of_one_thread_are_as_fast_as_their_cpu_time_says():
@@ -214,8 +214,8 @@ def test_streams_of_one_thread_are_as_fast_as_their_cpu_time_says():
     cpu = {1: 10.0, 8: 10.0}
     alone = {1: 5.0, 8: 5.0}
     assert execution._served(execution.Parallel(1, 1), alone, cpu, 1000) == {1: 10.0, 8: 10.0}
-    assert execution._served(execution.Parallel(2, 1), alone, cpu, 1000) == {1: 10.0, 8: 40.0}
-    assert execution._served(execution.Parallel(2, 4), alone, cpu, 1000) == {1: 5.0, 8: 10.0}
+    assert execution._served(execution.Parallel(2, 1), alone, cpu, 1000) == {1: 10.0, 8: 20.0}
+    assert execution._served(execution.Parallel(2, 4), alone, cpu, 1000) == {1: 5.0, 8: 5.0}
 
 
 @pytest.mark.parametrize(
