@@ -113,10 +113,12 @@ class Prediction:
 
     labels: the best first.
     stage: for a cascade, the name of the model that answered.
+    assigned: for a model with thresholds, the labels that reach theirs; None for any other.
     """
 
     labels: tuple[LabelScore, ...]
     stage: str | None = None
+    assigned: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -146,9 +148,13 @@ class Classification:
 def classification(answer: dict[str, Any], num_inputs: int) -> Classification:
     """Read the JSON of an answer. Raises `ClientError` if it is not an answer to `num_inputs` inputs."""
     try:
-        stages = answer.get("stages") or [None] * num_inputs
-        pairs = zip(answer["predictions"], stages, strict=True)
-        predictions = tuple(Prediction(tuple(map(_label_score, each)), stage) for each, stage in pairs)
+        nothing = [None] * num_inputs
+        stages, assigned = answer.get("stages") or nothing, answer.get("assigned") or nothing
+        items = zip(answer["predictions"], stages, assigned, strict=True)
+        predictions = tuple(
+            Prediction(tuple(map(_label_score, each)), stage, None if own is None else tuple(own))
+            for each, stage, own in items
+        )
         if len(predictions) != num_inputs:
             raise ValueError(f"{len(predictions)} predictions for {num_inputs} inputs")
         tokens, timings = answer["usage"]["tokens"], answer.get("timings_ms", {})

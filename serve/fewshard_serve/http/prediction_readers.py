@@ -157,7 +157,7 @@ async def read_vllm(request: Request, body: bytes, limits: Limits) -> UnboundPre
 
 def infer_inputs(parsed: oip.InferRequest, info: ModelInfo, limits: Limits) -> list[Input]:
     """The items of a V2 request, from HTTP or gRPC. Raises as the parsers do."""
-    model_tensors.check_outputs(parsed)
+    model_tensors.check_outputs(parsed, info)
     return model_tensors.to_inputs(parsed, info, limits)
 
 
