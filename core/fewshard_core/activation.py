@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_core.values import ProblemType
+from fewshard_core.values import ModelInfo, ProblemType
 
 Floats = NDArray[np.float32]
 
@@ -32,3 +32,14 @@ def softmax(logits: Floats) -> Floats:
     raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
     normalised: Floats = raised / raised.sum(axis=-1, keepdims=True)
     return normalised
+
+
+THRESHOLD = 0.5
+"""The score from which an item has a label, where the labels are independent and no threshold is set."""
+
+
+def assigned(scores: Floats, info: ModelInfo) -> NDArray[np.bool_]:
+    """Whether each item has each label, bool [N, C], from scores [N, C] of independent labels."""
+    limits = np.asarray(info.thresholds or THRESHOLD, dtype=np.float32)
+    found: NDArray[np.bool_] = scores >= limits
+    return found

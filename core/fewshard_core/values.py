@@ -126,7 +126,10 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The description of a served model, from which V2 metadata, `/config` and `model_info` are built."""
+    """The description of a served model, from which V2 metadata, `/config` and `model_info` are built.
+
+    thresholds: of independent labels, for each the score from which an item has it; empty if none is set.
+    """
 
     name: str
     task: Task
@@ -140,6 +143,18 @@ class ModelInfo:
     version: str = "1"
     card: dict[str, Any] = field(default_factory=dict)
     execution: Execution = Execution()
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def has_independent_labels(self) -> bool:
+        """Whether an item may have several labels, or none: each score stands for itself, from 0 to 1."""
+        is_alone = len(self.labels) == 1 and self.problem_type != "regression"
+        return is_alone or self.problem_type == "multi_label_classification"
+
+    @property
+    def is_score(self) -> bool:
+        """Whether an answer is one number that is no probability, as of a regression or a reward model."""
+        return len(self.labels) == 1 and self.problem_type == "regression"
 
 
 def label_order(labels: Sequence[str], wanted: Sequence[str]) -> list[int] | None:

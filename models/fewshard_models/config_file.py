@@ -34,6 +34,9 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CHANGES_WEIGHTS = ("transformers_weights", "fusion_config")
 """Keys by which transformers takes other files or other arithmetic than those of the checkpoint."""
 
+_SCORE_TYPES = {"Identity": "regression", "Sigmoid": None}
+"""The problem type of a network with one output, by the function that its score goes through."""
+
 
 def load_config(directory: Path) -> PreTrainedConfig:
     """Read the directory's config.json. Raises CheckpointError if it is missing or damaged."""
@@ -51,6 +54,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
             directory, trust_remote_code=False, local_files_only=True
         )
         config.id2label = _names(config.id2label)
+        config.problem_type = _problem_type(config)
         _require_positions(config)
     # transformers raises many kinds of errors; each means that this file is at fault
     except Exception as error:
@@ -94,6 +98,28 @@ def _require_positions(config: PreTrainedConfig) -> None:
             f"position_embedding_type is {stated!r}, which transformers 5 does not compute for "
             f"{config.model_type}: it would be overlooked; serve a checkpoint with absolute positions"
         )
+
+
+def _problem_type(config: PreTrainedConfig) -> str | None:
+    """Return the problem type: as stated, or a regression if sentence-transformers has one score unchanged.
+
+    Its cross-encoders name the function of their score beside the type, which knows none but these two.
+
+    Raises ValueError for another function.
+    """
+    stated: str | None = config.problem_type
+    section = getattr(config, "sentence_transformers", None)
+    named = section.get("activation_fn") if isinstance(section, dict) else None
+    named = named or getattr(config, "sbert_ce_default_activation_function", None)
+    if stated is not None or named is None or config.num_labels != 1:
+        return stated
+    function = str(named).rpartition(".")[2]
+    if function not in _SCORE_TYPES:
+        raise ValueError(
+            f"the score goes through {named}, which is not computed here; state {' or '.join(_SCORE_TYPES)} "
+            "as activation_fn of sentence_transformers"
+        )
+    return _SCORE_TYPES[function]
 
 
 def _is_list_of_names(value: Any) -> bool:

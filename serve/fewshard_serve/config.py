@@ -168,6 +168,7 @@ class ModelConfig(_WithSettings):
     cost: CostSettings = CostSettings()
     shadow: Shadow = None
     diagnostics_share: Share = 0.0
+    thresholds: dict[str, Share] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_an_engine(self) -> "ModelConfig":

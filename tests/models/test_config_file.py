@@ -184,3 +184,40 @@ def test_files_and_lists_of_absurd_length(bert):
 def test_what_is_no_configuration(text, bert):
     (bert / "config.json").write_bytes(text.encode("latin-1"))
     assert "config.json cannot be used" in refusal(bert)
+
+
+class TestScores:
+    """What cross-encoders and reward models of sentence-transformers say of their one output."""
+
+    @pytest.mark.parametrize(
+        ("fields", "problem"),
+        [
+            ({}, None),
+            ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "regression"),
+            ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "regression"),
+            ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, None),
+            ({"sentence_transformers": {"version": "5.1.0"}}, None),
+        ],
+    )
+    def test_its_function_decides(self, fields, problem, bert):
+        change_config(bert, id2label={"0": "score"}, label2id={"score": 0}, **fields)
+        assert load_config(bert).problem_type == problem
+
+    def test_it_does_not_overrule_the_problem_type_or_several_labels(self, bert):
+        identity = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
+        change_config(bert, **identity)
+        assert load_config(bert).problem_type is None
+        change_config(bert, id2label={"0": "x"}, label2id={"x": 0}, problem_type="multi_label_classification")
+        assert load_config(bert).problem_type == "multi_label_classification"
+
+    def test_another_function_is_refused(self, bert):
+        stated = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}
+        change_config(bert, id2label={"0": "x"}, label2id={"x": 0}, **stated)
+        assert "Tanh, which is not computed here; state Identity or Sigmoid" in refusal(bert)
+
+    def test_a_packed_model_hears_it_too(self, tmp_path):
+        write_text(tmp_path, id2label={0: "score"}, label2id={"score": 0})
+        change_config(tmp_path, sbert_ce_default_activation_function="torch.nn.modules.linear.Identity")
+        model = load(tmp_path, "cpu", "fp32")
+        assert model.info.is_score
+        np.testing.assert_array_equal(model(TEXTS).scores, model(TEXTS).logits)

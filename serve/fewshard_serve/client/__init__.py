@@ -17,6 +17,7 @@ from fewshard_serve.client.messages import (
     Input,
     LabelScore,
     Prediction,
+    Ranked,
     TextPair,
 )
 from fewshard_serve.client.retry import Retry
@@ -32,6 +33,7 @@ __all__ = [
     "Input",
     "LabelScore",
     "Prediction",
+    "Ranked",
     "Retry",
     "TextPair",
 ]

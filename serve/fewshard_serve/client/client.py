@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from fewshard_serve.client import messages
-from fewshard_serve.client.messages import Classification, Input, Prediction, classification
+from fewshard_serve.client.messages import Classification, Input, Prediction, Ranked, TextPair, classification
 from fewshard_serve.client.retry import Result, Retry, Send, exchange
 
 
@@ -49,6 +49,16 @@ class Client:
         """Yield the predictions of any number of inputs, in order; one request per `batch_size` inputs."""
         for batch in messages.batched(inputs, batch_size):
             yield from self.classify(model, batch, **options).predictions
+
+    def rerank(self, model: str, query: str, documents: Sequence[str], **options: Any) -> tuple[Ranked, ...]:
+        """Rank documents with a cross-encoder, the best first. Options: `top_n`, `raw_scores`, `truncate`."""
+        call = messages.rerank_call(model, query, documents, **options)
+        return messages.ranking(messages.read_object(self._url, self._send(call)))
+
+    def score(self, model: str, pairs: Sequence[TextPair], **options: Any) -> list[float]:
+        """The score of each pair by a cross-encoder. Options: `raw_scores`, `truncate`."""
+        call = messages.score_call(model, pairs, **options)
+        return messages.pair_scores(messages.read_object(self._url, self._send(call)))
 
     def config(self, model: str) -> dict[str, Any]:
         """The model's description, limits and card."""
@@ -144,6 +154,18 @@ class AsyncClient:
         finally:
             for task in waiting:
                 task.cancel()
+
+    async def rerank(
+        self, model: str, query: str, documents: Sequence[str], **options: Any
+    ) -> tuple[Ranked, ...]:
+        """As `Client.rerank`."""
+        call = messages.rerank_call(model, query, documents, **options)
+        return messages.ranking(messages.read_object(self._url, await self._send(call)))
+
+    async def score(self, model: str, pairs: Sequence[TextPair], **options: Any) -> list[float]:
+        """As `Client.score`."""
+        call = messages.score_call(model, pairs, **options)
+        return messages.pair_scores(messages.read_object(self._url, await self._send(call)))
 
     async def config(self, model: str) -> dict[str, Any]:
         """As `Client.config`."""

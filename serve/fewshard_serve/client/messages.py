@@ -113,10 +113,12 @@ class Prediction:
 
     labels: the best first.
     stage: for a cascade, the name of the model that answered.
+    assigned: for a model with thresholds, the labels that reach theirs; None for any other.
     """
 
     labels: tuple[LabelScore, ...]
     stage: str | None = None
+    assigned: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -146,14 +148,45 @@ class Classification:
 def classification(answer: dict[str, Any], num_inputs: int) -> Classification:
     """Read the JSON of an answer. Raises `ClientError` if it is not an answer to `num_inputs` inputs."""
     try:
-        stages = answer.get("stages") or [None] * num_inputs
-        pairs = zip(answer["predictions"], stages, strict=True)
-        predictions = tuple(Prediction(tuple(map(_label_score, each)), stage) for each, stage in pairs)
+        nothing = [None] * num_inputs
+        stages, assigned = answer.get("stages") or nothing, answer.get("assigned") or nothing
+        items = zip(answer["predictions"], stages, assigned, strict=True)
+        predictions = tuple(
+            Prediction(tuple(map(_label_score, each)), stage, None if own is None else tuple(own))
+            for each, stage, own in items
+        )
         if len(predictions) != num_inputs:
             raise ValueError(f"{len(predictions)} predictions for {num_inputs} inputs")
         tokens, timings = answer["usage"]["tokens"], answer.get("timings_ms", {})
         return Classification(answer["model"], predictions, tokens, timings, answer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ClientError(f"the answer is not one of a Fewshard server: {error!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One document in the order of a reranking.
+
+    index: its place among the documents of the request.
+    """
+
+    index: int
+    score: float
+
+
+def ranking(answer: dict[str, Any]) -> tuple[Ranked, ...]:
+    """Read the JSON of a reranking, the best first. Raises `ClientError` if it is none."""
+    try:
+        return tuple(Ranked(each["index"], float(each["relevance_score"])) for each in answer["results"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClientError(f"the answer is not one of a Fewshard server: {error!r}") from None
+
+
+def pair_scores(answer: dict[str, Any]) -> list[float]:
+    """Read the JSON of scores, in the order of the pairs. Raises `ClientError` if it is none."""
+    try:
+        return [float(each["score"]) for each in answer["data"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise ClientError(f"the answer is not one of a Fewshard server: {error!r}") from None
 
 
@@ -199,6 +232,30 @@ def classify_call(
     given = {"X-Request-Priority": priority, "X-Request-Id": request_id}
     headers = {name: value for name, value in given.items() if value is not None}
     return Call("POST", f"{_model_path(model)}/classify", {"inputs": as_json(inputs), **asked}, headers)
+
+
+def rerank_call(
+    model: str,
+    query: str,
+    documents: Sequence[str],
+    *,
+    top_n: int | None = None,
+    raw_scores: bool = False,
+    truncate: bool = True,
+) -> Call:
+    """`POST /v2/models/<model>/rerank`."""
+    body = {"query": query, "documents": list(documents), "top_n": top_n, "return_documents": False}
+    options = {"raw_scores": raw_scores, "truncate": truncate}
+    return Call("POST", f"{_model_path(model)}/rerank", {**body, **options})
+
+
+def score_call(
+    model: str, pairs: Sequence[TextPair], *, raw_scores: bool = False, truncate: bool = True
+) -> Call:
+    """`POST /v2/models/<model>/score`."""
+    texts = {"text_1": [each.text for each in pairs], "text_2": [each.text_pair for each in pairs]}
+    options = {"raw_scores": raw_scores, "truncate": truncate}
+    return Call("POST", f"{_model_path(model)}/score", {**texts, **options})
 
 
 def config_call(model: str) -> Call:

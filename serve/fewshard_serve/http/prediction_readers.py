@@ -14,7 +14,7 @@ from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
 from fewshard_serve.http.request import Request, off_loop
-from fewshard_serve.http.responses import OCTETS, Response
+from fewshard_serve.http.responses import OCTETS, Headers, Response
 from fewshard_serve.protocol import classify, explain, model_tensors, oip, pipeline, tei, vllm
 from fewshard_serve.protocol.json_guard import quoted
 from fewshard_serve.protocol.limits import Limits
@@ -75,7 +75,7 @@ async def read_classify(request: Request, body: bytes, limits: Limits) -> Unboun
         parsed = classify.parse_classify(body, limits)
         return _classification(request, classify.to_inputs(parsed, info, limits), parsed, info)
 
-    return UnboundPrediction(_model_of(request, None), len(body), bind)
+    return UnboundPrediction(model_of(request, None), len(body), bind)
 
 
 async def read_named_classify(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -89,7 +89,7 @@ async def read_named_classify(request: Request, body: bytes, limits: Limits) -> 
     def bind(info: ModelInfo) -> Prediction:
         return _classification(request, classify.to_inputs(parsed, info, limits), parsed, info)
 
-    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
+    return UnboundPrediction(model_of(request, parsed.model), len(body), bind)
 
 
 async def read_explain(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -113,7 +113,7 @@ async def read_tei(request: Request, body: bytes, limits: Limits) -> UnboundPred
         asked = PredictionRequest(inputs, parsed.cuts, request.seconds_left(), request.caller)
         return Prediction(asked, lambda answer: _tei(request, parsed, info, tei.encode, answer))
 
-    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
+    return UnboundPrediction(model_of(request, parsed.model), len(body), bind)
 
 
 async def read_pipeline(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -129,7 +129,7 @@ async def read_pipeline(request: Request, body: bytes, limits: Limits) -> Unboun
         asked = PredictionRequest(inputs, parsed.cuts, request.seconds_left(), request.caller)
         return Prediction(asked, lambda answer: _tei(request, parsed, info, pipeline.encode, answer))
 
-    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
+    return UnboundPrediction(model_of(request, parsed.model), len(body), bind)
 
 
 async def read_invocation(request: Request, body: bytes, limits: Limits) -> UnboundPrediction:
@@ -152,12 +152,12 @@ async def read_vllm(request: Request, body: bytes, limits: Limits) -> UnboundPre
         asked = PredictionRequest(inputs, truncate, request.seconds_left(), request.caller)
         return Prediction(asked, lambda answer: _vllm(request, parsed, info, answer))
 
-    return UnboundPrediction(_model_of(request, parsed.model), len(body), bind)
+    return UnboundPrediction(model_of(request, parsed.model), len(body), bind)
 
 
 def infer_inputs(parsed: oip.InferRequest, info: ModelInfo, limits: Limits) -> list[Input]:
     """The items of a V2 request, from HTTP or gRPC. Raises as the parsers do."""
-    model_tensors.check_outputs(parsed)
+    model_tensors.check_outputs(parsed, info)
     return model_tensors.to_inputs(parsed, info, limits)
 
 
@@ -184,7 +184,7 @@ def file_options(query: dict[str, str]) -> classify.ClassifyOptions:
         raise MalformedRequest(classify.explain(error, classify.ClassifyOptions)) from None
 
 
-def _model_of(request: Request, stated: str | None) -> str | None:
+def model_of(request: Request, stated: str | None) -> str | None:
     """The model that the JSON or the query names. Raises `MalformedRequest` if they name two, and for options
     in the query, where those of JSON are not heard."""
     query = request.query
@@ -249,9 +249,14 @@ def _tei(
     encode: Callable[[tei.PredictRequest, ModelInfo, Classified], bytes],
     answer: Classified,
 ) -> Response:
-    given = tei.headers(answer, tei.num_characters(parsed), request.elapsed_s, info.device)
-    headers = tuple((name.encode(), value.encode()) for name, value in given.items())
+    headers = tei_headers(request, info, answer, tei.num_characters(parsed))
     return Response(encode(parsed, info, answer), headers=headers)
+
+
+def tei_headers(request: Request, info: ModelInfo, answer: Classified, num_characters: int) -> Headers:
+    """The response headers of text-embeddings-inference."""
+    given = tei.headers(answer, num_characters, request.elapsed_s, info.device)
+    return tuple((name.encode(), value.encode()) for name, value in given.items())
 
 
 def _vllm(

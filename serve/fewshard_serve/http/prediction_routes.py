@@ -1,12 +1,103 @@
 """The endpoints that predict; `routes` has them in its list of all endpoints."""
 
 from fewshard_serve.http import prediction_readers as predictions
+from fewshard_serve.http.pair_readers import read_rerank, read_score
 from fewshard_serve.http.prediction_handlers import predict_by_name, predict_with_model
 from fewshard_serve.http.responses import tei_error_response, vllm_error_response
 from fewshard_serve.http.routing import MODEL, HeaderProtocol, Route
-from fewshard_serve.protocol import classify, explain, schemas, tei, vllm
+from fewshard_serve.protocol import classify, explain, rerank, schemas, tei, vllm
 
 _TEXTS = {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a fine film", "two hours I want back"]}
+
+_RANK = {"query": "what is a fox?", "documents": ["a canine", "a fruit"]}
+_RANKED = {
+    "id": "rerank-…",
+    "object": "list",
+    "model": "{model}",
+    "results": [{"index": 0, "relevance_score": 0.97, "document": {"text": "a canine"}}],
+    "usage": {"prompt_tokens": 18, "total_tokens": 18},
+}
+_PAIRS = {"text_1": "what is a fox?", "text_2": ["a canine", "a fruit"]}
+
+PAIRS = (
+    Route(
+        "POST",
+        f"{MODEL}/rerank",
+        predict_with_model(read_rerank(returns_documents=True)),
+        scope="predict",
+        protocol="rerank",
+        is_sheddable=True,
+        encode_error=tei_error_response,
+        summary="Rank documents by a query with a cross-encoder, the best first",
+        takes=rerank.RerankRequest,
+        gives=rerank.RerankResponse,
+        refuses=tei.PredictErrorBody,
+        example={**_RANK, "top_n": 1},
+        answer=_RANKED,
+    ),
+    Route(
+        "POST",
+        "/rerank",
+        predict_by_name(read_rerank(returns_documents=True)),
+        scope="predict",
+        protocol="rerank",
+        encode_error=tei_error_response,
+        summary="The same as Jina, Infinity and vLLM (`documents`) or text-embeddings-inference (`texts`) do",
+        takes=rerank.RerankRequest,
+        gives=rerank.RerankResponse,
+        refuses=tei.PredictErrorBody,
+        example={"query": "what is a fox?", "texts": ["a canine", "a fruit"], "raw_scores": True},
+    ),
+    *(
+        Route(
+            "POST",
+            path,
+            predict_by_name(read_rerank(returns_documents)),
+            scope="predict",
+            protocol="rerank",
+            encode_error=vllm_error_response,
+            summary=summary,
+            takes=rerank.RerankRequest,
+            gives=rerank.RerankResponse,
+            refuses=vllm.VllmErrorBody,
+            example={"model": "{model}", **_RANK},
+        )
+        for path, returns_documents, summary in (
+            ("/v1/rerank", True, "The same as Jina, vLLM and Cohere's first version have it"),
+            ("/v2/rerank", False, "The same as Cohere's second version has it: without the documents"),
+        )
+    ),
+    Route(
+        "POST",
+        f"{MODEL}/score",
+        predict_with_model(read_score),
+        scope="predict",
+        protocol="rerank",
+        is_sheddable=True,
+        encode_error=vllm_error_response,
+        summary="Score pairs of texts with a cross-encoder, in their order",
+        takes=rerank.ScoreRequest,
+        gives=rerank.ScoreResponse,
+        refuses=vllm.VllmErrorBody,
+        example=_PAIRS,
+    ),
+    *(
+        Route(
+            "POST",
+            path,
+            predict_by_name(read_score),
+            scope="predict",
+            protocol="rerank",
+            encode_error=vllm_error_response,
+            summary="The same as vLLM has it",
+            takes=rerank.ScoreRequest,
+            gives=rerank.ScoreResponse,
+            refuses=vllm.VllmErrorBody,
+            example={"model": "{model}", **_PAIRS},
+        )
+        for path in ("/score", "/v1/score")
+    ),
+)
 
 PREDICTIONS = (
     Route(
@@ -169,4 +260,5 @@ PREDICTIONS = (
             "timings_ms": {"queue": 0.1, "preprocess": 0.5, "infer": 4.0},
         },
     ),
+    *PAIRS,
 )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_core.activation import activate
+from fewshard_core.activation import activate, assigned
 from fewshard_core.values import ModelInfo
 from fewshard_serve.metrics.definitions import CONFIDENCES
 
@@ -39,7 +39,7 @@ class PredictionStats:
     def add(self, logits: NDArray[np.float32]) -> None:
         """Add one request's logits [num_items, num_labels].
 
-        With multiple labels per item, every label with a score of at least 0.5 counts.
+        With multiple labels per item, every label counts whose score reaches its threshold.
         """
         if self.info.problem_type == "regression":
             return
@@ -94,8 +94,8 @@ class _Sums:
 def _sums(scores: NDArray[np.float32], info: ModelInfo) -> _Sums:
     sums = _Sums(scores.shape[1])
     best = scores.max(axis=1)
-    if info.problem_type == "multi_label_classification" or scores.shape[1] == 1:
-        sums.by_label = (scores >= 0.5).sum(axis=0)
+    if info.has_independent_labels:
+        sums.by_label = assigned(scores, info).sum(axis=0)
     else:
         sums.by_label = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
     upper = np.searchsorted(_BOUNDS, best)  # a value equal to a bound falls into the bucket below it

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, to_json
 
-from fewshard_core.activation import activate
+from fewshard_core.activation import activate, assigned
 from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
@@ -110,6 +110,16 @@ class ClassifyResponse(BaseModel):
 
     model: str
     predictions: list[list[LabelScore]]
+    assigned: Annotated[
+        list[list[str]] | None,
+        Field(
+            description="there where the model has `thresholds`: the labels of each item that reach theirs"
+        ),
+    ] = None
+    scores: Annotated[
+        list[float] | None,
+        Field(description="there where a model gives a score, no label, as a regression or reward model"),
+    ] = None
     usage: Usage
     timings_ms: TimingsMs
     stages: Annotated[
@@ -166,6 +176,7 @@ def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classifie
         {
             "model": info.name,
             "predictions": ranked_scores(answer.logits, info, options.raw_scores, options.top_k),
+            **_verdicts(info, answer),
             "usage": {"items": len(answer.logits), "tokens": answer.num_tokens},
             "timings_ms": timings_ms(answer),
             **({"stages": answer.stages} if answer.stages else {}),
@@ -173,6 +184,19 @@ def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classifie
             **({"routing": answer.routing} if answer.routing else {}),
         }
     )
+
+
+def assigned_labels(logits: NDArray[np.float32], info: ModelInfo) -> list[list[str]]:
+    """The labels of each item that reach their thresholds, in the order of the model's labels."""
+    rows = assigned(activate(logits, info.problem_type), info)
+    return [[label for label, has in zip(info.labels, row, strict=True) if has] for row in rows.tolist()]
+
+
+def _verdicts(info: ModelInfo, answer: Classified) -> dict[str, Any]:
+    """What an answer says beside its ranked labels: those above their thresholds, or plain scores."""
+    if info.thresholds:
+        return {"assigned": assigned_labels(answer.logits, info)}
+    return {"scores": answer.logits[:, 0].tolist()} if info.is_score else {}
 
 
 def degraded(answer: Classified) -> dict[str, bool]:

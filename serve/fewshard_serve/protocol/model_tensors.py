@@ -1,7 +1,8 @@
 """The V2 input and output tensors of a classifier; the HTTP handlers and `rpc.convert` use it.
 
 The inputs are those of the model's task. The outputs are `scores` FP32 [N,C] (activated), `logits` FP32 [N,C]
-and `label` BYTES [N], the best label of each item.
+and `label` BYTES [N], the best label of each item. A model with thresholds has `assigned`
+BOOL [N,C] too: which labels reach theirs.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_core.activation import activate
+from fewshard_core.activation import activate, assigned
 from fewshard_core.values import Input, ModelInfo
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.json_guard import nearest, quoted
@@ -20,6 +21,8 @@ from fewshard_serve.protocol.tasks import TASKS, Task
 from fewshard_serve.protocol.tensors import Tensor, bytes_tensor
 
 OUTPUT_NAMES = ("scores", "logits", "label")
+ASSIGNED = "assigned"
+"""The output that only models with thresholds have."""
 
 
 def expected(info: ModelInfo, limits: Limits) -> Expected:
@@ -56,20 +59,25 @@ def _check_name(task: Task, info: ModelInfo, name: str) -> None:
 def to_outputs(
     request: InferRequest, info: ModelInfo, logits: NDArray[np.float32]
 ) -> list[tuple[Tensor, bool]]:
-    """The requested output tensors (by default all three), each with whether it is sent as binary."""
+    """The requested output tensors (by default all), each with whether it is sent as binary."""
     wanted = request.outputs or tuple(
-        RequestedOutput(name, request.is_binary_default) for name in OUTPUT_NAMES
+        RequestedOutput(name, request.is_binary_default) for name in output_names(info)
     )
     return [(_output(output, info, logits), output.is_binary) for output in wanted]
 
 
-def check_outputs(request: InferRequest) -> None:
+def output_names(info: ModelInfo) -> tuple[str, ...]:
+    """The names of a model's output tensors."""
+    return (*OUTPUT_NAMES, ASSIGNED) if info.thresholds else OUTPUT_NAMES
+
+
+def check_outputs(request: InferRequest, info: ModelInfo) -> None:
     """Raise `MalformedRequest` for an unknown output. Called before the model runs."""
     for output in request.outputs:
-        if output.name not in OUTPUT_NAMES:
-            hint = nearest(output.name, OUTPUT_NAMES)
+        if output.name not in output_names(info):
+            hint = nearest(output.name, output_names(info))
             raise MalformedRequest(f"there is no output {quoted(output.name)}; {hint}")
-        if output.num_classes and output.name == "label":
+        if output.num_classes and output.name not in _OUTPUT_VALUES:
             raise MalformedRequest("classification is for scores and logits; ask for one of them")
 
 
@@ -86,8 +94,15 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
             {"name": "scores", "datatype": "FP32", "shape": [-1, len(info.labels)]},
             {"name": "logits", "datatype": "FP32", "shape": [-1, len(info.labels)]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            *_assigned_metadata(info),
         ],
     }
+
+
+def _assigned_metadata(info: ModelInfo) -> list[dict[str, Any]]:
+    return (
+        [{"name": ASSIGNED, "datatype": "BOOL", "shape": [-1, len(info.labels)]}] if info.thresholds else []
+    )
 
 
 def triton_config(info: ModelInfo, limits: Limits) -> dict[str, Any]:
@@ -123,6 +138,8 @@ def input_tensors(info: ModelInfo) -> list[dict[str, Any]]:
 def _output(output: RequestedOutput, info: ModelInfo, logits: NDArray[np.float32]) -> Tensor:
     if output.name == "label":
         return bytes_tensor("label", [info.labels[best] for best in logits.argmax(axis=1)], [len(logits)])
+    if output.name == ASSIGNED:
+        return Tensor(ASSIGNED, "BOOL", assigned(activate(logits, info.problem_type), info))
     values = _OUTPUT_VALUES[output.name](info, logits)
     if output.num_classes:
         return _best_classes(output, info, values)

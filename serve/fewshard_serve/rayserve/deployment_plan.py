@@ -1,5 +1,6 @@
 """Plans which applications serve which models. The plan is plain values that are sent to replicas."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class ModelSpec:
     diagnostics_share: the share of items that are diagnosed.
     stamp: changes when the files of the checkpoint directory change.
     engine: what computes the network; "auto" lets its machine choose.
+    thresholds: by label, the score from which an item has it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ModelSpec:
     diagnostics_share: float = 0.0
     stamp: str = ""
     engine: str = AUTO
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +301,7 @@ def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
         model.diagnostics_share,
         _stamp(model.path),
         model.engine,
+        model.thresholds,
     )
 
 

@@ -2,17 +2,19 @@
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
+from fewshard_core.activation import THRESHOLD
 from fewshard_core.urls import masked
 from fewshard_core.values import ModelInfo
 from fewshard_models.classifier.base import Classifier
 from fewshard_serve.backends.child_process import Loading
 from fewshard_serve.backends.process import ModelProcess
 from fewshard_serve.cpu_threads import threads_to_measure
-from fewshard_serve.errors import ServeError
+from fewshard_serve.errors import ServeError, StartError
+from fewshard_serve.protocol.json_guard import nearest
 from fewshard_serve.rayserve.deployment_plan import DEFAULT_LOADER, HostSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
     started_at = time.monotonic()
     try:
         model = load()
+        model.info = with_thresholds(model.info, spec.thresholds)
     except ServeError as error:
         logger.error("%s: %s", spec.name, error)
         return LoadFailure(spec.name, str(error))
@@ -77,6 +80,26 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
         return LoadFailure(spec.name, masked(f"{type(error).__name__}: {error}"))
     logger.info("%s loaded in %.1f s: %s", spec.name, time.monotonic() - started_at, _execution(model.info))
     return model
+
+
+def with_thresholds(info: ModelInfo, thresholds: Mapping[str, float]) -> ModelInfo:
+    """Return the description with the thresholds by label. Labels without one have `THRESHOLD`.
+
+    Raises `StartError` for a label that the model does not have, and for labels that exclude each other.
+    """
+    if not thresholds:
+        return info
+    if unknown := [label for label in thresholds if label not in info.labels]:
+        raise StartError(
+            f"thresholds names the label {unknown[0]!r}, which {info.name!r} does not have; "
+            f"{nearest(unknown[0], info.labels)}"
+        )
+    if not info.has_independent_labels:
+        raise StartError(
+            f"thresholds are for labels that stand for themselves, and {info.name!r} is {info.problem_type} "
+            f"with {len(info.labels)} labels; leave thresholds out"
+        )
+    return replace(info, thresholds=tuple(thresholds.get(label, THRESHOLD) for label in info.labels))
 
 
 def _execution(info: ModelInfo) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_core.activation import activate
+from fewshard_core.activation import activate, assigned
 from fewshard_core.values import ModelInfo, label_order
 from fewshard_serve.config import ShadowConfig
 from fewshard_serve.core import Caller, Classified, PredictionRequest
@@ -126,13 +126,13 @@ def agreeing(
 ) -> NDArray[np.bool_]:
     """Return whether both models agree on each item, bool [num_items].
 
-    They agree if the best label is equal, or for several labels all labels with a score of at least 0.5.
+    They agree if the best label is equal, or for several labels all that reach the first one's thresholds.
     """
     order = label_order(other_info.labels, info.labels)
     assert order is not None, "the models were found to be comparable"
     scores = activate(answer.logits, info.problem_type), activate(other.logits[:, order], info.problem_type)
-    if info.problem_type == "multi_label_classification" or len(info.labels) == 1:
-        first, second = (each >= 0.5 for each in scores)
+    if info.has_independent_labels:
+        first, second = (assigned(each, info) for each in scores)
         same: NDArray[np.bool_] = (first == second).all(axis=1)
     else:
         same = scores[0].argmax(axis=1) == scores[1].argmax(axis=1)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import fewshard_serve.client as package
-from fewshard_serve.client import AsyncClient, Client, ClientError, Image, LabelScore, Retry, TextPair
+from fewshard_serve.client import AsyncClient, Client, ClientError, Image, LabelScore, Ranked, Retry, TextPair
 from fewshard_serve.client.messages import as_json, item_json
 from fewshard_serve.client.retry import Send, Sleep, exchange
 
@@ -96,6 +96,53 @@ class Awaiting:
                 return await client.index()
 
         return asyncio.run(once())
+
+
+PAIRS = [TextPair("a", "bb"), TextPair("c", "d")]
+
+
+def asked_of(server, call):
+    """The results of `call` with both clients, and the path and the body that each sent."""
+    options = {"retry": FAST, "transport": httpx.MockTransport(server)}
+
+    async def awaited():
+        async with AsyncClient(URL, **options) as client:
+            return await call(client)
+
+    with Client(URL, **options) as client:
+        results = [call(client), asyncio.run(awaited())]
+    return results, [(request.url.path, json.loads(request.content)) for request in server.requests]
+
+
+def test_documents_are_ranked():
+    told = {"results": [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}]}
+    server = Server(*(httpx.Response(200, json=told) for _ in range(2)))
+    results, asked = asked_of(server, lambda client: client.rerank("a b", "q", ["x", "y"], top_n=2))
+    assert results == [(Ranked(1, 0.9), Ranked(0, 0.1))] * 2
+    body = {"query": "q", "documents": ["x", "y"], "top_n": 2, "return_documents": False}
+    assert asked == [("/v2/models/a b/rerank", {**body, "raw_scores": False, "truncate": True})] * 2
+
+
+def test_pairs_are_scored():
+    told = {"data": [{"score": 1.5}, {"score": -2}]}
+    server = Server(*(httpx.Response(200, json=told) for _ in range(2)))
+    results, asked = asked_of(server, lambda client: client.score("m", PAIRS, raw_scores=True))
+    assert results == [[1.5, -2.0]] * 2
+    body = {"text_1": ["a", "c"], "text_2": ["bb", "d"], "raw_scores": True, "truncate": True}
+    assert asked == [("/v2/models/m/score", body)] * 2
+
+
+@pytest.mark.parametrize("told", [{}, {"results": [{}], "data": [{}]}, {"results": 1, "data": 1}])
+def test_an_answer_that_ranks_nothing_is_refused(told):
+    for call in (lambda client: client.rerank("m", "q", ["x"]), lambda client: client.score("m", PAIRS)):
+        with pytest.raises(ClientError, match="not one of a Fewshard server"):
+            asked_of(Server(httpx.Response(200, json=told)), call)
+
+
+def test_labels_above_their_thresholds(kind):
+    first, second = kind(Server(assigned=[["a"], []])).classify("m", ["a", "b"]).predictions
+    assert (first.assigned, second.assigned) == (("a",), ())
+    assert kind(Server()).classify("m", "a").predictions[0].assigned is None
 
 
 @pytest.fixture(params=[Blocking, Awaiting])

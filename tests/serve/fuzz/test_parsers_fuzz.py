@@ -79,7 +79,7 @@ def read_inputs(parsed):
     """What a model of either task makes of a request; errors must be the caller's."""
     for info in INFOS:
         try:
-            model_tensors.check_outputs(parsed)
+            model_tensors.check_outputs(parsed, info)
             for one in model_tensors.to_inputs(parsed, info, LIMITS):
                 assert isinstance(one, TextInput | EncodedImage | PixelArray)
         except ServeError as error:

@@ -71,6 +71,7 @@ def test_config(host: HostApp, call: Call, model: str) -> None:
             "engine": "torch",
             "engine_reason": "",
         },
+        "thresholds": [],
         "card": {
             "accuracy": 0.914,
             "parameters_total": 4386178,

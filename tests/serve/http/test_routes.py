@@ -36,6 +36,13 @@ PATHS = [
     ("/v1/classify", "any any predict admin", "vllm"),
     ("/v2/models/m/infer", "any any predict admin", "v2_json"),
     ("/v2/models/m/explain", "any any predict admin", "explain"),
+    ("/v2/models/m/rerank", "any any predict admin", "rerank"),
+    ("/rerank", "any any predict admin", "rerank"),
+    ("/v1/rerank", "any any predict admin", "rerank"),
+    ("/v2/rerank", "any any predict admin", "rerank"),
+    ("/v2/models/m/score", "any any predict admin", "rerank"),
+    ("/score", "any any predict admin", "rerank"),
+    ("/v1/score", "any any predict admin", "rerank"),
     ("/v2/models/m", "any any predict admin", "tei"),
     ("/v2/models/m/ready", "any any admin admin", None),
     ("/v2/models/m/config", "any any admin admin", None),
@@ -67,7 +74,7 @@ PATHS = [
 ]
 RESERVED = {
     *("versions", "ready", "infer", "classify", "predict", "stats", "config", "experts", "explain"),
-    *("placement", "metrics", "index"),
+    *("placement", "metrics", "index", "rerank", "score"),
 }
 SHEDDABLE = [
     ("classify", "/classify", None),
@@ -76,6 +83,8 @@ SHEDDABLE = [
     ("v2_json", "/infer", ("inference-header-content-length", False)),
     ("v2_binary", "/infer", ("inference-header-content-length", True)),
     ("explain", "/explain", None),
+    ("rerank", "/rerank", None),
+    ("rerank", "/score", None),
 ]
 
 
@@ -85,8 +94,9 @@ def at(ends):
 
 
 RULES = [
-    "stick-table type string len 256 size 20k expire 1m store conn_cur,gpc(7),gpt(2)",
-    f"http-request set-var(txn.predicts) bool(true) if METH_POST {at('/classify|/predict||/infer|/explain')}",
+    "stick-table type string len 256 size 20k expire 1m store conn_cur,gpc(9),gpt(2)",
+    "http-request set-var(txn.predicts) bool(true) if METH_POST "
+    f"{at('/classify|/predict||/infer|/explain|/rerank|/score')}",
     f"http-request set-var(txn.within) int(120000) if {at('/placement')}",
     f"http-request sc-inc-gpc(0,0) if is_refused {at('/classify')}",
     f"http-request sc-inc-gpc(1,0) if is_refused {at('/predict')}",
@@ -96,7 +106,9 @@ RULES = [
     f"http-request sc-inc-gpc(4,0) if is_refused {at('/infer')} "
     "{ req.hdr(inference-header-content-length) -m found }",
     f"http-request sc-inc-gpc(5,0) if is_refused {at('/explain')}",
-    "http-request sc-inc-gpc(6,0) if is_refused",
+    f"http-request sc-inc-gpc(6,0) if is_refused {at('/rerank')}",
+    f"http-request sc-inc-gpc(7,0) if is_refused {at('/score')}",
+    "http-request sc-inc-gpc(8,0) if is_refused",
 ]
 """The lines of HAProxy's rules that depend on the routes."""
 
@@ -234,8 +246,8 @@ def test_one_route_is_all_that_an_endpoint_takes(doors, text_model, gateway, cou
     assert documented["components"]["schemas"]["Echo"]["description"] == "The answer of the toy."
     assert reserved_names(WITH_TOY) == RESERVED | {"echo"}
     told = rules(WITH_TOY, "", FrontSettings())
-    assert f"METH_POST {at('/classify|/predict||/infer|/explain|/echo')}" in told
-    assert f"http-request sc-inc-gpc(6,0) if is_refused {at('/echo')}" in told
+    assert f"METH_POST {at('/classify|/predict||/infer|/explain|/rerank|/score|/echo')}" in told
+    assert f"http-request sc-inc-gpc(8,0) if is_refused {at('/echo')}" in told
 
 
 def test_no_model_may_have_a_reserved_name():

@@ -22,7 +22,7 @@ from fewshard_serve.metrics.cardinality_limit import (
     limit_series,
 )
 
-HOST_PROTOCOLS = ("v2_json", "v2_binary", "classify", "tei", "explain")
+HOST_PROTOCOLS = ("v2_json", "v2_binary", "classify", "tei", "explain", "rerank")
 EARLY = {"unknown_model", "unauthorized", "forbidden", "bad_config", "cannot_start", ""}
 SETTINGS = MetricsSettings()
 

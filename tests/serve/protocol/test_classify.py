@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -222,3 +223,25 @@ def test_no_body_raises_anything_but_our_errors(document: object, task: Task) ->
 def test_no_bytes_raise_anything_but_our_errors(body: bytes) -> None:
     with pytest.raises(ServeError):
         parse_classify(body, LIMITS)
+
+
+def answered(told: ModelInfo, *logits: Sequence[float]) -> dict[str, Any]:
+    answer = Classified(np.float32(logits), 7, Timings(0.0, 0.0, 0.0))
+    found = json.loads(encode_classify(ClassifyOptions(), told, answer))
+    ClassifyResponse.model_validate(found)
+    return dict(found)
+
+
+def test_thresholds_say_which_labels_an_item_has() -> None:
+    strict = replace(info(problem="multi_label_classification"), thresholds=(0.5, 0.9, 0.1))
+    found = answered(strict, [1, 2, -1], [-1, -1, -9])
+    assert found["assigned"] == [["a", "c"], []]
+    assert [each["label"] for each in found["predictions"][0]] == ["b", "a", "c"]
+    assert "assigned" not in answered(info(problem="multi_label_classification"), [1, 2, 0])
+
+
+def test_a_regression_of_one_output_says_score() -> None:
+    rating = replace(info(problem="regression"), labels=("LABEL_0",))
+    assert answered(rating, [2.5], [-40.0])["scores"] == [2.5, -40.0]
+    assert "scores" not in answered(replace(rating, problem_type="single_label_classification"), [2.5])
+    assert "scores" not in answered(info(problem="regression"), [1, 2, 3])

@@ -251,9 +251,22 @@ def test_classification_of_scores_activates() -> None:
 
 def test_outputs_that_no_model_has_are_malformed() -> None:
     with pytest.raises(MalformedRequest, match="did you mean 'scores'"):
-        check_outputs(given(outputs=(RequestedOutput("score", False),)))
+        check_outputs(given(outputs=(RequestedOutput("score", False),)), info())
     with pytest.raises(MalformedRequest, match="for scores and logits"):
-        check_outputs(given(outputs=(RequestedOutput("label", False, 2),)))
+        check_outputs(given(outputs=(RequestedOutput("label", False, 2),)), info())
+
+
+def test_a_model_with_thresholds_tells_which_labels_reach_theirs() -> None:
+    strict = replace(info(problem="multi_label_classification"), thresholds=(0.5, 0.9, 0.0))
+    (*_, (tensor, _)) = to_outputs(given(texts("a", "b")), strict, np.float32([[1, 2, -9], [-1, 3, 0]]))
+    assert (tensor.name, tensor.datatype) == ("assigned", "BOOL")
+    assert tensor.data.tolist() == [[True, False, True], [False, True, True]]
+    assert metadata(strict)["outputs"][-1] == {"name": "assigned", "datatype": "BOOL", "shape": [-1, 3]}
+    check_outputs(given(outputs=(RequestedOutput("assigned", False),)), strict)
+    with pytest.raises(MalformedRequest, match="there is no output 'assigned'"):
+        check_outputs(given(outputs=(RequestedOutput("assigned", False),)), info())
+    with pytest.raises(MalformedRequest, match="for scores and logits"):
+        check_outputs(given(outputs=(RequestedOutput("assigned", False, 2),)), strict)
 
 
 def test_metadata_has_the_labels_width_and_one_input() -> None:

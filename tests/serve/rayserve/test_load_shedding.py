@@ -30,8 +30,10 @@ PATHS = {
     "/classify//": None,
     "/%63lassify": None,
     "/predict/": "Overloaded",
+    "/rerank": "Overloaded",
+    "/score": "vLLM",
 }
-"""Every path that predicts, in some spellings, with the `error_type` that its clients expect."""
+"""Every path that predicts, in some spellings, with its clients' `error_type`, or vLLM's shape."""
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +106,15 @@ def test_a_refusal_has_the_form_of_its_path_and_is_told_once(front):
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["retry-after"] == "7"
         body = answer.json()
+        if PATHS.get(path) == "vLLM":
+            assert body["error"]["type"] == "overloaded"
+            continue
         assert body.pop("error_type", None) == PATHS.get(path), path
         assert body == {"error": "too much is in flight; retry in 7 s", "code": "overloaded"}
         assert answer.headers["x-request-id"]
     assert own_id.headers["x-request-id"] == "mine"
-    # classify, predict, the model itself, infer in JSON and in binary, explain
-    assert [headers["x-seen"] for headers in told] == ["4/2/2/2/1/1", ""]
+    # classify, predict, the model itself, infer in JSON and in binary, explain, rerank, score
+    assert [headers["x-seen"] for headers in told] == ["4/2/2/2/1/1/1/1", ""]
     assert not any("x-fewshard-room" in headers for headers in told)
 
 
