@@ -27,6 +27,7 @@ class FewshardError(Exception):
     │   │   ├── OutOfMemory       an item does not fit the device's memory, even alone
     │   │   └── ProcessEnded      the process of the models has ended
     │   ├── NotReady              the server starts or drains, or the model failed to load
+    │   ├── ChangeRefused         a model cannot be loaded, or another one needs what should be unloaded
     │   ├── ConfigError           the configuration cannot be used (exit code 2)
     │   ├── StartError            the server cannot start here: port in use, no Ray (exit code 1)
     │   ├── UpdateFailed          a new replica does not come up; the old ones stay

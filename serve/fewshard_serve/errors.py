@@ -100,6 +100,12 @@ class NotReady(ServeError):
     code = "not_ready"
 
 
+class ChangeRefused(ServeError):
+    """A model that a request wants loaded or unloaded is not; what runs goes on."""
+
+    code = "change_refused"
+
+
 class ConfigError(ServeError):
     code = "bad_config"
 

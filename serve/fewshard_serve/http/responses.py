@@ -25,6 +25,7 @@ HTTP_STATUS: dict[type[ServeError], int] = {
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.DeadlineExceeded: 408,
+    errors.ChangeRefused: 409,
     errors.TooLarge: 413,
     errors.UnsupportedMedia: 415,
     errors.UnusableItem: 422,

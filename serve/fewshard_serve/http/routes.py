@@ -15,6 +15,9 @@ from fewshard_serve.http.responses import vllm_error_response
 from fewshard_serve.http.routing import MODEL, VERSION, Route
 from fewshard_serve.protocol import placement, schemas, tei, vllm
 
+CHANGE_S = 1000
+"""A change of models is given up after 15 minutes, and then says so."""
+
 ROUTES = (
     *PREDICTIONS,
     Route(
@@ -146,6 +149,30 @@ ROUTES = (
         summary="All models and their state",
         errors=(400,),
         example={},
+    ),
+    Route(
+        "POST",
+        "/v2/repository/models/{model}/load",
+        server.load,
+        scope="admin",
+        answer_within_s=CHANGE_S,
+        summary="Load a model as the configuration describes it now, or again if it has changed",
+        gives=schemas.ModelState,
+        example={},
+        answer={"name": "{model}", "state": "READY"},
+        errors=(400, 404, 409, 503),
+    ),
+    Route(
+        "POST",
+        "/v2/repository/models/{model}/unload",
+        server.unload,
+        scope="admin",
+        answer_within_s=CHANGE_S,
+        summary="Unload a model once it has answered what it had accepted",
+        gives=schemas.ModelState,
+        example={},
+        answer={"name": "{model}", "state": "UNAVAILABLE"},
+        errors=(400, 404, 409, 503),
     ),
     Route(
         "GET",

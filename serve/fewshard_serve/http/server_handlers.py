@@ -22,7 +22,7 @@ from fewshard_serve.http.service import (
     joined_stats,
 )
 from fewshard_serve.http.static import PAGE, console_file, docs_file
-from fewshard_serve.protocol import tei, vllm
+from fewshard_serve.protocol import repository, tei, vllm
 from fewshard_serve.protocol.json_guard import read_json
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.parameters import given
@@ -108,6 +108,22 @@ async def index(gateway: GatewayContext, request: Request) -> Response:
     only_ready = _wants_only_ready(await read_body(request, limits), limits)
     entries = await gateway.service.model_index()
     return json_response([index_line(e) for e in entries if e.state == "READY" or not only_ready])
+
+
+async def load(gateway: GatewayContext, request: Request) -> Response:
+    return await _change(gateway, request, "load")
+
+
+async def unload(gateway: GatewayContext, request: Request) -> Response:
+    return await _change(gateway, request, "unload")
+
+
+async def _change(gateway: GatewayContext, request: Request, action: repository.Action) -> Response:
+    limits = replace(gateway.limits, max_body_bytes=MAX_INDEX_BYTES)
+    repository.check_body(action, await read_body(request, limits), limits)
+    name = request.parameters["model"]
+    await gateway.service.change(action, name)
+    return json_response({"name": name, "state": "READY" if action == "load" else "UNAVAILABLE"})
 
 
 async def stats_of_all(service: GatewayService) -> Response:

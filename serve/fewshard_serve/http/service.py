@@ -13,10 +13,15 @@ from fewshard_serve.core import Caller, Classified, PredictionRequest
 from fewshard_serve.errors import MalformedRequest, NotFound, NotReady, UnknownModel
 from fewshard_serve.http.request import Request
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.repository import Action
 from fewshard_serve.protocol.stats import ModelStatistics, merge
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 """The extensions in the server metadata, in the terms of the V2 protocol."""
+
+
+UNLOADED = "unloaded"
+"""The reason of a model that a request has unloaded, in Triton's word."""
 
 
 class RequestHook(Protocol):
@@ -138,6 +143,12 @@ class GatewayService(Protocol):
         Raises `NotReady` if no replica answers.
         """
 
+    async def change(self, action: Action, model: str) -> None:
+        """Load a model as the configuration describes it now, or unload it, and wait until that is done.
+
+        Raises `ChangeRefused` with the reason if it is not done, `NotFound` if it cannot be done here.
+        """
+
     async def reload_tokens(self) -> int:
         """Make every replica reload its tokens. Return the number of replicas that did."""
 
@@ -233,9 +244,11 @@ def find_ready(index: Sequence[ModelEntry], name: str) -> ModelInfo:
     raise why_not(name, index)
 
 
-def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
+def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | NotFound | UnknownModel:
     """The error that says why a model accepts no requests."""
     for entry in index:
+        if entry.name == model and entry.reason == UNLOADED:
+            return NotFound(f"{model} is unloaded; POST /v2/repository/models/{model}/load loads it again")
         if entry.name == model:
             reason = (
                 "no host answers for it" if entry.state == "READY" else entry.reason or entry.state.lower()
@@ -245,6 +258,7 @@ def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | UnknownModel:
 
 
 def _only_one(index: Sequence[ModelEntry]) -> str:
+    index = [entry for entry in index if entry.reason != UNLOADED]
     if len(index) == 1:
         return index[0].name
     names = ", ".join(sorted(entry.name for entry in index)) or "none"

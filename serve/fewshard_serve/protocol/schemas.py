@@ -98,6 +98,11 @@ class IndexEntry(_Schema):
     reason: str
 
 
+class ModelState(_Schema):
+    name: str
+    state: Literal["READY", "UNAVAILABLE"]
+
+
 class ErrorBody(BaseModel):
     """Every answer but 200. `code` is stable, `error` is for people."""
 

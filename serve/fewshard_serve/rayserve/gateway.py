@@ -1,6 +1,7 @@
 """The Ray Serve deployment at `/`: a `ModelRouter` in one small replica. It never imports torch."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fewshard_serve.rayserve.deployment import DEPLOYMENT, MAX_ONGOING_REQUESTS,
 from fewshard_serve.rayserve.deployment_plan import GATEWAY_CPUS, AppSpec
 from fewshard_serve.rayserve.discovery import find_targets
 from fewshard_serve.rayserve.handles import HandleCalls
+from fewshard_serve.rayserve.model_changes import ModelChange
 from fewshard_serve.rayserve.model_router import ModelRouter
 from fewshard_serve.rayserve.resource_shares import what_is_missing
 from fewshard_serve.rpc.inference import InferenceService
@@ -49,6 +51,7 @@ class Gateway:
         calls = HandleCalls(DEPLOYMENT)
         self._router = ModelRouter(hosts, calls, self._metrics, labels, _why_waiting, find_targets)
         self._drain_timeout_s = drain_timeout_s
+        self._revision = 0
 
     async def __serve_build_asgi_app__(self) -> CountedApp:
         """Build the application. Ray Serve calls it once, on the event loop that will serve it."""
@@ -75,6 +78,20 @@ class Gateway:
     async def index(self) -> list[ModelEntry]:
         """Return the state of every model, as `POST /v2/repository/index` does."""
         return list(await self._router.model_index())
+
+    async def show(self, revision: int, hosts: list[AppSpec], unloaded: list[str]) -> None:
+        """Serve the models of these applications from now on. `revision` numbers what the launcher shows."""
+        await self._router.show(hosts, unloaded)
+        self._drain_timeout_s = max(host.drain_timeout_s for host in hosts)
+        self._revision = revision
+
+    async def next_changes(self, revision: int) -> Sequence[ModelChange] | None:
+        """Return the changes that requests ask for; None if this gateway has not been shown `revision`."""
+        return await self._router.changes.next() if revision == self._revision else None
+
+    async def finish_change(self, number: int, why_not: str) -> None:
+        """Answer who has asked for a change."""
+        self._router.changes.finish(number, why_not)
 
     async def begin_drain(self) -> None:
         """Refuse new requests. Requests in progress continue."""

@@ -372,7 +372,11 @@ def _of_models(requests: Sequence[SheddableRequest]) -> list[Route]:
 
 
 def _is_at(*routes: Route) -> str:
-    """Match the paths of routes of models, with or without a version, and with slashes at the end."""
+    """Match the path of a route, or those of several of models, also with a version; slashes may follow."""
+    if not routes[0].is_of_model:
+        (route,) = routes
+        path = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route.path))
+        return f"{{ var(txn.path) -m reg ^{path}/*$ }}"
     ends = "|".join(dict.fromkeys(re.escape(route.path.removeprefix(MODEL)) for route in routes))
     return f"{{ var(txn.path) -m reg ^{MODELS}/[^/]+(/versions/[^/]+)?({ends})/*$ }}"
 

@@ -1,25 +1,19 @@
 """Deploys all applications, reports readiness, and drains on a signal; called by `fewshard serve`."""
 
-import asyncio
-import http.client
 import logging
 import os
-import ssl
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fewshard_serve.auth import hash_of, new_token
 from fewshard_serve.config import FewshardConfig, ServerConfig
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.errors import StartError
 from fewshard_serve.http.middleware import AccessSettings
-from fewshard_serve.http.service import ModelEntry
-from fewshard_serve.logs import keep_lines_whole, write_line
+from fewshard_serve.logs import keep_lines_whole
 from fewshard_serve.rayserve.actor_process import RAY_LOGGING, own_stderr
 from fewshard_serve.rayserve.cluster import ray_cluster
 from fewshard_serve.rayserve.deployment_plan import (
@@ -38,22 +32,17 @@ from fewshard_serve.rayserve.environment import prepare_environment
 from fewshard_serve.rayserve.haproxy import stop_softly, write_settings
 from fewshard_serve.rayserve.preflight import check_files, check_space, ports_held, why_no_folder
 from fewshard_serve.rayserve.resource_shares import num_cpus_wanted, share_cores, share_gpus
-from fewshard_serve.rayserve.rolling_update import ServeDeployer, Updater, serve_and_update
+from fewshard_serve.rayserve.rolling_update import Updater, serve_and_update
 from fewshard_serve.rayserve.run_folder import clear, clear_dead_runs, members, name_of, run_folder
-from fewshard_serve.rayserve.signals import CallThread, LoopThread, StopRequest, stop_request
+from fewshard_serve.rayserve.running import Running
+from fewshard_serve.rayserve.serve_deployer import ServeDeployer
+from fewshard_serve.rayserve.signals import LoopThread, StopRequest, stop_request
 from fewshard_serve.rayserve.supervisor import Supervisor
 
 LOOPBACK = "127.0.0.1"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What there is where torch may find a GPU: NVIDIA's driver, the same in WSL, AMD's driver."""
 POLL_S = 0.1
-STATUS_S = 2.0
-"""Seconds between reads of Serve's full status, which costs its controller more than a gateway call."""
-CALL_TIMEOUT_S = 2.0
-START_TIMEOUT_S = 60.0
-"""For the first call, which also makes Ray Serve discover the replicas."""
-CUT_S = 0.5
-"""Time to end every process, so that the server has ended when its time is up."""
 SHUTDOWN_S = 5.0
 """Time for Ray to end its processes by itself, once all requests are answered."""
 LAST_BYTES_S = 0.5
@@ -158,15 +147,24 @@ class _Run:
 
     def _until_stopped(
         self,
-        running: "Running",
+        running: Running,
         plan: Callable[[FewshardConfig], list[HostSpec]],
         read_again: Callable[[], FewshardConfig],
     ) -> None:
+        def plan_all(wanted: FewshardConfig) -> list[AppSpec]:
+            hosts = plan(wanted)
+            return [*hosts, *plan_cascades(wanted, hosts)]
+
+        def show(apps: Sequence[AppSpec], unloaded: Collection[str]) -> None:
+            running.show(apps, unloaded)
+            self.supervisor.stop_limit_s = running.stop_limit_s
+
         deployer = ServeDeployer(running.calls, self.supervisor.fail)
         updater = Updater(
-            self.config, running.hosts, plan, deployer, lambda: self.stop.is_asked, running.index
+            self.config, running.apps, plan_all, deployer, lambda: self.stop.is_asked, running.index, show
         )
-        serve_and_update(self.stop, updater, deployer, running.hosts, read_again)
+        with running.listening() as changes:
+            serve_and_update(self.stop, updater, deployer, read_again, changes)
 
     def _close_doors(self) -> None:
         if self.folder is not None:
@@ -215,7 +213,7 @@ def _deployed(
     supervisor: Supervisor,
     owns_ray: bool,
     token: str,
-) -> Iterator["Running"]:
+) -> Iterator[Running]:
     """Deploy all applications. On exit remove them, if Ray is not ours."""
     from ray import serve
 
@@ -231,15 +229,17 @@ def _deployed(
         targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )
 
-    def remove() -> None:
-        for target in targets:
-            serve.delete(target.name, _blocking=False)
-
-    if not owns_ray:
-        supervisor.clean_up = remove
     with LoopThread() as loop:
+        running = Running(apps, handles, loop, server if owns_ray else None, token)
+
+        def remove() -> None:
+            for name in [*(app.app for app in running.apps), GATEWAY_APP]:
+                serve.delete(name, _blocking=False)
+
+        if not owns_ray:
+            supervisor.clean_up = remove
         try:
-            yield Running(apps, handles, loop, server if owns_ray else None, token)
+            yield running
         finally:
             if not owns_ray:
                 remove()
@@ -258,134 +258,3 @@ def _start_serve(server: ServerConfig, owns_ray: bool, has_own_haproxy: bool) ->
         )
     except Exception as error:
         raise StartError(f"Ray Serve cannot start: {error}") from error
-
-
-class Running:
-    """The applications of one server.
-
-    apps: hosts and cascades.
-    handles: the handles of `apps`, in order, then the gateway's.
-    server: where to reach it over HTTP; None if that may be another machine.
-    token: lets the launcher ask whether a model is ready.
-    """
-
-    def __init__(
-        self,
-        apps: Sequence[AppSpec],
-        handles: Sequence[Any],
-        loop: LoopThread,
-        server: ServerConfig | None,
-        token: str,
-    ) -> None:
-        self.calls = CallThread()
-        self._apps = apps
-        self._handles = handles
-        self._loop = loop
-        self._server = server
-        self._token = token
-        self._reported: dict[str, str] = {}
-
-    @property
-    def hosts(self) -> list[HostSpec]:
-        return [app for app in self._apps if isinstance(app, HostSpec)]
-
-    @property
-    def stop_limit_s(self) -> float:
-        """How long the server may take to end after a signal: the longest deadline, and a margin."""
-        return max(app.drain_timeout_s for app in self._apps) - CUT_S
-
-    def wait_until_ready(self, stop: StopRequest) -> bool:
-        """Wait until every model answers. Return False if a stop is requested. Raises `StartError`.
-
-        A host that needs more CPUs or GPUs than the cluster has is waited for, with a message.
-        """
-        look_again_at = 0.0
-        while not (self._are_models_loaded() and self._is_reachable()):
-            if time.monotonic() >= look_again_at:
-                self._raise_if_deploying_failed()
-                self._report_missing_resources()
-                look_again_at = time.monotonic() + STATUS_S
-            if stop.wait(POLL_S):
-                return False
-        return True
-
-    def _report_missing_resources(self) -> None:
-        for entry in self.index():
-            if entry.state == "LOADING" and entry.reason not in ("loading", self._reported.get(entry.name)):
-                self._reported[entry.name] = entry.reason
-                write_line(f"fewshard: {entry.name}: {entry.reason}", sys.stderr)
-
-    def meet_all(self) -> None:
-        """Make Ray Serve discover every replica now. A drain needs that, and the controller may hang then."""
-        self._broadcast(self._handles[:-1], "name", START_TIMEOUT_S)
-
-    def drain(self) -> None:
-        """Refuse new requests on all applications, then answer the accepted ones.
-
-        The gateway drains before the cascades, and these before the hosts, because each one's open requests
-        still need the next.
-        """
-        kinds = [*(isinstance(app, CascadeSpec) for app in self._apps), None]
-        self._broadcast(self._handles, "begin_drain", CALL_TIMEOUT_S)
-        for kind in (None, True, False):
-            self._broadcast(
-                [handle for handle, its in zip(self._handles, kinds, strict=True) if its is kind],
-                "finish_drain",
-                2 * max(app.drain_timeout_s for app in self._apps),
-            )
-
-    def _broadcast(self, handles: Sequence[Any], method: str, timeout_s: float) -> None:
-        from fewshard_serve.rayserve.handles import ask_all
-
-        async def call_all() -> None:
-            await asyncio.gather(*(ask_all(handle, method, timeout_s=timeout_s) for handle in handles))
-
-        self._loop.run(call_all(), timeout_s + CALL_TIMEOUT_S)
-
-    def _are_models_loaded(self) -> bool:
-        index = self.index()
-        failed = [f"  {entry.name}: {entry.reason}" for entry in index if entry.state == "UNAVAILABLE"]
-        if failed:
-            raise StartError("\n".join(["these models cannot be served:", *failed]))
-        return bool(index) and all(entry.state == "READY" for entry in index)
-
-    def index(self) -> list[ModelEntry]:
-        """Return the state of every model; [] if the gateway does not answer. Raises `TimeoutError`."""
-        from fewshard_serve.rayserve.handles import ask_all
-
-        asking = ask_all(self._handles[-1], "index", timeout_s=CALL_TIMEOUT_S)
-        answers = self._loop.run(asking, START_TIMEOUT_S)
-        return answers[0] if answers else []
-
-    def _raise_if_deploying_failed(self) -> None:
-        from ray import serve
-
-        try:
-            applications = self.calls.run(serve.status, START_TIMEOUT_S).applications
-        except TimeoutError:  # it is asked again
-            return
-        for name, app in applications.items():
-            if app.status == "DEPLOY_FAILED":
-                raise StartError(f"the application {name} cannot start: {app.message}")
-
-    def _is_reachable(self) -> bool:
-        """Return whether the proxy routes to every host. Routes appear shortly after hosts are ready."""
-        if self._server is None:
-            return True
-        paths = ["/v2/health/ready", *(f"/v2/models/{app.models[0].name}/ready" for app in self._apps)]
-        return all(_answers(self._server, path, self._token) for path in paths)
-
-
-def _answers(server: ServerConfig, path: str, token: str) -> bool:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
-    connection = http.client.HTTPConnection(host, server.port, timeout=CALL_TIMEOUT_S)
-    if server.tls is not None:  # whoever listens there is this server, whatever name its certificate has
-        unchecked = ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection(host, server.port, timeout=CALL_TIMEOUT_S, context=unchecked)
-    try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
-        return connection.getresponse().status == http.client.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()

@@ -2,17 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import NotFound, NotReady, ServeError, UnknownModel
-from fewshard_serve.http.service import ModelEntry, find_ready, stats_answer
+from fewshard_serve.http.service import UNLOADED, ModelEntry, find_ready, stats_answer
 from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
+from fewshard_serve.protocol.repository import Action
 from fewshard_serve.rayserve.deployment_plan import AppSpec
 from fewshard_serve.rayserve.discovery import FindTargets, Replicas, http_discovery
 from fewshard_serve.rayserve.handles import HostCalls
+from fewshard_serve.rayserve.model_changes import ChangeQueue
 
 logger = logging.getLogger(__name__)
 
@@ -41,23 +43,56 @@ class ModelRouter:
         why_waiting: Callable[[AppSpec], str] = lambda host: "",
         find_targets: FindTargets | None = None,
     ) -> None:
-        self._hosts = {host.app: host for host in hosts}
+        self._place(hosts)
         self._why_waiting = why_waiting
-        self._app_of = {model.name: host.app for host in hosts for model in host.models}
-        self._apps = [host.app for host in hosts]
         self._calls = calls
+        self._unloaded: tuple[ModelEntry, ...] = ()
+        self._first = frozenset(self._app_of)
+        self._changes = ChangeQueue()
         self._metrics = metrics
         self._labels = labels
         self._find_targets = find_targets
         self._replicas = Replicas()
-        self._entries = {name: ModelEntry(name, "LOADING", reason="loading") for name in self._app_of}
+        self._entries = {name: _loading(name) for name in self._app_of}
         self._is_draining = False
 
+    def _place(self, hosts: Sequence[AppSpec]) -> None:
+        self._hosts = {host.app: host for host in hosts}
+        self._app_of = {model.name: host.app for host in hosts for model in host.models}
+
     async def model_index(self) -> Sequence[ModelEntry]:
-        return list(self._entries.values())
+        return [*self._entries.values(), *self._unloaded]
+
+    async def show(self, hosts: Sequence[AppSpec], unloaded: Collection[str]) -> None:
+        """Serve these models from now on. The new ones have been loaded, and are asked for their state first.
+
+        unloaded: models that are still listed.
+        """
+        new = [host for host in hosts if any(model.name not in self._entries for model in host.models)]
+        answers = await asyncio.gather(*(self._states(host.app) for host in new))
+        seen = {entry.name: entry for entries in answers for entry in reversed(entries)}
+        known = {**seen, **self._entries}
+        self._place(hosts)
+        self._entries = {name: known.get(name) or _loading(name) for name in self._app_of}
+        self._unloaded = tuple(
+            ModelEntry(name, "UNAVAILABLE", reason=UNLOADED) for name in sorted({*unloaded} - {*self._app_of})
+        )
+
+    @property
+    def changes(self) -> ChangeQueue:
+        """The models that requests want loaded or unloaded."""
+        return self._changes
+
+    async def change(self, action: Action, model: str) -> None:
+        await self._changes.make(action, model)
 
     async def ready(self) -> bool:
-        return not self._is_draining and all(entry.state == "READY" for entry in self._entries.values())
+        """Whether every model takes requests. One that is added later does not make the server unready."""
+        entries = self._entries.items()
+        return not self._is_draining and all(
+            entry.state == "READY" or (entry.state == "LOADING" and name not in self._first)
+            for name, entry in entries
+        )
 
     @property
     def is_loading(self) -> bool:
@@ -97,8 +132,9 @@ class ModelRouter:
         return http_discovery(await self._find_targets())
 
     async def _call_each(self, method: str, *args: Any) -> dict[str, list[Any]]:
-        asking = (self._calls.each(app, method, *args, timeout_s=METRICS_TIMEOUT_S) for app in self._apps)
-        return dict(zip(self._apps, await asyncio.gather(*asking), strict=True))
+        apps = list(self._hosts)
+        asking = (self._calls.each(app, method, *args, timeout_s=METRICS_TIMEOUT_S) for app in apps)
+        return dict(zip(apps, await asyncio.gather(*asking), strict=True))
 
     def _joined(self, parts: list[bytes], is_up: Mapping[tuple[str, str], bool], is_open: bool) -> bytes:
         """Merge the metrics. Every replica has already added its own labels."""
@@ -108,13 +144,13 @@ class ModelRouter:
 
     async def reload_tokens(self) -> int:
         answers = await asyncio.gather(
-            *(self._calls.all(app, "reload_tokens", timeout_s=STATES_TIMEOUT_S) for app in self._apps)
+            *(self._calls.all(app, "reload_tokens", timeout_s=STATES_TIMEOUT_S) for app in self._hosts)
         )
         return sum(has_reloaded for replicas in answers for has_reloaded in replicas)
 
     async def refresh(self) -> None:
         """Read the state of every host's models once."""
-        await asyncio.gather(*(self._refresh_host(app) for app in self._apps))
+        await asyncio.gather(*(self._refresh_host(app) for app in list(self._hosts)))
 
     async def keep_fresh(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Refresh until cancelled, more often while models are loading. `sleep` takes seconds."""
@@ -125,6 +161,7 @@ class ModelRouter:
     def begin_drain(self) -> None:
         """Refuse new requests from now on."""
         self._is_draining = True
+        self._changes.close()
 
     async def _call_host(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         app = self._app_of[model]
@@ -142,16 +179,24 @@ class ModelRouter:
         return answer
 
     async def _refresh_host(self, app: str) -> None:
-        answers = await self._calls.all(app, "model_states", timeout_s=STATES_TIMEOUT_S)
+        found = await self._states(app)
         for name in [name for name, at in self._app_of.items() if at == app]:
-            seen = [entry for entries in answers for entry in entries if entry.name == name]
+            seen = [entry for entry in found if entry.name == name]
             self._entries[name] = _best(seen) or self._unanswered(name)
+
+    async def _states(self, app: str) -> list[ModelEntry]:
+        answers = await self._calls.all(app, "model_states", timeout_s=STATES_TIMEOUT_S)
+        return [entry for entries in answers for entry in entries]
 
     def _unanswered(self, name: str) -> ModelEntry:
         known = self._entries[name]
         if known.state == "LOADING":
             return replace(known, reason=self._why_waiting(self._hosts[self._app_of[name]]) or "loading")
         return ModelEntry(name, "UNAVAILABLE", known.version, "no replica answers", known.info)
+
+
+def _loading(name: str) -> ModelEntry:
+    return ModelEntry(name, "LOADING", reason="loading")
 
 
 def _name_of(answer: tuple[str, bytes] | Exception) -> str | Exception:

@@ -117,6 +117,10 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(1.0)
 
+    def start(self, work: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
+        """Start the coroutine. Return its result to be; cancelling that cancels the coroutine."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def run(self, work: Coroutine[Any, Any, ResultT], timeout_s: float) -> ResultT:
         """Return the coroutine's result. On time-out cancel it and raise `TimeoutError`.
 

@@ -6,7 +6,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from grpc import StatusCode
 
 from fewshard_core.values import ModelInfo
 from fewshard_serve import __version__, errors
+from fewshard_serve.auth import Scope
 from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.errors import (
     CallerGone,
@@ -36,7 +38,7 @@ from fewshard_serve.http.service import (
     ignore_request,
     joined_stats,
 )
-from fewshard_serve.protocol import model_tensors
+from fewshard_serve.protocol import model_tensors, repository
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
 from fewshard_serve.rpc.health import Health
@@ -58,6 +60,7 @@ GRPC_STATUS: dict[type[ServeError], StatusCode] = {
     errors.UnusableItem: StatusCode.INVALID_ARGUMENT,
     errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     errors.CallerGone: StatusCode.CANCELLED,
+    errors.ChangeRefused: StatusCode.FAILED_PRECONDITION,
     errors.InternalError: StatusCode.INTERNAL,
     errors.NotReady: StatusCode.UNAVAILABLE,
 }
@@ -70,6 +73,12 @@ def status_of(error: ServeError) -> StatusCode:
 
 
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
+SCOPES: Mapping[str, Scope] = {
+    "ModelInfer": "predict",
+    "RepositoryModelLoad": "admin",
+    "RepositoryModelUnload": "admin",
+}
+"""The scopes that methods need of a token; for the others any token will do."""
 
 _logger = logging.getLogger("fewshard.rpc")
 
@@ -144,6 +153,8 @@ class InferenceService:
             "ModelConfig": self._config,
             "ModelStatistics": self._statistics,
             "RepositoryIndex": self._index,
+            "RepositoryModelLoad": partial(self._change, "load"),
+            "RepositoryModelUnload": partial(self._change, "unload"),
         }
 
     def _answering(
@@ -180,7 +191,7 @@ class InferenceService:
                     call.metadata.get("authorization"),
                     call.metadata.get("x-request-priority"),
                     self._access.caller_behind(address_of(call.context), call.forwarded),
-                    "predict" if call.method == "ModelInfer" else None,
+                    SCOPES.get(call.method),
                 )
             with self.reader.reading(call.context, call.caller) as reading:
                 call.message = await reading.message(CLASSES[f"{call.method}Request"])
@@ -232,9 +243,18 @@ class InferenceService:
         answers = await asyncio.gather(*map(self._service.merged_stats, names))
         return CLASSES["ModelStatisticsResponse"](model_stats=joined_stats(answers)["model_stats"])
 
+    async def _change(self, action: repository.Action, call: Call) -> Any:
+        _check_repository(call)
+        given = {
+            name: getattr(value, value.WhichOneof("parameter_choice") or "", None)
+            for name, value in call.message.parameters.items()
+        }
+        repository.check_parameters(action, given)
+        await self._service.change(action, call.message.model_name)
+        return CLASSES[f"{call.method}Response"]()
+
     async def _index(self, call: Call) -> Any:
-        if call.message.repository_name:
-            raise NotFound("there is one repository, which has no name; leave repository_name out")
+        _check_repository(call)
         entries = await self._service.model_index()
         lines = [index_line(each) for each in entries if each.state == "READY" or not call.message.ready]
         return CLASSES["RepositoryIndexResponse"](models=lines)
@@ -256,6 +276,11 @@ class InferenceService:
         if version not in ("", info.version):
             raise NotFound(f"{name} has no version {version!r}; it has {info.version!r}")
         return info
+
+
+def _check_repository(call: Call) -> None:
+    if call.message.repository_name:
+        raise NotFound("there is one repository, which has no name; leave repository_name out")
 
 
 def _details(error: ServeError) -> tuple[tuple[str, str], ...]:

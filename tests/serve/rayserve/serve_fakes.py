@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fewshard_serve.config import FewshardConfig
-from fewshard_serve.errors import StartError
+from fewshard_serve.errors import ConfigError, StartError
 from fewshard_serve.logs import write_line
 from fewshard_serve.rayserve.launch import serve_until_signalled
 
@@ -13,7 +15,10 @@ if __name__ == "__main__":
 
     def read():
         """The file is written again for an update."""
-        return FewshardConfig.model_validate(json.loads(Path(sys.argv[1]).read_text()))
+        try:
+            return FewshardConfig.model_validate(json.loads(Path(sys.argv[1]).read_text()))
+        except ValidationError as error:
+            raise ConfigError(str(error)) from None
 
     config = read()
     try:

@@ -9,16 +9,9 @@ import pytest
 from fewshard_serve.config import FewshardConfig
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.http.service import ModelEntry
-from fewshard_serve.rayserve.deployment_plan import plan_hosts
-from fewshard_serve.rayserve.rolling_update import (
-    CALL_TIMEOUT_S,
-    FIXED,
-    ILL_S,
-    TRIAL_S,
-    ServeDeployer,
-    UpdateFailed,
-    Updater,
-)
+from fewshard_serve.rayserve.deployment_plan import plan_cascades, plan_hosts
+from fewshard_serve.rayserve.rolling_update import FIXED, ILL_S, TRIAL_S, Updater, show_nobody
+from fewshard_serve.rayserve.serve_deployer import CALL_TIMEOUT_S, ServeDeployer, UpdateFailed
 from fewshard_serve.rayserve.signals import CallThread
 
 MODELS = {
@@ -33,16 +26,26 @@ def config(server=None, **changed):
     return FewshardConfig.model_validate({"models": models, "server": server or {}})
 
 
+def plan(wanted):
+    hosts = plan_hosts(wanted)
+    return [*hosts, *plan_cascades(wanted, hosts)]
+
+
 class Deployer:
-    """Notes what is deployed; its applications are in `states`, one after the other, then run."""
+    """Notes what is deployed and removed; its applications are in `states`, one after the other, then run."""
 
     def __init__(self, *states):
-        self.deployed, self.states = [], list(states)
+        self.deployed, self.removed, self.states = [], [], list(states)
 
-    def deploy(self, hosts):
-        self.deployed.append(hosts)
+    def deploy(self, apps):
+        self.deployed.append(apps)
+
+    def remove(self, names):
+        self.removed += names
 
     def state(self, app):
+        if app in self.removed:
+            return ("NOT_STARTED", "")
         return self.states.pop(0) if self.states else ("RUNNING", "")
 
 
@@ -67,8 +70,8 @@ def index():
 def updater_of(monkeypatch, index):
     monkeypatch.setattr("fewshard_serve.rayserve.rolling_update.POLL_S", 0.0)
 
-    def make(deployer, index=lambda: index):
-        return Updater(config(), plan_hosts(config()), plan_hosts, deployer, index=index)
+    def make(deployer, index=lambda: index, show=show_nobody):
+        return Updater(config(), plan(config()), plan, deployer, index=index, show=show)
 
     return make
 
@@ -278,20 +281,146 @@ def test_a_change_of_any_section_is_refused_or_reaches_the_hosts(updater_of, sec
         with pytest.raises(ConfigError, match=f"{section} cannot change"):
             updater_of(deployer).update(changed)
     else:
-        assert updater_of(deployer).update(changed) == ["a", "b", "own"]
+        concerned = {"metrics": ["a", "b", "own"], "cascades": ["c"]}[section]
+        assert updater_of(deployer).update(changed) == concerned
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        config(server={"port": 9000}),
-        config(a={"replicas": {"min": 1}}),
-        config(a={"name": "c"}),
-        config().model_copy(update={"models": config().models[:2]}),
-    ],
-)
-def test_what_needs_a_restart_is_refused(updater_of, changed):
+def test_what_needs_a_restart_is_refused(updater_of):
     deployer = Deployer()
     with pytest.raises(ConfigError, match="restart"):
-        updater_of(deployer).update(changed)
+        updater_of(deployer).update(config(server={"port": 9000}))
     assert deployer.deployed == []
+
+
+class Shown:
+    """Notes which models the gateway is shown, and which as unloaded."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, apps, unloaded):
+        names = sorted(model.name for app in apps for model in app.models)
+        self.seen.append((" ".join(names), " ".join(sorted(unloaded))))
+
+
+def config_of(*models, cascades=()):
+    return FewshardConfig.model_validate({"models": models, "cascades": cascades})
+
+
+NEW = {"name": "new", "path": "zoo:new", "replicas": {"min": 1}}
+JOINT = {"name": "joint", "stages": ["a", "own"], "accept_above": 0.9}
+
+
+def test_a_new_model_is_shown_once_it_runs_and_moves_no_other(updater_of):
+    shown = Shown()
+    updater = updater_of(deployer := Deployer(("DEPLOYING", "")), show=shown)
+    assert updater.update(config_of(*MODELS.values(), NEW, cascades=[JOINT])) == ["new", "joint"]
+    assert [[app.app for app in apps] for apps in deployer.deployed] == [["model-new", "cascade-joint"]]
+    assert shown.seen == [("a b joint new own", "")]
+
+
+def test_a_model_that_goes_is_hidden_first_and_removed_last(updater_of):
+    shown = Shown()
+    updater = updater_of(deployer := Deployer(), show=shown)
+    assert updater.update(config_of(MODELS["a"], NEW)) == ["a", "new", "b", "own"]
+    assert [[app.app for app in apps] for apps in deployer.deployed] == [["model-new"], ["models"]], (
+        "what loses a model waits for the others"
+    )
+    assert shown.seen == [("a", ""), ("a new", "")]
+    assert deployer.removed == ["model-own"]
+
+
+def test_a_new_model_that_fails_is_removed_and_what_was_to_go_stays(updater_of):
+    shown = Shown()
+    deployer = Deployer(("DEPLOY_FAILED", "new: no checkpoint"))
+    updater = updater_of(deployer, show=shown)
+    with pytest.raises(UpdateFailed, match="model-new cannot be updated, and is not added: new: no check"):
+        updater.update(config_of(MODELS["a"], MODELS["b"], NEW))
+    assert deployer.removed == ["model-new"]
+    assert shown.seen[-1] == ("a b own", "")
+    assert updater.update(config()) == []
+
+
+def test_a_new_model_that_cannot_answer_is_removed_again(updater_of, clock, index):
+    updater = updater_of(deployer := Deployer())
+    updater.load("new", config_of(NEW))
+    index.append(ModelEntry("new", "UNAVAILABLE", reason="it fails"))
+    updater.look()
+    clock.now += ILL_S
+    with pytest.raises(UpdateFailed, match="model-new cannot answer, and is removed again: new: it fails"):
+        updater.look()
+    assert deployer.removed == ["model-new"]
+    assert updater.update(config()) == []
+
+
+def test_a_model_that_cannot_answer_in_its_new_place_goes_back_to_the_old_one(updater_of, clock, index):
+    updater = updater_of(deployer := Deployer())
+    assert sorted(updater.update(config(a={"replicas": {"min": 1}}))) == ["a", "b"]
+    index[0] = ModelEntry("a", "UNAVAILABLE")
+    updater.look()
+    clock.now += ILL_S
+    with pytest.raises(UpdateFailed, match="model-a cannot answer"):
+        updater.look()
+    (host,) = deployer.deployed[-1]
+    assert [model.name for model in host.models] == ["a", "b"]
+    assert deployer.removed == ["model-a"]
+    assert updater.update(config()) == []
+
+
+def test_one_model_is_loaded_as_the_file_has_it_and_the_rest_of_the_file_waits(updater_of):
+    updater = updater_of(deployer := Deployer())
+    file = config_of(MODELS["a"], {**MODELS["own"], "path": "zoo:better"}, NEW)
+    assert updater.load("new", file) == ["new"]
+    assert updater.load("own", file) == ["own"]
+    assert updater.load("own", file) == []
+    assert [[app.app for app in apps] for apps in deployer.deployed] == [["model-new"], ["model-own"]]
+    with pytest.raises(ConfigError, match="no model 'other'; it has: a, own, new"):
+        updater.load("other", file)
+
+
+def test_files_of_other_models_that_have_changed_are_left_for_later(updater_of, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    updater = updater_of(Deployer())
+    file = config(own={"path": str(tmp_path)})
+    updater.update(file)
+    (tmp_path / "model.safetensors").write_bytes(b"22")
+    assert updater.load("b", file) == []
+    assert updater.load("own", file) == ["own"]
+
+
+def test_an_unloaded_model_is_listed_until_it_is_loaded_again(updater_of):
+    shown = Shown()
+    updater = updater_of(deployer := Deployer(), show=shown)
+    updater.unload("own")
+    updater.unload("b")
+    assert shown.seen[-1] == ("a", "b own")
+    assert deployer.removed == ["model-own"]
+    deployer.removed.clear()
+    updater.load("own", config())
+    assert shown.seen[-1] == ("a own", "b")
+    updater.update(config())
+    assert shown.seen[-1] == ("a b own", "")
+
+
+def test_a_model_that_others_need_is_not_unloaded(updater_of):
+    updater = updater_of(deployer := Deployer())
+    updater.update(config_of(*MODELS.values(), {**NEW, "shadow": "b"}, cascades=[JOINT]))
+    deployer.deployed.clear()
+    for name, reason in (
+        ("a", "'a' is needed: the cascade 'joint' has it as a stage; unload that first"),
+        ("b", "'b' is needed: it is the shadow of 'new'"),
+        ("nobody", "no model 'nobody' is loaded; there are: a, b, own, new, joint"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            updater.unload(name)
+    assert deployer.deployed == deployer.removed == []
+    assert updater.unload("joint") == ["joint"]
+    updater.unload("own")
+
+
+def test_the_last_model_is_not_unloaded(updater_of):
+    updater = updater_of(Deployer())
+    updater.unload("a")
+    updater.unload("b")
+    with pytest.raises(ConfigError, match="'own' is the only model"):
+        updater.unload("own")
