@@ -29,6 +29,7 @@ ACTORS = {
     "ray::ServeController": "controller",
     "ray::ProxyActor": "proxy",
     "ray::HAProxyManager": "HAProxyManager",
+    "ray::ShardWorker": "shard",
     "ray::IDLE": "idle worker",
 }
 

@@ -1,4 +1,4 @@
-"""The rows that the parts of `server_chaos` find, kept after each one as JSON and as a Markdown table."""
+"""The rows that `server_chaos` and `shard_kills` find, kept after each one as JSON and as Markdown."""
 
 import json
 from collections.abc import Mapping
@@ -46,14 +46,21 @@ class Table:
 
     form: how large this run is; every row says so.
     resume: rows of this form that are there already are not run again.
+    name: of its files, without their suffix.
     """
 
     def __init__(
-        self, folder: Path, parts: Mapping[str, Part], form: dict[str, Any], chosen: list[str], resume: bool
+        self,
+        folder: Path,
+        parts: Mapping[str, Part],
+        form: dict[str, Any],
+        chosen: list[str],
+        resume: bool,
+        name: str = "chaos",
     ) -> None:
         self.folder, self._parts, self._form, self.is_resumed = folder, parts, form, resume
         self.machine = machine()
-        self._file = folder / "chaos.json"
+        self._file = folder / f"{name}.json"
         self.rows = self._kept()
         if not resume:
             self.rows = [row for row in self.rows if row.part not in chosen]

@@ -40,6 +40,7 @@ def load():
         (["ray::ServeReplica:gateway:gateway"], [], "gateway"),
         (["ray::ServeReplica:model-twice:host"], [], "replica of twice"),
         (["ray::ServeReplica:models:host"], [], "replica of models"),
+        (["ray::ShardWorker"], [], "shard"),
         (["/bin/haproxy", "-dS", "-db", "-f", "/tmp/fewshard-a/b"], ["ray::HAProxyManager"], "HAProxy"),
         (["/bin/sh", "/tmp/fewshard-a/haproxy", "-db", "-f", "/tmp/b"], [], "HAProxy's wrapper"),
         (
