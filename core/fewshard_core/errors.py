@@ -35,6 +35,7 @@ class FewshardError(Exception):
     ├── ModelsError               a checkpoint, a data file or a recipe cannot be used
     │   ├── CheckpointError       a directory is missing, incomplete, damaged or not allowed here
     │   ├── UnusableInput         one input cannot be classified; says which
+    │   ├── NotFiniteError        a network's numbers for one input are not finite; says where
     │   ├── SettingError          an environment variable has a value that means nothing
     │   ├── DataError             a data file is missing or has a bad row
     │   ├── RecipeError           a recipe is unknown, or resumed with other settings

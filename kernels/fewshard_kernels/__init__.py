@@ -10,7 +10,7 @@ from fewshard_kernels.moe_ffn.batch_plan import rounded
 from fewshard_kernels.moe_ffn.int8 import Int8Experts, PackedInt8Experts
 from fewshard_kernels.moe_ffn.options import ExpertWeights, LayerNormWeights, MoeOptions, Routing
 from fewshard_kernels.moe_ffn.packed import PackedCache, PackedExperts, pack_experts
-from fewshard_kernels.moe_ffn.routing import MoeStats, route_groups
+from fewshard_kernels.moe_ffn.routing import MoeStats, route_groups, routing_stats
 from fewshard_kernels.onednn import ONEDNN_ACTIVATIONS, onednn_multiplies
 
 __all__ = [
@@ -35,5 +35,6 @@ __all__ = [
     "quantised_weight",
     "rounded",
     "route_groups",
+    "routing_stats",
     "without_zero_point",
 ]

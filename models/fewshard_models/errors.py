@@ -20,6 +20,10 @@ class UnusableInput(ModelsError):
         self.reason = reason
 
 
+class NotFiniteError(ModelsError):
+    """The network's numbers for one input are not finite; says where."""
+
+
 class SettingError(ModelsError):
     """An environment variable has a value that means nothing."""
 

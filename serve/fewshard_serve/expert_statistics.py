@@ -74,6 +74,14 @@ def imbalance_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
     return _ratio(counts.tokens.max(axis=1), mean)
 
 
+def worst_layers(counts: ExpertCounts, number: int) -> list[int]:
+    """Up to so many layers in use, the one whose busiest expert is furthest from the mean first."""
+    imbalances = imbalance_ratio(counts)
+    in_use = np.flatnonzero(~np.isnan(imbalances))
+    worst: list[int] = in_use[np.argsort(-imbalances[in_use], kind="stable")][:number].tolist()
+    return worst
+
+
 def entropy_ratio(counts: ExpertCounts) -> NDArray[np.float64]:
     """The router's mean entropy divided by its maximum, by layer; NaN if nothing was routed."""
     num_experts = counts.tokens.shape[1]

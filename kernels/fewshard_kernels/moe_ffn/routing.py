@@ -78,6 +78,20 @@ def route_groups(
     return routing, _group_statistics(logits, log_probabilities, routing.experts, sizes)
 
 
+def routing_stats(logits: Tensor, experts: Tensor, scoring: str = "softmax") -> MoeStats:
+    """The statistics of a choice that somebody else made: `logits` [T, E], `experts` [T, k].
+
+    `scoring`: "softmax" or "sigmoid", by which `MoeStats` defines the router's distribution.
+
+    >>> stats = routing_stats(torch.zeros(3, 2), torch.tensor([[0], [1], [1]]))
+    >>> stats.expert_rows.tolist(), round(stats.entropy.item() / 3, 3)
+    ([1, 2], 0.693)
+    """
+    logits = logits.float()
+    scores = F.logsigmoid(logits) if scoring == "sigmoid" else logits
+    return _statistics(logits, scores.log_softmax(dim=-1), experts)
+
+
 def _group_statistics(logits: Tensor, log_probabilities: Tensor, experts: Tensor, sizes: Tensor) -> MoeStats:
     probabilities = log_probabilities.exp()
     return MoeStats(

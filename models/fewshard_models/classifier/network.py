@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from fewshard_core.values import Item, ModelInfo, Task
+from fewshard_core.values import ExpertCounts, Item, ModelInfo, Task
 from fewshard_models.card import Card
 from fewshard_models.checkpoint import Checkpoint, load_with_transformers
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import check_golden
 from fewshard_models.classifier.limits import has_experts, stated_limit
 from fewshard_models.classifier.probe import check_able
+from fewshard_models.classifier.routing_totals import RoutingTotals
 from fewshard_models.devices import subnormals_flushed
 
 MAX_EXAMPLES = 4
@@ -80,9 +81,13 @@ class NetworkClassifier(Classifier):
 
 
 class TextClassifier(NetworkClassifier):
-    """A text classifier that transformers loads."""
+    """A text classifier that transformers loads.
+
+    routing: which experts its tokens went to; None without experts.
+    """
 
     task = "text"
+    routing: RoutingTotals | None = None
 
     @classmethod
     def load_network(cls, directory: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -93,6 +98,24 @@ class TextClassifier(NetworkClassifier):
     def max_tokens(cls, config: PreTrainedConfig) -> int:
         """Return the number of positions."""
         return stated_limit(config)
+
+    def expert_counts(self) -> ExpertCounts | None:
+        """Return counts since loading, without its checks; None for a dense model."""
+        return None if self.routing is None else self.routing.copy()
+
+    def check_able(self) -> None:
+        """See `NetworkClassifier.check_able`; it is not counted as routing."""
+        super().check_able()
+        self._forget_routing()
+
+    def self_check(self) -> None:
+        """See `NetworkClassifier.self_check`; it is not counted as routing."""
+        super().self_check()
+        self._forget_routing()
+
+    def _forget_routing(self) -> None:
+        if self.routing is not None:
+            self.routing.clear()
 
 
 def describe(

@@ -13,20 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from fewshard_core.values import Diagnosis, ExpertCounts, Item, ModelInfo, ModelOutput, TokenRouting
-from fewshard_kernels import MoeStats
+from fewshard_core.values import Diagnosis, Item, ModelInfo, ModelOutput
 from fewshard_models.checkpoint import Checkpoint, load_config, load_converted
 from fewshard_models.classifier.network import TextClassifier
 from fewshard_models.classifier.overlap import SharedLock
 from fewshard_models.classifier.registry import register
+from fewshard_models.classifier.routing_totals import RoutingTotals, fill_routing
 from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.text import (
     FewshardTextConfig,
     FewshardTextForSequenceClassification,
-    PackedTokens,
     pack,
     watched_experts,
 )
@@ -103,7 +101,7 @@ class PackedText(TextClassifier):
         )
         self.info = replace(info, max_tokens=self.preprocessor.max_tokens)
         self._probe: ActivationProbe | None = None
-        self._routing = _RoutingTotals(self.network) if has_experts else None
+        self.routing = self._totals() if has_experts else None
 
     @classmethod
     def accepts(cls, config: PreTrainedConfig) -> bool:
@@ -128,12 +126,12 @@ class PackedText(TextClassifier):
             if any(wanted):
                 with self._passes.exclusive(), watched_experts(self.network) as chosen:
                     out = self.network.forward_packed(packed)
-                _fill_routing(wanted, packed, chosen)
+                fill_routing(wanted, packed.lengths, chosen)
             else:
                 with self._passes.shared():
                     out = self.network.forward_packed(packed)
-        if self._routing is not None:
-            self._routing.add(out.moe_stats)
+        if self.routing is not None:
+            self.routing.add(out.moe_stats)
         logits = np.empty(out.logits.shape, dtype=np.float32)
         logits[order] = out.logits.cpu().numpy()
         if self._probe is not None and self._probe.is_due(len(features)):
@@ -149,23 +147,11 @@ class PackedText(TextClassifier):
         """Return the diagnosis; None if no item was diagnosed."""
         return None if self._probe is None else self._probe.read()
 
-    def expert_counts(self) -> ExpertCounts | None:
-        """Return counts since loading, without its checks; None for a dense model."""
-        return None if self._routing is None else self._routing.copy()
-
-    def check_able(self) -> None:
-        """See `NetworkClassifier.check_able`; it is not counted as routing."""
-        super().check_able()
-        self._forget_routing()
-
-    def self_check(self) -> None:
-        """See `NetworkClassifier.self_check`; it is not counted as routing."""
-        super().self_check()
-        self._forget_routing()
-
-    def _forget_routing(self) -> None:
-        if self._routing is not None:
-            self._routing.clear()
+    def _totals(self) -> RoutingTotals:
+        config = self.network.config
+        return RoutingTotals(
+            len(config.expert_layers), config.num_experts, config.num_experts_per_tok, self.device
+        )
 
 
 def packed_preprocessor(
@@ -186,50 +172,3 @@ def _unnumbered_ids(config: PreTrainedConfig) -> set[int]:
     """Return the padding id of RoBERTa and its relatives: within a text it would take no position."""
     is_unnumbered = getattr(config, "pads_unnumbered", False) or position_offset(config)
     return {config.pad_token_id} if is_unnumbered else set()
-
-
-def _fill_routing(
-    wanted: Sequence[TokenRouting | None], packed: PackedTokens, chosen: Sequence[Tensor]
-) -> None:
-    """Give each item that requested it its part of `chosen`, [num_tokens, top_k] for each layer."""
-    if not chosen:
-        return
-    by_item = zip(*(layer.split(packed.lengths) for layer in chosen), strict=True)
-    for routing, layers in zip(wanted, by_item, strict=True):
-        if routing is not None:
-            routing.experts = [layer.tolist() for layer in layers]
-
-
-class _RoutingTotals:
-    """Sums of `MoeStats` over batches. They stay on the device until they are read."""
-
-    def __init__(self, network: FewshardTextForSequenceClassification) -> None:
-        config, device = network.config, next(network.parameters()).device
-        shape = (len(config.expert_layers), config.num_experts)
-        self._top_k = config.num_experts_per_tok
-        self._lock = threading.Lock()
-        self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._probability = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._entropy = torch.zeros(shape[0], dtype=torch.float64, device=device)
-
-    def add(self, layers: Sequence[MoeStats]) -> None:
-        with self._lock:
-            self._tokens += torch.stack([stats.expert_rows for stats in layers])
-            self._probability += torch.stack([stats.expert_probability for stats in layers])
-            self._entropy += torch.stack([stats.entropy for stats in layers])
-
-    def clear(self) -> None:
-        with self._lock:
-            for total in (self._tokens, self._probability, self._entropy):
-                total.zero_()
-
-    def copy(self) -> ExpertCounts:
-        with self._lock:
-            tokens = self._tokens.cpu().numpy().copy()
-            return ExpertCounts(
-                tokens=tokens,
-                probability=self._probability.cpu().numpy().copy(),
-                entropy=self._entropy.cpu().numpy().copy(),
-                rows=tokens.sum(axis=1) // self._top_k,
-                top_k=self._top_k,
-            )

@@ -1,5 +1,6 @@
 """Runs any text classifier of transformers: padded where that changes no answer, else length by length."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -13,6 +14,7 @@ from torch import Tensor
 from fewshard_core.formats import FORMATS
 from fewshard_core.values import Item, ModelInfo, ModelOutput, TokenIds
 from fewshard_models.checkpoint import Checkpoint
+from fewshard_models.classifier.expert_faults import where_not_finite
 from fewshard_models.classifier.limits import (
     num_rows,
     num_types,
@@ -25,8 +27,12 @@ from fewshard_models.classifier.network import TextClassifier
 from fewshard_models.classifier.padding import Padding, Sharing, Trial, candidates, groups
 from fewshard_models.classifier.probe import affordable
 from fewshard_models.classifier.registry import register
+from fewshard_models.classifier.routed_experts import Chosen, RoutedExperts, own_rows
+from fewshard_models.classifier.routing_totals import RoutingTotals, fill_routing
 from fewshard_models.classifier.tokenizer import TextPreprocessor
-from fewshard_models.errors import CheckpointError
+from fewshard_models.errors import CheckpointError, NotFiniteError
+
+logger = logging.getLogger(__name__)
 
 MAX_PADDED_TOKENS = 16384
 """The most tokens, padding included, of one forward pass."""
@@ -48,13 +54,15 @@ class PaddedText(TextClassifier):
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
         self._rows = num_rows(self.network)
+        self.experts = RoutedExperts(self.network)
         self.preprocessor: TextPreprocessor = TextPreprocessor(
             checkpoint.directory,
             text_limit(self.network),
             num_rows=self._rows,
             num_types=num_types(self.network),
         )
-        self.info = replace(info, max_tokens=self.preprocessor.max_tokens)
+        kind = info.kind if checkpoint.card else "moe" if self.experts.layers else "dense"
+        self.info = replace(info, kind=kind, max_tokens=self.preprocessor.max_tokens)
         self._check_inputs()
         self._takes_mask = takes(self.network, "attention_mask")
         self._ids_name = "input_ids" if takes(self.network, "input_ids") else self.network.main_input_name
@@ -63,6 +71,8 @@ class PaddedText(TextClassifier):
         self._sparse = [each for each in self.network.modules() if _switches_for_good(each)]
         self._let_equal_lengths_share()
         self.sharing = self._try()
+        self.routing = self._try_counting()
+        self.preprocessor.has_experts = self.routing is not None
 
     @property
     def depends_on_length(self) -> bool:
@@ -102,6 +112,19 @@ class PaddedText(TextClassifier):
             return trial.sharing([])
         return trial.sharing(candidates(self.network.config, pad, self.preprocessor.padding_side, self._rows))
 
+    def _try_counting(self) -> RoutingTotals | None:
+        """Return empty totals; None if there are no experts, or a trial shows that they cannot be counted."""
+        if not self.experts.layers:
+            return None
+        word, _, line, *_ = self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+        items = [line] if self.sharing.padding is None else [word, line]
+        _, chosen = self._routed_pass([item.features for item in items], self.sharing.padding)
+        if problem := self.experts.uncounted(chosen, sum(item.num_tokens for item in items)):
+            logger.warning("model %r: its experts are not counted: %s", self.info.name, problem)
+            return None
+        num_experts, top_k = self.experts.layers[0].num_experts, chosen[0].experts.shape[1]
+        return RoutingTotals(len(chosen), num_experts, top_k, self.device)
+
     def _probe_items(self) -> list[Item]:
         """Return the probe's items, once it is known how short they may be."""
         word, _, line, *_ = items = self.preprocessor.items(self.preprocessor.probe_inputs(), True)
@@ -123,17 +146,26 @@ class PaddedText(TextClassifier):
         return True
 
     def run(self, items: Sequence[Item]) -> ModelOutput:
-        """Run as few passes as the padding budget allows."""
+        """Run as few passes as the padding budget allows.
+
+        Raises NotFiniteError for an item alone whose logits are not finite, if the network has experts.
+        """
         rows: list[int] = []
         found: list[NDArray[np.float32]] = []
         num_padded = 0
         for part in self._parts(items):
             features = [items[row].features for row in part]
-            found.append(self._pass(features, self.sharing.padding))
+            found.append(self._counted_pass([items[row] for row in part]))
             num_padded += len(part) * max(len(each.ids) for each in features)
             rows += part
         logits = np.concatenate(found)
         logits[rows] = logits.copy()
+        if len(items) == 1 and self.experts.layers and not np.isfinite(logits).all():
+            where = where_not_finite(self.experts.layers, lambda: self._pass([items[0].features], None))
+            raise NotFiniteError(
+                f"the network's numbers for this item are not finite, first {where}; if other texts are "
+                "answered it needs a wider number format (dtype fp32), else its weights are damaged"
+            )
         return ModelOutput(logits, num_padded - sum(item.num_tokens for item in items))
 
     def _parts(self, items: Sequence[Item]) -> Iterator[list[int]]:
@@ -166,24 +198,43 @@ class PaddedText(TextClassifier):
         is_turned = 0 < self._switching_length < len(ids)
         return ends, is_turned, padding is not None and padding.token_id in ids
 
+    def _counted_pass(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Return fp32 logits as `_pass` does, having counted the experts."""
+        features = [item.features for item in items]
+        logits, chosen = self._routed_pass(features, self.sharing.padding)
+        if self.routing is not None:
+            self.routing.add([layer.stats for layer in chosen])
+            if any(wanted := [item.routing for item in items]):
+                fill_routing(wanted, [len(each.ids) for each in features], [each.experts for each in chosen])
+        return logits
+
     def _pass(self, features: Sequence[TokenIds], padding: Padding | None) -> NDArray[np.float32]:
         """Return fp32 logits [len(features), num_labels]."""
-        length = max(len(item.ids) for item in features)
+        return self._routed_pass(features, padding)[0]
+
+    def _routed_pass(
+        self, features: Sequence[TokenIds], padding: Padding | None
+    ) -> tuple[NDArray[np.float32], list[Chosen]]:
+        """Return fp32 logits [len(features), num_labels], and what each layer with experts chose."""
+        lengths = [len(item.ids) for item in features]
+        length = max(lengths)
         fill, side = (0, "right") if padding is None else (padding.token_id, padding.side)
         inputs: dict[str, Any] = {
             self._ids_name: self._stack([item.ids for item in features], length, fill, side)
         }
         if self._takes_mask:
-            inputs["attention_mask"] = self._stack(
-                [[1] * len(item.ids) for item in features], length, 0, side
-            )
+            inputs["attention_mask"] = self._stack([[1] * each for each in lengths], length, 0, side)
         if features[0].types is not None:
             inputs["token_type_ids"] = self._stack([item.types or [] for item in features], length, 0, side)
         for module in self._sparse:
             module.set_attention_type("block_sparse")
-        with torch.inference_mode():
+        own = own_rows(lengths, length, side) if self.experts.layers else None
+        with (
+            torch.inference_mode(),
+            self.experts.watched(None if own is None else own.to(self.device)) as chosen,
+        ):
             logits: Tensor = self.forward(**inputs).logits
-        return logits.float().cpu().numpy()
+        return logits.float().cpu().numpy(), chosen
 
     def _stack(self, rows: list[list[int]], length: int, fill: int, side: str) -> Tensor:
         empty = [[fill] * (length - len(row)) for row in rows]

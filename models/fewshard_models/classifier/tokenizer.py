@@ -59,7 +59,8 @@ class TextPreprocessor:
         self._encoder = encoder_of(tokenizer, self.max_tokens)
         self._outputs = _outputs(tokenizer)
         self._words = _words(tokenizer)
-        self._has_experts, self._num_rows, self._num_types = has_experts, num_rows, num_types
+        self.has_experts = has_experts
+        self._num_rows, self._num_types = num_rows, num_types
         self._refused_ids = frozenset(refused_ids)
 
     def input_names(self) -> list[str]:
@@ -188,7 +189,7 @@ class TextPreprocessor:
 
     def _routing_of(self, encoded: TokenIds) -> TokenRouting | None:
         """Return the place for the experts of the tokens; None if the model has none."""
-        if not self._has_experts:
+        if not self.has_experts:
             return None
         return TokenRouting(self._encoder.tokens(encoded.ids))
 

@@ -50,12 +50,13 @@ def write_checkpoint(directory: Path, model_type: str, **fields: Any) -> None:
     save_tokenizer(directory, model_type, frame_of(config), getattr(config, "type_vocab_size", 0), max_tokens)
 
 
-class _Reference:
-    """transformers' own tokenizer and network, asked for one text at a time."""
+class Reference:
+    """transformers' own tokenizer and network, asked for one text at a time. `options`: of the network."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32, **options: Any) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
-        self._network = AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype).eval()
+        network = AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype, **options)
+        self._network = network.eval()
 
     def logits(self, texts: Sequence[Text], max_tokens: int) -> Logits:
         """Return fp32 [len(texts), num_labels]. Raises AssertionError if they cannot show a difference."""
@@ -108,7 +109,7 @@ class _Comparison:
 
     def _faults(self, model: NetworkClassifier) -> Iterator[str]:
         """Yield each case that went wrong."""
-        reference = _Reference(self._directory)
+        reference = Reference(self._directory)
         cases: dict[str, Callable[[], None]] = {
             "batch of mixed lengths": lambda: self._compare(model, reference, SHORT),
             "beside long texts": lambda: self._compare(model, reference, BESIDE_LONG),
@@ -129,7 +130,7 @@ class _Comparison:
     def _compare(
         self,
         model: NetworkClassifier,
-        reference: _Reference,
+        reference: Reference,
         texts: Sequence[Text],
         tolerance: float = TOLERANCE,
     ) -> None:
@@ -148,7 +149,7 @@ class _Comparison:
         if not worst <= tolerance:
             raise AssertionError(f"off by {worst:.3g}")
 
-    def _at_the_limit(self, model: NetworkClassifier, reference: _Reference) -> None:
+    def _at_the_limit(self, model: NetworkClassifier, reference: Reference) -> None:
         """Compare texts and pairs that are cut; longer ones are refused uncut."""
         self._compare(model, reference, [LONG, words(MAX_TOKENS - 8), (words(9), LONG), (LONG, words(40))])
         try:
@@ -162,19 +163,19 @@ class _Comparison:
             model = self._load("bf16")
         except CheckpointError:  # torch lacks an operation in this format
             return
-        self._compare(model, _Reference(self._directory, torch.bfloat16), SHORT, FORMATS["bf16"].tolerance)
+        self._compare(model, Reference(self._directory, torch.bfloat16), SHORT, FORMATS["bf16"].tolerance)
 
     def _with_config(self, **changed: Any) -> None:
         """Compare a batch with these fields of config.json changed, where transformers can load it at all."""
         with self._edited(**changed):
             try:
-                model, reference = self._load("fp32"), _Reference(self._directory)
+                model, reference = self._load("fp32"), Reference(self._directory)
                 reference.logits(SHORT[5:7], model.info.max_tokens)
             except (CheckpointError, ValueError):
                 return
             self._compare(model, reference, [*SHORT[::2], *BESIDE_LONG[1:4]])
 
-    def _multi_label(self, reference: _Reference) -> None:
+    def _multi_label(self, reference: Reference) -> None:
         with self._edited(problem_type="multi_label_classification"):
             self._scores(self._load("fp32"), reference)
 
@@ -182,9 +183,9 @@ class _Comparison:
         for file in self._directory.glob("*.safetensors*"):
             file.unlink()
         self._write(problem_type="regression", id2label={0: "size"}, label2id={"size": 0})
-        self._scores(self._load("fp32"), _Reference(self._directory))
+        self._scores(self._load("fp32"), Reference(self._directory))
 
-    def _scores(self, model: NetworkClassifier, reference: _Reference) -> None:
+    def _scores(self, model: NetworkClassifier, reference: Reference) -> None:
         """Compare the scores of a few texts."""
         right = reference.logits(SHORT[5:8], model.info.max_tokens)
         self._check(model(SHORT[5:8]).scores, activate(right, model.info.problem_type))

@@ -1,6 +1,7 @@
 """`fewshard conformance`: compares every architecture of transformers with Fewshard, and writes the table."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("names", nargs="*", metavar="TYPE", help="model types of config.json; all by default")
     parser.add_argument("--task", choices=TASKS, help="compare only the architectures of this task")
+    parser.add_argument(
+        "--experts",
+        action="store_true",
+        help="compare the text classifiers with experts alone, in every way to route, and their counts",
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as Markdown")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a line for each architecture. Returns 1 if one of them differs."""
+    if args.experts:
+        return _compare_experts(args.names, args.write)
     from fewshard_models.conformance import matrix, report
     from fewshard_models.conformance.tasks import COMPARISONS
 
@@ -42,3 +50,23 @@ def run(args: argparse.Namespace) -> int:
     if args.write is not None:
         args.write.write_text(report.document(found), encoding="utf-8")
     return int(any(each.faults for results in found.values() for each in results))
+
+
+def _compare_experts(names: Sequence[str], file: Path | None) -> int:
+    """As `run`, for architectures with experts. Writes the table into the documentation `file`."""
+    from fewshard_models.conformance import experts
+
+    known = experts.architectures_with_experts()
+    if unknown := sorted(set(names) - set(known)):
+        raise ConfigError(
+            f"no architecture with experts {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    found = []
+    for name in names or known:
+        each = experts.compare(name)
+        print(experts.row(each), *each.faults, *each.refused, sep="\n  ", flush=True)
+        found.append(each)
+    if file is not None:
+        document = file.read_text(encoding="utf-8")
+        file.write_text(experts.replaced(document, experts.table(found)), encoding="utf-8")
+    return int(any(each.faults for each in found))

@@ -12,6 +12,7 @@ import numpy as np
 
 from fewshard_core.values import Item, ModelOutput
 from fewshard_models.classifier.base import Classifier
+from fewshard_models.errors import NotFiniteError
 from fewshard_serve.engine.queue import Outcome
 from fewshard_serve.errors import DeadlineExceeded, InternalError, ModelRestarted, ServeError
 
@@ -105,6 +106,9 @@ def _run(model: Classifier, items: Sequence[Item], pacing: Pacing) -> ModelOutpu
         return _checked(model.run_by(pacing.give_up_at, items), len(items))
     except ServeError as error:
         return error
+    except NotFiniteError as error:
+        logger.error("%s: %s", model.info.name, error)
+        return InternalError(str(error))
     except Exception as error:  # a model may raise any exception; the thread must survive it
         if len(items) == 1:
             logger.exception("%s: the model failed on one item", model.info.name)

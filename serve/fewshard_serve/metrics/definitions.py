@@ -51,6 +51,12 @@ FAMILIES = (
     Family("fewshard_inflight_items", "gauge", "Items admitted and not answered yet."),
     Family("fewshard_admission_limit_items", "gauge", "Items in flight that may be now; adapts."),
     Family("fewshard_expert_tokens_total", "counter", "Rows each expert received.", EXPERT),
+    Family(
+        "fewshard_expert_share_ratio",
+        "gauge",
+        "Expert's share of its layer's rows, last minute: the worst layers of a large model.",
+        EXPERT,
+    ),
     Family("fewshard_shard_tokens_total", "counter", "Rows the experts of each shard received.", SHARD),
     Family("fewshard_expert_imbalance_ratio", "gauge", "Busiest expert over the mean, last minute.", LAYER),
     Family(

@@ -24,8 +24,9 @@ from fewshard_serve.expert_statistics import (
     expert_use_ratio,
     imbalance_ratio,
     num_dead_experts,
+    worst_layers,
 )
-from fewshard_serve.metrics.cardinality_limit import OTHER, SeriesLimit
+from fewshard_serve.metrics.cardinality_limit import ALL_LAYERS, OTHER, SeriesLimit
 from fewshard_serve.metrics.exposition import TextWriter
 from fewshard_serve.metrics.prediction_stats import PredictionStats, confidence_drift, label_drift
 from fewshard_serve.metrics.settings import CostSettings
@@ -105,11 +106,18 @@ def write_tally(out: TextWriter, tally: PredictionStats, detail: SeriesLimit) ->
 
 
 def write_routing(out: TextWriter, source: ModelSource, routing: Routing, detail: SeriesLimit) -> None:
-    """Counters by expert (in the layers of `detail`) and by shard, and the last minute's ratios by layer."""
+    """Counters by expert (as `detail` says) and by shard, and the last minute's ratios by layer."""
     name = source.info.name
     for layer in detail.expert_layers:
         for expert, count in enumerate(routing.total.tokens[layer].tolist()):
             out.add("fewshard_expert_tokens_total", [name, layer, expert], count)
+    if detail.sums_experts:
+        for expert, count in enumerate(routing.total.tokens.sum(axis=0).tolist()):
+            out.add("fewshard_expert_tokens_total", [name, ALL_LAYERS, expert], count)
+    for layer in worst_layers(routing.window, detail.num_worst_layers):
+        tokens = routing.window.tokens[layer]
+        for expert, share in enumerate((tokens / tokens.sum()).tolist()):
+            out.add("fewshard_expert_share_ratio", [name, layer, expert], share)
     for (layer, shard), count in np.ndenumerate(routing.total.by_shard):
         out.add("fewshard_shard_tokens_total", [name, layer, shard], int(count))
     for metric, ratios in (

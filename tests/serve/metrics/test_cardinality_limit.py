@@ -9,7 +9,7 @@ import pytest
 from fewshard_core.values import ExpertCounts, ModelInfo
 from fewshard_serve.core import BatchStats, GroupState, Timings
 from fewshard_serve.errors import ServeError
-from fewshard_serve.expert_statistics import RoutingWindow
+from fewshard_serve.expert_statistics import RoutingWindow, worst_layers
 from fewshard_serve.metrics import CostSettings, Metrics, MetricsSettings, ModelSource
 from fewshard_serve.metrics.cardinality_limit import (
     GAUGES_A_LAYER,
@@ -21,6 +21,7 @@ from fewshard_serve.metrics.cardinality_limit import (
     Shape,
     limit_series,
 )
+from fewshard_serve.protocol.experts import describe_routing
 
 HOST_PROTOCOLS = ("v2_json", "v2_binary", "classify", "tei", "explain", "rerank")
 EARLY = {"unknown_model", "unauthorized", "forbidden", "bad_config", "cannot_start", ""}
@@ -109,13 +110,48 @@ def test_large_models_beside_them_stay_within_the_bound():
     assert any("fewshard_shard_tokens_total" in line for line in found), "experts are summed by shard"
 
 
+def test_a_model_of_64_layers_and_128_experts():
+    """Every expert's total, the worst layers in full, and nothing beyond the bound."""
+    tokens = np.random.default_rng(0).integers(90, 110, (64, 128))
+    tokens[[3, 40], 5] = 9000, 5000
+    tokens[11] = 0
+    routed = ExpertCounts(tokens, tokens * 1.0, np.ones(64), tokens.sum(axis=1) // 8, 8)
+    metrics = Metrics()
+    add(metrics, "large", 2, routed)
+    found = series(metrics)
+    assert 1500 < len(found) <= SETTINGS.max_series
+    totals = [line for line in found if line.startswith("fewshard_expert_tokens_total")]
+    assert len(totals) == 128
+    assert all('layer="(all)"' in line for line in totals)
+    assert sum(float(line.split()[-1]) for line in totals) == tokens.sum()
+    shares = [line for line in found if line.startswith("fewshard_expert_share_ratio")]
+    assert len(shares) == 8 * 128
+    assert any('expert="5",layer="3"' in line for line in shares)
+    assert any('expert="5",layer="40"' in line for line in shares)
+    assert not any('layer="11"' in line for line in shares), "nothing was routed there"
+    body = describe_routing(RoutingWindow(lambda: routed).read())
+    assert [layer["tokens_total"] for layer in body["layers"]] == tokens.tolist()
+
+
+def test_the_worst_layers_come_first():
+    tokens = np.array([[1, 1], [3, 1], [0, 0], [5, 0]])
+    routed = ExpertCounts(tokens, tokens * 1.0, np.ones(4), tokens.sum(axis=1), 1)
+    assert worst_layers(routed, 2) == [3, 1]
+    assert worst_layers(routed, 9) == [3, 1, 0]
+    assert worst_layers(routed, 0) == []
+
+
 def test_details_are_kept_where_there_is_room():
     assert limit_series([Shape(10, 6, 21, 1)], SETTINGS) == [SeriesLimit(10, tuple(range(6)))]
     assert limit_series([], SETTINGS) == []
 
 
-def test_experts_are_all_told_apart_or_none():
+def test_experts_are_all_told_apart_or_summed_up():
     (detail,) = limit_series([Shape(2, 32, 64, 1)], SETTINGS)
+    assert detail == SeriesLimit(2, (), sums_experts=True, num_worst_layers=8)
+    (detail,) = limit_series([Shape(2, 32, 64, 1)], replace(SETTINGS, max_series=600))
+    assert detail == SeriesLimit(2, (), sums_experts=True, num_worst_layers=0)
+    (detail,) = limit_series([Shape(2, 32, 64, 1)], replace(SETTINGS, max_series=520))
     assert detail == SeriesLimit(2, ())
     (detail,) = limit_series([Shape(2, 32, 64, 1)], replace(SETTINGS, expert_layers=(0, 31, 99)))
     assert detail == SeriesLimit(2, (0, 31))

@@ -215,6 +215,8 @@ def busy_metrics(name="m"):
     card = {**figures, "extra": {"served": served}}
     reads = {"group": two_of_three, "sparsity": lambda: {0: 0.9}, "cost": CostSettings(1.0, 10.0)}
     metrics.add_model(source(replace(info(name), card=card), RoutingWindow(two_layers).read, **reads))
+    large = RoutingWindow(lambda: ExpertCounts(*np.ones((2, 20, 99)), *np.ones((2, 20)), 1))
+    metrics.add_model(source(replace(info(f"{name}-large"), card={}), large.read))
     metrics.observe_request(name, "classify", "ok", 0.01)
     metrics.observe_timings(name, Timings(0.1, 0.1, 0.1))
     metrics.observe_batch(BatchStats(name, 2, 30, 4, 0.1, (0.0, 0.0)))
