@@ -40,7 +40,7 @@ def measuring(monkeypatch, tmp_path):
 @pytest.fixture
 def timed(measuring, monkeypatch):
     """Sets the items/s of each candidate. Returns the names of all candidates that were timed."""
-    rates = {"fp32": 100.0, "bf16": 300.0, "1": 100.0, "2": 100.0, STREAMS: 25.0, "": 1e6}
+    rates = {"fp32": 100.0, "bf16": 300.0, "1": 100.0, "2": 100.0, "3": 50.0, STREAMS: 25.0, "": 1e6}
     names = []
 
     def made_up(runs, sizes, *_, **__):
@@ -181,20 +181,20 @@ def test_numbers_of_threads_are_not_compared_on_a_busy_machine(timed, monkeypatc
 
 def test_passes_overlap_where_that_answers_more(timed, monkeypatch):
     timed[0].update({"1": 100.0, "2": 110.0, STREAMS: 90.0})
-    model = load(PATH, "cpu", "fp32", threads=(1, 2))
+    model = load(PATH, "cpu", "fp32", threads=(1, 2, 3))
     found = model.info.execution
     assert (found.num_streams, found.num_threads, torch.get_num_threads()) == (2, 1, 1)
     assert found.threads_reason.startswith("measured: ")
     monkeypatch.setattr(type(model), "can_overlap", False)
-    assert load(PATH, "cpu", "fp32", threads=(1, 2)).info.execution.num_streams == 1, "although it is kept"
-    found = compare(PATH, "fp32", (1, 2), anew=True)["threads"]
+    assert load(PATH, "cpu", "fp32", threads=(1, 2, 3)).info.execution.num_streams == 1, "although it is kept"
+    found = compare(PATH, "fp32", (1, 2, 3), anew=True)["threads"]
     assert found.chosen == "1"
     assert found.candidates[-1].dropped == "its passes must not overlap"
 
 
-def test_a_stream_has_as_many_threads_as_are_left():
-    found = execution.ways((7, 1, 2, 4, 8))
-    assert list(found) == ["7", "1", "2", "4", "8", "4 streams of 2", "2 streams of 4"]
+def test_streams_leave_a_core_to_the_server():
+    assert list(execution.ways((7, 1, 2, 4, 8))) == ["7", "1", "2", "4", "8", "3 streams of 2"]
+    assert list(execution.ways((1, 2))) == ["1", "2"]
 
 
 def test_streams_divide_a_batch(measuring, monkeypatch):
