@@ -1,8 +1,8 @@
 """Compares what `auto` chooses with choices forced one by one, and with another version's default.
 
-Servers are started one after the other, in rounds, each for a few seconds: a machine's speed drifts, so only
-ratios within a round count, and an idle server takes a tenth of a core from those that are measured. Run it on
-a machine that does nothing else:
+Servers are started one after the other, in rounds, each for a few seconds: a machine's speed drifts, so
+ratios count within a round, and an idle server takes a tenth of a core from those that are measured. Run it
+on a machine that does nothing else:
 
     .venv/bin/python benchmarks/choices.py zoo:sst2-moe --before ../before
     .venv/bin/python benchmarks/choices.py runs/minilm --int8 runs/minilm-int8 --ways auto bf16x2 int8

@@ -231,7 +231,7 @@ def _served(
 
 @contextmanager
 def _running(way: Parallel, run: Run) -> Iterator[Run]:
-    """Yield a function that runs a batch, divided between the streams: as many callers wait, whatever the way."""
+    """Yield a function that runs a batch, divided between the streams: as many callers wait in any way."""
 
     def one(size: int) -> None:
         torch.set_num_threads(way.num_threads)

@@ -80,8 +80,8 @@ resort: a replica that has died is found out by two tries, the one that it break
 ERROR_LIMIT = 1
 """Failed connections after which a replica gets no more requests until it is found to be well."""
 SMALL_BYTES = 8 * 1024
-"""A body of a stated length below this is whole once HAProxy has waited for it: it fits the smallest buffer, beside
-headers of 20 KiB."""
+"""A body of a stated length below this is whole once HAProxy has waited for it: it fits the smallest buffer,
+beside headers of 20 KiB."""
 UNTIL_HEADER = "x-fewshard-until"
 """In a request to a replica: when its time is over, in milliseconds of the clock of HAProxy's machine."""
 NO_ANSWER = NotReady("no replica answers; come back soon")
@@ -108,9 +108,9 @@ class FrontSettings:
     tls: the certificate; None for HTTP without TLS.
     per_address: connections that one address may have; 0 for any number.
     trusted_proxies: networks whose X-Forwarded-For is believed, and whose connections are not counted.
-    retried_bytes: the largest request that is retried, which is HAProxy's buffer. HAProxy copies a whole one for
-        each request that it may retry, which takes 13 us of CPU time for 64 KiB and 45 us for 256,
-        and holds two for each request in flight.
+    retried_bytes: the largest request that is retried, which is HAProxy's buffer. HAProxy copies a whole one
+        for each request that it may retry, which takes 13 us of CPU time for 64 KiB and 45 us for 256, and
+        holds two for each request in flight.
     """
 
     body_s: float = 30.0
@@ -191,9 +191,10 @@ http-request return status 404 default-errorfiles if {{ path -i /-/routes }}
 http-request set-header x-request-disconnect-disabled ?1
 http-request wait-for-body time {round(1000 * settings.body_s)}ms
 acl is_small req.hdr_val(content-length) lt {SMALL_BYTES}
+acl has_length req.hdr(content-length) -m found
 http-request set-var(txn.sent) req.body_len unless is_small
 http-request set-var(txn.missing) req.body_size,sub(txn.sent) unless is_small
-http-request set-var(txn.missing) int(1) if !is_small {{ req.body_len gt 0 }} !{{ req.hdr(content-length) -m found }}
+http-request set-var(txn.missing) int(1) if !is_small !has_length {{ req.body_len gt 0 }}
 acl is_large var(txn.missing) -m int gt 0
 """
 
@@ -275,8 +276,9 @@ def _deadline(routes: Sequence[Route], folder: str, settings: FrontSettings) -> 
     sheddable = _of_models(list(sheddable_requests(routes)))
     for route in routes:
         if route.answer_within_s is not None:
-            within_ms, others = round(1000 * route.answer_within_s), "" if route in sheddable else "!predicts "
-            yield f"http-request set-var(txn.within) int({within_ms}) if {others}{_is_at(route)}"
+            within_ms = round(1000 * route.answer_within_s)
+            first = "" if route in sheddable else "!predicts "
+            yield f"http-request set-var(txn.within) int({within_ms}) if {first}{_is_at(route)}"
     yield from f"""\
 http-request set-var(txn.asked) req.fhdr({_TIMEOUT}) if {{ req.fhdr({_TIMEOUT}) -m reg ^[1-9][0-9]{{0,14}}$ }}
 http-request set-var(txn.spared) var(txn.within),sub(txn.asked) if {{ var(txn.asked) -m found }}
@@ -307,10 +309,10 @@ http-request set-var-fmt(txn.all) "%[var(txn.model)] all" if predicts
 _REFUSING = """\
 http-request set-var(txn.servers) nbsrv
 http-request set-var(txn.room) sc_get_gpt(0,0),mul(txn.servers) if predicts
-http-request set-var(txn.others) var(txn.all),table_conn_cur if predicts
-http-request set-var(txn.free) var(txn.room),sub(txn.others),sub(1) if predicts
-http-request set-var(txn.most) var(txn.free),mul(-{alpha}),add(txn.others),add(1) if predicts
 acl may_refuse var(txn.room) -m int gt 0
+http-request set-var(txn.others) var(txn.all),table_conn_cur if may_refuse
+http-request set-var(txn.free) var(txn.room),sub(txn.others),sub(1) if may_refuse
+http-request set-var(txn.most) var(txn.free),mul(-{alpha}),add(txn.others),add(1) if may_refuse
 acl is_tight var(txn.most) -m int gt 0
 http-request set-var(txn.held) var(txn.caller),table_conn_cur if is_tight
 http-request set-var(txn.rest) var(txn.others),sub(txn.held) if is_tight
@@ -323,13 +325,13 @@ acl is_only var(txn.rest) -m int le 0
 acl is_full var(txn.free) -m int lt 0
 acl is_crammed var(txn.reserve) -m int lt 0
 acl holds_much var(txn.excess) -m int gt 0
-http-request set-var(txn.refused) bool(true) if is_tight may_refuse !is_alone !is_urgent is_crammed
-http-request set-var(txn.refused) bool(true) if is_tight may_refuse !is_alone !is_urgent !is_new is_full
-http-request set-var(txn.refused) bool(true) if is_tight may_refuse !is_alone !is_urgent !is_new !is_only holds_much
+http-request set-var(txn.refused) bool(true) if is_tight !is_alone !is_urgent is_crammed
+http-request set-var(txn.refused) bool(true) if is_tight !is_alone !is_urgent !is_new is_full
+http-request set-var(txn.refused) bool(true) if is_tight !is_alone !is_urgent !is_new !is_only holds_much
 acl is_refused var(txn.refused) -m bool"""
 """A caller who holds nothing may exceed the room by a quarter. `excess` is what a caller would hold beyond
-its fair share of what would be free, and `most` what it would hold if all that is in flight were its own: where
-that is not too much, nobody is refused, and no more is looked at."""
+its fair share of what would be free, and `most` if all that is in flight were its own: where that is not too
+much, nobody is refused, and no more is looked at."""
 
 _COUNTING = """\
 acl is_part var(txn.missing) -m int gt 0
