@@ -26,12 +26,13 @@ from fewshard_serve.errors import InternalError, NotReady
 from fewshard_serve.group.epoch import has_same_experts
 from fewshard_serve.group.expert_placement import Rebalancing
 from fewshard_serve.group.launcher import Launcher
-from fewshard_serve.group.membership import GroupStatus, Membership, View
+from fewshard_serve.group.membership import Membership
 from fewshard_serve.group.partition import Part, PartResult, StepOutput, deal, joined
+from fewshard_serve.group.readiness import LEADER
 from fewshard_serve.group.settings import GroupSettings
 from fewshard_serve.group.shard_runtime import ShardRuntime
-from fewshard_serve.group.state_machine import LEADER
 from fewshard_serve.group.transport import Frame
+from fewshard_serve.group.view import GroupStatus, View
 from fewshard_serve.group.workers import Peer
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
