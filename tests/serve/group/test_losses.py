@@ -19,7 +19,7 @@ def directory(moe_checkpoint):
     return moe_checkpoint()
 
 
-def test_a_loss_takes_what_stood_by_for_it(open_group, directory, kit, monkeypatch):
+def test_a_loss_takes_what_stood_by_for_it(open_group, directory, kit, monkeypatch, caplog):
     """Spares and connections: the survivors meet nobody and read nothing."""
     group, items = open_group(directory, 3, spare_bytes=2**20), kit.random_items(9)
     expected = kit.whole_logits(directory, items)
@@ -30,6 +30,7 @@ def test_a_loss_takes_what_stood_by_for_it(open_group, directory, kit, monkeypat
     group.launcher.end(2)
     assert close_to(group.run(items).logits, expected)
     kit.wait_until(lambda: group.status.size == 2)
+    assert "shards [0, 1] go on after a halt of " in caplog.text
     monkeypatch.undo()
     group.launcher.start_again(2)
     kit.wait_until(lambda: group.status.size == 3)
