@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fewshard_serve.group.handshake import Handshake
 from fewshard_serve.group.transport import PING, Frame, Link, WireError
@@ -111,10 +110,10 @@ class Heartbeat:
 def is_stopped(pid: int) -> bool:
     """Whether a process of this machine is stopped by a signal, so that it does nothing until another one."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2].startswith(b"T")
     except OSError:  # it has ended, or there is no /proc
         return False
-    return stat.rpartition(")")[2].split()[0] == "T"
 
 
 def kill_if_stopped(pid: int, until: threading.Event) -> None:
