@@ -43,7 +43,7 @@ SHARE = 0.6
 MAX_STALL_S = 1.0
 LEAD_S, TAIL_S = 1.0, 2.0
 """Seconds of load before a deed, and after the groups are whole again."""
-WHOLE_S = 120.0
+WHOLE_S = 300.0
 CAPACITY_S = 10.0
 """How long it is measured what the survivors sustain."""
 NUM_TEXTS = 60
