@@ -31,6 +31,7 @@ import psutil
 from chaos import Expected, sentences
 from chaos_server import Server
 from chaos_table import Part, Row, Table
+from shard_load import Callers, figures, halted_s
 
 from fewshard_loadtest.peers.machine import cpu_slug
 
@@ -42,16 +43,14 @@ SHARE = 0.6
 MAX_STALL_S = 1.0
 LEAD_S, TAIL_S = 1.0, 2.0
 """Seconds of load before a deed, and after the groups are whole again."""
-WHOLE_S = 120.0
-GIVE_UP_S = 60.0
-NUM_USERS, CAPACITY_S = 16, 10.0
-"""How what the survivors sustain is measured: by so many callers for so long."""
+WHOLE_S = 300.0
+CAPACITY_S = 10.0
+"""How long it is measured what the survivors sustain."""
 NUM_TEXTS = 60
-LABELS = ("negative", "positive")
 PART = Part(
     "kills and stops of shards",
     f"nothing failed, nothing wrong, no answer later than {MAX_STALL_S:g} s",
-    ("sent", "failed", "wrong", "slowest_s", "silent_s", "whole_s", "rate"),
+    ("sent", "failed", "wrong", "slowest_s", "silent_s", "halted_s", "whole_s", "rate"),
 )
 
 
@@ -86,101 +85,9 @@ def drawn(seed: int, number: int, num_groups: int, shards: int) -> list[Blow]:
     return blows
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One request.
-
-    sent_at: monotonic seconds.
-    seconds: time until the answer.
-    outcome: "ok", "wrong", a status or the name of an error.
-    """
-
-    sent_at: float
-    seconds: float
-    outcome: str
-
-    @property
-    def ended_at(self) -> float:
-        return self.sent_at + self.seconds
-
-
-def figures(answers: Sequence[Answer], since: float, rate: float, whole_s: float | None) -> dict[str, Any]:
-    """Return a row's figures, of the answers that came after the deed.
-
-    slowest_s: the slowest answer. silent_s: the longest time without any answer.
-    """
-    after = [one for one in answers if one.ended_at >= since]
-    ended = sorted([since, *(one.ended_at for one in after)])
-    return {
-        "sent": len(after),
-        "failed": sum(one.outcome not in ("ok", "wrong") for one in after),
-        "wrong": sum(one.outcome == "wrong" for one in after),
-        "slowest_s": round(max((one.seconds for one in after), default=0.0), 3),
-        "silent_s": round(max(np.diff(ended), default=0.0), 3),
-        "whole_s": None if whole_s is None else round(whole_s, 1),
-        "rate": round(rate, 1),
-    }
-
-
 def is_met(found: dict[str, Any]) -> bool:
     no_loss = found["sent"] > 0 and found["failed"] == found["wrong"] == 0
     return no_loss and found["slowest_s"] <= MAX_STALL_S and found["whole_s"] is not None
-
-
-class Callers:
-    """Asks the model for one sentence at a time, and compares the answers."""
-
-    def __init__(self, url: str, expected: Expected) -> None:
-        self._url = f"{url}/v2/models/{MODEL}/classify"
-        self._expected = expected
-        self._num_sent = 0
-
-    async def __aenter__(self) -> "Callers":
-        self._client = httpx.AsyncClient(timeout=GIVE_UP_S, limits=httpx.Limits(max_connections=None))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
-
-    async def steady(self, rate: float, stop: asyncio.Event) -> list[Answer]:
-        """Send `rate` requests a second until the event, and wait for their answers."""
-        tasks, due_at = [], time.monotonic()
-        while not stop.is_set():
-            tasks.append(asyncio.create_task(self._one()))
-            due_at += 1 / rate
-            await asyncio.sleep(max(0.0, due_at - time.monotonic()))
-        return await asyncio.gather(*tasks)
-
-    async def capacity(self, seconds: float) -> float:
-        """Return the answers a second that so many callers get, each of whom waits for its last one."""
-        end = time.monotonic() + seconds
-
-        async def user() -> int:
-            count = 0
-            while time.monotonic() < end:
-                count += (await self._one()).outcome == "ok"
-            return count
-
-        return sum(await asyncio.gather(*(user() for _ in range(NUM_USERS)))) / seconds
-
-    async def _one(self) -> Answer:
-        text, sent_at = self._num_sent % len(self._expected.texts), time.monotonic()
-        self._num_sent += 1
-        try:
-            body = {"inputs": self._expected.texts[text], "raw_scores": True}
-            answer = await self._client.post(self._url, json=body)
-            outcome = str(answer.status_code)
-            if answer.status_code == httpx.codes.OK:
-                outcome = "ok" if self._expected.fits(text, scores(answer.json())) else "wrong"
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            outcome = type(error).__name__
-        return Answer(sent_at, time.monotonic() - sent_at, outcome)
-
-
-def scores(answer: dict[str, Any]) -> np.ndarray:
-    """Return the logits of the first item, in the order of `LABELS`."""
-    found = {each["label"]: each["score"] for each in answer["predictions"][0]}
-    return np.array([found[label] for label in LABELS], np.float32)
 
 
 class Groups:
@@ -247,7 +154,7 @@ class Run:
 
     async def _sustained(self) -> float:
         """Return the answers a second that the survivors of a killed worker give."""
-        async with Callers(self._server.url, self._expected) as callers:
+        async with Callers(self._server.url, MODEL, self._expected) as callers:
             await callers.capacity(LEAD_S)
             await self._groups.strike(Blow(WORKER, is_stop=False), random.Random(0))
             rate = await callers.capacity(CAPACITY_S)
@@ -258,8 +165,8 @@ class Run:
 
     async def _deed(self, what: str, blows: Sequence[Blow], rate: float, chance: random.Random) -> None:
         self._groups.victims.clear()
-        stop = asyncio.Event()
-        async with Callers(self._server.url, self._expected) as callers:
+        stop, said = asyncio.Event(), len(self._server.said)
+        async with Callers(self._server.url, MODEL, self._expected) as callers:
             sending = asyncio.create_task(callers.steady(rate, stop))
             await asyncio.sleep(LEAD_S)
             since = time.monotonic()
@@ -270,7 +177,7 @@ class Run:
             await asyncio.sleep(TAIL_S)
             stop.set()
             answers = await sending
-        found = figures(answers, since, rate, whole_s)
+        found = {**figures(answers, since, rate, whole_s), "halted_s": halted_s(self._server.said[said:])}
         others = Counter(one.outcome for one in answers if one.outcome not in ("ok", "wrong"))
         remark = ", ".join(f"{count} x {name}" for name, count in sorted(others.items()))
         row = self._table.add("kills", what, found, is_met(found), remark)
@@ -293,6 +200,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "deeds": len(seen),
         **{name: sum(each[name] for each in seen) for name in ("sent", "failed", "wrong")},
         "worst_stall_s": max((each["slowest_s"] for each in seen), default=0.0),
+        "worst_halt_s": max((each["halted_s"] or 0.0 for each in seen), default=0.0),
         "median_stall_s": round(float(np.median([each["slowest_s"] for each in seen])), 3) if seen else 0.0,
     }
 

@@ -21,6 +21,11 @@ def kills():
     sys.path.remove(str(BENCHMARKS))
 
 
+@pytest.fixture(scope="module")
+def load(kills):
+    return importlib.import_module("shard_load")
+
+
 def test_a_seed_draws_the_same_deeds_and_every_kind_of_them(kills):
     deeds = [kills.drawn(7, number, 2, 4) for number in range(200)]
     assert deeds == [kills.drawn(7, number, 2, 4) for number in range(200)]
@@ -37,17 +42,22 @@ def test_one_leader_is_left(kills):
         assert roles.count(kills.LEADER) <= 1
 
 
-def test_answers_after_the_deed_are_counted(kills):
+def test_answers_after_the_deed_are_counted(load):
     answers = [
-        kills.Answer(1.0, 0.5, "503"),  # over before it
-        kills.Answer(9.9, 0.3, "ok"),  # under way when it came
-        kills.Answer(10.0, 1.2, "wrong"),
-        kills.Answer(11.5, 0.1, "ReadError"),
+        load.Answer(1.0, 0.5, "503"),  # over before it
+        load.Answer(9.9, 0.3, "ok"),  # under way when it came
+        load.Answer(10.0, 1.2, "wrong"),
+        load.Answer(11.5, 0.1, "ReadError"),
     ]
-    found = kills.figures(answers, since=10.0, rate=5.0, whole_s=3.21)
+    found = load.figures(answers, since=10.0, rate=5.0, whole_s=3.21)
     assert (found["sent"], found["failed"], found["wrong"]) == (3, 1, 1)
     assert (found["slowest_s"], found["silent_s"], found["whole_s"]) == (1.2, 1.0, 3.2)
-    assert not kills.is_met(found)
+
+
+def test_the_longest_halt_is_read_from_the_leaders_words(load):
+    line = "WARNING fewshard_serve.group.leader: shards [0, 1] go on after a halt of {} s\n"
+    assert load.halted_s(line.format("0.041") + "shard 1 is lost: closed\n" + line.format("0.120")) == 0.12
+    assert load.halted_s("shard 1 is lost: closed\n") is None
 
 
 @pytest.mark.parametrize(
@@ -65,8 +75,8 @@ def test_a_deed_meets_its_target_if_nothing_is_amiss(kills, figure, value, met):
     assert kills.is_met({**found, figure: value}) is met
 
 
-def test_no_answer_at_all_meets_no_target(kills):
-    found = kills.figures([], since=0.0, rate=5.0, whole_s=1.0)
+def test_no_answer_at_all_meets_no_target(kills, load):
+    found = load.figures([], since=0.0, rate=5.0, whole_s=1.0)
     assert not kills.is_met(found)
 
 

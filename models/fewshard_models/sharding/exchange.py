@@ -3,6 +3,7 @@
 Called by a shard's expert layers. Every call has a timeout; after a failed call the exchange is unusable.
 """
 
+import os
 import socket
 import threading
 import time
@@ -41,6 +42,19 @@ class Rendezvous:
     backend: str = "gloo"
 
 
+C10D_TIMEOUT_S = 3600.0
+"""c10d's own limit for a collective of NCCL. It may end the process, so ours must come first."""
+C10D_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+"""By default (ProcessGroupNCCL.hpp) c10d's watchdog ends the process after a failed collective, and a monitor
+does if the watchdog hangs. A group survives both, and its own watcher is the only judge."""
+
+
+def leave_judgement_to_us() -> None:
+    """Keep c10d from ending this process. It reads the environment when a group of NCCL is made."""
+    for name, value in C10D_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 class Exchange(ABC):
     """A group of `size` shards. All shards make the same calls with equal shapes in the same order."""
 
@@ -61,6 +75,13 @@ class Exchange(ABC):
 
     def abort(self) -> None:
         """Leave the group, so that shards that wait for this one fail at once."""
+        return
+
+    def interrupt(self) -> None:
+        """End the calls that wait for a shard which is gone; any thread may call it.
+
+        Where connections to it have broken, calls end by themselves.
+        """
         return
 
     def check(self) -> None:
@@ -130,19 +151,24 @@ class GlooExchange(Exchange):
 class NcclExchange(Exchange):
     """Exchange between GPUs. The host never waits for a collective.
 
-    A watcher thread aborts a collective that exceeds the timeout; the next call or `check` then raises.
+    A watcher thread aborts a collective that exceeds the timeout; the next call or `check` then raises. The
+    communicator exists once the exchange does: c10d would make it at the first collective, amid a batch.
     """
 
     def __init__(self, store: Store, meeting: Rendezvous) -> None:
         super().__init__(meeting.rank, meeting.size)
+        leave_judgement_to_us()
         options = c10d.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=meeting.timeout_s)
+        options._timeout = timedelta(seconds=C10D_TIMEOUT_S)
         own_store = c10d.PrefixStore(meeting.name, store)
         self._group = _guarded(lambda: c10d.ProcessGroupNCCL(own_store, meeting.rank, meeting.size, options))
         self._timeout_s = meeting.timeout_s
         self._newest: tuple[Any, float] | None = None
         self._is_aborted = False
         threading.Thread(target=self._watch, name="nccl-watcher", daemon=True).start()
+        self.all_gather(torch.zeros(1, device="cuda"))
+        _guarded(torch.cuda.synchronize)
+        self.check()
 
     def all_gather(self, rows: Tensor) -> Tensor:
         found = rows.new_empty(self.size * rows.shape[0], *rows.shape[1:])
@@ -159,6 +185,9 @@ class NcclExchange(Exchange):
         if not self._is_aborted:
             self._is_aborted = True
             self._group.abort()
+
+    def interrupt(self) -> None:
+        self.abort()  # a kernel that waits for a dead shard's GPU would spin for ever
 
     def check(self) -> None:
         if self._is_aborted:

@@ -16,7 +16,9 @@ from fewshard_models.text.layers import choose_experts
 from fewshard_models.text.packing import PackedTokens, with_rows
 
 ABSENT = -1
-_ALIGNMENT = 16  # bytes; rows on the wire are padded to a multiple, so that parts can be viewed by dtype
+_ALIGNMENT = 32
+"""Bytes. Rows on the wire are padded to a multiple, so that parts can be viewed by dtype, and that a 16-bit
+row's stride is a multiple of 16 values, from which Triton knows that it may load 16 bytes at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +69,9 @@ class ExpertMap:
 def _occurrences(values: Tensor, num_values: int) -> Tensor:
     """int64 [N]: the number of earlier equal values for each of `values` [N], all below `num_values`."""
     ordered, order = values.sort(stable=True)
-    counts = torch.bincount(values, minlength=num_values)
+    # Not `bincount`, whose result's size the host of a GPU would wait for.
+    counts = torch.zeros(num_values, dtype=torch.int64, device=values.device)
+    counts.scatter_add_(0, values, torch.ones_like(values, dtype=torch.int64))
     starts = counts.cumsum(0) - counts
     found = torch.empty_like(order)
     found[order] = torch.arange(len(order), device=order.device) - starts[ordered]
@@ -75,12 +79,27 @@ def _occurrences(values: Tensor, num_values: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ExpertBlock:
+    """Some experts of one layer in memory, in the order of their slots."""
+
+    experts: tuple[int, ...]
+    weights: ExpertWeights | PackedExperts
+
+    @property
+    def plain(self) -> ExpertWeights:
+        return self.weights.plain if isinstance(self.weights, PackedExperts) else self.weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ExpertLayer:
-    """One layer's experts on one shard, and the exchange for their rows. `weights` None: no experts here."""
+    """One layer's experts on one shard, and the exchange for their rows.
+
+    blocks: the experts; the slots of `duties` count through all blocks. Empty if no experts are here.
+    """
 
     exchange: Exchange
     duties: ExpertMap
-    weights: ExpertWeights | PackedExperts | None
+    blocks: tuple[ExpertBlock, ...]
     activation: str
 
     def __call__(self, x: Tensor, routing: Routing, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -97,29 +116,41 @@ class ExpertLayer:
         return self.exchange.reduce_scatter(y)[: x.shape[0]], num_computed
 
     def _compute(self, rows: Tensor, local: Routing) -> tuple[Tensor, Tensor]:
-        if self.weights is None:
-            return torch.zeros_like(rows), torch.zeros((), dtype=torch.int64)
-        if self._skips_absent(rows, local):
-            y, stats = self._multiply(rows, local)
+        if not self.blocks:
+            return torch.zeros_like(rows), torch.zeros((), dtype=torch.int64, device=rows.device)
+        if len(self.blocks) == 1:
+            return self._compute_block(self.blocks[0], rows, local)
+        first, parts = 0, []
+        for block in self.blocks:
+            slots = local.experts - first
+            is_here = (slots >= 0) & (slots < len(block.experts))
+            mine = Routing(local.weights, torch.where(is_here, slots, ABSENT))
+            parts.append(self._compute_block(block, rows, mine))
+            first += len(block.experts)
+        products, counts = zip(*parts, strict=True)
+        return sum(products[1:], products[0]), sum(counts[1:], counts[0])
+
+    def _compute_block(self, block: ExpertBlock, rows: Tensor, local: Routing) -> tuple[Tensor, Tensor]:
+        if self._skips_absent(block, rows, local):
+            y, stats = self._multiply(block, rows, local)
             return y, stats.expert_rows.sum()
         served, choices = torch.where(local.experts >= 0)
         own = Routing(local.weights[served, choices, None], local.experts[served, choices, None])
-        y, _ = self._multiply(rows[served], own)
-        return _spread(y, served, rows, local.experts.shape[1]), torch.tensor(len(served))
+        y, _ = self._multiply(block, rows[served], own)
+        return _spread(y, served, rows, local.experts.shape[1]), torch.tensor(len(served), device=rows.device)
 
-    def _skips_absent(self, rows: Tensor, local: Routing) -> bool:
+    def _skips_absent(self, block: ExpertBlock, rows: Tensor, local: Routing) -> bool:
         """Whether the kernels accept choices of absent experts. Then shapes are static and the host does not
         wait for the device."""
-        if explain(rows.device).path != "triton" or not isinstance(self.weights, ExpertWeights):
+        if explain(rows.device).path != "triton" or not isinstance(block.weights, ExpertWeights):
             return False
         from fewshard_kernels.moe_ffn.triton import supports
 
         options = MoeOptions(top_k=local.experts.shape[1], activation=self.activation)
-        return supports(rows, local, self.weights, options) is None
+        return supports(rows, local, block.weights, options) is None
 
-    def _multiply(self, rows: Tensor, routing: Routing) -> tuple[Tensor, MoeStats]:
-        weights = (self.weights,) if isinstance(self.weights, PackedExperts) else self.weights
-        assert weights is not None
+    def _multiply(self, block: ExpertBlock, rows: Tensor, routing: Routing) -> tuple[Tensor, MoeStats]:
+        weights = (block.weights,) if isinstance(block.weights, PackedExperts) else block.weights
         return moe_ffn(rows, routing, *weights, activation=self.activation)
 
 

@@ -4,7 +4,8 @@ Called by `fewshard_serve.group`, in the leader and in every worker. A shard che
 loads more experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -15,7 +16,7 @@ from torch import Tensor
 from fewshard_kernels import ExpertWeights, MoeStats, PackedExperts, pack_experts
 from fewshard_models.errors import NoRoomError
 from fewshard_models.sharding.exchange import Exchange, LocalExchange
-from fewshard_models.sharding.experts import ExpertLayer, ExpertMap, ShardedFeedForward
+from fewshard_models.sharding.experts import ExpertBlock, ExpertLayer, ExpertMap, ShardedFeedForward
 from fewshard_models.sharding.weights import load_shardable_config, load_without_experts, read_experts
 from fewshard_models.text import PackedTokens
 
@@ -26,7 +27,9 @@ UNLIMITED = 2**63
 def available_bytes(device: torch.device) -> int:
     """Bytes that can be allocated without swapping, within a container's limit."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch's allocator has cached counts as used there, but serves the next allocation.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     return min(_of_machine(), _of_container())
 
 
@@ -54,16 +57,24 @@ Experts = tuple[tuple[int, ...], ...]
 """The experts of one shard for each layer, in slot order."""
 
 
+MAX_BLOCKS = 4
+"""The most blocks of a layer, each of which is multiplied by itself. More are joined into one."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerExperts:
-    """One layer's experts in memory, in slot order; `weights` is None if there are none."""
+    """One layer's experts in memory."""
 
-    experts: tuple[int, ...]
-    weights: ExpertWeights | PackedExperts | None
+    blocks: tuple[ExpertBlock, ...] = ()
 
     @property
-    def plain(self) -> ExpertWeights | None:
-        return self.weights.plain if isinstance(self.weights, PackedExperts) else self.weights
+    def experts(self) -> tuple[int, ...]:
+        """In the order of their slots."""
+        return tuple(expert for block in self.blocks for expert in block.experts)
+
+    def within(self, experts: Collection[int]) -> "LayerExperts":
+        """Return the blocks that hold none but these experts."""
+        return LayerExperts(tuple(block for block in self.blocks if set(block.experts) <= set(experts)))
 
 
 class ShardOutput(NamedTuple):
@@ -91,24 +102,51 @@ class Shard:
         self._directory = directory
         self._dtype = dtype
         self._network = load_without_experts(directory, self.config, dtype, device)
-        self._held = tuple(LayerExperts((), None) for _ in self.config.expert_layers)
+        self._held = tuple(LayerExperts() for _ in self.config.expert_layers)
+        self._spares = self._held
         self._exchange: Exchange = LocalExchange()
 
-    def stage(self, experts: Experts) -> tuple[LayerExperts, ...]:
+    def stage(self, experts: Experts, at_once: bool = False) -> tuple[LayerExperts, ...]:
         """Load these experts; layers that do not change are shared with the running ones.
+
+        at_once: copy nothing that is in memory. What is missing is multiplied apart from the rest, which is a
+            little slower until the next `stage`.
 
         Raises NoRoomError if they do not fit beside the running ones, CheckpointError for damaged files.
         """
-        held = self._held
-        changed = [now for now, then in zip(experts, held, strict=True) if now != then.experts]
-        self._require_room(sum(map(len, changed)))
+        held, spares = self._held, self._spares
+        kept = [self._kept(*layer, at_once) for layer in zip(experts, held, spares, strict=True)]
+        self._require_room(sum(len(now) - len(then.experts) for now, then in zip(experts, kept, strict=True)))
         try:
-            return tuple(
-                then if now == then.experts else self._load(layer, now, then)
-                for layer, now, then in zip(self.config.expert_layers, experts, held, strict=True)
-            )
+            with _beside(self.device):
+                return tuple(
+                    self._completed(layer, now, there, [*then.blocks, *spare.blocks])
+                    for layer, now, there, then, spare in zip(
+                        self.config.expert_layers, experts, kept, held, spares, strict=True
+                    )
+                )
         except torch.OutOfMemoryError as error:
             raise NoRoomError(f"experts do not fit on {self.device}: {error}") from error
+
+    def keep_spares(self, spares: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Hold copies of other shards' experts, so that `stage` finds them in memory.
+
+        spares: for each layer the blocks of experts; a block is used without a copy when all of it is wanted.
+
+        Raises as `stage` does; then there are as many as fitted.
+        """
+        for number, (layer, wanted) in enumerate(zip(self.config.expert_layers, spares, strict=True)):
+            there = {block.experts: block for block in self._spares[number].blocks}
+            blocks = [there.get(tuple(experts)) for experts in wanted]
+            self._require_room(
+                sum(len(one) for one, block in zip(wanted, blocks, strict=True) if block is None)
+            )
+            with _beside(self.device):
+                loaded = [
+                    block or self._load(layer, tuple(experts), [])
+                    for experts, block in zip(wanted, blocks, strict=True)
+                ]
+            self._spares = (*self._spares[:number], LayerExperts(tuple(loaded)), *self._spares[number + 1 :])
 
     def activate(
         self, staged: Sequence[LayerExperts], everyone: Sequence[Experts], exchange: Exchange
@@ -118,8 +156,9 @@ class Shard:
         self._exchange = exchange
         for number, (feed_forward, mine) in enumerate(zip(self._feed_forwards, staged, strict=True)):
             by_rank = [experts[number] for experts in everyone]
+            by_rank[exchange.rank] = mine.experts  # the same ones, in the order in which they are here
             duties = ExpertMap.of(exchange.rank, by_rank, self.config.num_experts, self.device)
-            feed_forward.layer = ExpertLayer(exchange, duties, mine.weights, self.config.hidden_act)
+            feed_forward.layer = ExpertLayer(exchange, duties, mine.blocks, self.config.hidden_act)
 
     def run(self, packed: PackedTokens, num_rows: int) -> ShardOutput:
         """Run one pass over this shard's own items, if any; it also computes other shards' tokens.
@@ -130,7 +169,7 @@ class Shard:
             feed_forward.num_rows = num_rows
         with torch.inference_mode():
             out = self._network.forward_packed(packed)
-            computed = torch.stack([each.num_computed.cpu() for each in self._feed_forwards])
+            computed = torch.stack([each.num_computed for each in self._feed_forwards]).cpu()
             logits = out.logits.cpu()
         self._exchange.check()
         return ShardOutput(logits, out.moe_stats, computed)
@@ -154,16 +193,37 @@ class Shard:
                 f"of which {there / 1e9:.2f} GB are left"
             )
 
-    def _load(self, layer: int, experts: tuple[int, ...], held: LayerExperts) -> LayerExperts:
-        if not experts:
-            return LayerExperts((), None)
+    def _kept(
+        self, experts: tuple[int, ...], held: LayerExperts, spare: LayerExperts, at_once: bool
+    ) -> LayerExperts:
+        """Return the blocks in memory that serve some of these experts as they are."""
+        if not at_once:
+            # One block alone, so that nothing is slower for long.
+            whole = [block for block in held.blocks if set(block.experts) == set(experts)]
+            return held if len(whole) == len(held.blocks) else LayerExperts(tuple(whole[:1]))
+        if set(held.experts) == set(experts):
+            return held
+        kept = held.within(experts)
+        missing = set(experts) - set(kept.experts)
+        kept = LayerExperts((*kept.blocks, *spare.within(missing).blocks))
+        return kept if len(kept.blocks) < MAX_BLOCKS else LayerExperts()
+
+    def _completed(
+        self, layer: int, experts: tuple[int, ...], kept: LayerExperts, there: Iterable[ExpertBlock]
+    ) -> LayerExperts:
+        """Return the blocks and one with what they lack. `there`: where experts are in memory."""
+        missing = tuple(expert for expert in experts if expert not in kept.experts)
+        return LayerExperts((*kept.blocks, self._load(layer, missing, there))) if missing else kept
+
+    def _load(self, layer: int, experts: tuple[int, ...], there: Iterable[ExpertBlock]) -> ExpertBlock:
+        """Return a new block. Experts that are in memory are copied; others are read from the checkpoint."""
         weights = self._empty(len(experts))
-        kept = [(place, held.experts.index(e)) for place, e in enumerate(experts) if e in held.experts]
-        if held.plain is not None and kept:
-            _copy(held.plain, weights, kept)
-        read = [place for place, expert in enumerate(experts) if expert not in held.experts]
-        read_experts(self._directory, layer, [experts[place] for place in read], weights, read)
-        return LayerExperts(experts, self._packed(weights))
+        to_read = dict(zip(experts, range(len(experts)), strict=True))
+        for block in there:
+            places = [(to_read.pop(one), at) for at, one in enumerate(block.experts) if one in to_read]
+            _copy(block.plain, weights, places)
+        read_experts(self._directory, layer, list(to_read), weights, list(to_read.values()))
+        return ExpertBlock(experts, self._packed(weights))
 
     def _empty(self, num_experts: int) -> ExpertWeights:
         width, hidden = self.config.expert_size, self.config.hidden_size
@@ -183,3 +243,15 @@ def _copy(source: ExpertWeights, target: ExpertWeights, places: list[tuple[int, 
         if to is not None and of is not None:
             for place, origin in places:
                 to[place].copy_(of[origin])
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """Let a GPU copy on a stream of its own, beside the passes, and wait for that at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

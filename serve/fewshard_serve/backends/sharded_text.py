@@ -194,6 +194,7 @@ def _settings(
         address=address,
         num_threads=max(1, available_cores() // experts.shards),
         rebalance_s=experts.rebalance_s if follows_loads else 0.0,
+        spare_bytes=round(experts.spare_mib * 2**20),
     )
 
 

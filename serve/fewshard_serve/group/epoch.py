@@ -20,12 +20,14 @@ class Epoch:
     live: the shards that take part, in the order of their ranks.
     placement: the experts of all shards of the group; shards that are not live have none.
     backend: the communication backend, gloo or nccl.
+    standby: the number of the connections that were made beforehand for these shards; 0 for none.
     """
 
     generation: int
     live: tuple[int, ...]
     placement: Placement
     backend: str = "gloo"
+    standby: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -41,13 +43,14 @@ class Epoch:
 
     def to_fields(self) -> dict[str, Any]:
         fields = {"generation": self.generation, "live": self.live, "backend": self.backend}
-        return fields | self.placement.to_json()
+        return {**fields, "standby": self.standby, **self.placement.to_json()}
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Epoch":
         # Not `from_json`, which rejects missing experts: after a loss some may be missing.
         placement = Placement(np.array(fields["slots"], dtype=np.int32), fields["num_experts"])
-        return cls(fields["generation"], tuple(fields["live"]), placement, fields["backend"])
+        live, standby = tuple(fields["live"]), fields["standby"]
+        return cls(fields["generation"], live, placement, fields["backend"], standby)
 
 
 def has_same_experts(one: Placement, other: Placement) -> bool:
@@ -61,14 +64,20 @@ def cover(
     live: Sequence[int],
     max_slots: Sequence[int],
     loads: NDArray[np.int64] | None = None,
+    spares: NDArray[np.bool_] | None = None,
 ) -> Placement:
     """Return `target` restricted to the live shards, with each expert that this loses moved to a live one.
 
-    A lost expert goes to a shard that holds it now, if there is one; otherwise to the least loaded shard with
-    fewer experts than its `max_slots`. The heaviest experts are placed first. An expert stays missing if no
-    slot is free. `loads` [num_layers, num_experts] are equal by default.
+    A lost expert goes to a shard that holds it now, or as a spare, if there is one; otherwise to the least
+    loaded shard with fewer experts than its `max_slots`. The heaviest experts are placed first. An expert
+    stays missing if no slot is free.
+
+    loads: [num_layers, num_experts]; equal by default.
+    spares: [num_layers, num_shards, num_experts], the spares that each shard holds; none by default.
     """
     has, had = _holdings(target), _holdings(current)
+    if spares is not None:
+        had |= spares
     gone = [shard for shard in range(target.num_shards) if shard not in live]
     has[:, gone], had[:, gone] = False, False
     weights = np.ones(has[:, 0].shape) if loads is None else loads + 1.0
@@ -77,6 +86,49 @@ def cover(
         for expert in sorted(lost.tolist(), key=lambda expert: -weights[layer, expert]):
             _place(expert, held, had[layer], live, max_slots, weights[layer])
     return _placement(has, target, live)
+
+
+Blocks = list[list[list[int]]]
+"""Experts of one shard: for each layer, the blocks in which it holds them."""
+
+
+def spares_for_losses(
+    placement: Placement,
+    losses: Sequence[int],
+    max_slots: Sequence[int],
+    num_spares: int,
+    loads: NDArray[np.int64] | None = None,
+) -> dict[int, Blocks]:
+    """Return for each shard the experts that it would take over, a block for each single loss.
+
+    losses: the shards that may be lost.
+    num_spares: the most experts of all layers for a shard; the heaviest go first.
+    """
+    now = _holdings(placement)
+    weights = np.zeros((now.shape[0], now.shape[2])) if loads is None else loads
+    everyone = range(placement.num_shards)
+    found: dict[int, list[tuple[float, int, int, int]]] = {shard: [] for shard in everyone}
+    for lost in losses:
+        then = cover(placement, placement, [one for one in everyone if one != lost], max_slots, loads)
+        for layer, shard, expert in np.argwhere(_holdings(then) & ~now).tolist():
+            found[shard].append((-float(weights[layer, expert]), layer, lost, expert))
+    return {shard: _blocks(sorted(some)[:num_spares], now.shape[0]) for shard, some in found.items()}
+
+
+def _blocks(pieces: Sequence[tuple[float, int, int, int]], num_layers: int) -> Blocks:
+    layers: list[dict[int, list[int]]] = [{} for _ in range(num_layers)]
+    for _, layer, lost, expert in pieces:
+        layers[layer].setdefault(lost, []).append(expert)
+    return [[sorted(experts) for _, experts in sorted(layer.items())] for layer in layers]
+
+
+def held_in(blocks: Mapping[int, Blocks], like: Placement) -> NDArray[np.bool_]:
+    """Return the experts in the blocks of each shard, [num_layers, num_shards, num_experts]."""
+    found = np.zeros((*like.slots.shape[:2], like.num_experts), dtype=bool)
+    for shard, layers in blocks.items():
+        for layer, some in enumerate(layers):
+            found[layer, shard, [expert for experts in some for expert in experts]] = True
+    return found
 
 
 def _place(

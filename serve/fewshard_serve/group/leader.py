@@ -26,12 +26,13 @@ from fewshard_serve.errors import InternalError, NotReady
 from fewshard_serve.group.epoch import has_same_experts
 from fewshard_serve.group.expert_placement import Rebalancing
 from fewshard_serve.group.launcher import Launcher
-from fewshard_serve.group.membership import GroupStatus, Membership, View
+from fewshard_serve.group.membership import Membership
 from fewshard_serve.group.partition import Part, PartResult, StepOutput, deal, joined
+from fewshard_serve.group.readiness import LEADER
 from fewshard_serve.group.settings import GroupSettings
 from fewshard_serve.group.shard_runtime import ShardRuntime
-from fewshard_serve.group.state_machine import LEADER
 from fewshard_serve.group.transport import Frame
+from fewshard_serve.group.view import GroupStatus, View
 from fewshard_serve.group.workers import Peer
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
@@ -70,6 +71,7 @@ class Group:
         self._changed = threading.Condition()
         self._pending: View | None = None
         self._view: View | None = None
+        self._halted_at: float | None = None
         self._stepping = threading.Lock()
         self._num_steps = 0
         self._loads = np.zeros((target.num_layers, target.num_experts), np.int64)
@@ -176,7 +178,7 @@ class Group:
     def halt(self, generation: int) -> None:
         with self._changed:
             if self._view is not None and self._view.epoch.generation == generation:
-                self._view = None
+                self._halt()
 
     def tick(self) -> None:
         """Adopt a published epoch if no batch is running; otherwise the next batch does."""
@@ -187,6 +189,9 @@ class Group:
                 self._stepping.release()
         with self._changed:
             self._changed.notify_all()
+
+    def _halt(self) -> None:
+        self._view, self._halted_at = None, self._halted_at or time.monotonic()
 
     # The methods below require `_stepping`.
 
@@ -208,8 +213,11 @@ class Group:
         if view is None or not self._is_sound(view):
             return
         with self._changed:
-            self._view = view
+            self._view, halted_at, self._halted_at = view, self._halted_at, None
             self._changed.notify_all()
+        if halted_at is not None:
+            told = list(view.epoch.live), time.monotonic() - halted_at
+            logger.warning("shards %s go on after a halt of %.3f s", *told)
         generation = view.epoch.generation
         self._runtime.keep(generation)
         for peer in view.peers.values():
@@ -235,7 +243,7 @@ class Group:
         logger.warning("generation %d has failed: %s", view.epoch.generation, error)
         with self._changed:
             if self._view is view:
-                self._view = None
+                self._halt()
         self._membership.failed(view.epoch.generation)
 
     def _step(self, view: View, items: Sequence[TokenIds]) -> StepOutput:

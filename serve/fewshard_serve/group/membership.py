@@ -4,15 +4,15 @@ All of it runs on one control thread. Other threads post their events to it.
 """
 
 import logging
+import os
 import queue
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from fewshard_models.checkpoint import resolve
 from fewshard_models.sharding import Placement
 from fewshard_models.sharding.weights import fingerprint
-from fewshard_serve.group.epoch import Epoch
+from fewshard_serve.group.epoch import Blocks, Epoch
 from fewshard_serve.group.handshake import Handshake, Listener, Wanted
 from fewshard_serve.group.launcher import Launcher
+from fewshard_serve.group.readiness import LEADER, GroupRules
 from fewshard_serve.group.settings import GroupSettings
 from fewshard_serve.group.shard_runtime import Prepared, ShardRuntime
-from fewshard_serve.group.state_machine import LEADER, GroupRules, GroupStateMachine
+from fewshard_serve.group.state_machine import GroupStateMachine
 from fewshard_serve.group.transport import Frame, Link, WireError
+from fewshard_serve.group.view import GroupStatus, Stage, View
 from fewshard_serve.group.worker import WorkerConfig, device_id, device_name
 from fewshard_serve.group.workers import Heartbeat, Peer
 
@@ -36,52 +38,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 BACKOFF_S = (1.0, 60.0)
 """Seconds that an expelled worker stays away: the first time (doubled each time), and the most."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """A published epoch.
-
-    peers: the links to its workers.
-    newcomers: shards that have not answered any input yet.
-    """
-
-    epoch: Epoch
-    newcomers: Collection[int]
-    peers: Mapping[int, Peer]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupStatus:
-    """The state of a group, for `/experts` and the metrics.
-
-    problem: why it cannot answer; "" if it can.
-    is_unrecoverable: the problem will not go away by waiting.
-    placement: the one in force; before the first epoch, the target.
-    """
-
-    num_shards: int
-    size: int
-    generation: int
-    num_reforms: int
-    num_moves: int
-    is_degraded: bool
-    problem: str
-    is_unrecoverable: bool
-    placement: Placement
-
-
-class Stage(Protocol):
-    """Uses the published epochs; the leader implements it. All methods are called from the control thread."""
-
-    def publish(self, view: View) -> None:
-        """Use this epoch from the next batch on."""
-
-    def halt(self, generation: int) -> None:
-        """Stop using this epoch. Another one follows, or the status gives the reason."""
-
-    def tick(self) -> None:
-        """Called after each event and at regular intervals."""
 
 
 class Membership:
@@ -101,7 +57,10 @@ class Membership:
         self._launcher = launcher
         self._stage = stage
         self._loads = loads
-        rules = GroupRules(settings.num_shards, settings.max_slots_per_shard, settings.allows_degraded)
+        num_spares = settings.spare_bytes // seat.shard.num_bytes_an_expert
+        rules = GroupRules(
+            settings.num_shards, settings.max_slots_per_shard, settings.allows_degraded, num_spares
+        )
         self._machine = GroupStateMachine(rules, target, self)
         self._peers: dict[int, Peer] = {}
         self._backoff_s: dict[int, float] = {}
@@ -114,7 +73,7 @@ class Membership:
         device, there = device_name(torch.device(settings.device)), fingerprint(resolve(settings.path))
         wanted = Wanted(settings.num_shards, secret, device, there, socket.gethostname())
         self._listener = Listener(settings.address, wanted, self._greet, settings.timeout_s)
-        self._heartbeat = Heartbeat(lambda: list(self._peers.values()), self._on_silence, settings.timeout_s)
+        self._heartbeat = Heartbeat(lambda: list(self._peers.values()), self.remove, settings.timeout_s)
         threading.Thread(target=self._control, name="group-control", daemon=True).start()
         first = self._worker_config(1, store_port, secret)
         self._launcher.start([replace(first, shard=shard) for shard in range(1, settings.num_shards)])
@@ -134,6 +93,8 @@ class Membership:
             device=settings.device,
             timeout_s=settings.timeout_s,
             num_threads=settings.num_threads,
+            leader_pid=os.getpid(),
+            leader_host=socket.gethostname(),
         )
 
     def close(self) -> None:
@@ -192,6 +153,19 @@ class Membership:
         logger.error("shard %d is sent away for %.0f s: %s", shard, wait_s, reason)
         peer = self._peers.pop(shard)
         _send_away(peer.link, reason, wait_s)
+
+    def keep_spares(self, shard: int, blocks: Blocks) -> None:
+        if shard == LEADER:
+            self._runtime.keep_spares(blocks)
+        else:
+            self._peers[shard].send(Frame("spares", {"blocks": blocks}))
+
+    def stand_by(self, shard: int, number: int, generation: int, live: Sequence[int]) -> None:
+        if shard == LEADER:
+            self._runtime.stand_by(number, generation, live, self._on_own_report)
+        else:
+            fields = {"number": number, "generation": generation, "live": live}
+            self._peers[shard].send(Frame("stand_by", fields))
 
     # The control thread.
 
@@ -255,7 +229,17 @@ class Membership:
     def _left(self, shard: int, peer: Peer, reason: str) -> None:
         if self._peers.get(shard) is peer:
             del self._peers[shard]
+            self._interrupt(shard)
             self._machine.left(shard, reason)
+
+    def _interrupt(self, lost: int) -> None:
+        """End the step that waits for a lost shard, where no connection of the exchange tells of the loss."""
+        active = self._machine.active
+        if active is None or lost not in active.live or active.backend == "gloo":
+            return
+        self._runtime.interrupt(active.generation)
+        for shard in set(active.live) & self._peers.keys():
+            self._peers[shard].send(Frame("interrupt", {"generation": active.generation}))
 
     # Called from other threads.
 
@@ -274,9 +258,6 @@ class Membership:
 
     def _on_own_report(self, report: Prepared) -> None:
         self.post(partial(self._machine.prepared, LEADER, report))
-
-    def _on_silence(self, peer: Peer) -> None:
-        self.remove(peer, f"silent for {self._settings.timeout_s:g} s")
 
 
 def _send_away(link: Link, reason: str, wait_s: float) -> None:

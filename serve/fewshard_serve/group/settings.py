@@ -35,6 +35,8 @@ class ExpertsSettings:
     rebalance_s: NonNegative = 60.0
     exchange_timeout_ms: Annotated[float, STRICT, Ge(100), Le(30_000), WithExponent()] = 3000.0
     degraded: Flag = False
+    spare_mib: NonNegative = 64.0
+    """Memory that each shard may use for copies of others' experts, which a loss then need not load."""
 
     def __post_init__(self) -> None:
         least, most = self.slots_per_shard, self.max_slots_per_shard
@@ -67,6 +69,7 @@ class GroupSettings:
     address: where the leader listens.
     num_threads: CPU threads of each worker.
     rebalance_s: seconds between two checks of the placement; 0 for none.
+    spare_bytes: memory that each shard may use for copies of others' experts.
     """
 
     path: str
@@ -79,3 +82,4 @@ class GroupSettings:
     address: str = "127.0.0.1"
     num_threads: int = 1
     rebalance_s: float = 0.0
+    spare_bytes: int = 0

@@ -1,14 +1,17 @@
 """Runs one shard, in leader and workers. It prepares the next epoch while the current one runs steps."""
 
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fewshard_models.errors import ExchangeError, ModelsError, NoRoomError
 from fewshard_models.sharding.exchange import Exchange, Rendezvous, join_store, meet
 from fewshard_models.sharding.shard import LayerExperts, Shard, ShardOutput
 from fewshard_models.text import PackedTokens
-from fewshard_serve.group.epoch import Epoch
+from fewshard_serve.group.epoch import Blocks, Epoch
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[["Prepared"], None]
 
@@ -17,7 +20,7 @@ Report = Callable[["Prepared"], None]
 class Prepared:
     """Report of a shard that has finished one phase of a generation.
 
-    phase: "stage" or "connect".
+    phase: "stage" or "connect"; or "stand_by", and `generation` is the standby's number.
     problem: why it failed; "" if it succeeded.
     lacks_room: it failed for lack of memory.
     """
@@ -51,6 +54,8 @@ class ShardRuntime:
         self._address = address
         self._timeout_s = timeout_s
         self._prepared: dict[int, _Prepared] = {}
+        self._standbys: dict[int, tuple[int, Exchange]] = {}
+        self._sparing = threading.Lock()
         self._generation = 0
 
     def stage(self, epoch: Epoch, report: Report) -> None:
@@ -59,7 +64,8 @@ class ShardRuntime:
 
         def load() -> None:
             rank = epoch.live.index(self.number)
-            staged = self.shard.stage(epoch.experts()[rank])
+            is_loss = len(epoch.live) < epoch.placement.num_shards
+            staged = self.shard.stage(epoch.experts()[rank], at_once=is_loss)
             self._prepared[epoch.generation] = _Prepared(epoch, staged)
 
         self._in_thread("stage", epoch.generation, load, report)
@@ -69,18 +75,42 @@ class ShardRuntime:
 
         def join() -> None:
             prepared = self._prepared[generation]
-            live = prepared.epoch.live
-            meeting = Rendezvous(
-                f"generation-{generation}",
-                live.index(self.number),
-                len(live),
-                self._address,
-                self._timeout_s,
-                prepared.epoch.backend,
-            )
-            prepared.exchange = meet(join_store(*self._store, self._timeout_s), meeting)
+            epoch = prepared.epoch
+            if epoch.standby:
+                prepared.exchange = self._standbys.pop(epoch.standby)[1]
+            else:
+                prepared.exchange = self._meet(f"generation-{generation}", epoch.live, epoch.backend)
 
         self._in_thread("connect", generation, join, report)
+
+    def stand_by(self, number: int, generation: int, live: Sequence[int], report: Report) -> None:
+        """Connect to other shards in a thread, for the epoch that may follow `generation`.
+
+        number: its own, by which `connect` and the report name it.
+        """
+
+        def join() -> None:
+            self._standbys[number] = generation, self._meet(f"standby-{number}", live, "gloo")
+
+        self._in_thread("stand_by", number, join, report)
+
+    def keep_spares(self, blocks: Blocks) -> None:
+        """Load copies of other shards' experts in a thread, for an epoch that may come."""
+
+        def load() -> None:
+            try:
+                with self._sparing:
+                    self.shard.keep_spares(blocks)
+            except ModelsError as error:
+                logger.warning("shard %d has fewer spare experts than it might: %s", self.number, error)
+
+        threading.Thread(target=load, name="spares", daemon=True).start()
+
+    def _meet(self, name: str, live: Sequence[int], backend: str) -> Exchange:
+        meeting = Rendezvous(
+            name, live.index(self.number), len(live), self._address, self._timeout_s, backend
+        )
+        return meet(join_store(*self._store, self._timeout_s), meeting)
 
     def run(self, generation: int, packed: PackedTokens, num_rows: int) -> ShardOutput:
         """Run one step of a connected generation. Raises ExchangeError, or any error of the model.
@@ -106,8 +136,14 @@ class ShardRuntime:
         if prepared is not None and prepared.exchange is not None:
             prepared.exchange.abort()
 
+    def interrupt(self, generation: int) -> None:
+        """End a step of this generation that waits for a shard which is gone. Any thread may call it."""
+        prepared = self._prepared.get(generation)
+        if prepared is not None and prepared.exchange is not None:
+            prepared.exchange.interrupt()
+
     def keep(self, generation: int) -> None:
-        """Discard all generations before `generation`."""
+        """Discard all generations before `generation`, and what stood by for them."""
         self._forget(lambda other: other < generation)
 
     def close(self) -> None:
@@ -119,6 +155,10 @@ class ShardRuntime:
             exchange = self._prepared.pop(generation).exchange
             if exchange is not None:
                 exchange.abort()
+        for number in [number for number, (after, _) in list(self._standbys.items()) if which(after)]:
+            standby = self._standbys.pop(number, None)  # `connect` may have taken it meanwhile
+            if standby is not None:
+                standby[1].abort()
 
     def _in_thread(self, phase: str, generation: int, work: Callable[[], None], report: Report) -> None:
         def main() -> None:

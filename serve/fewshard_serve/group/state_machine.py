@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 
 from fewshard_models.sharding import Placement
 from fewshard_serve.group.epoch import Epoch, cover
+from fewshard_serve.group.readiness import LEADER, GroupRules, LossActions, Readiness
 from fewshard_serve.group.shard_runtime import Prepared
 from fewshard_serve.placement.local_search import num_moves
 
 logger = logging.getLogger(__name__)
 
-LEADER = 0
 
-
-class GroupActions(Protocol):
+class GroupActions(LossActions, Protocol):
     """The actions that the state machine orders. `Membership` implements them."""
 
     def stage(self, shard: int, epoch: Epoch) -> None: ...
@@ -40,19 +39,6 @@ class GroupActions(Protocol):
 
     def expel(self, shard: int, reason: str) -> None:
         """Send a member away. It may come back later."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRules:
-    """Limits of a group.
-
-    max_slots: the most experts of a layer that one shard may hold after losses.
-    allows_degraded: answer without some experts rather than not at all.
-    """
-
-    num_shards: int
-    max_slots: int
-    allows_degraded: bool = False
 
 
 @dataclass(slots=True)
@@ -102,6 +88,10 @@ class GroupStateMachine:
     _preparing: _Preparing | None = None
     _published: Epoch | None = None
     _caps: dict[int, int] = field(default_factory=dict)
+    _readiness: Readiness = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._readiness = Readiness(self.orders)
 
     def joined(self, shard: int) -> None:
         """A worker that can serve as this shard has joined."""
@@ -129,7 +119,10 @@ class GroupStateMachine:
             self.problem, self.is_unrecoverable = problem, True
 
     def prepared(self, shard: int, report: Prepared) -> None:
-        """A member has finished, or failed, a phase of the epoch in preparation."""
+        """A member has finished, or failed, a phase of the epoch in preparation, or its part of a standby."""
+        if report.phase == "stand_by":
+            self._readiness.stood_by(shard, report)
+            return
         preparing = self._preparing
         if preparing is None or (report.generation, report.phase) != (
             preparing.epoch.generation,
@@ -163,6 +156,17 @@ class GroupStateMachine:
             "" if published.is_complete else ", some experts missing",
         )
         self._decide()
+        self._prepare_for_losses()
+
+    def _prepare_for_losses(self) -> None:
+        epoch = self.active
+        is_settled = (
+            epoch is not None and self._preparing is None and len(epoch.live) == self.rules.num_shards
+        )
+        if epoch is not None and is_settled:
+            self._readiness.prepare(epoch, self.rules, self.loads)
+        else:
+            self._readiness.forget()
 
     def failed(self, generation: int) -> None:
         """A batch failed with this epoch, which cannot be used again."""
@@ -244,7 +248,7 @@ class GroupStateMachine:
         survivors = [shard for shard in self.active.live if shard in self.members]
         with_survivors = self._epoch(survivors)
         if with_survivors.is_complete:
-            return with_survivors
+            return self._readiness.on_standby(with_survivors)
         with_everyone = self._epoch(everyone)
         if with_everyone.is_complete or self.rules.allows_degraded:
             return with_everyone
@@ -261,7 +265,7 @@ class GroupStateMachine:
     def _epoch(self, live: Sequence[int]) -> Epoch:
         current = self.target if self.active is None else self.active.placement
         caps = [self._caps.get(shard, self.rules.max_slots) for shard in range(self.rules.num_shards)]
-        placement = cover(self.target, current, live, caps, self.loads)
+        placement = cover(self.target, current, live, caps, self.loads, self._readiness.spares)
         return Epoch(self._generation + 1, tuple(live), placement, self.backend)
 
     def _advance(self, preparing: _Preparing) -> None:

@@ -10,6 +10,7 @@ import os
 import queue
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from fewshard_serve.group.epoch import Epoch
 from fewshard_serve.group.partition import Part, PartResult
 from fewshard_serve.group.shard_runtime import Prepared, ShardRuntime
 from fewshard_serve.group.transport import Frame, Link, WireError
+from fewshard_serve.group.workers import kill_if_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class WorkerConfig:
     store_port: the port of the store at which shards meet.
     secret: proves to the leader that the worker was invited.
     timeout_s: seconds that one exchange may take.
+    leader_pid, leader_host: the leader's process, and the name of its machine.
     """
 
     shard: int
@@ -54,6 +57,13 @@ class WorkerConfig:
     device: str
     timeout_s: float
     num_threads: int
+    leader_pid: int = 0
+    leader_host: str = ""
+
+    @property
+    def is_beside_leader(self) -> bool:
+        """Whether the leader is another process of this machine."""
+        return self.leader_host == socket.gethostname() and self.leader_pid not in (0, os.getpid())
 
 
 def device_name(device: torch.device) -> str:
@@ -78,7 +88,10 @@ class Worker:
             "connect": self._connect,
             "step": self._step,
             "keep": self._keep,
+            "spares": self._keep_spares,
+            "stand_by": self._stand_by,
         }
+        self._has_ended = threading.Event()
 
     def main(self) -> None:
         torch.set_num_threads(self._config.num_threads)
@@ -86,13 +99,23 @@ class Worker:
             self._reach_leader(), send_timeout_s=SEND_TIMEOUT_S, receive_timeout_s=LEADER_SILENCE_S
         )
         problem = self._load()
-        self._link.start(self._inbox.put, self._end, "leader")
+        self._link.start(self._take, self._end, "leader")
+        if self._config.is_beside_leader:
+            watched = self._config.leader_pid, self._has_ended
+            threading.Thread(target=kill_if_stopped, args=watched, name="leader-watch", daemon=True).start()
         self._send(self._hello(problem))
         while (frame := self._inbox.get()) is not None and frame.kind != "leave":
             self._handlers[frame.kind](frame)
         if frame is not None:
             logger.warning("sent away: %s", frame.fields["reason"])
             time.sleep(frame.fields["wait_s"])  # its launcher restarts it as soon as it ends
+
+    def _take(self, frame: Frame) -> None:
+        """Take a frame, on the link's thread."""
+        if frame.kind == "interrupt":  # a step is waiting on the other thread
+            self._runtime.interrupt(frame.fields["generation"])
+        else:
+            self._inbox.put(frame)
 
     def _reach_leader(self) -> socket.socket:
         at = (self._config.host, self._config.port)
@@ -145,6 +168,12 @@ class Worker:
     def _keep(self, frame: Frame) -> None:
         self._runtime.keep(frame.fields["generation"])
 
+    def _keep_spares(self, frame: Frame) -> None:
+        self._runtime.keep_spares(frame.fields["blocks"])
+
+    def _stand_by(self, frame: Frame) -> None:
+        self._runtime.stand_by(**frame.fields, report=self._report)
+
     def _step(self, frame: Frame) -> None:
         part = Part.from_frame(frame)
         started_at = time.monotonic()
@@ -169,6 +198,7 @@ class Worker:
 
     def _end(self, reason: str) -> None:
         logger.info("the leader has gone: %s", reason)
+        self._has_ended.set()
         self._inbox.put(None)
 
 

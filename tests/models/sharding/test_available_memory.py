@@ -43,3 +43,10 @@ def test_a_container_without_a_limit_is_none(container):
 def test_models_run_without_psutil(no_container, monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)
     assert shard.available_bytes(CPU) == shard.UNLIMITED
+
+
+def test_what_a_gpus_allocator_has_cached_is_available(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000, 9_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2_000)
+    assert shard.available_bytes(torch.device("cuda")) == 1_000 + 5_000

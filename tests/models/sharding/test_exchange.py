@@ -1,19 +1,24 @@
 """All-gather and reduce-scatter between threads that stand for shards, over Gloo on the loopback."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fewshard_models.errors import ExchangeError
 from fewshard_models.sharding.exchange import (
+    C10D_SETTINGS,
     GlooExchange,
     LocalExchange,
     NcclExchange,
     Rendezvous,
+    c10d,
     join_store,
+    leave_judgement_to_us,
     meet,
     serve_store,
 )
@@ -172,3 +177,73 @@ def test_nccl_between_two_gpus(store):
     for gathered, part in together(store, 2, work, "nccl-two", backend="nccl"):
         assert gathered[:, 0].tolist() == [0.0] * 4 + [1.0] * 4
         assert part.tolist() == [[1.0] * 8] * 2
+
+
+def test_c10d_must_not_end_the_process_after_a_failed_collective(monkeypatch):
+    """Its watchdog would tear every survivor of a loss down, a minute after they have formed anew."""
+    for name in C10D_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_NCCL_ENABLE_MONITORING", "1")  # what an operator sets stays
+    leave_judgement_to_us()
+    assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
+    assert os.environ["TORCH_NCCL_ENABLE_MONITORING"] == "1"
+
+
+class FakeNccl:
+    """`ProcessGroupNCCL` whose collectives end when told to, as on a GPU: enqueued, not waited for."""
+
+    def __init__(self, store, rank, size, options):
+        self.timeout_s = options._timeout.total_seconds()
+        self.environment = {name: os.environ.get(name) for name in C10D_SETTINGS}
+        self.num_gathers = self.num_aborts = 0
+        self.hangs = False
+
+    def _allgather_base(self, found, sent):
+        self.num_gathers += 1
+        return SimpleNamespace(wait=lambda: None, is_completed=lambda: not self.hangs)
+
+    def abort(self):
+        self.num_aborts += 1
+
+
+@pytest.fixture
+def nccl(store, monkeypatch):
+    """An exchange over it, on the CPU."""
+    options = SimpleNamespace(_timeout=None)
+    FakeNccl.Options = lambda: options
+    monkeypatch.setattr(c10d, "ProcessGroupNCCL", FakeNccl, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **more: zeros(*shape, **more))
+    for name in C10D_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    exchange = NcclExchange(store, Rendezvous("fake", 0, 2, timeout_s=0.2))
+    yield exchange
+    exchange.abort()
+
+
+def test_a_communicator_exists_before_the_first_batch_and_c10d_judges_nothing(nccl):
+    assert nccl._group.num_gathers == 1
+    assert nccl._group.environment == C10D_SETTINGS
+    assert nccl._group.timeout_s >= 600, "far beyond ours"
+
+
+def test_a_collective_that_hangs_is_aborted_by_us(nccl):
+    nccl._group.hangs = True
+    nccl.all_gather(torch.ones(2))
+    give_up_at = time.monotonic() + 10
+    while not nccl._group.num_aborts:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    with pytest.raises(ExchangeError, match="aborted"):
+        nccl.check()
+
+
+def test_a_collective_that_waits_for_a_dead_shard_is_interrupted_at_once(nccl):
+    nccl._timeout_s = 3600.0
+    nccl._group.hangs = True
+    nccl.all_gather(torch.ones(2))
+    nccl.interrupt()
+    assert nccl._group.num_aborts == 1
+    with pytest.raises(ExchangeError, match="aborted"):
+        nccl.check()

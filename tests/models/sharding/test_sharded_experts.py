@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fewshard_kernels import Routing
 from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.errors import CheckpointError, NoRoomError
 from fewshard_models.sharding import Placement, contiguous
+from fewshard_models.sharding import experts as experts_module
 from fewshard_models.sharding import shard as shard_module
 from fewshard_models.sharding.exchange import LocalExchange, Rendezvous, join_store, meet, serve_store
 from fewshard_models.sharding.experts import ExpertMap
@@ -163,15 +165,27 @@ def test_a_new_placement_changes_no_answer_and_keeps_what_stays(store, moe_check
     directory, items = moe_checkpoint(dtype=torch.float16), random_items(9)
     group = Threads(store, directory, 2, "moving").form(contiguous(2, 8, 2, 8))
     before, _ = group.run(items)
-    held = [shard._held for shard in group.shards]
+    held_then = [shard._held for shard in group.shards]
     placement = np.array(contiguous(2, 8, 2, 8).slots)
     placement[1] = random_placement(2, seed=5).slots[1]
     group.form(Placement(placement, 8))
     after, _ = group.run(items)
     assert torch.allclose(before, after, atol=1e-5)
-    for then, shard in zip(held, group.shards, strict=True):
+    for then, shard in zip(held_then, group.shards, strict=True):
         assert shard._held[0] is then[0]
         assert shard._held[1] is not then[1]
+
+
+@pytest.mark.parametrize(("hidden", "top_k"), [(384, 1), (768, 2), (1024, 1)])
+def test_a_row_on_the_wire_lets_kernels_load_16_bytes_at_a_time(hidden, top_k):
+    """Triton knows that only where a row's stride in values is a multiple of 16."""
+    x = torch.randn(3, hidden, dtype=torch.bfloat16)
+    routing = Routing(torch.rand(3, top_k), torch.zeros(3, top_k, dtype=torch.int64))
+    wire = experts_module._Wire.of(x, top_k)
+    rows, back = wire.read(wire.write(x, routing, num_rows=4, num_experts=8), x.dtype)
+    assert rows.stride(0) % 16 == 0
+    assert torch.equal(rows[:3], x)
+    assert torch.equal(back.weights[:3], routing.weights)
 
 
 def test_experts_on_no_shard_contribute_nothing(store, moe_checkpoint):

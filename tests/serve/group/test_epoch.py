@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshard_models.sharding import Placement, contiguous, round_robin
-from fewshard_serve.group.epoch import Epoch, cover, has_same_experts
+from fewshard_serve.group.epoch import Epoch, cover, has_same_experts, held_in, spares_for_losses
 from fewshard_serve.placement.local_search import num_moves
 
 ALL = (0, 1, 2, 3)
@@ -45,6 +45,34 @@ def test_what_finds_no_slot_stays_nowhere():
     assert (with_room.copies() > 0).all()
 
 
+def test_spares_are_what_each_single_loss_would_ask_for():
+    """Every expert of a worker has a copy elsewhere, and covering its loss finds all of them there."""
+    placement, slots = contiguous(2, 8, 4, 8), [8] * 4
+    spares = spares_for_losses(placement, (1, 2, 3), slots, num_spares=100)
+    held = held_in(spares, placement)
+    assert (held.sum(axis=1) == [[0, 0, 1, 1, 1, 1, 1, 1]] * 2).all()
+    for lost in (1, 2, 3):
+        live = [shard for shard in ALL if shard != lost]
+        loads = np.random.default_rng(lost).integers(0, 100, (2, 8))  # other ones than when they were planned
+        covered = cover(placement, placement, live, slots, loads, held)
+        for shard in live:
+            for layer in range(2):
+                more = set(covered.experts_on(shard)[layer]) - set(placement.experts_on(shard)[layer])
+                assert sorted(more) in [sorted(block) for block in spares[shard][layer]] or not more
+
+
+def test_the_hottest_experts_get_the_few_spares():
+    placement = contiguous(1, 8, 4, 2)
+    loads = np.array([[1, 2, 30, 4, 5, 60, 7, 8]])
+    losses, slots = (1, 2, 3), [4] * 4
+    wanted = held_in(spares_for_losses(placement, losses, slots, 100, loads), placement)[0]
+    chosen = held_in(spares_for_losses(placement, losses, slots, 1, loads), placement)[0]
+    assert wanted.sum() == 6
+    for all_of_them, one in zip(wanted * loads, chosen, strict=True):
+        assert loads[0, one].tolist() == ([all_of_them.max()] if all_of_them.any() else [])
+    assert spares_for_losses(placement, losses, slots, 0, loads) == {shard: [[]] for shard in ALL}
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_covering_keeps_what_is_live_places_all_and_changes_nothing_twice(data):
@@ -68,7 +96,7 @@ def test_covering_keeps_what_is_live_places_all_and_changes_nothing_twice(data):
 def test_a_formation_travels_as_json():
     slots = np.array(contiguous(2, 8, 4, 2).slots)
     slots[:, 2] = -1
-    formation = Epoch(7, (0, 1, 3), Placement(slots, 8), "nccl")
+    formation = Epoch(7, (0, 1, 3), Placement(slots, 8), "nccl", standby=5)
     back = Epoch.from_fields(json.loads(json.dumps(formation.to_fields())))
     assert (back, back.is_complete) == (formation, False)
     assert back.experts() == [((0, 1), (0, 1)), ((2, 3), (2, 3)), ((6, 7), (6, 7))]

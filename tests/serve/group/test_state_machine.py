@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fewshard_models.sharding import contiguous, round_robin
+from fewshard_serve.group.readiness import GroupRules
 from fewshard_serve.group.shard_runtime import Prepared
-from fewshard_serve.group.state_machine import GroupRules, GroupStateMachine
+from fewshard_serve.group.state_machine import GroupStateMachine
 
 EXPERTS, SHARDS = 8, 4
 
@@ -24,6 +25,12 @@ class Orders:
 
     def connect(self, shard, generation):
         self.log.append(("connect", shard, generation))
+
+    def keep_spares(self, shard, blocks):
+        pass
+
+    def stand_by(self, shard, number, generation, live):
+        pass
 
     def publish(self, formation, newcomers):
         self.published = (formation, tuple(newcomers))
