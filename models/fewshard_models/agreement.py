@@ -59,14 +59,15 @@ def require_experts(directory: Path, network: nn.Module, stored: Mapping[str, St
                 f"{directory}/config.json says {top_k} experts a token, and there are {number} in {name}; "
                 "correct num_experts_per_tok, or the number of experts"
             )
-    numbers = {module.num_experts for module in network.modules() if hasattr(module, "_is_expert_parallel")}
+    layers: list[Any] = [each for each in network.modules() if hasattr(each, "_is_expert_parallel")]
+    numbers: set[int] = {each.num_experts for each in layers}
     for layer, parts in _parts_of_experts(stored).items():
         held = set().union(*parts.values())
         for part, shapes in parts.items():
             if lacking := sorted(held - shapes.keys()):
                 raise CheckpointError(
-                    f"{directory} lacks {layer}.{lacking[0]}.{part}, which other experts have; copy it again, "
-                    "whole"
+                    f"{directory} lacks {layer}.{lacking[0]}.{part}, which other experts have; "
+                    "copy it again, whole"
                 )
             usual = Counter(shapes.values()).most_common(1)[0][0]
             if odd := [expert for expert, shape in sorted(shapes.items()) if shape != usual]:
@@ -162,8 +163,8 @@ def _require_shapes(directory: Path, mismatched: Iterable[tuple[str, Sequence[in
     if wrong:
         raise CheckpointError(
             f"{directory} has weights whose shapes are not those of its config.json: {_some(wrong)}; correct "
-            "vocab_size, id2label (one name an output), numbers of experts and the sizes of layers, or save the "
-            "model again: heads cut in place need sizes that say so"
+            "vocab_size, id2label (one name an output), numbers of experts and the sizes of layers, or save "
+            "the model again: heads cut in place need sizes that say so"
         )
 
 
