@@ -5,6 +5,7 @@ warning. `checkpoint` and `sharding` call it.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import nn
 from fewshard_models.errors import CheckpointError
 from fewshard_models.weight_files import StoredTensor
 
+_OF_ONE_EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.+)$")
+"""A tensor of one expert: layer, number and part. transformers merges those of a layer when it loads them."""
 _SPARE_WEIGHTS = 2**24
 _SPARE_BUFFERS = 2**28
 _HARMLESS = re.compile(
@@ -44,6 +47,50 @@ def require_plausible(directory: Path, network: nn.Module, stored: Mapping[str, 
         )
 
 
+def require_experts(directory: Path, network: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    """Require that the experts in the files are those of the network, each whole and all alike.
+
+    network: on the meta device. Raises CheckpointError that names the tensor.
+    """
+    for name, module in network.named_modules():
+        top_k, number = getattr(module, "top_k", None), getattr(module, "num_experts", None)
+        if isinstance(top_k, int) and isinstance(number, int) and top_k > number:
+            raise CheckpointError(
+                f"{directory}/config.json says {top_k} experts a token, and there are {number} in {name}; "
+                "correct num_experts_per_tok, or the number of experts"
+            )
+    layers: list[Any] = [each for each in network.modules() if hasattr(each, "_is_expert_parallel")]
+    numbers: set[int] = {each.num_experts for each in layers}
+    for layer, parts in _parts_of_experts(stored).items():
+        held = set().union(*parts.values())
+        for part, shapes in parts.items():
+            if lacking := sorted(held - shapes.keys()):
+                raise CheckpointError(
+                    f"{directory} lacks {layer}.{lacking[0]}.{part}, which other experts have; "
+                    "copy it again, whole"
+                )
+            usual = Counter(shapes.values()).most_common(1)[0][0]
+            if odd := [expert for expert, shape in sorted(shapes.items()) if shape != usual]:
+                raise CheckpointError(
+                    f"{layer}.{odd[0]}.{part} in {directory} is {list(shapes[odd[0]])}, and other experts' "
+                    f"are {list(usual)}; copy the checkpoint again, whole"
+                )
+        if len(numbers) == 1 and held != set(range(*numbers)):
+            raise CheckpointError(
+                f"{directory} holds {len(held)} experts in {layer}, numbered {min(held)} to {max(held)}, and "
+                f"config.json says {max(numbers)}; correct the number, or copy the checkpoint again, whole"
+            )
+
+
+def _parts_of_experts(stored: Mapping[str, StoredTensor]) -> dict[str, dict[str, dict[int, tuple[int, ...]]]]:
+    """Return the shapes of tensors that are stored expert by expert: by layer, part and expert."""
+    found: dict[str, dict[str, dict[int, tuple[int, ...]]]] = {}
+    for name, tensor in stored.items():
+        if (named := _OF_ONE_EXPERT.search(name)) and named[3].endswith(("weight", "bias")):
+            found.setdefault(named[1], {}).setdefault(named[3], {})[int(named[2])] = tensor.shape
+    return found
+
+
 def _numel(tensor: Any) -> int:
     return int(tensor.numel())
 
@@ -69,7 +116,11 @@ def _require_fractions(directory: Path, network: Any, names: Mapping[str, Stored
     """Refuse whole numbers where the network has fractions: quantised weights whose scales are unknown."""
     fractions = {name for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
     whole = [name for name, tensor in names.items() if not tensor.is_floating]
-    integers = sorted(name for name in whole if {name, f"{network.base_model_prefix}.{name}"} & fractions)
+    integers = sorted(
+        name
+        for name in whole
+        if {name, f"{network.base_model_prefix}.{name}"} & fractions or _OF_ONE_EXPERT.search(name)
+    )
     if integers:
         raise CheckpointError(
             f"{directory} stores {_some(integers)} as {names[integers[0]].dtype}, where the network has "
@@ -112,8 +163,8 @@ def _require_shapes(directory: Path, mismatched: Iterable[tuple[str, Sequence[in
     if wrong:
         raise CheckpointError(
             f"{directory} has weights whose shapes are not those of its config.json: {_some(wrong)}; correct "
-            "vocab_size, id2label (one name an output) and the sizes of layers, or save the model again: "
-            "heads cut in place need sizes that say so"
+            "vocab_size, id2label (one name an output), numbers of experts and the sizes of layers, or save "
+            "the model again: heads cut in place need sizes that say so"
         )
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 import fewshard_models.image  # noqa: F401  registers its configuration
 from fewshard_models import hub
-from fewshard_models.agreement import require_agreement, require_plausible
+from fewshard_models.agreement import require_agreement, require_experts, require_plausible
 from fewshard_models.card import Card
 from fewshard_models.config_file import load_config as load_config
 from fewshard_models.errors import CheckpointError
@@ -106,6 +106,7 @@ def load_with_transformers(
             network = auto.from_config(plain, trust_remote_code=False)
         _require_class(directory, config, type(network).__name__)
         require_plausible(directory, network, stored)
+        require_experts(directory, network, stored)
         with no_draws_on_meta():
             model, found = type(network).from_pretrained(
                 directory if weights is None else None,
