@@ -18,6 +18,7 @@ from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.callers import is_loopback
 from fewshard_serve.http.middleware import AccessSettings
+from fewshard_serve.http.versions import key_of
 from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.rayserve.haproxy_rules import FrontSettings
 
@@ -43,6 +44,8 @@ class ModelSpec:
     diagnostics_share: the share of items that are diagnosed.
     stamp: changes when the files of the checkpoint directory change.
     engine: what computes the network; "auto" lets its machine choose.
+    version: which version of the model it is; "" of one that lists none.
+    weight: the version's part of the requests that ask for no version.
     """
 
     name: str
@@ -57,6 +60,13 @@ class ModelSpec:
     diagnostics_share: float = 0.0
     stamp: str = ""
     engine: str = AUTO
+    version: str = ""
+    weight: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """The name under which it is loaded and counted."""
+        return key_of(self.name, self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +191,9 @@ def plan_hosts(
     doors: AccessSettings = AccessSettings(),  # noqa: B008  it is frozen
 ) -> list[HostSpec]:
     """Return the shared host first, if there is one, then the hosts of single models."""
-    shared = tuple(_model_spec(model, config) for model in config.models if not model.has_own_host)
+    shared = tuple(
+        spec for model in config.models if not model.has_own_host for spec in _model_specs(model, config)
+    )
     hosts = [_own_host(model, config, loader) for model in config.models if model.has_own_host]
     if shared:
         hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
@@ -263,7 +275,7 @@ def check_front(server: ServerConfig, has_own_haproxy: bool) -> None:
 
 def _own_host(model: ModelConfig, config: FewshardConfig, loader: str) -> HostSpec:
     prefix, replicas = f"{MODELS_PREFIX}/{model.name}", model.replicas or ReplicasConfig()
-    return HostSpec(_app_of(model), prefix, (_model_spec(model, config),), replicas, loader=loader)
+    return HostSpec(_app_of(model), prefix, _model_specs(model, config), replicas, loader=loader)
 
 
 def _app_of(model: ModelConfig) -> str:
@@ -275,6 +287,15 @@ def _shadow_app(model: ModelConfig, config: FewshardConfig) -> str:
         return ""
     (shadow,) = (each for each in config.models if each.name == model.shadow.model)
     return _app_of(shadow)
+
+
+def _model_specs(model: ModelConfig, config: FewshardConfig) -> tuple[ModelSpec, ...]:
+    """Return one entry for each version of the model."""
+    spec = _model_spec(model, config)
+    return tuple(
+        replace(spec, version=version, path=path, stamp=_stamp(path), weight=model.weights[version])
+        for version, path in model.versions.items()
+    ) or (spec,)
 
 
 def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:
