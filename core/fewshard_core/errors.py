@@ -15,6 +15,7 @@ class FewshardError(Exception):
     │   ├── Forbidden             the token lacks the scope
     │   ├── UnknownModel          no model of that name is served here
     │   ├── NotFound              there is no such path
+    │   │   └── ModelUnloaded     a request has unloaded the model
     │   ├── MethodNotAllowed      the path exists, the verb does not
     │   ├── DeadlineExceeded      the request's time was up before the model answered
     │   ├── TooLarge              the body, a text, the number of items or the JSON's depth passes a limit

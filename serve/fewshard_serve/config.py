@@ -112,6 +112,14 @@ FormatName = Annotated[
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
 
 
+def _as_text(version: object) -> object:
+    """YAML reads `1` as a number."""
+    return str(version) if isinstance(version, int) and not isinstance(version, bool) else version
+
+
+VersionName = Annotated[str, Field(max_length=64, pattern=f"^{NAME_PATTERN}$"), BeforeValidator(_as_text)]
+
+
 class ReplicasConfig(Section):
     """How many copies of the model run; fewer at rest, more under load."""
 
@@ -158,6 +166,8 @@ class ModelConfig(_WithSettings):
 
     name: ModelName
     path: CheckpointPath
+    versions: dict[VersionName, CheckpointPath] = Field(default={})
+    split: dict[VersionName, NonNegative] = Field(default={})
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: FormatName = AUTO
     engine: Literal["auto", "torch", "openvino"] = "auto"
@@ -169,6 +179,38 @@ class ModelConfig(_WithSettings):
     shadow: Shadow = None
     diagnostics_share: Share = 0.0
     thresholds: dict[str, Share] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_version_without_path(cls, value: Any) -> Any:
+        versions = value.get("versions") if isinstance(value, dict) else None
+        if isinstance(versions, dict) and versions and "path" not in value:
+            return {**value, "path": list(versions.values())[-1]}
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "ModelConfig":
+        there = ", ".join(self.versions) or "none"
+        if self.versions and self.path not in self.versions.values():
+            raise ValueError(f"path must be that of a version, or be left out; there are: {there}")
+        for version in self.split:
+            if version not in self.versions:
+                raise ValueError(f"split has {version!r}, which is no version; there are: {there}")
+        if self.split and not any(self.split.values()):
+            raise ValueError("every weight of split is 0; give one version more")
+        if self.versions and self.experts is not None:
+            raise ValueError(
+                "a model whose experts are spread over shards has one version; leave versions out"
+            )
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How much of the requests without a version each version gets; all of them go to that of `path`."""
+        if self.split:
+            return {version: self.split.get(version, 0.0) for version in self.versions}
+        (*_, last) = [version for version, path in self.versions.items() if path == self.path]
+        return {version: float(version == last) for version in self.versions}
 
     @model_validator(mode="after")
     def _has_an_engine(self) -> "ModelConfig":

@@ -3,9 +3,11 @@
 The commands of `fewshard` call it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -72,12 +74,17 @@ def pinned(config: FewshardConfig) -> FewshardConfig:
 
 
 def _pinned(model: ModelConfig) -> ModelConfig:
-    if not model.path.startswith(hub.SCHEME):
-        return model
     try:
-        return model.model_copy(update={"path": hub.pinned(model.path)})
+        return _with_paths(model, lambda path: hub.pinned(path) if path.startswith(hub.SCHEME) else path)
     except ModelsError as error:
         raise ConfigError(f"{model.name}: {error}") from None
+
+
+def _with_paths(model: ModelConfig, changed: Callable[[str], str]) -> ModelConfig:
+    paths: dict[str, Any] = {"path": changed(model.path)}
+    if model.versions:
+        paths["versions"] = {version: changed(path) for version, path in model.versions.items()}
+    return model.model_copy(update=paths)
 
 
 def _resolve_auth(auth: AuthConfig | None, file: YamlFile) -> AuthConfig | None:
@@ -98,14 +105,16 @@ def _resolve_tls(tls: TlsConfig, file: YamlFile) -> TlsConfig:
 
 
 def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelConfig:
-    scheme, colon, name = model.path.partition(":")
-    if scheme == "zoo" and name not in zoo_names():
-        there = ", ".join(zoo_names()) or "none"
-        raise ConfigError(file.message((*at, "path"), f"no bundled model {name!r}; the zoo holds: {there}"))
-    model = model.model_copy(update={"experts": _resolve_experts(model.experts, file)})
-    if colon:
-        return model
-    return model.model_copy(update={"path": _beside(file, model.path)})
+    def resolved(path: str) -> str:
+        scheme, colon, name = path.partition(":")
+        if scheme == "zoo" and name not in zoo_names():
+            there = ", ".join(zoo_names()) or "none"
+            raise ConfigError(
+                file.message((*at, "path"), f"no bundled model {name!r}; the zoo holds: {there}")
+            )
+        return path if colon else _beside(file, path)
+
+    return _with_paths(model, resolved).model_copy(update={"experts": _resolve_experts(model.experts, file)})
 
 
 def _resolve_experts(experts: ExpertsSettings | None, file: YamlFile) -> ExpertsSettings | None:

@@ -39,6 +39,7 @@ class PredictionRequest:
     caller: the sender.
     is_of_cascade: a cascade asks one of its stages. Such requests are not shadowed: a stage's shadow would
         otherwise be compared on the items alone of which the stages before it were unsure.
+    split_key: requests with the same one get the same version of a model; "" leaves it to chance.
     """
 
     inputs: Sequence[Input]
@@ -46,6 +47,7 @@ class PredictionRequest:
     timeout_s: float | None = None
     caller: Caller = ANYBODY
     is_of_cascade: bool = False
+    split_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Classified:
     is_degraded: whether at least one item ran without some experts.
     stages: for a cascade, the name of the model that answered each item.
     routing: one per item, if the caller asked for it and the model supports it; else empty.
+    version: the version that answered, for a model that lists versions.
     """
 
     logits: NDArray[np.float32]
@@ -97,6 +100,7 @@ class Classified:
     is_degraded: bool = False
     stages: tuple[str, ...] = ()
     routing: tuple[TokenRouting, ...] = ()
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

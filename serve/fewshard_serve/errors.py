@@ -41,6 +41,16 @@ class NotFound(ServeError):
     code = "not_found"
 
 
+class ModelUnloaded(NotFound):
+    """A request has unloaded the model; another can load it again."""
+
+    code = "unloaded"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is unloaded; POST /v2/repository/models/{name}/load loads it again")
+        self.name = name
+
+
 class MethodNotAllowed(ServeError):
     """`allowed` is the value of the `Allow` header."""
 

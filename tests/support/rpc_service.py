@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2_grpc
 from fewshard_core.values import ModelInfo
 from fewshard_serve.core import BatchStats, Classified, Timings
 from fewshard_serve.errors import (
+    ChangeRefused,
     DeadlineExceeded,
     InternalError,
     NotReady,
@@ -70,6 +71,11 @@ class Service:
                 await self._hang()
             lengths.append([np.nan if text == "nan" else len(text), 0])
         return Classified(np.array(lengths, np.float32), 5 * len(inputs), Timings(0.001, 0.002, 0.003))
+
+    async def change(self, action, model):
+        if model not in ("text", "image"):
+            raise ChangeRefused(f"{model} is not {action}ed: no model {model!r}")
+        self.calls.append((action, model))
 
     async def merged_stats(self, model):
         seen = ModelStatistics()

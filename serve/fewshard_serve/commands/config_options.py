@@ -65,11 +65,11 @@ class Option:
 
 @cache
 def all_options() -> tuple[Option, ...]:
-    """Every key of a model but its name and path, and every other key.
+    """Every key of a model but its name, path and versions, and every other key.
 
     The server's addresses have options of their own: --host, --port and --grpc-port.
     """
-    of_models = _leaves(ModelConfig, (), True, {"name", "path"})
+    of_models = _leaves(ModelConfig, (), True, {"name", "path", "versions", "split"})
     of_server = _leaves(ServerConfig, ("server",), False, {"host", "port", "grpc_port"})
     return (*of_models, *of_server, *_leaves(FewshardConfig, (), False, {"models", "cascades", "server"}))
 

@@ -7,6 +7,7 @@ it; they differ only in how the model is found. `prediction_routes` lists both, 
 
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from fewshard_serve.http.service import (
     HostContext,
     ServedModel,
     find_gateway_model,
-    find_host_model,
     not_ready,
 )
+from fewshard_serve.http.versions import answering, find_host_model, split_key
 from fewshard_serve.protocol.json_guard import quoted
 
 _JSON_BYTES_PER_NUMBER = 20
@@ -36,7 +37,7 @@ def predict_with_model(read: Reader) -> Handler:
     """The handler of a replica's route. The path names the model, whose statistics count the outcome."""
 
     async def handle(host: HostContext, request: Request) -> Response:
-        model = find_host_model(host, request)
+        model = answering(find_host_model(host, request), request)
         try:
             if not model.ready:
                 raise not_ready(model)
@@ -66,7 +67,10 @@ def predict_by_name(read: Reader) -> Handler:
         unbound = await read(request, await read_body(request, gateway.limits), gateway.limits)
         info = await find_gateway_model(gateway, request, unbound.model)
         prediction = await off_loop(request, unbound.num_bytes, unbound.bind, info)
-        answer = await _answer(request, gateway.service.classify(info.name, prediction.request))
+        asked, key = prediction.request, split_key(request)
+        if key:
+            asked = replace(asked, split_key=key)
+        answer = await _answer(request, gateway.service.classify(info.name, asked))
         return await _encode(request, prediction, answer)
 
     return handle

@@ -5,6 +5,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fewshard_serve import __version__
@@ -107,7 +108,7 @@ async def index(gateway: GatewayContext, request: Request) -> Response:
     limits = replace(gateway.limits, max_body_bytes=MAX_INDEX_BYTES)
     only_ready = _wants_only_ready(await read_body(request, limits), limits)
     entries = await gateway.service.model_index()
-    return json_response([index_line(e) for e in entries if e.state == "READY" or not only_ready])
+    return json_response(index_lines(entries, only_ready))
 
 
 async def load(gateway: GatewayContext, request: Request) -> Response:
@@ -159,6 +160,12 @@ async def reload_tokens(gateway: GatewayContext, _: Request) -> Response:
 
 def _openai(name: str) -> vllm.OpenAiModel:
     return vllm.OpenAiModel(id=name, created=_STARTED_AT)
+
+
+def index_lines(entries: Sequence[ModelEntry], only_ready: bool) -> list[dict[str, str]]:
+    """The body of the repository index, over HTTP and gRPC."""
+    lines = [line for entry in entries for line in entry.lines]
+    return [index_line(line) for line in lines if line.state == "READY" or not only_ready]
 
 
 def index_line(entry: ModelEntry) -> dict[str, str]:

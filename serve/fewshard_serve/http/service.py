@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from fewshard_core.values import ModelInfo
 from fewshard_serve.auth import Tokens
 from fewshard_serve.core import Caller, Classified, PredictionRequest
-from fewshard_serve.errors import MalformedRequest, NotFound, NotReady, UnknownModel
+from fewshard_serve.errors import MalformedRequest, ModelUnloaded, NotFound, NotReady, UnknownModel
 from fewshard_serve.http.request import Request
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.repository import Action
@@ -20,6 +20,7 @@ EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "mo
 """The extensions in the server metadata, in the terms of the V2 protocol."""
 
 
+State = Literal["READY", "LOADING", "UNAVAILABLE"]
 UNLOADED = "unloaded"
 """The reason of a model that a request has unloaded, in Triton's word."""
 
@@ -116,13 +117,20 @@ class ModelEntry:
 
     reason: why the model is not ready; empty if it is.
     info: the model's description; None until a replica has loaded the model.
+    versions: one entry for each version of a model that lists versions.
     """
 
     name: str
-    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    state: State
     version: str = "1"
     reason: str = ""
     info: ModelInfo | None = None
+    versions: tuple["ModelEntry", ...] = ()
+
+    @property
+    def lines(self) -> tuple["ModelEntry", ...]:
+        """The entries of the repository index: one for each version, as in Triton."""
+        return self.versions or (self,)
 
 
 class GatewayService(Protocol):
@@ -191,20 +199,8 @@ def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     """The model of this name. Raises `UnknownModel`, which lists the known names."""
     found = models.get(name)
     if found is None:
-        raise UnknownModel(name, sorted(models))
+        raise UnknownModel(name, sorted(name for name in models if "@" not in name))
     return found
-
-
-def find_host_model(host: HostContext, request: Request) -> ServedModel:
-    """The model in the request's path. Raises `UnknownModel`, or `NotFound` for another version."""
-    parameters = request.parameters
-    model = find_model(host.service.models(), parameters["model"])
-    request.model_name = model.info.name
-    version = parameters.get("version")
-    if version is not None and version != model.info.version:
-        name = model.info.name
-        raise NotFound(f"{name} has no version {version!r}; it has {model.info.version!r}")
-    return model
 
 
 async def find_gateway_model(gateway: GatewayContext, request: Request, model: str | None) -> ModelInfo:
@@ -236,19 +232,41 @@ def joined_stats(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"model_stats": entries, "replicas": max((each["replicas"] for each in answers), default=1)}
 
 
-def find_ready(index: Sequence[ModelEntry], name: str) -> ModelInfo:
-    """The model of this name, which must be ready. Raises `NotReady` or `UnknownModel`."""
+def find_ready(index: Sequence[ModelEntry], name: str, version: str = "") -> ModelInfo:
+    """The model of this name, or its version, which must be ready.
+
+    Raises `NotReady`, `UnknownModel`, or `NotFound` for a version that is not there.
+    """
+    found = find_version(index, name, version)
+    if found is not None and found.state == "READY" and found.info is not None:
+        return found.info
+    raise why_not(name, index if found is None else [found])
+
+
+def find_version(index: Sequence[ModelEntry], name: str, version: str) -> ModelEntry | None:
+    """The entry of a model or of its version; None if there is no such model.
+
+    Raises `NotFound` for a version that is not there.
+    """
     for entry in index:
-        if entry.name == name and entry.state == "READY" and entry.info is not None:
-            return entry.info
-    raise why_not(name, index)
+        if entry.name == name and entry.reason != UNLOADED:
+            found = {each.version: each for each in entry.lines}
+            if version and version not in found:
+                raise no_version(name, version, list(found))
+            return found[version] if version else entry
+    return None
 
 
-def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | NotFound | UnknownModel:
+def no_version(name: str, version: str, there: Sequence[str]) -> NotFound:
+    """The error for a version that a model does not have."""
+    return NotFound(f"{name} has no version {version!r}; it has {', '.join(map(repr, there))}")
+
+
+def why_not(model: str, index: Sequence[ModelEntry]) -> NotReady | ModelUnloaded | UnknownModel:
     """The error that says why a model accepts no requests."""
     for entry in index:
         if entry.name == model and entry.reason == UNLOADED:
-            return NotFound(f"{model} is unloaded; POST /v2/repository/models/{model}/load loads it again")
+            return ModelUnloaded(model)
         if entry.name == model:
             reason = (
                 "no host answers for it" if entry.state == "READY" else entry.reason or entry.state.lower()

@@ -19,6 +19,7 @@ from fewshard_serve.errors import StartError
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.callers import is_loopback
 from fewshard_serve.http.middleware import AccessSettings
+from fewshard_serve.http.versions import key_of
 from fewshard_serve.metrics import CostSettings, MetricsSettings
 from fewshard_serve.rayserve.haproxy_rules import FrontSettings
 
@@ -45,6 +46,8 @@ class ModelSpec:
     stamp: changes when the files of the checkpoint directory change.
     engine: what computes the network; "auto" lets its machine choose.
     thresholds: by label, the score from which an item has it.
+    version: which version of the model it is; "" of one that lists none.
+    weight: the version's part of the requests that ask for no version.
     """
 
     name: str
@@ -60,6 +63,13 @@ class ModelSpec:
     stamp: str = ""
     engine: str = AUTO
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    version: str = ""
+    weight: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """The name under which it is loaded and counted."""
+        return key_of(self.name, self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,9 @@ def plan_hosts(
     doors: AccessSettings = AccessSettings(),  # noqa: B008  it is frozen
 ) -> list[HostSpec]:
     """Return the shared host first, if there is one, then the hosts of single models."""
-    shared = tuple(_model_spec(model, config) for model in config.models if not model.has_own_host)
+    shared = tuple(
+        spec for model in config.models if not model.has_own_host for spec in _model_specs(model, config)
+    )
     hosts = [_own_host(model, config, loader) for model in config.models if model.has_own_host]
     if shared:
         hosts.insert(0, HostSpec(SHARED_APP, MODELS_PREFIX, shared, loader=loader))
@@ -273,7 +285,7 @@ def check_front(server: ServerConfig, has_own_haproxy: bool) -> None:
 
 def _own_host(model: ModelConfig, config: FewshardConfig, loader: str) -> HostSpec:
     prefix, replicas = f"{MODELS_PREFIX}/{model.name}", model.replicas or ReplicasConfig()
-    return HostSpec(_app_of(model), prefix, (_model_spec(model, config),), replicas, loader=loader)
+    return HostSpec(_app_of(model), prefix, _model_specs(model, config), replicas, loader=loader)
 
 
 def _app_of(model: ModelConfig) -> str:
@@ -285,6 +297,15 @@ def _shadow_app(model: ModelConfig, config: FewshardConfig) -> str:
         return ""
     (shadow,) = (each for each in config.models if each.name == model.shadow.model)
     return _app_of(shadow)
+
+
+def _model_specs(model: ModelConfig, config: FewshardConfig) -> tuple[ModelSpec, ...]:
+    """Return one entry for each version of the model."""
+    spec = _model_spec(model, config)
+    return tuple(
+        replace(spec, version=version, path=path, stamp=_stamp(path), weight=model.weights[version])
+        for version, path in model.versions.items()
+    ) or (spec,)
 
 
 def _model_spec(model: ModelConfig, config: FewshardConfig) -> ModelSpec:

@@ -77,6 +77,7 @@ class Gateway:
 
     async def index(self) -> list[ModelEntry]:
         """Return the state of every model, as `POST /v2/repository/index` does."""
+        self._router.changes.hear()  # the launcher alone asks so
         return list(await self._router.model_index())
 
     async def show(self, revision: int, hosts: list[AppSpec], unloaded: list[str]) -> None:

@@ -61,9 +61,13 @@ class ChangeQueue:
         if why_not:
             raise ChangeRefused(f"{model} is not {action}ed: {why_not}")
 
+    def hear(self) -> None:
+        """Note that there is a launcher."""
+        self._asked_at = time.monotonic()
+
     async def next(self) -> Sequence[ModelChange]:
         """Return the changes that wait, after `ASK_S` at the latest. The launcher calls it, and again."""
-        self._asked_at = time.monotonic()
+        self.hear()
         getting = asyncio.ensure_future(self._waiting.get())
         closing = asyncio.ensure_future(self._closed.wait())
         try:
@@ -72,7 +76,7 @@ class ChangeQueue:
             closing.cancel()
             if not getting.done():
                 getting.cancel()
-        self._asked_at = time.monotonic()
+        self.hear()
         return [getting.result()] if getting.done() and not getting.cancelled() else []
 
     def finish(self, number: int, why_not: str) -> None:

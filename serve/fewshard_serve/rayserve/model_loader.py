@@ -53,7 +53,7 @@ def _load(host: HostSpec, spec: ModelSpec, process: ModelProcess | None) -> Clas
         threads = threads_to_measure(host.num_neighbours) if host.loader == DEFAULT_LOADER else ()
         loading = Loading(
             host.loader,
-            spec.name,
+            spec.key,
             spec.path,
             spec.device,
             spec.dtype,
@@ -73,12 +73,12 @@ def _load_one(load: Callable[[], Classifier], spec: ModelSpec) -> Classifier | L
         model = load()
         model.info = with_thresholds(model.info, spec.thresholds)
     except ServeError as error:
-        logger.error("%s: %s", spec.name, error)
-        return LoadFailure(spec.name, str(error))
+        logger.error("%s: %s", spec.key, error)
+        return LoadFailure(spec.key, str(error))
     except Exception as error:  # one bad checkpoint must not prevent the other models from loading
-        logger.exception("%s cannot be loaded", spec.name)
-        return LoadFailure(spec.name, masked(f"{type(error).__name__}: {error}"))
-    logger.info("%s loaded in %.1f s: %s", spec.name, time.monotonic() - started_at, _execution(model.info))
+        logger.exception("%s cannot be loaded", spec.key)
+        return LoadFailure(spec.key, masked(f"{type(error).__name__}: {error}"))
+    logger.info("%s loaded in %.1f s: %s", spec.key, time.monotonic() - started_at, _execution(model.info))
     return model
 
 

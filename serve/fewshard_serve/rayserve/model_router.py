@@ -8,7 +8,8 @@ from typing import Any
 
 from fewshard_serve.core import Classified, PredictionRequest
 from fewshard_serve.errors import NotFound, NotReady, ServeError, UnknownModel
-from fewshard_serve.http.service import UNLOADED, ModelEntry, find_ready, stats_answer
+from fewshard_serve.http.service import UNLOADED, ModelEntry, find_ready, joined_stats, stats_answer
+from fewshard_serve.http.versions import AT, key_of
 from fewshard_serve.metrics import Metrics, cluster_text, merge_expositions
 from fewshard_serve.protocol.repository import Action
 from fewshard_serve.rayserve.deployment_plan import AppSpec
@@ -102,7 +103,7 @@ class ModelRouter:
     async def classify(self, model: str, request: PredictionRequest) -> Classified:
         if self._is_draining:
             raise NotReady("the server is draining; come back soon")
-        if model not in self._app_of:
+        if model.partition(AT)[0] not in self._app_of:
             raise UnknownModel(model, sorted(self._app_of))
         answer = await self._call_host(model, request)
         if isinstance(answer, ServeError):
@@ -110,8 +111,12 @@ class ModelRouter:
         return answer
 
     async def merged_stats(self, model: str) -> dict[str, Any]:
-        info = find_ready(await self.model_index(), model)
-        parts = await self._calls.all(self._app_of[model], "stats_part", model, timeout_s=STATES_TIMEOUT_S)
+        name, _, version = model.partition(AT)
+        info = find_ready(await self.model_index(), name, version)
+        if versions := self._entries[name].versions if not version else ():
+            keys = [key_of(name, each.version) for each in versions]
+            return joined_stats(await asyncio.gather(*map(self.merged_stats, keys)))
+        parts = await self._calls.all(self._app_of[name], "stats_part", model, timeout_s=STATES_TIMEOUT_S)
         if not parts:
             raise NotReady(f"no replica of {model} answers; come back soon")
         return stats_answer(info, parts)
@@ -164,7 +169,7 @@ class ModelRouter:
         self._changes.close()
 
     async def _call_host(self, model: str, request: PredictionRequest) -> Classified | ServeError:
-        app = self._app_of[model]
+        app = self._app_of[model.partition(AT)[0]]
         answer: Classified | ServeError = NotReady(f"no replica of {model} answers; come back soon")
         for _ in range(NUM_TRIES):
             try:

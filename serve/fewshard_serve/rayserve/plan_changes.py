@@ -27,7 +27,7 @@ def merged(running: Apps, planned: Sequence[AppSpec], only: Collection[str] | No
 
     only: models whose files are looked at; the others' count as unchanged. None for all models.
     """
-    stamps = {model.name: model for app in running.values() for model in _loaded(app)}
+    stamps = {model.key: model for app in running.values() for model in _loaded(app)}
     apps = [app if only is None else _with_stamps(app, stamps, only) for app in planned]
     return {app.app: _running_or(app, running.get(app.app)) for app in apps}
 
@@ -38,16 +38,23 @@ def without(apps: Apps, names: Collection[str]) -> list[AppSpec]:
     return [app for app in kept if names_of([app]) - set(names)]
 
 
-def in_order(apps: Sequence[AppSpec], running: Apps) -> list[list[AppSpec]]:
-    """Return the applications to deploy, in steps: one that loses a model waits for the model's new place.
+def check_places(running: Apps, target: Apps) -> None:
+    """Raise `ConfigError` if a model that stays would change to another application.
 
-    On GPUs there may be no room for both at a time, so there is one step.
+    Ray Serve sends requests to the application with the longest route, also while that has no replicas.
     """
-    losing = [app for app in apps if app.app in running and names_of([running[app.app]]) - names_of([app])]
-    if any(app.num_gpus for app in losing):
-        losing = []
-    others = [app for app in apps if app not in losing]
-    return [step for step in (others, losing) if step]
+    before, after = _places(running), _places(target)
+    moving = sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
+    if moving:
+        names = ", ".join(moving)
+        raise ConfigError(
+            f"{names} cannot get or give up processes of its own while it answers; leave `replicas` as it "
+            "is, or unload the model and load it again"
+        )
+
+
+def _places(apps: Apps) -> dict[str, str]:
+    return {model.name: app.app for app in apps.values() for model in app.models}
 
 
 def with_model(config: FewshardConfig, name: str, source: FewshardConfig) -> FewshardConfig:
@@ -123,7 +130,7 @@ def _loaded(app: AppSpec) -> tuple[ModelSpec, ...]:
 
 def _with_stamps(app: AppSpec, running: Mapping[str, ModelSpec], only: Collection[str]) -> AppSpec:
     def stamped(model: ModelSpec) -> ModelSpec:
-        known = running.get(model.name)
+        known = running.get(model.key)
         is_kept = known is not None and known.path == model.path and model.name not in only
         return replace(model, stamp=known.stamp) if is_kept and known is not None else model
 

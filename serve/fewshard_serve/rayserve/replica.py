@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fewshard_core.values import Diagnosis, ModelInfo
@@ -15,7 +16,8 @@ from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
 from fewshard_serve.errors import InternalError, NotFound, NotReady, ServeError, StartError
 from fewshard_serve.expert_statistics import Routing, RoutingWindow
-from fewshard_serve.http.service import ModelEntry, Room, ServedModel, find_model
+from fewshard_serve.http.service import ModelEntry, Room, ServedModel, State, find_model
+from fewshard_serve.http.versions import Version, VersionedModel, key_of, why_not_together
 from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.metrics.energy import energy_reader
 from fewshard_serve.protocol.experts import describe_routing
@@ -133,8 +135,8 @@ class Replica:
         self.metrics = Metrics(
             spec.metrics, energy_of(models), lambda: [] if process is None else [process.pid]
         )
-        settings = {model.name: model.settings for model in spec.models}
-        self._costs = {model.name: model.cost for model in spec.models}
+        settings = {model.key: model.settings for model in spec.models}
+        self._costs = {model.key: model.cost for model in spec.models}
         num_streams = max((model.info.execution.num_streams for model in models), default=1)
         # A process of models receives the next batch while it computes.
         depth = num_streams if process is None else num_streams + 1
@@ -142,6 +144,7 @@ class Replica:
         self.hosted = {model.info.name: HostedModel(model, self._engine, self.metrics) for model in models}
         failures = [one for one in loaded if isinstance(one, LoadFailure)]
         self._failed = {failure.name: FailedModel(failure) for failure in failures}
+        self._served = by_version({**self.hosted, **self._failed}, spec.models)
         for hosted in self.hosted.values():
             self.metrics.add_model(self._source(hosted))
         self.metrics.add_failed(self._failed)
@@ -158,7 +161,7 @@ class Replica:
         """
         early = socket_path(spec.starts_dir, spec.app)
         process = ModelProcess(num_threads(spec.num_neighbours), early) if spec.experts is None else None
-        loaded = await asyncio.to_thread(load_models, spec, process)
+        loaded = without_unlike(await asyncio.to_thread(load_models, spec, process), spec.models)
         failed = [f"{one.name}: {one.reason}" for one in loaded if isinstance(one, LoadFailure)]
         if failed and spec.must_load:
             if process is not None:
@@ -173,11 +176,12 @@ class Replica:
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
-        return {**self.hosted, **self._failed}
+        """Every model by its name, and every version also by its key."""
+        return self._served
 
     def entries(self) -> list[ModelEntry]:
         """Return one entry of the repository index for every model."""
-        return [_entry(model) for model in self.models.values()]
+        return [_entry(model) for model in self.models.values() if not isinstance(model, Version)]
 
     async def classify(self, model: str, request: PredictionRequest) -> Classified | ServeError:
         """Classify for callers in another process. An error is returned, not raised."""
@@ -233,7 +237,7 @@ class Replica:
         return has_ended
 
     def _give_shadow(self, model: ModelSpec, app: str) -> None:
-        hosted, settings = self.hosted.get(model.name), model.shadow
+        hosted, settings = self.hosted.get(model.key), model.shadow
         if hosted is None or settings is None:
             return
         if model.shadow_app == app:
@@ -245,10 +249,11 @@ class Replica:
 
     def _shadow_here(self, name: str) -> ShadowModel:
         async def info() -> ModelInfo | None:
-            return self.hosted[name].info if name in self.hosted else None
+            shadow = self.models.get(name)
+            return None if shadow is None or isinstance(shadow, FailedModel) else shadow.info
 
         async def classify(request: PredictionRequest) -> Classified:
-            return await self.hosted[name].classify(request)
+            return await self.models[name].classify(request)
 
         return ShadowModel(info, classify)
 
@@ -277,8 +282,48 @@ def energy_of(models: Sequence[Classifier]) -> Callable[[], float] | None:
     return energy_reader(uuid) if uuid else None
 
 
+def by_version(loaded: Mapping[str, ServedModel], specs: Sequence[ModelSpec]) -> dict[str, ServedModel]:
+    """Return every model by its name, and every version of one also by its key."""
+    found: dict[str, ServedModel] = {}
+    for name in dict.fromkeys(spec.name for spec in specs):
+        own = [spec for spec in specs if spec.name == name]
+        versions = {
+            spec.version: Version(loaded[spec.key], name, spec.version) for spec in own if spec.version
+        }
+        if versions:
+            weights = {spec.version: spec.weight for spec in own}
+            found[name] = VersionedModel(name, versions, weights)
+            found |= {key_of(name, version): each for version, each in versions.items()}
+        else:
+            found[name] = loaded[name]
+    return found
+
+
+def without_unlike(
+    loaded: Sequence[Classifier | LoadFailure], specs: Sequence[ModelSpec]
+) -> list[Classifier | LoadFailure]:
+    """Return what is loaded; versions that share requests, and must not, have failed."""
+    by_key = {one.info.name: one for one in loaded}
+    failed: dict[str, LoadFailure] = {}
+    for name in {spec.name for spec in specs if spec.version}:
+        together = {spec.key: spec for spec in specs if spec.name == name and spec.weight > 0}
+        found = [replace(by_key[key].info, version=spec.version) for key, spec in together.items()]
+        is_loaded = not any(isinstance(by_key[key], LoadFailure) for key in together)
+        if is_loaded and (why := why_not_together(found)):
+            failed |= {key: LoadFailure(key, why) for key in together}
+    return [failed.get(one.info.name, one) for one in loaded]
+
+
 def _entry(model: ServedModel) -> ModelEntry:
     info: ModelInfo = model.info
+    if isinstance(model, Version):
+        own = _entry(model.served)
+        return replace(own, name=model.name, version=model.version, info=own.info and model.info)
+    if isinstance(model, VersionedModel):
+        versions = tuple(map(_entry, model.versions.values()))
+        main = next(each for each in versions if each.version == info.version)
+        state: State = "READY" if model.ready else "UNAVAILABLE"
+        return replace(main, state=state, reason=model.not_ready_reason, versions=versions)
     if isinstance(model, FailedModel):
         return ModelEntry(info.name, "UNAVAILABLE", reason=model.not_ready_reason)
     return ModelEntry(
@@ -290,13 +335,15 @@ async def answer_or_error(
     models: Mapping[str, ServedModel], model: str, request: PredictionRequest
 ) -> Classified | ServeError:
     """Classify, and count the request in the model's statistics. An error is returned, not raised."""
-    started_at = time.monotonic()
+    started_at, served = time.monotonic(), None
     try:
         served = find_model(models, model)
+        if isinstance(served, VersionedModel):
+            served = served.choose(request.split_key)
         classified = await served.classify(request)
     except ServeError as error:
-        if model in models:
-            models[model].stats.add_failure(time.monotonic() - started_at)
+        if served is not None:
+            served.stats.add_failure(time.monotonic() - started_at)
         return error
     served.stats.add_request(time.monotonic() - started_at, classified.timings, 0.0)
     return classified

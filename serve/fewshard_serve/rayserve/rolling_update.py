@@ -21,7 +21,7 @@ from fewshard_serve.rayserve.deployment_plan import AppSpec, HostSpec
 from fewshard_serve.rayserve.model_changes import ModelChange
 from fewshard_serve.rayserve.plan_changes import (
     Apps,
-    in_order,
+    check_places,
     merged,
     names_of,
     reverted,
@@ -149,15 +149,16 @@ class Updater:
             target = merged(self._apps, self._plan(config), only)
         except StartError as error:
             raise ConfigError(str(error)) from None
+        check_places(self._apps, target)
         before, leaving = self._apps, names_of(self._apps.values()) - names_of(target.values())
         new = [app for app in target.values() if app is not before.get(app.app)]
         if leaving:  # what is about to go is no reason to call the server not ready
             self._show(without(before, leaving), {*self._unloaded, *unloaded})
         try:
-            for step in in_order(new, before):
-                self._deployer.deploy([_strict(app) for app in step])
-                for app in step:
-                    self._await(app.app, "RUNNING")
+            if new:
+                self._deployer.deploy([_strict(app) for app in new])
+            for app in new:
+                self._await(app.app, "RUNNING")
         except UpdateFailed:
             self._restore(before, [app.app for app in new])
             raise
@@ -168,7 +169,7 @@ class Updater:
             self._trials[app.app] = Trial(earlier.before, earlier.config)
         self._show(list(target.values()), self._unloaded)
         self._end([name for name in before if name not in target])
-        return [model.name for app in new for model in app.models] + sorted(leaving)
+        return [*dict.fromkeys(model.name for app in new for model in app.models), *sorted(leaving)]
 
     def _restore(self, apps: Apps, names: Collection[str]) -> None:
         """Have these applications again as they are in `apps`, and no others of these names."""
@@ -187,13 +188,11 @@ class Updater:
             self._await(name, NOT_THERE)
 
     def _go_back(self, app: str, trial: Trial) -> None:
-        """Have one application as it was before its trial, and its models where they were."""
-        ill = names_of([self._apps[app]])
-        target = {name: each for name, each in self._apps.items() if name != app}
-        places = [name for name, each in trial.before.items() if name == app or ill & names_of([each])]
-        target |= {name: trial.before[name] for name in places}
-        self._config, self._apps = reverted(self._config, trial.config, ill), target
-        self._restore(target, {app, *places})
+        """Have one application as it was before its trial."""
+        self._config = reverted(self._config, trial.config, names_of([self._apps[app]]))
+        others = {name: each for name, each in self._apps.items() if name != app}
+        self._apps = {**others, app: trial.before[app]} if app in trial.before else others
+        self._restore(self._apps, [app])
 
     def _ailment(self, app: str) -> str:
         """Return why an application cannot answer; "" if it can, or if that is not known."""

@@ -1,5 +1,6 @@
 """Deploys applications to the running Ray Serve and says what ails them; `rolling_update` calls it."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ CALL_TIMEOUT_S = 10.0
 """How long Serve's controller may take to answer: a busy machine may need seconds."""
 DEPLOY_TIMEOUT_S = 60.0
 ILL = ("UNHEALTHY", "DEPLOY_FAILED")
+OWN_REASON = r"^fewshard_serve\.errors\.StartError: (.+)$"
+"""What a replica says that cannot start, at the end of a traceback of Serve's."""
 NOT_THERE = "NOT_STARTED"
 """The status of an application that Serve does not have."""
 MUTE = "Ray Serve's controller does not answer"
@@ -140,4 +143,6 @@ def _state(found: Any) -> tuple[str, str]:
     if found is None:
         return NOT_THERE, "there is no such application"
     messages = [found.message, *(one.message for one in found.deployments.values())]
-    return str(found.status.value), "; ".join(message for message in messages if message)
+    said = "; ".join(message for message in messages if message)
+    own = re.findall(OWN_REASON, said, re.MULTILINE)
+    return str(found.status.value), own[-1] if own else said

@@ -79,9 +79,9 @@ def to_response(request: oip.InferRequest, info: ModelInfo, answer: Classified) 
     return response
 
 
-def to_metadata(info: ModelInfo) -> Any:
+def to_metadata(info: ModelInfo, versions: Sequence[str]) -> Any:
     """Build a `ModelMetadataResponse`."""
-    return CLASSES["ModelMetadataResponse"](**model_tensors.metadata(info))
+    return CLASSES["ModelMetadataResponse"](**{**model_tensors.metadata(info), "versions": versions})
 
 
 def _inputs(message: Any, expected: oip.Expected) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from fewshard_serve.auth import Scope
 from fewshard_serve.core import Caller, PredictionRequest
 from fewshard_serve.errors import (
     CallerGone,
+    ModelUnloaded,
     NotFound,
     NotReady,
     Overloaded,
@@ -29,15 +31,17 @@ from fewshard_serve.http.middleware import AccessMiddleware
 from fewshard_serve.http.prediction_handlers import check_finite
 from fewshard_serve.http.prediction_readers import infer_inputs
 from fewshard_serve.http.responses import message_of, unforeseen
-from fewshard_serve.http.server_handlers import index_line
+from fewshard_serve.http.server_handlers import index_lines
 from fewshard_serve.http.service import (
     EXTENSIONS,
     GatewayService,
     RequestHook,
     find_ready,
+    find_version,
     ignore_request,
     joined_stats,
 )
+from fewshard_serve.http.versions import SPLIT_HEADER, key_of
 from fewshard_serve.protocol import model_tensors, repository
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rpc import convert
@@ -219,7 +223,7 @@ class InferenceService:
     async def _model_ready(self, call: Call) -> Any:
         try:
             await self._find(call, call.message.name, call.message.version)
-        except NotReady:
+        except (NotReady, ModelUnloaded):
             return CLASSES["ModelReadyResponse"](ready=False)
         return CLASSES["ModelReadyResponse"](ready=True)
 
@@ -227,7 +231,11 @@ class InferenceService:
         return CLASSES["ServerMetadataResponse"](name="fewshard", version=__version__, extensions=EXTENSIONS)
 
     async def _model_metadata(self, call: Call) -> Any:
-        return convert.to_metadata(await self._find(call, call.message.name, call.message.version))
+        name, version = call.message.name, call.message.version
+        info = await self._find(call, name, version)
+        entry = find_version(await self._service.model_index(), name, version)
+        versions = [info.version] if entry is None else [each.version for each in entry.lines]
+        return convert.to_metadata(info, versions)
 
     async def _config(self, call: Call) -> Any:
         info = await self._find(call, call.message.name, call.message.version)
@@ -236,7 +244,7 @@ class InferenceService:
     async def _statistics(self, call: Call) -> Any:
         names = [call.message.name]
         if call.message.name:
-            await self._find(call, call.message.name, call.message.version)
+            names = [(await self._resolve(call, call.message.name, call.message.version))[0]]
         else:
             index = await self._service.model_index()
             names = [entry.name for entry in index if entry.state == "READY"]
@@ -256,26 +264,30 @@ class InferenceService:
     async def _index(self, call: Call) -> Any:
         _check_repository(call)
         entries = await self._service.model_index()
-        lines = [index_line(each) for each in entries if each.state == "READY" or not call.message.ready]
-        return CLASSES["RepositoryIndexResponse"](models=lines)
+        return CLASSES["RepositoryIndexResponse"](models=index_lines(entries, call.message.ready))
 
     async def _infer(self, call: Call) -> Any:
-        info = await self._find(call, call.message.model_name, call.message.model_version)
+        key, info = await self._resolve(call, call.message.model_name, call.message.model_version)
         expected = model_tensors.expected(info, self._limits)
         request = convert.to_request(call.message, expected)
         inputs = infer_inputs(request, info, self._limits)
         timeout_s = call.timeout_s(request.timeout_s)
-        asked = PredictionRequest(inputs, request.truncate, timeout_s, call.caller)
-        answer = await self._service.classify(info.name, asked)
+        split_key = call.metadata.get(SPLIT_HEADER.decode(), "")
+        asked = PredictionRequest(inputs, request.truncate, timeout_s, call.caller, split_key=split_key)
+        answer = await self._service.classify(key, asked)
         check_finite(answer)
-        return convert.to_response(request, info, answer)
+        return convert.to_response(request, replace(info, version=answer.version or info.version), answer)
 
     async def _find(self, call: Call, name: str, version: str) -> ModelInfo:
-        info = find_ready(await self._service.model_index(), name)
+        return (await self._resolve(call, name, version))[1]
+
+    async def _resolve(self, call: Call, name: str, version: str) -> tuple[str, ModelInfo]:
+        """The key of a model, or of its version, for the service, and its description."""
+        index = await self._service.model_index()
+        info = find_ready(index, name, version)
         call.model_name = name
-        if version not in ("", info.version):
-            raise NotFound(f"{name} has no version {version!r}; it has {info.version!r}")
-        return info
+        is_listed = any(entry.name == name and entry.versions for entry in index)
+        return key_of(name, version if is_listed else ""), info
 
 
 def _check_repository(call: Call) -> None:

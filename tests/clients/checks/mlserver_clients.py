@@ -99,8 +99,9 @@ def _() -> str:
     assert stub.ModelMetadata(dataplane_pb2.ModelMetadataRequest(name=TEXT_MODEL)).name == TEXT_MODEL
     index = stub.RepositoryIndex(dataplane_pb2.RepositoryIndexRequest())
     assert TEXT_MODEL in [each.name for each in index.models]
-    load = dataplane_pb2.RepositoryModelLoadRequest(model_name=TEXT_MODEL)
-    return refused(lambda: stub.RepositoryModelLoad(load), "not offered here")
+    stub.RepositoryModelLoad(dataplane_pb2.RepositoryModelLoadRequest(model_name=TEXT_MODEL))
+    other = dataplane_pb2.RepositoryModelLoadRequest(model_name="nobody")
+    return refused(lambda: stub.RepositoryModelLoad(other), "the configuration has no model 'nobody'")
 
 
 for is_binary in (False, True):

@@ -12,6 +12,7 @@ from fewshard_core.values import ModelInfo, Task, TextInput
 from fewshard_serve.core import Caller, Classified, PredictionRequest, Timings
 from fewshard_serve.errors import (
     CallerGone,
+    ChangeRefused,
     ConfigError,
     DeadlineExceeded,
     Forbidden,
@@ -122,6 +123,7 @@ class FakeGatewayService:
     def __init__(self, models: dict[str, FakeModel], waiting: Sequence[ModelEntry] = ()) -> None:
         self.models = models
         self.waiting = waiting
+        self.changes: list[tuple[str, str]] = []
 
     async def model_index(self) -> list[ModelEntry]:
         served = [ModelEntry(name, "READY", info=model.info) for name, model in self.models.items()]
@@ -136,6 +138,11 @@ class FakeGatewayService:
     async def merged_stats(self, model: str) -> dict[str, Any]:
         served = self.models[model]
         return stats_answer(served.info, [served.stats])
+
+    async def change(self, action: str, model: str) -> None:
+        if model not in self.models:
+            raise ChangeRefused(f"{model} is not {action}ed: no model {model!r}")
+        self.changes.append((action, model))
 
     async def reload_tokens(self) -> int:
         return len(self.models)

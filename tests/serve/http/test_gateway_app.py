@@ -65,6 +65,37 @@ def test_the_index_lists_every_model(gateway: GatewayApp, call: Call) -> None:
     assert call(gateway, "POST", "/v2/repository/index", json={"ready": True}).json() == lines[:2]
 
 
+@pytest.mark.parametrize("action", ["load", "unload"])
+def test_a_model_is_loaded_and_unloaded(gateway: GatewayApp, call: Call, action: str) -> None:
+    path = f"/v2/repository/models/{{}}/{action}"
+    answer = call(gateway, "POST", path.format("sst2"), json={"parameters": {"unload_dependents": False}})
+    state = {"load": "READY", "unload": "UNAVAILABLE"}[action]
+    assert (answer.status_code, answer.json()) == (200, {"name": "sst2", "state": state})
+    assert call(gateway, "POST", path.format("sst2")).status_code == 200, "a body is not needed"
+    refused = call(gateway, "POST", path.format("nobody"))
+    assert (refused.status_code, refused.json()["code"]) == (409, "change_refused")
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "why"),
+    [
+        ("load", {"parameters": {"config": "{}"}}, "'config' is not taken"),
+        ("load", {"parameters": {"file:1/model.onnx": "AAAA"}}, "is not taken"),
+        ("load", {"parameters": {"confg": "{}"}}, "did you mean 'config'"),
+        ("unload", {"parameters": {"unload_dependents": True}}, "unload each model by its name"),
+        ("load", {"parameters": 1}, "must be empty or"),
+        ("load", {"config": "{}"}, "must be empty or"),
+        ("load", [], "must be empty or"),
+    ],
+)
+def test_what_a_change_would_not_hear_is_refused(
+    gateway: GatewayApp, call: Call, action: str, body: Any, why: str
+) -> None:
+    answer = call(gateway, "POST", f"/v2/repository/models/sst2/{action}", json=body)
+    assert answer.status_code == 400
+    assert why in answer.json()["error"]
+
+
 @pytest.mark.parametrize("body", [b"[]", b"x", b'{"ready": 1}', b"null", b'{"repository_name": "other"}'])
 def test_an_index_request_with_mistakes_is_malformed(gateway: GatewayApp, call: Call, body: bytes) -> None:
     assert call(gateway, "POST", "/v2/repository/index", content=body).status_code == 400
@@ -257,7 +288,7 @@ def test_examples_in_the_document_are_valid() -> None:
     GatewayClassifyRequest.model_validate(examples["/classify"])
     InferRequestBody.model_validate(examples["/v2/models/{model}/infer"])
     answers = [(route.gives, route.answer) for route in DOCUMENTED if route.answer is not None]
-    assert len(answers) == 4
+    assert len(answers) == 6
     for kind, answer in answers:
         assert kind is not None
         kind.model_validate(answer)

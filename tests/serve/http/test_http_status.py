@@ -9,7 +9,7 @@ from fewshard_serve.errors import ServeError
 from fewshard_serve.http.responses import HTTP_STATUS, error_response, json_response, status_of, unforeseen
 
 NOT_OF_REQUESTS = {ServeError, errors.ConfigError, errors.StartError}
-HAS_ITS_PARENTS = {errors.ModelRestarted}
+HAS_ITS_PARENTS = {errors.ModelRestarted, errors.ModelUnloaded}
 
 
 def test_every_error_of_a_request_has_a_status(error_kinds: list[type[ServeError]]) -> None:

@@ -20,7 +20,7 @@ from fewshard_serve.http.request import Request
 from fewshard_serve.http.responses import json_response
 from fewshard_serve.http.routes import ROUTES, reserved_names, sheddable_requests
 from fewshard_serve.http.routing import MODEL, Route, Router
-from fewshard_serve.http.service import find_host_model
+from fewshard_serve.http.versions import find_host_model
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.rayserve.haproxy_rules import FrontSettings, rules
 from local_service import LocalService
@@ -56,6 +56,8 @@ PATHS = [
     ("/v2/health/live", "open open open open", None),
     ("/v2/health/ready", "open open open open", None),
     ("/v2/repository/index", "any any any any", None),
+    ("/v2/repository/models/m/load", "any any admin admin", None),
+    ("/v2/repository/models/m/unload", "any any admin admin", None),
     ("/metrics", "any any admin admin", None),
     ("/metrics/gateway", "any any admin admin", None),
     ("/metrics/targets", "any any admin admin", None),
@@ -98,6 +100,10 @@ RULES = [
     "http-request set-var(txn.predicts) bool(true) if METH_POST "
     f"{at('/classify|/predict||/infer|/explain|/rerank|/score')}",
     f"http-request set-var(txn.within) int(120000) if {at('/placement')}",
+    "http-request set-var(txn.within) int(1000000) if "
+    "{ var(txn.path) -m reg ^/v2/repository/models/[^/]+/load/*$ }",
+    "http-request set-var(txn.within) int(1000000) if "
+    "{ var(txn.path) -m reg ^/v2/repository/models/[^/]+/unload/*$ }",
     f"http-request sc-inc-gpc(0,0) if is_refused {at('/classify')}",
     f"http-request sc-inc-gpc(1,0) if is_refused {at('/predict')}",
     f"http-request sc-inc-gpc(2,0) if is_refused {at('')}",
@@ -181,7 +187,7 @@ def test_haproxy_refuses_and_counts_every_prediction_of_a_model():
     ]
     assert found == SHEDDABLE
     lines = rules(ROUTES, "", FrontSettings()).splitlines()
-    of_routes = ("stick-table", "inc-gpc", "int(12", "bool(true) if METH_POST")
+    of_routes = ("stick-table", "inc-gpc", "within) int(", "bool(true) if METH_POST")
     assert [line for line in lines if any(word in line for word in of_routes)] == RULES
 
 

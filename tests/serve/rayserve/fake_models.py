@@ -46,7 +46,7 @@ class FakeModel(Classifier):
             name=name,
             task="text",
             kind=kind,
-            labels=("no", "yes"),
+            labels=("cat", "dog") if kind == "animals" else ("no", "yes"),
             problem_type="single_label_classification",
             architecture="fake",
             dtype="fp32",

@@ -283,3 +283,31 @@ def test_a_host_that_is_waited_for_says_why_until_it_answers():
     waiting["own"] = ""
     asyncio.run(of.refresh())
     assert {entry.reason for entry in asyncio.run(of.model_index())} == {"loading"}
+
+
+def shown(of, *names, unloaded=()):
+    models = tuple(ModelSpec(name, "x", "cpu", "fp32", None) for name in names)
+    asyncio.run(of.show([HostSpec("shared", "/v2/models", models)], unloaded))
+
+
+def test_models_that_come_are_known_at_once_and_those_that_go_are_gone():
+    hosts = Hosts(shared_model_states=[[ready("a"), ready("b")]], own_model_states=[[ready("c")]])
+    of = directory(hosts)
+    asyncio.run(of.refresh())
+    hosts.answers["shared_model_states"] = [[ready("a"), ready("new")]]
+    shown(of, "a", "new", unloaded=["c"])
+    assert states(of) == {"a": "READY", "new": "READY", "c": "UNAVAILABLE"}
+    assert asyncio.run(of.ready()) is True, "what is unloaded on purpose is not missed"
+    with pytest.raises(UnknownModel, match="there are: a, new"):
+        classify(of, "c")
+    shown(of, "a", "new", "c")
+    assert states(of)["c"] == "LOADING"
+
+
+def test_a_model_that_is_added_and_still_loads_does_not_make_the_server_unready():
+    hosts = Hosts(shared_model_states=[[ready("a"), ready("b")]], own_model_states=[[ready("c")]])
+    of = directory(hosts)
+    asyncio.run(of.refresh())
+    shown(of, "a", "late")
+    assert states(of) == {"a": "READY", "late": "LOADING"}
+    assert asyncio.run(of.ready()) is True

@@ -323,9 +323,7 @@ def test_a_model_that_goes_is_hidden_first_and_removed_last(updater_of):
     shown = Shown()
     updater = updater_of(deployer := Deployer(), show=shown)
     assert updater.update(config_of(MODELS["a"], NEW)) == ["a", "new", "b", "own"]
-    assert [[app.app for app in apps] for apps in deployer.deployed] == [["model-new"], ["models"]], (
-        "what loses a model waits for the others"
-    )
+    assert [[app.app for app in apps] for apps in deployer.deployed] == [["models", "model-new"]]
     assert shown.seen == [("a", ""), ("a new", "")]
     assert deployer.removed == ["model-own"]
 
@@ -353,18 +351,16 @@ def test_a_new_model_that_cannot_answer_is_removed_again(updater_of, clock, inde
     assert updater.update(config()) == []
 
 
-def test_a_model_that_cannot_answer_in_its_new_place_goes_back_to_the_old_one(updater_of, clock, index):
+@pytest.mark.parametrize(("name", "replicas"), [("a", {"min": 1}), ("own", None)])
+def test_a_model_changes_its_place_only_while_it_is_unloaded(updater_of, name, replicas):
     updater = updater_of(deployer := Deployer())
-    assert sorted(updater.update(config(a={"replicas": {"min": 1}}))) == ["a", "b"]
-    index[0] = ModelEntry("a", "UNAVAILABLE")
-    updater.look()
-    clock.now += ILL_S
-    with pytest.raises(UpdateFailed, match="model-a cannot answer"):
-        updater.look()
-    (host,) = deployer.deployed[-1]
-    assert [model.name for model in host.models] == ["a", "b"]
-    assert deployer.removed == ["model-a"]
-    assert updater.update(config()) == []
+    file = config(**{name: {"replicas": replicas}})
+    for change in (lambda: updater.update(file), lambda: updater.load(name, file)):
+        with pytest.raises(ConfigError, match=f"{name} cannot get or give up processes of its own"):
+            change()
+    assert deployer.deployed == []
+    updater.unload(name)
+    assert name in updater.load(name, file)
 
 
 def test_one_model_is_loaded_as_the_file_has_it_and_the_rest_of_the_file_waits(updater_of):

@@ -1,4 +1,4 @@
-"""A real server whose models are loaded, unloaded, added and removed while others answer. Tests run in order."""
+"""A real server whose models come and go while others answer. Tests run in order."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
@@ -122,6 +123,7 @@ def test_what_a_model_has_accepted_is_answered_before_it_is_unloaded(server, gat
     assert states(server)["extra"] == ("UNAVAILABLE", "unloaded")
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_leaves_the_others_alone(server):
     write(server, [STEADY, SHARED, {**EXTRA, "path": "missing"}, {**BESIDE, "path": "missing"}])
     with Clients(server, "steady", "shared") as clients:
@@ -133,6 +135,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others_alone(server):
     assert is_ready(server)
 
 
+@pytest.mark.slow
 def test_the_file_adds_changes_and_removes_models_and_cascades(server, until):
     write(server, [STEADY, {**SHARED, "path": "contrary"}, EXTRA], [JOINT])
     with Clients(server, "steady", "shared") as clients:
@@ -148,26 +151,29 @@ def test_the_file_adds_changes_and_removes_models_and_cascades(server, until):
     clients.assert_all_answered()
 
 
-def test_a_model_moves_to_a_process_of_its_own_and_back(server, until):
-    with Clients(server, "steady", "shared") as clients:
-        for number, more in enumerate((OWN, {})):
-            write(server, [STEADY, {**SHARED, **more}, {**EXTRA, "shadow": "shared"}, BESIDE])
-            server.signal(signal.SIGHUP)
-            until(lambda number=number: server.output.count("fewshard: updated ") == number + 2, 200)
-    clients.assert_all_answered()
+@pytest.mark.slow
+def test_a_shadow_is_needed_and_a_model_that_answers_stays_where_it_is(server):
+    write(server, [STEADY, SHARED, {**EXTRA, "shadow": "shared"}])
+    assert change(server, "load", "extra").status_code == 200
+    write(server, [STEADY, {**SHARED, **OWN}, {**EXTRA, "shadow": "shared"}])
+    server.signal(signal.SIGHUP)
+    server.wait_for("not updated: shared cannot get or give up processes of its own")
     refused = change(server, "unload", "shared")
     assert "it is the shadow of 'extra'" in refused.json()["error"]
 
 
+@pytest.mark.slow
 def test_a_file_with_mistakes_changes_nothing(server, until):
     write(server, [STEADY, {**EXTRA, "shadow": "shared"}])
     server.signal(signal.SIGHUP)
-    server.wait_for("not updated: ")
+    server.wait_for("the shadow of 'extra' must be another model")
     assert server.classify("shared", "3").status_code == 200
 
 
+@pytest.mark.slow
 def test_tritons_clients_load_and_unload(server):
     write(server, [STEADY, SHARED, EXTRA, BESIDE])
+    assert change(server, "load", "beside").status_code == 200
     over_http = triton_http.InferenceServerClient(server.url.removeprefix("http://"), network_timeout=300)
     over_grpc = triton_grpc.InferenceServerClient(f"127.0.0.1:{server.config['server']['grpc_port']}")
     for client in (over_http, over_grpc):
@@ -184,6 +190,52 @@ def test_tritons_clients_load_and_unload(server):
     over_http.close(), over_grpc.close()
 
 
+def label_over_grpc(client, model, version=""):
+    tensor = triton_grpc.InferInput("text", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([b"7"], object))
+    answer = client.infer(model, [tensor], model_version=version)
+    return answer.as_numpy("label")[0], answer.get_response().model_version
+
+
+@pytest.mark.slow
+def test_versions_are_loaded_together_and_asked_for_by_their_names(server):
+    many = {"name": "many", "versions": {"v1": "dense", "v2": "contrary"}, "split": {"v1": 1, "v2": 0}, **OWN}
+    write(server, [STEADY, SHARED, EXTRA, BESIDE, many])
+    assert change(server, "load", "many").status_code == 200
+    client = triton_grpc.InferenceServerClient(f"127.0.0.1:{server.config['server']['grpc_port']}")
+    for version, label in (("v1", "no"), ("v2", "yes")):
+        answer = server.classify(f"many/versions/{version}", "7").json()
+        assert (answer["model"], answer["predictions"][0][0]["label"]) == ("many", label)
+        assert client.is_model_ready("many", version)
+        assert label_over_grpc(client, "many", version) == (label.encode(), version)
+    assert label_over_grpc(client, "many") == (b"no", "v1")
+    assert list(client.get_model_metadata("many").versions) == ["v1", "v2"]
+    assert [each.version for each in client.get_inference_statistics("many").model_stats] == ["v1", "v2"]
+    assert server.classify("many", "7", path="/classify").json()["predictions"][0][0]["label"] == "no"
+    with pytest.raises(InferenceServerException, match="has no version 'v3'; it has 'v1', 'v2'"):
+        client.infer("many", [], model_version="v3")
+    write(server, [STEADY, SHARED, EXTRA, BESIDE, {**many, "split": {"v1": 1, "v2": 1}}])
+    with Clients(server, "steady", "many") as clients:
+        assert change(server, "load", "many").status_code == 200
+    clients.assert_all_answered()
+    write(server, [STEADY, SHARED, EXTRA, BESIDE, {**many, "versions": {"v1": "dense", "v2": "animals"}}])
+    assert change(server, "load", "many").status_code == 200, "v2 has no part of the split"
+    write(
+        server,
+        [STEADY, SHARED, EXTRA, {**many, "versions": {"v1": "animals", "v2": "dense"}, "split": {1: 1}}],
+    )
+    refused = change(server, "load", "many")
+    assert "which is no version" in refused.json()["error"]
+    split = {**many, "versions": {"v1": "animals", "v2": "dense"}, "split": {"v1": 1, "v2": 1}}
+    write(server, [STEADY, SHARED, EXTRA, split])
+    refused = change(server, "load", "many")
+    assert "have different labels" in refused.json()["error"]
+    assert server.classify("many", "7").status_code == 200
+    assert change(server, "unload", "many").status_code == 200
+    client.close()
+
+
+@pytest.mark.slow
 def test_a_new_gateway_knows_the_models_that_were_added(server, until):
     (gateway,) = [pid for pid in server.processes() if b"ServeReplica:gateway:" in command_of(pid)]
     os.kill(gateway, signal.SIGKILL)
@@ -206,6 +258,7 @@ def states_or_none(server):
         return None
 
 
+@pytest.mark.slow
 def test_the_last_model_stays(server):
     for model in ("extra", "shared"):
         assert change(server, "unload", model).status_code == 200

@@ -100,6 +100,21 @@ def test_the_index(running, client):
         stub(running).RepositoryIndex(service_pb2.RepositoryIndexRequest(repository_name="other"))
 
 
+def test_models_are_loaded_and_unloaded(running, client):
+    client.load_model("text")
+    client.unload_model("text")
+    assert running.service.calls[-2:] == [("load", "text"), ("unload", "text")]
+    with pytest.raises(InferenceServerException, match="'config' is not taken"):
+        client.load_model("text", config="{}")
+    with pytest.raises(InferenceServerException, match="unload each model by its name"):
+        client.unload_model("text", unload_dependents=True)
+    with pytest.raises(grpc.RpcError, match="no model 'nobody'") as refusal:
+        stub(running).RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest(model_name="nobody"))
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    with pytest.raises(grpc.RpcError, match="one repository"):
+        stub(running).RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(repository_name="other"))
+
+
 def test_the_statistics(client):
     (entry,) = client.get_inference_statistics("text").model_stats
     assert (entry.name, entry.inference_count, entry.execution_count) == ("text", 2, 1)
@@ -110,7 +125,7 @@ def test_the_statistics(client):
         client.get_inference_statistics("nobody")
 
 
-@pytest.mark.parametrize("method", ["SystemSharedMemoryStatus", "RepositoryModelLoad", "LogSettings"])
+@pytest.mark.parametrize("method", ["SystemSharedMemoryStatus", "TraceSetting", "LogSettings"])
 def test_methods_that_are_not_offered_are_refused_with_those_that_are(running, method):
     request = getattr(service_pb2, f"{method}Request")()
     with pytest.raises(grpc.RpcError, match="not offered here; there are: ServerLive, ") as refusal:
