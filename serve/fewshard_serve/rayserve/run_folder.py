@@ -2,7 +2,9 @@
 
 `launch` makes the folder and starts this file as a process of its own: the reaper. When the launcher has
 gone, however it ended, the reaper ends every process of the run and deletes the folder. Where both were
-killed, the next run on this machine does so (`clear_dead_runs`). A launcher holds a lock on a file of its
+killed, the next run on this machine does so (`clear_dead_runs`). While the launcher lives, the reaper kills
+what is stopped, as by SIGSTOP: dead processes are replaced, and those that hang with their sockets open are
+missed by Ray only after half a minute. A launcher holds a lock on a file of its
 folder, which the kernel takes away with the process, so that no other process of its number is taken for it.
 
 The processes of a run are known by a variable in their environment, which all that Ray starts inherit. Only
@@ -13,6 +15,7 @@ It imports the standard library alone, so that the reaper is small and starts in
 
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -32,6 +35,8 @@ MARK = "FEWSHARD_RUN_FOLDER"
 """The variable that each process of a run has in its environment, with the path of the folder."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.05
+LOOK_S = 1.0
+"""How often the reaper looks for stopped processes. It kills what is stopped at two looks in a row."""
 END_TIMEOUT_S = 5.0
 """A killed process ends at once, unless the kernel is busy for it (a dead disk, a stuck driver)."""
 
@@ -147,10 +152,33 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
+def end_stopped(folder: str, before: set[int]) -> set[int]:
+    """Kill the processes of a run that are stopped and were so `before`. Return all that are stopped."""
+    mark = f"{MARK}={folder}".encode()
+    stopped = {pid for pid in _stopped() if mark in _environment(pid)}
+    for pid in stopped & before:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return stopped
+
+
+def _stopped() -> Iterator[int]:
+    """Yield the processes of this machine that a signal has stopped; a debugger's are in another state."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
+                if file.read().rpartition(b")")[2].split()[0] == b"T":
+                    yield int(entry)
+
+
 def main() -> None:
-    """Wait until standard input closes, then clear the folder of the first argument."""
-    sys.stdin.buffer.read()
-    clear(sys.argv[1])
+    """Kill what stays stopped until standard input closes, then clear the folder of the first argument."""
+    folder, stopped, pause_s = sys.argv[1], set[int](), LOOK_S
+    while not select.select([sys.stdin], [], [], pause_s)[0]:
+        began = time.process_time()
+        stopped = end_stopped(folder, stopped)
+        pause_s = max(LOOK_S, 100 * (time.process_time() - began))  # a machine may have many processes
+    clear(folder)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,33 @@ def test_a_killed_launcher_leaves_neither_process_nor_folder(run):
     assert not run.folder.exists()
 
 
+def test_a_process_that_stays_stopped_is_killed(run):
+    os.kill(run.child, signal.SIGSTOP)
+    await_end(run.child)
+    assert lives(run.reaper)
+    assert run.folder.exists()
+
+
+def test_a_process_that_goes_on_is_left_alone(run):
+    """Stopped at one look, it is not killed; nor is a stopped process of something else."""
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        os.kill(run.child, signal.SIGSTOP)
+        os.kill(other.pid, signal.SIGSTOP)
+        while {psutil.Process(pid).status() for pid in (run.child, other.pid)} != {psutil.STATUS_STOPPED}:
+            time.sleep(0.001)
+        stopped = run_folder.end_stopped(str(run.folder), set())
+        assert stopped == {run.child}
+        assert run_folder.end_stopped(str(run.folder), {other.pid}) == stopped
+        os.kill(run.child, signal.SIGCONT)
+        assert run_folder.end_stopped(str(run.folder), stopped) == set()
+        assert lives(run.child)
+        assert lives(other.pid)
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_a_signal_to_the_group_does_not_end_the_reaper(run):
     os.kill(run.reaper, signal.SIGTERM)
     run.kill()
