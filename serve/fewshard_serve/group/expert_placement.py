@@ -20,8 +20,8 @@ from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_models.sharding.placement import read_placement, require_model
 from fewshard_models.text import FewshardTextConfig
 from fewshard_serve.errors import MalformedRequest
-from fewshard_serve.group.membership import GroupStatus
 from fewshard_serve.group.settings import ExpertsSettings
+from fewshard_serve.group.view import GroupStatus
 from fewshard_serve.placement.local_search import num_moves
 from fewshard_serve.placement.planner import balanced
 from fewshard_serve.placement.policy import Rebalancer
