@@ -35,7 +35,7 @@ class ExpertsSettings:
     rebalance_s: NonNegative = 60.0
     exchange_timeout_ms: Annotated[float, STRICT, Ge(100), Le(30_000), WithExponent()] = 3000.0
     degraded: Flag = False
-    spare_mib: NonNegative = 64.0
+    spare_mib: NonNegative = 32.0
     """Memory that each shard may use for copies of others' experts, which a loss then need not load."""
 
     def __post_init__(self) -> None:

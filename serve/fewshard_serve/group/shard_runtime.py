@@ -1,6 +1,8 @@
 """Runs one shard, in leader and workers. It prepares the next epoch while the current one runs steps."""
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,9 @@ from fewshard_models.text import PackedTokens
 from fewshard_serve.group.epoch import Blocks, Epoch
 
 logger = logging.getLogger(__name__)
+
+LOWEST_PRIORITY = 19
+"""Loading spares beside batches must not slow them down."""
 
 Report = Callable[["Prepared"], None]
 
@@ -98,6 +103,7 @@ class ShardRuntime:
         """Load copies of other shards' experts in a thread, for an epoch that may come."""
 
         def load() -> None:
+            _give_way()
             try:
                 with self._sparing:
                     self.shard.keep_spares(blocks)
@@ -172,3 +178,9 @@ class ShardRuntime:
                 report(Prepared(phase, generation))
 
         threading.Thread(target=main, name=f"{phase}-{generation}", daemon=True).start()
+
+
+def _give_way() -> None:
+    """Let all other threads of the machine go first. Linux has a priority for each thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

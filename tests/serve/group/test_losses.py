@@ -1,5 +1,8 @@
 """What a loss uses of what was prepared for it, in a group of threads over TCP and Gloo."""
 
+import os
+import sys
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -61,3 +64,18 @@ def test_a_loss_interrupts_the_step_of_a_group_of_gpus(open_group, directory, ki
     machine.active = replace(machine.active, backend="nccl")
     group.launcher.end(2)
     kit.wait_until(lambda: sorted(interrupted) == [0, 1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
+def test_spares_are_loaded_behind_everything_else(open_group, directory, kit, monkeypatch):
+    priorities = {}
+
+    def note(shard, blocks):
+        priorities[threading.get_native_id()] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    monkeypatch.setattr(shard_module.Shard, "keep_spares", note)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    open_group(directory, 3, spare_bytes=2**20)
+    kit.wait_until(lambda: len(priorities) == 3)
+    assert set(priorities.values()) == {19}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
