@@ -5,7 +5,7 @@ too, is whole on each shard.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from fewshard_models.sharding.experts import ExpertLayer
 from fewshard_models.text import PackedTokens
 from fewshard_models.weight_files import StoredTensor, opened, require_safetensors, stored_tensors
 
-TYPES = ("mixtral", "qwen2_moe", "qwen3_moe")
+TYPES = (
+    *("deepseek_v2", "deepseek_v3", "hunyuan_v1_moe", "jamba", "minimax", "mistral4"),
+    *("mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next"),
+)
 """The model types whose shards were compared with the whole network."""
 _EXPERT = re.compile(r"\.experts\.(?:(?P<number>\d+)\.)?(?P<part>\w+?)(?:\.weight)?$")
 _PARTS = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1, "down_proj": 2, "w2": 2}
@@ -147,7 +150,7 @@ class TransformersBody:
             with opened(file) as tensors:
                 for name in tensors.keys():  # noqa: SIM118  not a mapping
                     if not _EXPERT.search(name):
-                        found[_renamed(name)] = tensors.get_tensor(name).to(
+                        found[_renamed(name, wanted)] = tensors.get_tensor(name).to(
                             self._device, self._dtype, copy=True
                         )
         missing = [
@@ -223,6 +226,7 @@ def _layer_of(name: str) -> tuple[int, ...] | None:
     return None if found is None else tuple(map(int, re.findall(r"\d+", name[: found.start()])))
 
 
-def _renamed(name: str) -> str:
-    """Return the name in the network: Mixtral's files call the layer otherwise."""
-    return name.replace(".block_sparse_moe.", ".mlp.")
+def _renamed(name: str, wanted: Container[str]) -> str:
+    """Return the name in the network: files of Mixtral and PhiMoE call the layer or its router otherwise."""
+    name = name.replace(".block_sparse_moe.", ".mlp.")
+    return name if name in wanted else name.replace(".mlp.gate.", ".mlp.router.")

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from fewshard_kernels import ExpertWeights
 from fewshard_models.agreement import require_complete, require_read
 from fewshard_models.checkpoint import load_config
+from fewshard_models.classifier.limits import has_experts
 from fewshard_models.errors import CheckpointError
 from fewshard_models.quantised import quantisation_of
 from fewshard_models.sharding.experts import ShardedFeedForward
@@ -32,15 +33,15 @@ def load_shardable_config(directory: Path) -> PreTrainedConfig:
     config = load_config(directory)
     if not isinstance(config, FewshardTextConfig) and config.model_type not in TYPES:
         raise CheckpointError(
-            f"{directory} is a {config.model_type} model; only fewshard_text, {', '.join(TYPES)} can be "
-            "sharded: leave experts out of its configuration"
+            f"{directory} is a {config.model_type} model; fewshard_text, {', '.join(TYPES)} can be sharded: "
+            "leave experts out of its configuration"
         )
     if quantisation_of(config) is not None:
         raise CheckpointError(
             f"{directory} has quantised weights, which are not read in parts; leave experts out of its "
             "configuration"
         )
-    if not config.num_experts:
+    if not has_experts(config):
         raise CheckpointError(
             f"{directory} is a dense model and has no experts to shard; leave experts out of its "
             "configuration, and give it replicas instead"

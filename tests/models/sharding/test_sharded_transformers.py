@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewshard_models.classifier.load import load
-from fewshard_models.conformance.experts import EAGER
+from fewshard_models.conformance.experts import EAGER, NUM_EXPERTS, TOP_K, ways
 from fewshard_models.conformance.text import Reference, write_checkpoint
 from fewshard_models.conformance.words import SHORT
 from fewshard_models.errors import CheckpointError
@@ -20,7 +20,7 @@ from fewshard_models.sharding.transformers_body import TYPES
 from fewshard_models.text import pack
 
 CPU = torch.device("cpu")
-NUM_EXPERTS, SIZE = 8, 3
+SIZE = 3
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,9 @@ def store():
 
 @pytest.fixture(scope="module", params=TYPES)
 def directory(request, tmp_path_factory):
-    """A checkpoint of two layers with experts, in which each is stored by itself, in several files."""
+    """A checkpoint in which each expert is stored by itself, in several files."""
     directory = tmp_path_factory.mktemp(request.param)
-    number = "num_experts" if request.param == "qwen2_moe" else "num_local_experts"
-    write_checkpoint(directory, request.param, **{number: NUM_EXPERTS, "num_experts_per_tok": 3})
+    write_checkpoint(directory, request.param, **ways(request.param)["top-2"])
     spread(directory, load_file(directory / "model.safetensors"))
     return directory
 
@@ -77,10 +76,10 @@ def run(group, parts):
         return list(pool.map(lambda shard, part: shard.run(part, num_rows), group, packed))
 
 
-def copies(seed):
+def copies(num_layers, seed):
     """Every expert on one shard at least, and some on two."""
     rng = np.random.default_rng(seed)
-    slots = np.full((2, SIZE, NUM_EXPERTS), -1)
+    slots = np.full((num_layers, SIZE, NUM_EXPERTS), -1)
     for layer in slots:
         for expert in [*range(NUM_EXPERTS), *rng.integers(0, NUM_EXPERTS, 3)]:
             shard = rng.integers(SIZE)
@@ -98,8 +97,9 @@ def test_shards_answer_as_transformers_and_count_the_same(store, directory, plac
     items = whole.prepare([whole.preprocessor.to_input(text) for text in SHORT])
     whole.run(items)
     expected, counts = Reference(directory, **EAGER).logits(SHORT, 64), whole.expert_counts()
-    slots = NUM_EXPERTS // SIZE + 1
-    chosen = contiguous(2, NUM_EXPERTS, SIZE, slots) if placement == "contiguous" else copies(1)
+    slots, num_layers = NUM_EXPERTS // SIZE + 1, len(counts.tokens)
+    even = contiguous(num_layers, NUM_EXPERTS, SIZE, slots)
+    chosen = even if placement == "contiguous" else copies(num_layers, seed=1)
     group = shards(store, directory, f"{directory.name}-{placement}", chosen)
     ids = [item.features.ids for item in items]
     for parts in ([ids[rank::SIZE] for rank in range(SIZE)], [ids, [], []]):
@@ -107,7 +107,7 @@ def test_shards_answer_as_transformers_and_count_the_same(store, directory, plac
         logits = np.concatenate([out.logits.numpy() for out in outs])
         order = [row for part in parts for row in map(ids.index, part)]
         np.testing.assert_allclose(logits, expected[order], atol=1e-4)
-        for layer in range(2):
+        for layer in range(num_layers):
             rows = sum(out.moe_stats[layer].expert_rows for out in outs)
             assert rows.tolist() == counts.tokens[layer].tolist()
             entropy = sum(float(out.moe_stats[layer].entropy) for out in outs)
@@ -117,7 +117,7 @@ def test_shards_answer_as_transformers_and_count_the_same(store, directory, plac
 
 def test_experts_that_are_stored_merged_are_read(store, directory, tmp_path):
     alone = Shard(directory, torch.float32, CPU)
-    everyone = [tuple(tuple(range(NUM_EXPERTS)) for _ in range(2))]
+    everyone = [tuple(tuple(range(NUM_EXPERTS)) for _ in alone.config.expert_layers)]
     alone.activate(alone.stage(everyone[0]), everyone, LocalExchange())
     merged = load(directory, device="cpu", dtype="fp32").network.state_dict()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -131,14 +131,13 @@ def test_experts_that_are_stored_merged_are_read(store, directory, tmp_path):
 
 def test_a_shard_holds_its_experts_alone(directory):
     shard = Shard(directory, torch.float32, CPU)
-    config = shard.config
-    assert (config.num_experts, config.num_experts_per_tok, len(config.expert_layers)) == (NUM_EXPERTS, 3, 2)
+    assert (shard.config.num_experts, shard.config.num_experts_per_tok) == (NUM_EXPERTS, TOP_K)
     assert shard.num_bytes_an_expert == 4 * 3 * 64 * 32
-    staged = shard.stage(((1, 6), ()))
-    assert [layer.experts for layer in staged] == [(1, 6), ()]
-    held = staged[0].plain
-    network = load(directory, device="cpu", dtype="fp32").network
-    experts = network.model.layers[0].mlp.experts
+    last = len(shard.config.expert_layers) - 1
+    staged = shard.stage((*[()] * last, (1, 6)))
+    assert [layer.experts for layer in staged] == [*[()] * last, (1, 6)]
+    held = staged[last].plain
+    experts = load(directory, device="cpu", dtype="fp32").experts.layers[last].module
     assert torch.equal(held.w1, experts.gate_up_proj[[1, 6]])
     assert torch.equal(held.w2, experts.down_proj[[1, 6]])
     assert not any("experts.gate_up_proj" in name for name in shard._body._network.state_dict())
@@ -146,5 +145,5 @@ def test_a_shard_holds_its_experts_alone(directory):
 
 def test_what_cannot_be_sharded_is_refused(directory, tmp_path):
     write_checkpoint(tmp_path, "gpt_oss")
-    with pytest.raises(CheckpointError, match="is a gpt_oss model; only fewshard_text, mixtral"):
+    with pytest.raises(CheckpointError, match=r"is a gpt_oss model; fewshard_text, .* can be sharded"):
         Shard(tmp_path, torch.float32, CPU)
