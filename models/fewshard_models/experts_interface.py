@@ -77,6 +77,12 @@ def _routing(module: Any, experts: Tensor, weights: Tensor) -> Routing:
     return Routing(weights, experts)
 
 
+def activation_of(module: Any) -> str:
+    """Return the activation of an expert layer. Raises ValueError if `moe_ffn` cannot compute the layer."""
+    _refuse_unsupported(module)
+    return _activation(module)
+
+
 def _activation(module: Any) -> str:
     for name in _ACTIVATIONS:
         if type(module.act_fn) is type(ACT2FN[name]):

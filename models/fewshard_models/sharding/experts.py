@@ -101,6 +101,7 @@ class ExpertLayer:
     duties: ExpertMap
     blocks: tuple[ExpertBlock, ...]
     activation: str
+    is_gated: bool = False
 
     def __call__(self, x: Tensor, routing: Routing, num_rows: int) -> tuple[Tensor, Tensor]:
         """Returns y [T, H] for this shard's rows `x` [T, H], and the number of choices this shard computed.
@@ -146,12 +147,12 @@ class ExpertLayer:
             return False
         from fewshard_kernels.moe_ffn.triton import supports
 
-        options = MoeOptions(top_k=local.experts.shape[1], activation=self.activation)
+        options = MoeOptions(local.experts.shape[1], self.activation, self.is_gated)
         return supports(rows, local, block.weights, options) is None
 
     def _multiply(self, block: ExpertBlock, rows: Tensor, routing: Routing) -> tuple[Tensor, MoeStats]:
         weights = (block.weights,) if isinstance(block.weights, PackedExperts) else block.weights
-        return moe_ffn(rows, routing, *weights, activation=self.activation)
+        return moe_ffn(rows, routing, *weights, activation=self.activation, gated=self.is_gated)
 
 
 def _spread(y: Tensor, served: Tensor, like: Tensor, top_k: int) -> Tensor:

@@ -4,11 +4,12 @@ Called by `fewshard_serve.group`, in the leader and in every worker. A shard che
 loads more experts.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from fewshard_kernels import ExpertWeights, MoeStats, PackedExperts, pack_expert
 from fewshard_models.errors import NoRoomError
 from fewshard_models.sharding.exchange import Exchange, LocalExchange
 from fewshard_models.sharding.experts import ExpertBlock, ExpertLayer, ExpertMap, ShardedFeedForward
-from fewshard_models.sharding.weights import load_shardable_config, load_without_experts, read_experts
-from fewshard_models.text import PackedTokens
+from fewshard_models.sharding.transformers_body import ShardedExperts, TransformersBody
+from fewshard_models.sharding.weights import OwnBody, load_shardable_config
+from fewshard_models.text import FewshardTextConfig, PackedTokens
 
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 2**63
@@ -97,11 +99,15 @@ class Shard:
     """
 
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.config = load_shardable_config(directory)
+        config = load_shardable_config(directory)
         self.device = device
-        self._directory = directory
         self._dtype = dtype
-        self._network = load_without_experts(directory, self.config, dtype, device)
+        self._body: TransformersBody | OwnBody = (
+            OwnBody(directory, config, dtype, device)
+            if isinstance(config, FewshardTextConfig)
+            else TransformersBody(directory, config, dtype, device)
+        )
+        self.config = self._body.config
         self._held = tuple(LayerExperts() for _ in self.config.expert_layers)
         self._spares = self._held
         self._exchange: Exchange = LocalExchange()
@@ -158,7 +164,9 @@ class Shard:
             by_rank = [experts[number] for experts in everyone]
             by_rank[exchange.rank] = mine.experts  # the same ones, in the order in which they are here
             duties = ExpertMap.of(exchange.rank, by_rank, self.config.num_experts, self.device)
-            feed_forward.layer = ExpertLayer(exchange, duties, mine.blocks, self.config.hidden_act)
+            feed_forward.layer = ExpertLayer(
+                exchange, duties, mine.blocks, self._body.activation, self._body.is_gated
+            )
 
     def run(self, packed: PackedTokens, num_rows: int) -> ShardOutput:
         """Run one pass over this shard's own items, if any; it also computes other shards' tokens.
@@ -168,8 +176,8 @@ class Shard:
         for feed_forward in self._feed_forwards:
             feed_forward.num_rows = num_rows
         with torch.inference_mode():
-            out = self._network.forward_packed(packed)
-            computed = torch.stack([each.num_computed for each in self._feed_forwards]).cpu()
+            out = self._body.forward_packed(packed)
+            computed = torch.stack([each.num_computed.cpu() for each in self._feed_forwards])
             logits = out.logits.cpu()
         self._exchange.check()
         return ShardOutput(logits, out.moe_stats, computed)
@@ -177,13 +185,12 @@ class Shard:
     @property
     def num_bytes_an_expert(self) -> int:
         """Bytes of one expert in one layer."""
-        width, hidden = self.config.expert_size, self.config.hidden_size
-        return self._dtype.itemsize * (2 * width * hidden + width + hidden)
+        numbers: int = sum(math.prod(shape) for shape in self._body.expert_shapes if shape)
+        return numbers * int(self._dtype.itemsize)
 
     @property
-    def _feed_forwards(self) -> list[ShardedFeedForward]:
-        layers = [self._network.get_submodule(f"layers.{i}.ffn") for i in self.config.expert_layers]
-        return cast(list[ShardedFeedForward], layers)
+    def _feed_forwards(self) -> Sequence[ShardedFeedForward | ShardedExperts]:
+        return self._body.feed_forwards
 
     def _require_room(self, num_experts: int) -> None:
         needed, there = num_experts * self.num_bytes_an_expert, available_bytes(self.device)
@@ -222,19 +229,23 @@ class Shard:
         for block in there:
             places = [(to_read.pop(one), at) for at, one in enumerate(block.experts) if one in to_read]
             _copy(block.plain, weights, places)
-        read_experts(self._directory, layer, list(to_read), weights, list(to_read.values()))
+        self._body.read_experts(layer, list(to_read), weights, list(to_read.values()))
         return ExpertBlock(experts, self._packed(weights))
 
     def _empty(self, num_experts: int) -> ExpertWeights:
-        width, hidden = self.config.expert_size, self.config.hidden_size
-        shapes = ((width, hidden), (width,), (hidden, width), (hidden,))
-        return ExpertWeights(
-            *(torch.empty(num_experts, *shape, dtype=self._dtype, device=self.device) for shape in shapes)
+        w1, b1, w2, b2 = (
+            None if shape is None else torch.empty(num_experts, *shape, dtype=self._dtype, device=self.device)
+            for shape in self._body.expert_shapes
         )
+        assert w1 is not None
+        assert w2 is not None
+        return ExpertWeights(w1, b1, w2, b2)
 
     def _packed(self, weights: ExpertWeights) -> ExpertWeights | PackedExperts:
         """For a CPU, the fastest layout without a copy: experts are sharded because memory is short."""
-        return pack_experts(*weights, copies=False) if self.device.type == "cpu" else weights
+        if self.device.type != "cpu":
+            return weights
+        return pack_experts(*weights, gated=self._body.is_gated, copies=False)
 
 
 def _copy(source: ExpertWeights, target: ExpertWeights, places: list[tuple[int, int]]) -> None:

@@ -8,29 +8,32 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from fewshard_kernels import ExpertWeights
 from fewshard_models.agreement import require_complete, require_read
 from fewshard_models.checkpoint import load_config
+from fewshard_models.classifier.limits import has_experts
 from fewshard_models.errors import CheckpointError
 from fewshard_models.quantised import quantisation_of
 from fewshard_models.sharding.experts import ShardedFeedForward
+from fewshard_models.sharding.transformers_body import TYPES
 from fewshard_models.text import FewshardTextConfig, FewshardTextForSequenceClassification
 from fewshard_models.weight_files import opened, weight_files
 
 _EXPERT_TENSOR = re.compile(r"layers\.\d+\.ffn\.(w1|b1|w2|b2)$")
 
 
-def load_shardable_config(directory: Path) -> FewshardTextConfig:
+def load_shardable_config(directory: Path) -> PreTrainedConfig:
     """The configuration of a checkpoint that can be sharded. Raises CheckpointError if it cannot."""
     config = load_config(directory)
-    if not isinstance(config, FewshardTextConfig):
+    if not isinstance(config, FewshardTextConfig) and config.model_type not in TYPES:
         raise CheckpointError(
-            f"{directory} is a {config.model_type} model; only fewshard_text ones can be sharded: "
+            f"{directory} is a {config.model_type} model; fewshard_text, {', '.join(TYPES)} can be sharded: "
             "leave experts out of its configuration"
         )
     if quantisation_of(config) is not None:
@@ -38,12 +41,37 @@ def load_shardable_config(directory: Path) -> FewshardTextConfig:
             f"{directory} has quantised weights, which are not read in parts; leave experts out of its "
             "configuration"
         )
-    if not config.num_experts:
+    if not has_experts(config):
         raise CheckpointError(
             f"{directory} is a dense model and has no experts to shard; leave experts out of its "
             "configuration, and give it replicas instead"
         )
     return config
+
+
+class OwnBody:
+    """Our own encoder without its experts; as `TransformersBody`."""
+
+    is_gated = False
+
+    def __init__(
+        self, directory: Path, config: FewshardTextConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._directory = directory
+        self.config = config
+        self.activation = config.hidden_act
+        width, hidden = config.expert_size, config.hidden_size
+        self.expert_shapes = ((width, hidden), (width,), (hidden, width), (hidden,))
+        self._network = load_without_experts(directory, config, dtype, device)
+        self.forward_packed = self._network.forward_packed
+        layers = [self._network.get_submodule(f"layers.{index}.ffn") for index in config.expert_layers]
+        self.feed_forwards = cast(list[ShardedFeedForward], layers)
+
+    def read_experts(
+        self, layer: int, experts: Sequence[int], into: ExpertWeights, places: Sequence[int]
+    ) -> None:
+        """See the function of this name."""
+        read_experts(self._directory, layer, experts, into, places)
 
 
 def fingerprint(directory: Path) -> str:

@@ -1,12 +1,14 @@
-"""Serves our MoE text encoder from several shards, as a `Classifier` like any other."""
+"""Serves an MoE text classifier from several shards, as a `Classifier` like any other."""
 
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig
 
 from fewshard_core.cpu import available_cores
 from fewshard_core.formats import FORMATS
@@ -15,14 +17,18 @@ from fewshard_models.card import load_card
 from fewshard_models.checkpoint import resolve
 from fewshard_models.classifier.base import Classifier
 from fewshard_models.classifier.golden import golden_problem
-from fewshard_models.classifier.network import describe
+from fewshard_models.classifier.limits import num_rows, num_types, text_limit
+from fewshard_models.classifier.network import TextClassifier, describe
 from fewshard_models.classifier.packed_text import PackedText, packed_preprocessor
+from fewshard_models.classifier.padded_text import PaddedText
 from fewshard_models.classifier.probe import probe_problem
 from fewshard_models.classifier.tokenizer import TextPreprocessor
 from fewshard_models.devices import choose_device, choose_dtype
 from fewshard_models.errors import ModelsError
 from fewshard_models.sharding import Placement
+from fewshard_models.sharding.transformers_body import ShardableConfig, shardable_config, without_weights
 from fewshard_models.sharding.weights import load_shardable_config
+from fewshard_models.text import FewshardTextConfig
 from fewshard_serve.core import GroupState
 from fewshard_serve.errors import NotReady
 from fewshard_serve.group.expert_placement import describe_change, first_placement, wanted_placement
@@ -151,7 +157,8 @@ def _load(
     address: str,
 ) -> ShardedTextModel:
     directory = resolve(path).absolute()
-    config, card = load_shardable_config(directory), load_card(directory)
+    plain, card = load_shardable_config(directory), load_card(directory)
+    config, kind, architecture, tokenizing = _described(directory, plain)
     target = first_placement(experts, config, name)
     chosen = choose_device(device).name
     choice = choose_dtype(dtype, chosen)
@@ -159,10 +166,8 @@ def _load(
     if not number_format.is_cast:
         raise ValueError(f"dtype {number_format.name} cannot be used over shards; choose one made by casting")
     settings = _settings(path, number_format.name, chosen, experts, config.num_experts, address)
-    architecture = "FewshardTextForSequenceClassification"
-    info = describe(name, PackedText, config, card, architecture, settings.device, settings.dtype)
-    info = replace(info, execution=Execution(choice.reason))
-    tokenizing = packed_preprocessor(directory, config, reports_routing=False)
+    info = describe(name, kind, plain, card, architecture, settings.device, settings.dtype)
+    info = replace(info, execution=Execution(choice.reason), max_tokens=tokenizing.max_tokens)
 
     def check(run: Run) -> str:
         golden = golden_problem(info, card, tokenizing, lambda inputs: run(_ids(tokenizing, inputs)))
@@ -173,6 +178,20 @@ def _load(
     group = Group(settings, target, launcher, check)
     group.open()
     return ShardedTextModel(info, tokenizing, group, config.num_experts_per_tok)
+
+
+def _described(
+    directory: Path, config: PreTrainedConfig
+) -> tuple[FewshardTextConfig | ShardableConfig, type[TextClassifier], str, TextPreprocessor]:
+    """Return the experts, the class that would run the whole, the network's class, and the tokenizer."""
+    if isinstance(config, FewshardTextConfig):
+        tokenizing = packed_preprocessor(directory, config, reports_routing=False)
+        return config, PackedText, "FewshardTextForSequenceClassification", tokenizing
+    network = without_weights(config)
+    tokenizing = TextPreprocessor(
+        directory, text_limit(network), num_rows=num_rows(network), num_types=num_types(network)
+    )
+    return shardable_config(network), PaddedText, type(network).__name__, tokenizing
 
 
 def _settings(

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def _compare_experts(names: Sequence[str], file: Path | None) -> int:
     """As `run`, for architectures with experts. Writes the table into the documentation `file`."""
     from fewshard_models.conformance import experts
+    from fewshard_models.sharding.transformers_body import TYPES
 
     known = experts.architectures_with_experts()
     if unknown := sorted(set(names) - set(known)):
@@ -64,9 +65,9 @@ def _compare_experts(names: Sequence[str], file: Path | None) -> int:
     found = []
     for name in names or known:
         each = experts.compare(name)
-        print(experts.row(each), *each.faults, *each.refused, sep="\n  ", flush=True)
+        print(experts.row(each, TYPES), *each.faults, *each.refused, sep="\n  ", flush=True)
         found.append(each)
     if file is not None:
         document = file.read_text(encoding="utf-8")
-        file.write_text(experts.replaced(document, experts.table(found)), encoding="utf-8")
+        file.write_text(experts.replaced(document, experts.table(found, TYPES)), encoding="utf-8")
     return int(any(each.faults for each in found))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fewshard_models.errors import PlacementError
 from fewshard_models.sharding import Placement, contiguous, round_robin
 from fewshard_models.sharding.placement import read_placement, require_model
+from fewshard_models.sharding.transformers_body import ShardableConfig
 from fewshard_models.text import FewshardTextConfig
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.group.settings import ExpertsSettings
@@ -39,13 +40,20 @@ STARTS: dict[str, Callable[[int, int, int, int], Placement]] = {
 }
 
 
-def first_placement(settings: ExpertsSettings, config: FewshardTextConfig, model: str) -> Placement:
+def first_placement(
+    settings: ExpertsSettings, config: FewshardTextConfig | ShardableConfig, model: str
+) -> Placement:
     """Return the first placement, [expert layers, shards, slots].
 
     Raises PlacementError if the slots cannot hold the experts, or the file belongs to another model or group.
     """
     layers, experts = len(config.expert_layers), config.num_experts
     if settings.placement in STARTS:
+        if settings.shards > experts and settings.slots_per_shard == "auto":
+            raise PlacementError(
+                f"there are {settings.shards} shards and {experts} experts a layer; use at most {experts} "
+                "shards, or set slots_per_shard so that they hold copies"
+            )
         return STARTS[settings.placement](layers, experts, settings.shards, settings.num_slots(experts))
     placement = read_placement(Path(settings.placement), model)
     require_shape(placement, layers, experts, settings.shards, settings.max_slots(experts))

@@ -12,6 +12,7 @@ import torch
 
 from fewshard_models.conformance import experts
 from fewshard_models.conformance.matrix import share_of_the_day
+from fewshard_models.sharding.transformers_body import TYPES
 from fewshard_serve.commands import conformance
 from fewshard_serve.errors import ConfigError
 
@@ -28,7 +29,7 @@ OF_THE_DAY = share_of_the_day(sorted(ROWS), date.today().toordinal(), NUM_DAYS)
 def test_an_architecture_is_as_the_page_says(model_type):
     found = experts.compare(model_type)
     assert not found.faults
-    assert experts.row(found) == ROWS[model_type]
+    assert experts.row(found, TYPES) == ROWS[model_type]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 from fewshard_models.classifier.load import load_checkpoint
 from fewshard_models.errors import NoRoomError
 from fewshard_models.sharding import shard as shard_module
+from fewshard_models.sharding import weights as weights_module
 from fewshard_models.sharding.exchange import LocalExchange
 from fewshard_models.sharding.shard import Shard
 from fewshard_models.text import pack
@@ -40,7 +41,7 @@ def test_a_loss_is_covered_from_memory_without_a_copy(moe_checkpoint, monkeypatc
     before = [layer.blocks for layer in survivor._held]
     survivor.keep_spares([[[4, 5], [6, 7]], [[4, 5, 6, 7]]])
     spares = [layer.blocks for layer in survivor._spares]
-    monkeypatch.setattr(shard_module, "read_experts", lambda *args: pytest.fail("read"))
+    monkeypatch.setattr(weights_module, "read_experts", lambda *args: pytest.fail("read"))
     monkeypatch.setattr(survivor, "_empty", lambda count: pytest.fail("copied"))
     survivor.activate(survivor.stage(EVERYTHING, at_once=True), [EVERYTHING], LocalExchange())
     assert [layer.blocks for layer in survivor._held] == [

@@ -40,7 +40,7 @@ def test_slots_that_cannot_hold_the_experts_say_by_how_much(placement):
 
 
 def test_more_shards_than_experts_are_refused():
-    with pytest.raises(PlacementError, match="9 shards for 8 experts"):
+    with pytest.raises(PlacementError, match="there are 9 shards and 8 experts a layer"):
         first(shards=9, placement="contiguous")
 
 

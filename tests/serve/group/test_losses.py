@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fewshard_models.sharding import shard as shard_module
+from fewshard_models.sharding import weights as weights_module
 from fewshard_serve.group import shard_runtime
 
 
@@ -28,7 +29,7 @@ def test_a_loss_takes_what_stood_by_for_it(open_group, directory, kit, monkeypat
     expected = kit.whole_logits(directory, items)
     group.run(items)
     kit.wait_until(lambda: stands_by(group, 2))
-    monkeypatch.setattr(shard_module, "read_experts", lambda *args: pytest.fail("read") if args[2] else None)
+    monkeypatch.setattr(weights_module, "read_experts", lambda *args: pytest.fail("read") if args[2] else None)
     monkeypatch.setattr(shard_runtime, "meet", lambda *args: pytest.fail("met"))
     group.launcher.end(2)
     assert close_to(group.run(items).logits, expected)
