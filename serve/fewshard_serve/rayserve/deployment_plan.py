@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fewshard_core.formats import AUTO
 from fewshard_serve.backends.child_process import OWN_LOADER
+from fewshard_serve.canary import CanaryConfig
 from fewshard_serve.config import (
     CascadeConfig,
     FewshardConfig,
@@ -46,6 +47,7 @@ class ModelSpec:
     engine: what computes the network; "auto" lets its machine choose.
     version: which version of the model it is; "" of one that lists none.
     weight: the version's part of the requests that ask for no version.
+    canary: the canary of the model, if it has one.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ModelSpec:
     engine: str = AUTO
     version: str = ""
     weight: float = 0.0
+    canary: CanaryConfig | None = None
 
     @property
     def key(self) -> str:
@@ -293,7 +296,14 @@ def _model_specs(model: ModelConfig, config: FewshardConfig) -> tuple[ModelSpec,
     """Return one entry for each version of the model."""
     spec = _model_spec(model, config)
     return tuple(
-        replace(spec, version=version, path=path, stamp=_stamp(path), weight=model.weights[version])
+        replace(
+            spec,
+            version=version,
+            path=path,
+            stamp=_stamp(path),
+            weight=model.weights[version],
+            canary=model.canary,
+        )
         for version, path in model.versions.items()
     ) or (spec,)
 
