@@ -121,6 +121,25 @@ SERVICE = [
         ],
         "percentunit",
     ),
+    Panel(
+        "Canary",
+        [
+            (gauge("fewshard_canary_weight_ratio", "max", "model, version"), "{{model}} {{version}}"),
+            (
+                ratio(
+                    per_model("fewshard_canary_requests_total", "model, version", ',outcome=~"flip|failed"'),
+                    per_model("fewshard_canary_requests_total", "model, version", ',outcome!="skipped"'),
+                ),
+                "{{model}} {{version}} answers otherwise",
+            ),
+            (
+                per_model("fewshard_canary_steps_total", "model, version", ',step="rolled_back"'),
+                "{{model}} {{version}} given up, a second",
+            ),
+        ],
+        "percentunit",
+        help="The new version's part of the requests, and the part of the compared ones that it changes.",
+    ),
 ]
 
 BATCHING = [

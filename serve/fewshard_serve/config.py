@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PlainValidator,
@@ -28,6 +29,7 @@ from fewshard_core.formats import AUTO, FORMATS
 from fewshard_core.yaml_reader import Section
 from fewshard_models import hub
 from fewshard_models.errors import ModelsError
+from fewshard_serve.canary import CanaryConfig, as_text
 from fewshard_serve.engine.settings import AdmissionSettings, BatchingSettings
 from fewshard_serve.group.settings import ExpertsSettings
 from fewshard_serve.http.callers import CallersSettings
@@ -112,12 +114,7 @@ FormatName = Annotated[
 CheckpointPath = Annotated[str, Field(min_length=1), AfterValidator(_known_scheme)]
 
 
-def _as_text(version: object) -> object:
-    """YAML reads `1` as a number."""
-    return str(version) if isinstance(version, int) and not isinstance(version, bool) else version
-
-
-VersionName = Annotated[str, Field(max_length=64, pattern=f"^{NAME_PATTERN}$"), BeforeValidator(_as_text)]
+VersionName = Annotated[str, Field(max_length=64, pattern=f"^{NAME_PATTERN}$"), BeforeValidator(as_text)]
 
 
 class ReplicasConfig(Section):
@@ -161,13 +158,22 @@ Shadow = Annotated[
 ]
 
 
+def _path_or_versions(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that `versions` may stand in place of `path`."""
+    schema["required"].remove("path")
+    schema["anyOf"] = [{"required": ["path"]}, {"required": ["versions"]}]
+
+
 class ModelConfig(_WithSettings):
     """One model to serve."""
+
+    model_config = ConfigDict(json_schema_extra=_path_or_versions)
 
     name: ModelName
     path: CheckpointPath
     versions: dict[VersionName, CheckpointPath] = Field(default={})
     split: dict[VersionName, NonNegative] = Field(default={})
+    canary: CanaryConfig | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: FormatName = AUTO
     engine: Literal["auto", "torch", "openvino"] = "auto"
@@ -185,7 +191,10 @@ class ModelConfig(_WithSettings):
     def _last_version_without_path(cls, value: Any) -> Any:
         versions = value.get("versions") if isinstance(value, dict) else None
         if isinstance(versions, dict) and versions and "path" not in value:
-            return {**value, "path": list(versions.values())[-1]}
+            canary = value.get("canary")
+            new = str(canary.get("to")) if isinstance(canary, dict) else None
+            old = [path for version, path in versions.items() if str(version) != new]
+            return {**value, "path": (old or list(versions.values()))[-1]}
         return value
 
     @model_validator(mode="after")
@@ -198,11 +207,25 @@ class ModelConfig(_WithSettings):
                 raise ValueError(f"split has {version!r}, which is no version; there are: {there}")
         if self.split and not any(self.split.values()):
             raise ValueError("every weight of split is 0; give one version more")
+        if self.canary is not None:
+            self._check_canary(self.canary, there)
         if self.versions and self.experts is not None:
             raise ValueError(
                 "a model whose experts are spread over shards has one version; leave versions out"
             )
         return self
+
+    def _check_canary(self, canary: CanaryConfig, there: str) -> None:
+        if canary.to not in self.versions:
+            raise ValueError(f"canary.to is {canary.to!r}, which is no version; there are: {there}")
+        if self.split:
+            raise ValueError("a canary shifts the requests itself; leave out split, or canary")
+        if self.weights[canary.to]:
+            raise ValueError(
+                f"canary.to is the version that answers already; name another in path than {canary.to!r}"
+            )
+        if self.replicas is not None and self.replicas.max > 1:
+            raise ValueError("a canary compares in one replica; set replicas.max to 1, or leave canary out")
 
     @property
     def weights(self) -> dict[str, float]:

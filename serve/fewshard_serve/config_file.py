@@ -15,6 +15,7 @@ from fewshard_core.yaml_reader import Location, YamlFile, read_yaml
 from fewshard_models import hub
 from fewshard_models.errors import ModelsError
 from fewshard_serve.auth import read_tokens
+from fewshard_serve.canary import CanaryConfig
 from fewshard_serve.config import AuthConfig, FewshardConfig, ModelConfig, ServerConfig, TlsConfig
 from fewshard_serve.errors import ConfigError
 from fewshard_serve.group.settings import PLACEMENTS, ExpertsSettings
@@ -114,7 +115,15 @@ def _resolve_model(model: ModelConfig, file: YamlFile, at: Location) -> ModelCon
             )
         return path if colon else _beside(file, path)
 
-    return _with_paths(model, resolved).model_copy(update={"experts": _resolve_experts(model.experts, file)})
+    more = {"experts": _resolve_experts(model.experts, file), "canary": _resolve_canary(model.canary, file)}
+    return _with_paths(model, resolved).model_copy(update=more)
+
+
+def _resolve_canary(canary: CanaryConfig | None, file: YamlFile) -> CanaryConfig | None:
+    if canary is None or not canary.judge.labels_from:
+        return canary
+    judge = canary.judge.model_copy(update={"labels_from": _beside(file, canary.judge.labels_from)})
+    return canary.model_copy(update={"judge": judge})
 
 
 def _resolve_experts(experts: ExpertsSettings | None, file: YamlFile) -> ExpertsSettings | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fewshard_serve.canary import CanaryConfig, JudgeConfig
 from fewshard_serve.cli import build_parser
 from fewshard_serve.config import (
     AuthConfig,
@@ -32,6 +33,8 @@ DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 SECTIONS = {
     "models": ModelConfig,
+    "canary": CanaryConfig,
+    "judge": JudgeConfig,
     "cascades": CascadeConfig,
     "replicas": ReplicasConfig,
     "batching": BatchingSettings,

@@ -69,7 +69,7 @@ def all_options() -> tuple[Option, ...]:
 
     The server's addresses have options of their own: --host, --port and --grpc-port.
     """
-    of_models = _leaves(ModelConfig, (), True, {"name", "path", "versions", "split"})
+    of_models = _leaves(ModelConfig, (), True, {"name", "path", "versions", "split", "canary"})
     of_server = _leaves(ServerConfig, ("server",), False, {"host", "port", "grpc_port"})
     return (*of_models, *of_server, *_leaves(FewshardConfig, (), False, {"models", "cascades", "server"}))
 

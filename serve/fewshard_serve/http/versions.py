@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from fewshard_core.values import ModelInfo
 from fewshard_serve.core import Caller, Classified, PredictionRequest
@@ -26,16 +26,25 @@ def key_of(name: str, version: str) -> str:
     return f"{name}{AT}{version}" if version else name
 
 
+class CanaryHook(Protocol):
+    """A canary, as the versions that take part in it see it."""
+
+    async def classify(self, version: "Version", request: PredictionRequest) -> Classified:
+        """Answer a request that falls to this version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """One version of a model, under the model's name.
 
     served: the version as it is loaded, under its key.
+    canary: answers in its place while it takes part in one.
     """
 
     served: ServedModel
     name: str
     version: str
+    canary: "CanaryHook | None" = None
 
     @property
     def info(self) -> ModelInfo:
@@ -61,6 +70,8 @@ class Version:
         self.served.check_room(caller)
 
     async def classify(self, request: PredictionRequest) -> Classified:
+        if self.canary is not None:
+            return await self.canary.classify(replace(self, canary=None), request)
         return replace(await self.served.classify(request), version=self.version)
 
     def experts(self) -> dict[str, Any] | None:
@@ -80,6 +91,23 @@ class VersionedModel:
         self._name = name
         self._weights = {version: weight for version, weight in weights.items() if weight > 0}
         self._random = random.Random()
+        self._canary: dict[str, Version] = {}
+        self._old = self._new = ""
+
+    @property
+    def answering(self) -> list[str]:
+        """The versions that answer requests without a version."""
+        return list(self._weights)
+
+    def begin_canary(self, canary: CanaryHook, old: str, new: str) -> None:
+        """Have these two versions answer by way of `canary`, which calls `shift`."""
+        self._old, self._new = old, new
+        self._canary = {name: replace(self.versions[name], canary=canary) for name in (old, new)}
+
+    def shift(self, weight: float) -> None:
+        """Give the canary's new version this part of the requests, from 0 to 1, and its old one the rest."""
+        weights = {self._old: 1 - weight, self._new: weight}
+        self._weights = {version: weights[version] for version in self.versions if weights.get(version)}
 
     @property
     def main(self) -> Version:
@@ -92,7 +120,8 @@ class VersionedModel:
 
     @property
     def not_ready_reason(self) -> str:
-        reasons = {version: self.versions[version].not_ready_reason for version in self._weights}
+        own = [self._old] if len(self._weights) > 1 and self._old else list(self._weights)
+        reasons = {version: self.versions[version].not_ready_reason for version in own}
         return "; ".join(f"version {version}: {reason}" for version, reason in reasons.items() if reason)
 
     @property
@@ -114,7 +143,11 @@ class VersionedModel:
     def choose(self, split_key: str) -> Version:
         """Return the version that answers: always the same one for a key, any one where the key is empty."""
         point = _fraction(self._name, split_key) if split_key else self._random.random()
-        return self.versions[choice(self._weights, point)]
+        name = choice(self._weights, point)
+        if not self._canary:
+            return self.versions[name]
+        # A new version that is not ready keeps nobody from an answer.
+        return self._canary[name if self.versions[name].ready else self._old]
 
     def check_room(self, caller: Caller) -> None:
         self.main.check_room(caller)

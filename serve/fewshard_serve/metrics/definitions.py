@@ -99,6 +99,24 @@ FAMILIES = (
         ("model", "shadow", "outcome"),
     ),
     Family(
+        "fewshard_canary_requests_total",
+        "counter",
+        "Requests given to both versions of a canary: agree, flip, failed or skipped.",
+        ("model", "version", "outcome"),
+    ),
+    Family(
+        "fewshard_canary_steps_total",
+        "counter",
+        "Steps of a canary: started, raised, promoted or rolled_back.",
+        ("model", "version", "step"),
+    ),
+    Family(
+        "fewshard_canary_weight_ratio",
+        "gauge",
+        "The new version's part of the requests that ask for no version.",
+        ("model", "version"),
+    ),
+    Family(
         "fewshard_energy_joules_total",
         "counter",
         "Energy of the forward passes: measured by the device, or modelled as watts times their time.",

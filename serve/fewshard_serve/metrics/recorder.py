@@ -50,6 +50,9 @@ class Metrics:
         self._tokens = Counter(BY_NAME["fewshard_tokens_total"])
         self._infer_seconds = Counter(BY_NAME["fewshard_infer_seconds_total"])
         self._shadow_items = Counter(BY_NAME["fewshard_shadow_items_total"])
+        self._canary_requests = Counter(BY_NAME["fewshard_canary_requests_total"])
+        self._canary_steps = Counter(BY_NAME["fewshard_canary_steps_total"])
+        self._canary_weight = Counter(BY_NAME["fewshard_canary_weight_ratio"])
         self._cascade_items = Counter(BY_NAME["fewshard_cascade_items_total"])
         self._cascade_macs = Counter(BY_NAME["fewshard_cascade_macs_total"])
         self._request_seconds = Histogram(BY_NAME["fewshard_request_seconds"])
@@ -104,6 +107,17 @@ class Metrics:
         """Record items and the outcome of comparing their answers with the shadow's."""
         with self._lock:
             self._shadow_items.add((model, shadow, outcome), num_items)
+
+    def observe_canary(self, model: str, version: str, outcome: str) -> None:
+        """Record a request that both versions were given."""
+        with self._lock:
+            self._canary_requests.add((model, version, outcome), 1)
+
+    def observe_canary_step(self, model: str, version: str, step: str, weight: float) -> None:
+        """Record a step, and the part of the requests that the new version has from then on."""
+        with self._lock:
+            self._canary_steps.add((model, version, step), 1)
+            self._canary_weight.values[model, version] = weight
 
     def observe_cascade(self, model: str, items: Mapping[str, int], macs: float, macs_of_last: float) -> None:
         """Record an answered request of a cascade.
@@ -181,6 +195,7 @@ class Metrics:
     def _counters(self) -> Iterable[Counter]:
         yield from (self._requests, self._items, self._tokens, self._infer_seconds)
         yield from (self._shadow_items, self._cascade_items, self._cascade_macs)
+        yield from (self._canary_requests, self._canary_steps, self._canary_weight)
 
     def _histograms(self) -> Iterable[Histogram]:
         yield from (self._request_seconds, self._stage_seconds, self._batch_items, self._batch_tokens)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fewshard_core.formats import AUTO
 from fewshard_serve.backends.child_process import OWN_LOADER
+from fewshard_serve.canary import CanaryConfig
 from fewshard_serve.config import (
     CascadeConfig,
     FewshardConfig,
@@ -48,6 +49,7 @@ class ModelSpec:
     thresholds: by label, the score from which an item has it.
     version: which version of the model it is; "" of one that lists none.
     weight: the version's part of the requests that ask for no version.
+    canary: the canary of the model, if it has one.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ModelSpec:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     version: str = ""
     weight: float = 0.0
+    canary: CanaryConfig | None = None
 
     @property
     def key(self) -> str:
@@ -303,7 +306,14 @@ def _model_specs(model: ModelConfig, config: FewshardConfig) -> tuple[ModelSpec,
     """Return one entry for each version of the model."""
     spec = _model_spec(model, config)
     return tuple(
-        replace(spec, version=version, path=path, stamp=_stamp(path), weight=model.weights[version])
+        replace(
+            spec,
+            version=version,
+            path=path,
+            stamp=_stamp(path),
+            weight=model.weights[version],
+            canary=model.canary,
+        )
         for version, path in model.versions.items()
     ) or (spec,)
 

@@ -10,11 +10,12 @@ from fewshard_core.values import Diagnosis, ModelInfo
 from fewshard_models.classifier.base import Classifier, CountsExperts, Probed, ReportsProblems
 from fewshard_serve.backends.early_process import socket_path
 from fewshard_serve.backends.process import ModelProcess
+from fewshard_serve.canary import CanaryConfig
 from fewshard_serve.capabilities import Grouped, OnOneGpu, Placeable
 from fewshard_serve.core import BatchStats, Caller, Classified, PredictionRequest
 from fewshard_serve.cpu_threads import num_threads
 from fewshard_serve.engine import Engine
-from fewshard_serve.errors import InternalError, NotFound, NotReady, ServeError, StartError
+from fewshard_serve.errors import ConfigError, InternalError, NotFound, NotReady, ServeError, StartError
 from fewshard_serve.expert_statistics import Routing, RoutingWindow
 from fewshard_serve.http.service import ModelEntry, Room, ServedModel, State, find_model
 from fewshard_serve.http.versions import Version, VersionedModel, key_of, why_not_together
@@ -22,6 +23,7 @@ from fewshard_serve.metrics import Metrics, ModelSource
 from fewshard_serve.metrics.energy import energy_reader
 from fewshard_serve.protocol.experts import describe_routing
 from fewshard_serve.protocol.stats import ModelStatistics, merge
+from fewshard_serve.rayserve.canary_traffic import Canary, read_truth
 from fewshard_serve.rayserve.deployment_plan import HostSpec, ModelSpec
 from fewshard_serve.rayserve.handles import HostCalls
 from fewshard_serve.rayserve.model_loader import LoadFailure, load_models
@@ -149,6 +151,7 @@ class Replica:
             self.metrics.add_model(self._source(hosted))
         self.metrics.add_failed(self._failed)
         self._calls = calls
+        self._canaries = self._begun_canaries(spec.models)
         for model_spec in spec.models:
             self._give_shadow(model_spec, spec.app)
 
@@ -226,15 +229,24 @@ class Replica:
 
     async def finish_drain(self, timeout_s: float) -> bool:
         """Answer the admitted requests, then end the threads. Return False on time-out."""
-        for hosted in self.hosted.values():
-            if hosted.shadow is not None:
-                await hosted.shadow.close()
+        for follower in (*self._canaries, *(hosted.shadow for hosted in self.hosted.values())):
+            if follower is not None:
+                await follower.close()
         has_ended = await self._engine.drain(timeout_s)
         for model in self._loaded:
             await asyncio.to_thread(model.close)
         if self._process is not None:
             await asyncio.to_thread(self._process.close)
         return has_ended
+
+    def _begun_canaries(self, specs: Sequence[ModelSpec]) -> list[Canary]:
+        begun = []
+        for spec in specs:
+            model = self._served[spec.name]
+            if spec.canary is not None and spec.weight and isinstance(model, VersionedModel) and model.ready:
+                truth = read_truth(spec.canary.judge.labels_from, model.info)
+                begun.append(Canary(spec.canary, model, self.metrics, truth))
+        return begun
 
     def _give_shadow(self, model: ModelSpec, app: str) -> None:
         hosted, settings = self.hosted.get(model.key), model.shadow
@@ -306,12 +318,28 @@ def without_unlike(
     by_key = {one.info.name: one for one in loaded}
     failed: dict[str, LoadFailure] = {}
     for name in {spec.name for spec in specs if spec.version}:
-        together = {spec.key: spec for spec in specs if spec.name == name and spec.weight > 0}
+        own = [spec for spec in specs if spec.name == name]
+        canary = own[0].canary
+        new = "" if canary is None else canary.to
+        together = {spec.key: spec for spec in own if spec.weight > 0 or spec.version == new}
         found = [replace(by_key[key].info, version=spec.version) for key, spec in together.items()]
         is_loaded = not any(isinstance(by_key[key], LoadFailure) for key in together)
-        if is_loaded and (why := why_not_together(found)):
+        if is_loaded and (why := why_not_together(found) or why_no_canary(canary, found[0])):
             failed |= {key: LoadFailure(key, why) for key in together}
     return [failed.get(one.info.name, one) for one in loaded]
+
+
+def why_no_canary(canary: CanaryConfig | None, info: ModelInfo) -> str:
+    """Return why a model cannot have this canary; "" if it can."""
+    if canary is None:
+        return ""
+    if info.problem_type == "regression":
+        return "a canary compares labels, and a regression has none; use a shadow"
+    try:
+        read_truth(canary.judge.labels_from, info)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _entry(model: ServedModel) -> ModelEntry:

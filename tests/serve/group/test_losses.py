@@ -29,7 +29,8 @@ def test_a_loss_takes_what_stood_by_for_it(open_group, directory, kit, monkeypat
     expected = kit.whole_logits(directory, items)
     group.run(items)
     kit.wait_until(lambda: stands_by(group, 2))
-    monkeypatch.setattr(weights_module, "read_experts", lambda *args: pytest.fail("read") if args[2] else None)
+    reads = lambda *args: pytest.fail("read") if args[2] else None  # noqa: E731
+    monkeypatch.setattr(weights_module, "read_experts", reads)
     monkeypatch.setattr(shard_runtime, "meet", lambda *args: pytest.fail("met"))
     group.launcher.end(2)
     assert close_to(group.run(items).logits, expected)

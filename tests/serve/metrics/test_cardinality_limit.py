@@ -24,7 +24,8 @@ from fewshard_serve.metrics.cardinality_limit import (
 from fewshard_serve.protocol.experts import describe_routing
 
 HOST_PROTOCOLS = ("v2_json", "v2_binary", "classify", "tei", "explain", "rerank")
-EARLY = {"unknown_model", "unauthorized", "forbidden", "bad_config", "cannot_start", ""}
+OF_NO_PREDICTION = {"bad_config", "cannot_start", "change_refused"}
+EARLY = {"unknown_model", "unloaded", "unauthorized", "forbidden", "", *OF_NO_PREDICTION}
 SETTINGS = MetricsSettings()
 
 
@@ -71,6 +72,10 @@ def add(metrics, name, num_labels=2, routed=None, num_shards=1):
     metrics.observe_predictions(name, np.zeros((300, num_labels), np.float32))
     for outcome in ("agree", "disagree", "failed", "skipped"):
         metrics.observe_shadow(name, "other", outcome, 1)
+    for outcome in ("agree", "flip", "failed", "skipped"):
+        metrics.observe_canary(name, "v2", outcome)
+    for step in ("started", "raised", "promoted", "rolled_back"):
+        metrics.observe_canary_step(name, "v2", step, 0.5)
 
 
 def series(metrics):
@@ -79,7 +84,7 @@ def series(metrics):
 
 def test_what_every_model_has_is_counted_right():
     metrics = Metrics()
-    for protocol, outcome in itertools.product(HOST_PROTOCOLS, EARLY - {"bad_config", "cannot_start"}):
+    for protocol, outcome in itertools.product(HOST_PROTOCOLS, EARLY - OF_NO_PREDICTION):
         metrics.observe_request("unknown", protocol, outcome, 0.1)
     alone = len(series(metrics))
     assert REPLICA_SERIES - 20 <= alone <= REPLICA_SERIES

@@ -223,6 +223,8 @@ def busy_metrics(name="m"):
     metrics.observe_predictions(name, np.array([[0.2, 0.8]] * 300, np.float32))
     metrics.observe_shadow(name, "other", "agree", 1)
     metrics.observe_cascade(name, {"a": 1}, 1.0, 2.0)
+    metrics.observe_canary(name, "v2", "agree")
+    metrics.observe_canary_step(name, "v2", "started", 0.01)
     return metrics
 
 

@@ -11,6 +11,8 @@ from fewshard_models.classifier.base import Classifier
 from fewshard_serve.core import GroupState
 from fewshard_serve.errors import NotReady, UnusableItem
 
+WORSE = (0, 1, 7)
+"""A model of the kind "worse" answers the numbers that end so as a contrary one does."""
 SERVED = {"labels": {"no": 0.5, "yes": 0.5}, "confidence": {"0.5": 0.0, "0.9": 0.5}}
 
 
@@ -93,7 +95,8 @@ class FakeModel(Classifier):
         if text.startswith("sleep"):
             time.sleep(float(text.split()[1]))
             text = "1"
-        return [-float(text), float(text)] if self.kind == "contrary" else [float(text), -float(text)]
+        flips = self.kind == "contrary" or (self.kind == "worse" and int(text) % 100 in WORSE)
+        return [-float(text), float(text)] if flips else [float(text), -float(text)]
 
     def group(self):
         if self.kind != "group":

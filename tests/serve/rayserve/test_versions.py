@@ -43,6 +43,14 @@ def test_path_names_the_version_that_answers_and_a_split_several():
     assert split == [("m@v1", "dense", 90.0), ("m@v2", "contrary", 10.0)]
 
 
+def test_a_canary_begins_with_the_other_version():
+    assert specs(versions=VERSIONS, canary={"to": "v2"}) == [
+        ("m@v1", "dense", 1.0),
+        ("m@v2", "contrary", 0.0),
+    ]
+    assert specs(versions={1: "a", 2: "b"}, canary={"to": 1}) == [("m@1", "a", 0.0), ("m@2", "b", 1.0)]
+
+
 def test_a_model_without_versions_is_as_it_was():
     assert specs(path="dense") == [("m", "dense", 0.0)]
 
@@ -57,6 +65,16 @@ def test_a_model_without_versions_is_as_it_was():
         ({"versions": VERSIONS, "split": {"v1": -1}}, "greater than or equal to 0"),
         ({"versions": VERSIONS, "experts": {"shards": 2}}, "has one version; leave versions out"),
         ({"versions": {"a/b": "x"}}, "should match pattern"),
+        ({"versions": VERSIONS, "canary": {"to": "v3"}}, "canary.to is 'v3', which is no version"),
+        ({"versions": VERSIONS, "canary": {"to": "v2"}, "split": {"v1": 1}}, "leave out split, or canary"),
+        (
+            {"versions": VERSIONS, "canary": {"to": "v1"}, "path": "dense"},
+            "is the version that answers already",
+        ),
+        ({"versions": {"v1": "dense"}, "canary": {"to": "v1"}}, "is the version that answers already"),
+        ({"versions": VERSIONS, "canary": {"to": "v2"}, "replicas": {"min": 2}}, "set replicas.max to 1"),
+        ({"versions": VERSIONS, "canary": {"to": "v2", "judge": {"risk": 0}}}, "greater than 0"),
+        ({"path": "x", "canary": {"to": "v2"}}, "which is no version; there are: none"),
         ({"versions": {"v1": "ftp:x"}}, "is none of zoo:"),
         ({"versions": {}}, "path"),
     ],
