@@ -8,7 +8,7 @@ import pytest
 
 from fewshard_models.sharding import Placement, contiguous
 from fewshard_serve.group.expert_placement import Rebalancing
-from fewshard_serve.group.membership import GroupStatus
+from fewshard_serve.group.view import GroupStatus
 from fewshard_serve.placement.planner import heaviest_loads
 from fewshard_serve.placement.policy import Rebalancer, RebalanceSettings
 
