@@ -207,6 +207,12 @@ EXPERTS_PANELS = [
         [(gauge("fewshard_expert_imbalance_ratio", "max", "model, layer"), "{{model}} layer {{layer}}")],
     ),
     Panel(
+        "Largest share of an expert, worst layers",
+        [(gauge("fewshard_expert_share_ratio", "max", "model, layer"), "{{model}} layer {{layer}}")],
+        "percentunit",
+        help="Of models with too many experts for a counter each.",
+    ),
+    Panel(
         "Experts in effective use",
         [(gauge("fewshard_expert_use_ratio", "min", "model, layer"), "{{model}} layer {{layer}}")],
         "percentunit",
