@@ -30,7 +30,7 @@ HARM_BETS = (0.03, 0.06, 0.12, 0.25, 0.5)
 RATE_MULTIPLES = (1.25, 1.5, 2.0, 4.0, 8.0, 16.0)
 """The rates, as multiples of the bound, for which a bet on a rate is best."""
 SLOW_SHARE = 0.01
-NUM_TIMED = 500
+NUM_TIMED = 2000
 """Answers of the old version from which its 99th percentile is bounded, before the new one's are judged."""
 
 
@@ -145,7 +145,8 @@ class Judge:
     def _time(self, pair: Pair, max_ratio: float) -> None:
         if len(self._old_s) < NUM_TIMED:
             self._old_s.append(pair.old_s)
-            self._slow_s = max_ratio * upper_p99(self._old_s, self._risk / 2)
+            if len(self._old_s) == NUM_TIMED:
+                self._slow_s = max_ratio * upper_p99(self._old_s, self._risk / 2)
         else:
             self._slow.add(float(pair.new_s > self._slow_s))
 
