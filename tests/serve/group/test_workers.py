@@ -99,6 +99,7 @@ def test_a_leader_that_runs_is_left_alone(sleeper):
 @pytest.mark.parametrize(
     ("pid", "host", "is_beside"),
     [(1, None, True), (os.getpid(), None, False), (1, "elsewhere", False), (0, None, False)],
+    ids=["beside", "itself", "elsewhere", "nobody"],
 )
 def test_a_worker_watches_a_leader_that_is_another_process_of_its_machine(pid, host, is_beside):
     config = WorkerConfig(1, "127.0.0.1", 1, 1, "", "", "fp32", "cpu", 1.0, 1)
