@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,11 +44,12 @@ class PaddedText(TextClassifier):
     """
 
     can_compile = True
+    preprocessor_class: ClassVar[type[TextPreprocessor]] = TextPreprocessor
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
         self._rows = num_rows(self.network)
-        self.preprocessor: TextPreprocessor = TextPreprocessor(
+        self.preprocessor: TextPreprocessor = self.preprocessor_class(
             checkpoint.directory,
             text_limit(self.network),
             num_rows=self._rows,
@@ -93,7 +94,7 @@ class PaddedText(TextClassifier):
         try:
             items = self._probe_items()
             long = affordable(items, self.info.device, self.network)[-1].features
-            trial = Trial(self.network, self._pass, number_format, items[0].features, long)
+            trial = Trial(self.network, self._answers, number_format, items[0].features, long)
         except Exception as error:  # a network that does not fit its files may raise anything
             raise CheckpointError(
                 f"{self.checkpoint.directory} cannot answer an ordinary text: {type(error).__name__}: {error}"
@@ -114,6 +115,12 @@ class PaddedText(TextClassifier):
         self._pass([answered], None)  # raises where the length is not the reason
         self.preprocessor.min_tokens = len(answered.ids)
         return self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+
+    def _answers(
+        self, features: Sequence[TokenIds], padding: Padding | None
+    ) -> Sequence[NDArray[np.float32]]:
+        """Return all that one pass says of each text: here its logits [num_labels]."""
+        return list(self._pass(features, padding))
 
     def _can_answer(self, features: TokenIds) -> bool:
         try:
@@ -168,6 +175,10 @@ class PaddedText(TextClassifier):
 
     def _pass(self, features: Sequence[TokenIds], padding: Padding | None) -> NDArray[np.float32]:
         """Return fp32 logits [len(features), num_labels]."""
+        return self._forward(features, padding).float().cpu().numpy()
+
+    def _forward(self, features: Sequence[TokenIds], padding: Padding | None) -> Tensor:
+        """Return the network's logits, on its device."""
         length = max(len(item.ids) for item in features)
         fill, side = (0, "right") if padding is None else (padding.token_id, padding.side)
         inputs: dict[str, Any] = {
@@ -183,7 +194,7 @@ class PaddedText(TextClassifier):
             module.set_attention_type("block_sparse")
         with torch.inference_mode():
             logits: Tensor = self.forward(**inputs).logits
-        return logits.float().cpu().numpy()
+        return logits
 
     def _stack(self, rows: list[list[int]], length: int, fill: int, side: str) -> Tensor:
         empty = [[fill] * (length - len(row)) for row in rows]
