@@ -73,17 +73,55 @@ class TokenRouting:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a text, as long as the model takes; the only one of most texts. Special tokens are left out.
+
+    rows: int64 [num_tokens], the place of each token among all of the window, special ones too.
+    starts, ends: int64 [num_tokens], where each token begins and ends in the text, in characters.
+    continues: bool [num_tokens], whether a token continues the word of the one before.
+    """
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    continues: NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class TokenLabels:
+    """The tokens of one text, for a model that labels tokens.
+
+    windows: its parts, which overlap.
+    logits: fp32 [tokens of all windows, special ones too, num_labels]. None until the model has run.
+    sizes: the number of tokens of each window, special ones too.
+    """
+
+    text: str
+    windows: tuple[Window, ...]
+    sizes: tuple[int, ...]
+    logits: NDArray[np.float32] | None = None
+
+    def by_window(self) -> list[NDArray[np.float32]]:
+        """The logits of each window's tokens, without special ones: fp32 [num_tokens, num_labels]."""
+        assert self.logits is not None, "the model has not run. This is a bug."
+        parts = np.split(self.logits, np.cumsum(self.sizes)[:-1])
+        return [part[window.rows] for part, window in zip(parts, self.windows, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One prepared input.
 
     features: what the model's `prepare` returned for it.
     num_tokens: its tokens in a batch; 0 for images, whose batches only `max_items` limits.
     routing: to be filled in by the model; None unless the caller asked and the model supports it.
+    tokens: of a model that labels tokens, to be filled in by `ModelOutput.fill`; else None.
     """
 
     features: Any
     num_tokens: int
     routing: TokenRouting | None = None
+    tokens: TokenLabels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +132,22 @@ class ModelOutput:
     num_padding_tokens: padding in the batch.
     is_degraded: whether some experts were missing.
     exchange_s: seconds that shards took beyond their own arithmetic.
+    token_logits: of a model that labels tokens, fp32 [num_tokens, num_labels] of each item. `logits` then
+        holds each label's highest.
     """
 
     logits: NDArray[np.float32]
     num_padding_tokens: int = 0
     is_degraded: bool = False
     exchange_s: float = 0.0
+    token_logits: Sequence[NDArray[np.float32]] = ()
+
+    def fill(self, items: Sequence[Item]) -> "ModelOutput":
+        """Give the items of this pass the logits of their tokens. Returns this output."""
+        for item, logits in zip(items, self.token_logits, strict=bool(self.token_logits)):
+            if item.tokens is not None:
+                item.tokens.logits = logits
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,8 @@ def _misfit(infos: Sequence[ModelInfo]) -> str:
     for info in infos:
         if info.task != last.task:
             return f"{info.name} classifies {TASKS.of(info).plural} and {last.name} {TASKS.of(last).plural}"
+        if not TASKS.of(info).labels_items:
+            return f"{info.name} labels tokens, and a cascade is of models that label whole items"
         if info.problem_type != last.problem_type or info.problem_type == "regression":
             return f"{info.name} is {info.problem_type} and {last.name} {last.problem_type}"
         if label_order(info.labels, last.labels) is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshard_core.values import Input, TokenRouting
+from fewshard_core.values import Input, TokenLabels, TokenRouting
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class Classified:
     stages: for a cascade, the name of the model that answered each item.
     routing: one per item, if the caller asked for it and the model supports it; else empty.
     version: the version that answered, for a model that lists versions.
+    tokens: one per item, if the model labels tokens; else empty. `logits` then holds each label's highest.
     """
 
     logits: NDArray[np.float32]
@@ -101,6 +102,13 @@ class Classified:
     stages: tuple[str, ...] = ()
     routing: tuple[TokenRouting, ...] = ()
     version: str = ""
+    tokens: tuple[TokenLabels, ...] = ()
+
+    @property
+    def labelled_logits(self) -> NDArray[np.float32]:
+        """The logits of all that has a label, [items or tokens, num_labels]."""
+        rows = [part for each in self.tokens for part in each.by_window()]
+        return np.concatenate(rows) if rows else self.logits
 
 
 @dataclass(frozen=True, slots=True)

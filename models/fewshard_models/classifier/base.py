@@ -130,10 +130,12 @@ class Classifier(ABC):
         return predictions(self.info, self.run_all(self.prepare(given, truncate) if given else []))
 
     def run_all(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """Return fp32 logits [len(items), C]. Items run in batches, the shortest first."""
+        """Return fp32 logits [len(items), C], and fill in those of tokens. Items run in batches, the shortest
+        first."""
         logits = np.empty((len(items), len(self.info.labels)), dtype=np.float32)
         for rows in batches(items, max_batch_tokens(self.info), MAX_BATCH_ITEMS):
-            logits[rows] = self.run([items[row] for row in rows]).logits
+            batch = [items[row] for row in rows]
+            logits[rows] = self.run(batch).fill(batch).logits
         return logits
 
 

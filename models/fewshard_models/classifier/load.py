@@ -18,7 +18,7 @@ from fewshard_core.values import Execution
 from fewshard_kernels.moe_ffn.layout_timing import remember_in
 from fewshard_models.card import load_card
 from fewshard_models.checkpoint import Checkpoint, load_config, resolve
-from fewshard_models.classifier import image, packed_text, padded_text  # noqa: F401  each registers its classes
+from fewshard_models.classifier import image, packed_text, padded_text, padded_tokens  # noqa: F401  each registers its classes
 from fewshard_models.classifier.engines import ENGINES, TORCH, use_engine
 from fewshard_models.classifier.execution import (
     Parallel,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,12 +50,13 @@ class PaddedText(TextClassifier):
     """
 
     can_compile = True
+    preprocessor_class: ClassVar[type[TextPreprocessor]] = TextPreprocessor
 
     def __init__(self, checkpoint: Checkpoint, info: ModelInfo) -> None:
         super().__init__(checkpoint, info)
         self._rows = num_rows(self.network)
         self.experts = RoutedExperts(self.network)
-        self.preprocessor: TextPreprocessor = TextPreprocessor(
+        self.preprocessor: TextPreprocessor = self.preprocessor_class(
             checkpoint.directory,
             text_limit(self.network),
             num_rows=self._rows,
@@ -103,7 +104,7 @@ class PaddedText(TextClassifier):
         try:
             items = self._probe_items()
             long = affordable(items, self.info.device, self.network)[-1].features
-            trial = Trial(self.network, self._pass, number_format, items[0].features, long)
+            trial = Trial(self.network, self._answers, number_format, items[0].features, long)
         except Exception as error:  # a network that does not fit its files may raise anything
             raise CheckpointError(
                 f"{self.checkpoint.directory} cannot answer an ordinary text: {type(error).__name__}: {error}"
@@ -137,6 +138,12 @@ class PaddedText(TextClassifier):
         self._pass([answered], None)  # raises where the length is not the reason
         self.preprocessor.min_tokens = len(answered.ids)
         return self.preprocessor.items(self.preprocessor.probe_inputs(), True)
+
+    def _answers(
+        self, features: Sequence[TokenIds], padding: Padding | None
+    ) -> Sequence[NDArray[np.float32]]:
+        """Return all that one pass says of each text: here its logits [num_labels]."""
+        return list(self._pass(features, padding))
 
     def _can_answer(self, features: TokenIds) -> bool:
         try:

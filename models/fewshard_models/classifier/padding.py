@@ -29,8 +29,8 @@ class Padding:
     side: str
 
 
-Pass = Callable[[Rows, Padding | None], NDArray[np.float32]]
-"""Runs one forward pass; returns fp32 logits [len(rows), num_labels]."""
+Pass = Callable[[Rows, Padding | None], Sequence[NDArray[np.float32]]]
+"""Runs one forward pass; returns fp32 logits of each row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,22 @@ It is made where the network is, with transformers, and used in a server's proce
 There, unpickling it imports neither torch nor transformers, unless the tokenizer is one in Python.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fewshard_core.values import Input, Item, TextInput, TokenIds, TokenRouting
 from fewshard_models.classifier.base import Value
-from fewshard_models.classifier.encoding import encoder_of
+from fewshard_models.classifier.encoding import FastEncoder, PlainEncoder, encoder_of
 from fewshard_models.errors import CheckpointError, UnusableInput
+
+EncodedT = TypeVar("EncodedT")
 
 DEFAULT_MAX_TOKENS = 2048
 """The limit of a model for which neither network nor tokenizer states one."""
 MAX_PROBE_TOKENS = 512
 """Attention over 2,048 tokens takes even a tiny network seconds, and a large one gigabytes."""
-_CHARACTERS_PER_TOKEN = 3
+CHARACTERS_PER_TOKEN = 3
 _LONG = 50_000
 """Characters of a text from which on a beginning is tokenised first, to see whether it is too long."""
 _HIGHEST_LIMIT = 10**7
@@ -56,12 +58,15 @@ class TextPreprocessor:
         """Where the tokenizer pads: "right" or "left"."""
         self.min_tokens = 1
         """Networks that halve a text several times cannot answer shorter ones; set by who finds that out."""
-        self._encoder = encoder_of(tokenizer, self.max_tokens)
+        self._encoder = self._encoder_of(directory, tokenizer)
         self._outputs = _outputs(tokenizer)
         self._words = _words(tokenizer)
         self.has_experts = has_experts
         self._num_rows, self._num_types = num_rows, num_types
         self._refused_ids = frozenset(refused_ids)
+
+    def _encoder_of(self, directory: Path, tokenizer: Any) -> FastEncoder | PlainEncoder:
+        return encoder_of(tokenizer, self.max_tokens)
 
     def input_names(self) -> list[str]:
         """Return the arguments that the tokenizer makes for a network. Raises CheckpointError if texts alone
@@ -73,7 +78,7 @@ class TextPreprocessor:
     def estimate(self, inputs: Sequence[Input]) -> int:
         """Estimate the tokens from the number of characters."""
         return sum(
-            min(self.max_tokens, len(item.text + (item.text_pair or "")) // _CHARACTERS_PER_TOKEN + 3)
+            min(self.max_tokens, len(item.text + (item.text_pair or "")) // CHARACTERS_PER_TOKEN + 3)
             for item in inputs
             if isinstance(item, TextInput)
         )
@@ -124,14 +129,10 @@ class TextPreprocessor:
 
     def items(self, inputs: Sequence[Input], truncate: bool) -> list[Item]:
         """Return token ids. Raises UnusableInput for an input that is empty, too long or not a text."""
-        texts = [_text(index, item) for index, item in enumerate(inputs)]
+        texts = [text_of(index, item) for index, item in enumerate(inputs)]
         if not truncate:
             self._check_lengths(texts)
-        try:
-            encoded = self._encoder.encode(texts, truncate)
-        except (TypeError, UnicodeEncodeError):
-            _check_characters(texts)
-            raise
+        encoded = encoded_by(lambda: self._encoder.encode(texts, truncate), texts)
         return [
             self._item(index, text, each)
             for index, (text, each) in enumerate(zip(texts, encoded, strict=True))
@@ -224,6 +225,15 @@ def _words(tokenizer: Any) -> list[str]:
     return words[-16:] if len(words) > 2 else ["a", "b", "c"]
 
 
+def encoded_by(encode: Callable[[], EncodedT], texts: Sequence[TextInput]) -> EncodedT:
+    """Return what `encode` makes of the texts. Raises UnusableInput for one that no tokenizer takes."""
+    try:
+        return encode()
+    except (TypeError, UnicodeEncodeError):
+        _check_characters(texts)
+        raise
+
+
 def _check_characters(texts: Sequence[TextInput]) -> None:
     """Raise UnusableInput for half of a surrogate pair, which JSON can hold and tokenizers cannot."""
     for index, item in enumerate(texts):
@@ -233,7 +243,8 @@ def _check_characters(texts: Sequence[TextInput]) -> None:
             raise UnusableInput(index, "the text holds half of a character; send valid Unicode") from error
 
 
-def _text(index: int, item: Input) -> TextInput:
+def text_of(index: int, item: Input) -> TextInput:
+    """Return the input as a text. Raises UnusableInput."""
     if not isinstance(item, TextInput):
         raise UnusableInput(index, "this model classifies text; send a string")
     return item

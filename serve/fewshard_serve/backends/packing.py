@@ -75,7 +75,13 @@ def _form(features: dict[str, Any]) -> tuple[Any, ...] | int:
 
 
 def pack_output(output: ModelOutput) -> Packed:
-    return (output.logits, output.num_padding_tokens, output.is_degraded, output.exchange_s)
+    return (
+        output.logits,
+        output.num_padding_tokens,
+        output.is_degraded,
+        output.exchange_s,
+        output.token_logits,
+    )
 
 
 def unpack_output(packed: Packed) -> ModelOutput:

@@ -38,7 +38,8 @@ class Client:
         self._http = httpx.Client(transport=transport, headers=messages.default_headers(token))
 
     def classify(self, model: str, inputs: Input | Sequence[Input], **options: Any) -> Classification:
-        """Send one request. Options: `top_k`, `raw_scores`, `truncate`, `priority`, `request_id`."""
+        """Send one request. Options: `top_k`, `raw_scores`, `truncate`, `priority`, `request_id`; of a model
+        that labels tokens also `aggregation` and `ignore_labels`."""
         call = messages.classify_call(model, inputs, **options)
         answer = messages.read_object(self._url, self._send(call))
         return classification(answer, len(call.body["inputs"]))

@@ -108,17 +108,30 @@ class LabelScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Entity:
+    """A part of a text with its label, by a model that labels tokens. Its place is in characters."""
+
+    label: str
+    score: float
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The prediction of one item.
 
     labels: the best first.
     stage: for a cascade, the name of the model that answered.
     assigned: for a model with thresholds, the labels that reach theirs; None for any other.
+    entities: for a model that labels tokens, what the text holds, in its order. `labels` is then empty.
     """
 
     labels: tuple[LabelScore, ...]
     stage: str | None = None
     assigned: tuple[str, ...] | None = None
+    entities: tuple[Entity, ...] = ()
 
     @property
     def label(self) -> str:
@@ -151,16 +164,24 @@ def classification(answer: dict[str, Any], num_inputs: int) -> Classification:
         nothing = [None] * num_inputs
         stages, assigned = answer.get("stages") or nothing, answer.get("assigned") or nothing
         items = zip(answer["predictions"], stages, assigned, strict=True)
-        predictions = tuple(
-            Prediction(tuple(map(_label_score, each)), stage, None if own is None else tuple(own))
-            for each, stage, own in items
-        )
+        predictions = tuple(_prediction(each, stage, own) for each, stage, own in items)
         if len(predictions) != num_inputs:
             raise ValueError(f"{len(predictions)} predictions for {num_inputs} inputs")
         tokens, timings = answer["usage"]["tokens"], answer.get("timings_ms", {})
         return Classification(answer["model"], predictions, tokens, timings, answer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ClientError(f"the answer is not one of a Fewshard server: {error!r}") from None
+
+
+def _prediction(entries: list[dict[str, Any]], stage: str | None, assigned: list[str] | None) -> Prediction:
+    own = None if assigned is None else tuple(assigned)
+    if entries and "start" in entries[0]:
+        entities = [
+            Entity(each["label"], float(each["score"]), each["text"], each["start"], each["end"])
+            for each in entries
+        ]
+        return Prediction((), stage, own, tuple(entities))
+    return Prediction(tuple(map(_label_score, entries)), stage, own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +243,17 @@ def classify_call(
     top_k: int | None = None,
     raw_scores: bool = False,
     truncate: bool = True,
+    aggregation: str | None = None,
+    ignore_labels: Sequence[str] | None = None,
     priority: str | None = None,
     request_id: str | None = None,
 ) -> Call:
     """`POST /v2/models/<model>/classify`."""
-    options = {"top_k": top_k, "raw_scores": raw_scores, "truncate": truncate}
-    usual = {"top_k": None, "raw_scores": False, "truncate": True}
-    asked = {key: value for key, value in options.items() if value != usual[key]}
+    ignored = None if ignore_labels is None else list(ignore_labels)
+    tokens = {"aggregation": aggregation, "ignore_labels": ignored}
+    options: dict[str, Any] = {"top_k": top_k, "raw_scores": raw_scores, "truncate": truncate, **tokens}
+    usual = {"raw_scores": False, "truncate": True}
+    asked = {key: value for key, value in options.items() if value != usual.get(key)}
     given = {"X-Request-Priority": priority, "X-Request-Id": request_id}
     headers = {name: value for name, value in given.items() if value is not None}
     return Call("POST", f"{_model_path(model)}/classify", {"inputs": as_json(inputs), **asked}, headers)

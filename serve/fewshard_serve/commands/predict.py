@@ -86,7 +86,8 @@ def _offline(args: argparse.Namespace, given: Sequence[str | Path]) -> dict[str,
     prepared_at = time.perf_counter()
     logits = model.run_all(items)
     timings = Timings(prepared_at - began_at, 0.0, time.perf_counter() - prepared_at)
-    answer = Classified(logits, sum(item.num_tokens for item in items), timings)
+    tokens = tuple(item.tokens for item in items if item.tokens is not None)
+    answer = Classified(logits, sum(item.num_tokens for item in items), timings, tokens=tokens)
     found: dict[str, Any] = json.loads(encode_classify(ClassifyOptions(top_k=args.top_k), model.info, answer))
     return found
 

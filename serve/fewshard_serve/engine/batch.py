@@ -103,7 +103,7 @@ def _run(model: Classifier, items: Sequence[Item], pacing: Pacing) -> ModelOutpu
         return DeadlineExceeded(LATE)
     pacing.on_pass()
     try:
-        return _checked(model.run_by(pacing.give_up_at, items), len(items))
+        return _checked(model.run_by(pacing.give_up_at, items), len(items)).fill(items)
     except ServeError as error:
         return error
     except NotFiniteError as error:

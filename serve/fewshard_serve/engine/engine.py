@@ -198,7 +198,10 @@ class Engine:
         timings = Timings(prepared_at - started_at, answer.queue_s, answer.infer_s, answer.exchange_s)
         num_tokens = sum(item.num_tokens for item in items)
         routing = tuple(item.routing for item in items if item.routing is not None)
-        return Classified(answer.logits, num_tokens, timings, answer.is_degraded, routing=routing)
+        tokens = tuple(item.tokens for item in items if item.tokens is not None)
+        return Classified(
+            answer.logits, num_tokens, timings, answer.is_degraded, routing=routing, tokens=tokens
+        )
 
     async def _answer(
         self,

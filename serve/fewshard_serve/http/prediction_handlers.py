@@ -90,7 +90,8 @@ async def _answer(request: Request, work: Coroutine[Any, Any, Classified]) -> Cl
 
 
 async def _encode(request: Request, prediction: Prediction, answer: Classified) -> Response:
-    return await off_loop(request, answer.logits.size * _JSON_BYTES_PER_NUMBER, prediction.encode, answer)
+    num_values = answer.num_tokens if answer.tokens else answer.logits.size
+    return await off_loop(request, num_values * _JSON_BYTES_PER_NUMBER, prediction.encode, answer)
 
 
 def _refuse_early(request: Request, model: ServedModel) -> None:

@@ -220,13 +220,14 @@ def _classification(
     info: ModelInfo,
     encode: Encode = classify.encode_classify,
 ) -> Prediction:
+    TASKS.of(info).check_options(options.wished)
     truncate = options.truncate is not False
     asked = PredictionRequest(inputs, truncate, request.seconds_left(), request.caller)
     return Prediction(asked, lambda answer: Response(encode(options, info, answer)))
 
 
 def _infer(parsed: oip.InferRequest, info: ModelInfo, answer: Classified) -> Response:
-    outputs = model_tensors.to_outputs(parsed, info, answer.logits)
+    outputs = model_tensors.to_outputs(parsed, info, answer)
     encoded = oip.encode_response(
         oip.InferResponse(info.name, info.version, parsed.id, _cost(answer)), outputs
     )

@@ -14,7 +14,7 @@ ALL_LAYERS = "(all)"
 """The label of an expert's sum over layers, where there is no room for each."""
 OTHER = "(other)"
 """The label of the series that sums up the labels without a series of their own."""
-MODEL_SERIES = 232
+MODEL_SERIES = 238
 """The most series of one model without those by label, expert and shard; a test counts them."""
 REPLICA_SERIES = 60
 """Series of the build, of the process, and of requests for unknown models."""

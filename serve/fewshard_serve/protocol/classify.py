@@ -15,11 +15,13 @@ from pydantic_core import CoreSchema, ErrorDetails, to_json
 
 from fewshard_core.activation import activate, assigned
 from fewshard_core.values import Input, ModelInfo
+from fewshard_models.classifier.entities import Aggregation
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, UnsupportedMedia
 from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.json_guard import check_structure, nearest, quoted
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.options import AnswerOptions
 from fewshard_serve.protocol.tasks import TASKS, Task
 
 MAX_ROUTED_ITEMS = 8
@@ -47,6 +49,17 @@ class ClassifyOptions(_Body):
     )
     raw_scores: Annotated[bool | None, Field(description="logits in place of activated scores")] = False
     truncate: Annotated[bool | None, Field(description="cut texts that are too long; true where null")] = True
+    aggregation: Annotated[
+        Aggregation | None,
+        Field(description="of a model that labels tokens: how they are joined; null: simple"),
+    ] = None
+    ignore_labels: Annotated[
+        list[str] | None, Field(description="of such a model: what is left out of the answer; null: O")
+    ] = None
+
+    @property
+    def wished(self) -> AnswerOptions:
+        return AnswerOptions(self.top_k, self.raw_scores, self.aggregation, self.ignore_labels)
 
 
 class ClassifyRequest(ClassifyOptions):
@@ -78,8 +91,13 @@ TASKS.follow(_rebuild)
 
 
 class LabelScore(BaseModel):
+    """A label of an item, or of a part of a text where a model labels tokens."""
+
     label: str
     score: float
+    text: Annotated[str | None, Field(description="that part")] = None
+    start: Annotated[int | None, Field(description="its place in the text, in characters")] = None
+    end: int | None = None
 
 
 class Usage(BaseModel):
@@ -163,19 +181,12 @@ def file_inputs(body: bytes, sent: Task, info: ModelInfo, limits: Limits) -> lis
     return [task.from_bytes(body, limits)]
 
 
-def ranked_scores(
-    logits: NDArray[np.float32], info: ModelInfo, raw_scores: bool | None, top_k: int | None = None
-) -> list[list[dict[str, Any]]]:
-    """The labels of each item with their scores, the best first."""
-    return rank(logits if raw_scores else activate(logits, info.problem_type), info.labels, top_k)
-
-
 def encode_classify(options: ClassifyOptions, info: ModelInfo, answer: Classified) -> bytes:
     """The JSON of a `ClassifyResponse`."""
     return to_json(
         {
             "model": info.name,
-            "predictions": ranked_scores(answer.logits, info, options.raw_scores, options.top_k),
+            "predictions": TASKS.of(info).predictions(info, answer, options.wished),
             **_verdicts(info, answer),
             "usage": {"items": len(answer.logits), "tokens": answer.num_tokens},
             "timings_ms": timings_ms(answer),
@@ -209,16 +220,6 @@ def timings_ms(answer: Classified) -> dict[str, float]:
     timings = answer.timings
     stages = {"queue": timings.queue_s, "preprocess": timings.preprocess_s, "infer": timings.infer_s}
     return {stage: round(seconds * 1000, 3) for stage, seconds in stages.items()}
-
-
-def rank(scores: NDArray[np.float32], labels: Sequence[str], top_k: int | None) -> list[list[dict[str, Any]]]:
-    """The best `top_k` labels of each item with these scores [N, C], the best first; all if it is None."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    ranked = np.sort(scores, axis=1)[:, ::-1][:, :top_k].tolist()
-    return [
-        [{"label": labels[index], "score": score} for index, score in zip(best, row, strict=True)]
-        for best, row in zip(order.tolist(), ranked, strict=True)
-    ]
 
 
 def _json_item(task: Task, index: int, item: Any, limits: Limits) -> Input:
@@ -286,4 +287,4 @@ def _explain_inputs(mistakes: Sequence[ErrorDetails]) -> str:
 
 
 def _inputs_help() -> str:
-    return "; ".join(task.json_help for task in TASKS)
+    return "; ".join(task.json_help for task in TASKS if task.json_help)

@@ -1,28 +1,15 @@
-"""The V2 input and output tensors of a classifier; the HTTP handlers and `rpc.convert` use it.
+"""The V2 input and output tensors of a model, by its task; the HTTP handlers and `rpc.convert` use it."""
 
-The inputs are those of the model's task. The outputs are `scores` FP32 [N,C] (activated), `logits` FP32 [N,C]
-and `label` BYTES [N], the best label of each item. A model with thresholds has `assigned`
-BOOL [N,C] too: which labels reach theirs.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fewshard_core.activation import activate, assigned
 from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.json_guard import nearest, quoted
 from fewshard_serve.protocol.limits import Limits
 from fewshard_serve.protocol.oip import Expected, InferRequest, RequestedOutput
 from fewshard_serve.protocol.tasks import TASKS, Task
-from fewshard_serve.protocol.tensors import Tensor, bytes_tensor
-
-OUTPUT_NAMES = ("scores", "logits", "label")
-ASSIGNED = "assigned"
-"""The output that only models with thresholds have."""
+from fewshard_serve.protocol.tensors import Tensor
 
 
 def expected(info: ModelInfo, limits: Limits) -> Expected:
@@ -56,29 +43,28 @@ def _check_name(task: Task, info: ModelInfo, name: str) -> None:
         raise MalformedRequest(f"{info.name} takes no input {quoted(name)}; {hint}")
 
 
-def to_outputs(
-    request: InferRequest, info: ModelInfo, logits: NDArray[np.float32]
-) -> list[tuple[Tensor, bool]]:
+def to_outputs(request: InferRequest, info: ModelInfo, answer: Classified) -> list[tuple[Tensor, bool]]:
     """The requested output tensors (by default all), each with whether it is sent as binary."""
+    task = TASKS.of(info)
     wanted = request.outputs or tuple(
-        RequestedOutput(name, request.is_binary_default) for name in output_names(info)
+        RequestedOutput(each["name"], request.is_binary_default) for each in task.output_tensors(info)
     )
-    return [(_output(output, info, logits), output.is_binary) for output in wanted]
-
-
-def output_names(info: ModelInfo) -> tuple[str, ...]:
-    """The names of a model's output tensors."""
-    return (*OUTPUT_NAMES, ASSIGNED) if info.thresholds else OUTPUT_NAMES
+    tensors = task.outputs(wanted, info, answer, request.options)
+    return [(tensor, output.is_binary) for tensor, output in zip(tensors, wanted, strict=True)]
 
 
 def check_outputs(request: InferRequest, info: ModelInfo) -> None:
-    """Raise `MalformedRequest` for an unknown output. Called before the model runs."""
+    """Raise `MalformedRequest` for an unknown output, or an option that the model does not have.
+
+    Called before the model runs.
+    """
+    task = TASKS.of(info)
+    task.check_options(request.options)
+    known = [each["name"] for each in task.output_tensors(info)]
     for output in request.outputs:
-        if output.name not in output_names(info):
-            hint = nearest(output.name, output_names(info))
-            raise MalformedRequest(f"there is no output {quoted(output.name)}; {hint}")
-        if output.num_classes and output.name not in _OUTPUT_VALUES:
-            raise MalformedRequest("classification is for scores and logits; ask for one of them")
+        if output.name not in known:
+            raise MalformedRequest(f"there is no output {quoted(output.name)}; {nearest(output.name, known)}")
+        task.check_output(output)
 
 
 def metadata(info: ModelInfo) -> dict[str, Any]:
@@ -90,19 +76,8 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
         "inputs": [
             {key: entry[key] for key in ("name", "datatype", "shape")} for entry in input_tensors(info)[:1]
         ],
-        "outputs": [
-            {"name": "scores", "datatype": "FP32", "shape": [-1, len(info.labels)]},
-            {"name": "logits", "datatype": "FP32", "shape": [-1, len(info.labels)]},
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-            *_assigned_metadata(info),
-        ],
+        "outputs": TASKS.of(info).output_tensors(info),
     }
-
-
-def _assigned_metadata(info: ModelInfo) -> list[dict[str, Any]]:
-    return (
-        [{"name": ASSIGNED, "datatype": "BOOL", "shape": [-1, len(info.labels)]}] if info.thresholds else []
-    )
 
 
 def triton_config(info: ModelInfo, limits: Limits) -> dict[str, Any]:
@@ -133,32 +108,3 @@ def _configured(tensor: dict[str, Any], is_batched: bool) -> dict[str, Any]:
 def input_tensors(info: ModelInfo) -> list[dict[str, Any]]:
     """All input tensors of a model with their use; part of `GET …/config`."""
     return TASKS.of(info).described_tensors()
-
-
-def _output(output: RequestedOutput, info: ModelInfo, logits: NDArray[np.float32]) -> Tensor:
-    if output.name == "label":
-        return bytes_tensor("label", [info.labels[best] for best in logits.argmax(axis=1)], [len(logits)])
-    if output.name == ASSIGNED:
-        return Tensor(ASSIGNED, "BOOL", assigned(activate(logits, info.problem_type), info))
-    values = _OUTPUT_VALUES[output.name](info, logits)
-    if output.num_classes:
-        return _best_classes(output, info, values)
-    return Tensor(output.name, "FP32", values)
-
-
-_OUTPUT_VALUES: dict[str, Callable[[ModelInfo, NDArray[np.float32]], NDArray[np.float32]]] = {
-    "scores": lambda info, logits: activate(logits, info.problem_type),
-    "logits": lambda _, logits: logits,
-}
-
-
-def _best_classes(output: RequestedOutput, info: ModelInfo, values: NDArray[np.float32]) -> Tensor:
-    """Triton's classification extension: BYTES [N, k] of "value:index:label", best first."""
-    num_classes = min(output.num_classes, values.shape[1])
-    order = np.argsort(-values, axis=1, kind="stable")[:, :num_classes]
-    elements = [
-        f"{row[index]:f}:{index}:{info.labels[index]}"
-        for row, best in zip(values, order, strict=True)
-        for index in best
-    ]
-    return bytes_tensor(output.name, elements, order.shape)

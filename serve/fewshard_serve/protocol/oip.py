@@ -13,7 +13,9 @@ from pydantic_core import to_json
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.json_guard import MAX_VALUES, quoted, read_json
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.options import AnswerOptions
 from fewshard_serve.protocol.parameters import (
+    aggregation,
     check_input,
     check_output,
     check_request,
@@ -65,6 +67,7 @@ class InferRequest:
     truncate: bool = True
     is_binary_default: bool = False
     raw: bytes | None = None
+    options: AnswerOptions = AnswerOptions()  # noqa: RUF009  it is frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,7 @@ def parse_infer(
         id=_text(given(document, "id", ""), "id"),
         timeout_s=timeout_s(parameters),
         truncate=flag(parameters, "truncate", True),
+        options=AnswerOptions(aggregation=aggregation(parameters)),
         is_binary_default=is_binary_default,
     )
 

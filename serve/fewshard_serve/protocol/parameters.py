@@ -8,11 +8,12 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
+from fewshard_models.classifier.entities import AGGREGATIONS
 from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol.json_guard import nearest, quoted
 from fewshard_serve.protocol.tensors import Tensor, bytes_tensor
 
-_OF_REQUEST = ("binary_data_output", "content_type", "timeout", "truncate")
+_OF_REQUEST = ("aggregation", "binary_data_output", "content_type", "timeout", "truncate")
 _OF_INPUT = ("binary_data_size", "content_type")
 _OF_OUTPUT = ("binary_data", "classification", "content_type")
 
@@ -71,6 +72,15 @@ def flag(parameters: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise MalformedRequest(f"parameter {key} must be true or false")
     return value
+
+
+def aggregation(parameters: Mapping[str, Any]) -> str | None:
+    """How the tokens of a text are joined; None if the request does not say. Raises `MalformedRequest`."""
+    value = given(parameters, "aggregation", None)
+    if value is not None and value not in AGGREGATIONS:
+        raise MalformedRequest(f"parameter aggregation {quoted(value)}; {nearest(str(value), AGGREGATIONS)}")
+    found: str | None = value
+    return found
 
 
 def timeout_s(parameters: Mapping[str, Any]) -> float | None:

@@ -12,12 +12,15 @@ from pydantic_core import to_json
 
 from fewshard_core.activation import Floats, activate, sigmoid, softmax
 from fewshard_core.values import Input, ModelInfo
+from fewshard_models.classifier.entities import Aggregation
 from fewshard_serve import __version__
 from fewshard_serve.core import Classified
 from fewshard_serve.errors import MalformedRequest, NotReady, Overloaded, ServeError
-from fewshard_serve.protocol.classify import LabelScore, parse_body, rank
+from fewshard_serve.protocol.classify import LabelScore, parse_body
 from fewshard_serve.protocol.inputs import check_num_items
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.options import AnswerOptions
+from fewshard_serve.protocol.ranking import rank
 from fewshard_serve.protocol.tasks import TASKS
 from fewshard_serve.protocol.tasks.text import text_input
 
@@ -36,6 +39,13 @@ class PipelineParameters(BaseModel):
     truncation: Annotated[bool | None, Field(description="cut texts that are too long; true where null")] = (
         None
     )
+    aggregation_strategy: Annotated[
+        Aggregation | None,
+        Field(description="of a model that labels tokens: how they are joined; null: simple"),
+    ] = None
+    ignore_labels: Annotated[
+        list[str] | None, Field(description="of such a model: what is left out of the answer; null: O")
+    ] = None
 
 
 class PredictRequest(BaseModel):
@@ -56,6 +66,17 @@ class PredictRequest(BaseModel):
     parameters: Annotated[
         PipelineParameters | None, Field(description="one text is then answered as a list of one list")
     ] = None
+
+    @property
+    def wished(self) -> AnswerOptions:
+        """How tokens are joined; the other options are `scores`' and `encode`'s."""
+        given = self.parameters or PipelineParameters()
+        return AnswerOptions(
+            top_k=given.top_k,
+            raw_scores=self.raw_scores,
+            aggregation=given.aggregation_strategy,
+            ignore_labels=given.ignore_labels,
+        )
 
     @property
     def cuts(self) -> bool:
@@ -148,6 +169,7 @@ def _check_parameters(request: PredictRequest, parameters: PipelineParameters) -
 def to_inputs(request: PredictRequest, info: ModelInfo, limits: Limits) -> list[Input]:
     """The items of a request."""
     TASKS.check_takes_texts(info, f"POST them to /v2/models/{info.name}/classify")
+    TASKS.of(info).check_options(request.wished)
     items = _items(request)
     check_num_items(len(items), limits)
     return [text_input(n, item[0], item[1] if item[1:] else None, limits) for n, item in enumerate(items)]

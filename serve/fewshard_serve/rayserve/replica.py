@@ -80,7 +80,7 @@ class HostedModel:
         classified = await self._engine.classify(name, request)
         self._metrics.observe_timings(name, classified.timings)
         if not request.caller.is_probing:
-            self._metrics.observe_predictions(name, classified.logits)
+            self._metrics.observe_predictions(name, classified.labelled_logits)
             if self.shadow is not None and not request.is_of_cascade:
                 self.shadow.follow(request, classified)
         return classified

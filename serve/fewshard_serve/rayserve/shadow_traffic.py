@@ -17,6 +17,7 @@ from fewshard_core.values import ModelInfo, label_order
 from fewshard_serve.config import ShadowConfig
 from fewshard_serve.core import Caller, Classified, PredictionRequest
 from fewshard_serve.errors import ServeError
+from fewshard_serve.protocol.tasks import TASKS
 from fewshard_serve.rayserve.handles import HostCalls
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,9 @@ def shadow_elsewhere(name: str, app: str, calls: HostCalls) -> ShadowModel:
 
 
 def is_comparable(first: ModelInfo, second: ModelInfo) -> bool:
-    """Return whether both models have the same labels, in any order."""
+    """Return whether both models have the same labels, in any order, and label whole items."""
+    if not (TASKS.of(first).labels_items and TASKS.of(second).labels_items):
+        return False
     is_same = first.problem_type == second.problem_type and first.problem_type != "regression"
     return is_same and label_order(second.labels, first.labels) is not None
 

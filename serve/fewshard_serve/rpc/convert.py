@@ -15,7 +15,15 @@ from fewshard_serve.errors import MalformedRequest
 from fewshard_serve.protocol import model_tensors, oip
 from fewshard_serve.protocol.classify import timings_ms
 from fewshard_serve.protocol.json_guard import quoted
-from fewshard_serve.protocol.parameters import check_input, check_request, decoded, flag, timeout_s
+from fewshard_serve.protocol.options import AnswerOptions
+from fewshard_serve.protocol.parameters import (
+    aggregation,
+    check_input,
+    check_request,
+    decoded,
+    flag,
+    timeout_s,
+)
 from fewshard_serve.protocol.tensors import (
     NUMPY_DTYPES,
     Tensor,
@@ -54,13 +62,14 @@ def to_request(message: Any, expected: oip.Expected = oip.ANYTHING) -> oip.Infer
         id=message.id,
         timeout_s=timeout_s(parameters),
         truncate=flag(parameters, "truncate", True),
+        options=AnswerOptions(aggregation=aggregation(parameters)),
         is_binary_default=is_raw,
     )
 
 
 def to_response(request: oip.InferRequest, info: ModelInfo, answer: Classified) -> Any:
     """Build a `ModelInferResponse`. Its tensors are raw if those of the request were, else typed."""
-    outputs = [tensor for tensor, _ in model_tensors.to_outputs(request, info, answer.logits)]
+    outputs = [tensor for tensor, _ in model_tensors.to_outputs(request, info, answer)]
     response = CLASSES["ModelInferResponse"](
         model_name=info.name, model_version=info.version, id=request.id, outputs=map(_head, outputs)
     )

@@ -288,7 +288,7 @@ def test_examples_in_the_document_are_valid() -> None:
     GatewayClassifyRequest.model_validate(examples["/classify"])
     InferRequestBody.model_validate(examples["/v2/models/{model}/infer"])
     answers = [(route.gives, route.answer) for route in DOCUMENTED if route.answer is not None]
-    assert len(answers) == 6
+    assert len(answers) == 7
     for kind, answer in answers:
         assert kind is not None
         kind.model_validate(answer)
@@ -311,5 +311,7 @@ def test_every_documented_path_is_served(gateway: GatewayApp, host: HostApp, cal
         query = "?model=sst2" if route.path == "/info" else ""
         response = call(app, route.method, route.path.format(model="sst2") + query, **body)
         expected = {200} | ({404} if route.path in OF_NOTHING_HERE else set())
+        if route.path.endswith(("/rerank", "/score")):
+            expected = {400}  # of a model with two labels
         assert response.status_code in expected | ({503} if 503 in route.errors else set())
         assert response.headers["content-type"].startswith(route.content_type)

@@ -260,7 +260,7 @@ def test_the_openapi_document_grows_and_shrinks_with_the_tasks() -> None:
 
 
 def test_a_task_that_nobody_knows_is_told_from_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="there is no task 'audio'; there are: text, image"):
+    with pytest.raises(ConfigError, match="there is no task 'audio'; there are: text, image, tokens"):
         TASKS.get("audio")
     with pytest.raises(ValueError, match="there is a task 'text' already"):
         TASKS.register(TASKS.get("text"))

@@ -99,7 +99,7 @@ RULES = [
     "stick-table type string len 256 size 20k expire 1m store conn_cur,gpc(9),gpt(2)",
     "http-request set-var(txn.predicts) bool(true) if METH_POST "
     f"{at('/classify|/predict||/infer|/explain|/rerank|/score')}",
-    f"http-request set-var(txn.within) int(120000) if {at('/placement')}",
+    f"http-request set-var(txn.within) int(120000) if !predicts {at('/placement')}",
     "http-request set-var(txn.within) int(1000000) if "
     "{ var(txn.path) -m reg ^/v2/repository/models/[^/]+/load/*$ }",
     "http-request set-var(txn.within) int(1000000) if "

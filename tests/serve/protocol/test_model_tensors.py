@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fewshard_core.values import EncodedImage, ModelInfo, PixelArray, ProblemType, Task, TextInput
+from fewshard_serve.core import Classified, Timings
 from fewshard_serve.errors import MalformedRequest, TooLarge, UnusableItem
 from fewshard_serve.protocol.json_guard import MAX_VALUES
 from fewshard_serve.protocol.limits import Limits
@@ -24,6 +26,10 @@ from fewshard_serve.protocol.tensors import Tensor, bytes_tensor
 
 LIMITS = Limits(max_items=4, max_text_bytes=100, max_image_pixels=100)
 LOGITS = np.array([[0.0, 2.0, 1.0], [3.0, -1.0, 3.0]], np.float32)
+
+
+def answer(logits: NDArray[np.float32]) -> Classified:
+    return Classified(logits, 5, Timings(0.0, 0.0, 0.0))
 
 
 def info(task: Task = "text", problem: ProblemType = "single_label_classification") -> ModelInfo:
@@ -204,7 +210,7 @@ def test_image_files_are_bytes_or_base64_where_they_are_json() -> None:
 
 
 def test_all_three_outputs_are_the_default() -> None:
-    outputs = to_outputs(given(texts("a", "b")), info(), LOGITS)
+    outputs = to_outputs(given(texts("a", "b")), info(), answer(LOGITS))
     assert [(tensor.name, tensor.datatype, tensor.shape, is_binary) for tensor, is_binary in outputs] == [
         ("scores", "FP32", (2, 3), False),
         ("logits", "FP32", (2, 3), False),
@@ -218,16 +224,16 @@ def test_all_three_outputs_are_the_default() -> None:
 
 def test_outputs_come_as_and_in_the_order_asked() -> None:
     asked = (RequestedOutput("label", True), RequestedOutput("logits", False))
-    outputs = to_outputs(given(texts("a", "b"), outputs=asked), info(), LOGITS)
+    outputs = to_outputs(given(texts("a", "b"), outputs=asked), info(), answer(LOGITS))
     assert [(tensor.name, is_binary) for tensor, is_binary in outputs] == [("label", True), ("logits", False)]
-    everything = to_outputs(given(texts("a"), is_binary_default=True), info(), LOGITS[:1])
+    everything = to_outputs(given(texts("a"), is_binary_default=True), info(), answer(LOGITS[:1]))
     assert [is_binary for _, is_binary in everything] == [True, True, True]
 
 
 @pytest.mark.parametrize(("asked", "given_back"), [(1, 1), (2, 2), (3, 3), (99, 3)])
 def test_classification_gives_the_best_so_many(asked: int, given_back: int) -> None:
     request = given(texts("a", "b"), outputs=(RequestedOutput("logits", False, asked),))
-    ((tensor, _),) = to_outputs(request, info(), LOGITS)
+    ((tensor, _),) = to_outputs(request, info(), answer(LOGITS))
     assert (tensor.name, tensor.datatype, tensor.shape) == ("logits", "BYTES", (2, given_back))
     best = [
         ["2.000000:1:b", "1.000000:2:c", "0.000000:0:a"],
@@ -239,13 +245,13 @@ def test_classification_gives_the_best_so_many(asked: int, given_back: int) -> N
 def test_classes_that_are_equal_keep_their_order() -> None:
     request = given(texts("a"), outputs=(RequestedOutput("logits", False, 50),))
     wide = replace(info(), labels=tuple(map(str, range(50))))
-    ((tensor, _),) = to_outputs(request, wide, np.tile(np.float32([1, 0]), 25)[np.newaxis])
+    ((tensor, _),) = to_outputs(request, wide, answer(np.tile(np.float32([1, 0]), 25)[np.newaxis]))
     assert [each.split(":")[2] for each in tensor.data[0]] == [*wide.labels[::2], *wide.labels[1::2]]
 
 
 def test_classification_of_scores_activates() -> None:
     request = given(texts("a", "b"), outputs=(RequestedOutput("scores", False, 1),))
-    ((tensor, _),) = to_outputs(request, info(problem="multi_label_classification"), LOGITS)
+    ((tensor, _),) = to_outputs(request, info(problem="multi_label_classification"), answer(LOGITS))
     assert tensor.data[0, 0] == "0.880797:1:b"
 
 
@@ -258,7 +264,9 @@ def test_outputs_that_no_model_has_are_malformed() -> None:
 
 def test_a_model_with_thresholds_tells_which_labels_reach_theirs() -> None:
     strict = replace(info(problem="multi_label_classification"), thresholds=(0.5, 0.9, 0.0))
-    (*_, (tensor, _)) = to_outputs(given(texts("a", "b")), strict, np.float32([[1, 2, -9], [-1, 3, 0]]))
+    (*_, (tensor, _)) = to_outputs(
+        given(texts("a", "b")), strict, answer(np.float32([[1, 2, -9], [-1, 3, 0]]))
+    )
     assert (tensor.name, tensor.datatype) == ("assigned", "BOOL")
     assert tensor.data.tolist() == [[True, False, True], [False, True, True]]
     assert metadata(strict)["outputs"][-1] == {"name": "assigned", "datatype": "BOOL", "shape": [-1, 3]}

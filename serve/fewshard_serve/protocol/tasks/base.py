@@ -10,9 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
-from fewshard_core.values import Input
+from fewshard_core.values import Input, ModelInfo
+from fewshard_serve.core import Classified
+from fewshard_serve.errors import MalformedRequest
+from fewshard_serve.protocol import label_tensors
 from fewshard_serve.protocol.json_guard import MAX_VALUES
 from fewshard_serve.protocol.limits import Limits
+from fewshard_serve.protocol.oip import RequestedOutput
+from fewshard_serve.protocol.options import AnswerOptions
+from fewshard_serve.protocol.ranking import ranked_scores
 from fewshard_serve.protocol.tensors import Tensor
 
 OTHER_VALUES = 1000
@@ -71,6 +77,9 @@ class Task(ABC):
     takes_texts: ClassVar[bool] = False
     """Whether items are texts, so that text-only protocols and explanations by words are possible."""
 
+    labels_items: ClassVar[bool] = True
+    """Whether the answer to an item is a score for each label. Cascades and shadows compare such answers."""
+
     @abstractmethod
     def from_json(self, index: int, item: Any, limits: Limits) -> Input:
         """Convert item `index` of a classify request, which has one of `json_types`."""
@@ -100,6 +109,38 @@ class Task(ABC):
     @abstractmethod
     def sample_call(self, url: str) -> str:
         """An example shell command that sends an item to this URL of a `…/classify` endpoint."""
+
+    def check_options(self, options: AnswerOptions) -> None:
+        """Raise `MalformedRequest` for an option that means nothing to this task."""
+        if options.aggregation is not None or options.ignore_labels is not None:
+            raise MalformedRequest(
+                f"aggregation and ignore_labels are for models that label tokens; this one classifies "
+                f"{self.plural}"
+            )
+
+    def predictions(
+        self, info: ModelInfo, answer: Classified, options: AnswerOptions
+    ) -> list[list[dict[str, Any]]]:
+        """What `/classify` says of each item: here its labels, the best first."""
+        return ranked_scores(answer.logits, info, options.raw_scores, options.top_k)
+
+    def output_tensors(self, info: ModelInfo) -> list[dict[str, Any]]:
+        """Name, data type and shape of each V2 output."""
+        return label_tensors.described(info)
+
+    def check_output(self, output: RequestedOutput) -> None:
+        """Raise `MalformedRequest` for an option of an output that means nothing to it."""
+        label_tensors.check(output)
+
+    def outputs(
+        self,
+        wanted: Sequence[RequestedOutput],
+        info: ModelInfo,
+        answer: Classified,
+        options: AnswerOptions,
+    ) -> list[Tensor]:
+        """The V2 outputs that are wanted, all of them among `output_tensors`."""
+        return [label_tensors.tensor(output, info, answer.logits) for output in wanted]
 
     def json_items(self, inputs: Any) -> list[Any]:
         """The items in the value of `inputs`, which is one item or a list of items."""

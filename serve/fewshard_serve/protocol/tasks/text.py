@@ -6,7 +6,7 @@ V2 requests have the tensor `text`, BYTES [N] or [N,1], and for pairs `text_pair
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,12 +34,12 @@ class TextTask(Task):
     plural = "texts"
     architecture = "ForSequenceClassification"
 
-    json_types = (str, Pair)
+    json_types: ClassVar[tuple[Any, ...]] = (str, Pair)
     json_help = 'inputs must be a text, {"text", "text_pair"}, or a list of these'
     json_refusal = 'a text model takes strings or {"text", "text_pair"}'
     body_refusal = 'classifies text; send JSON: {"inputs": "a text"}'
 
-    tensors = (
+    tensors: ClassVar[tuple[InputTensor, ...]] = (
         InputTensor("text", "BYTES", (-1,), "the texts"),
         InputTensor("text_pair", "BYTES", (-1,), "optional: each text's second"),
     )
