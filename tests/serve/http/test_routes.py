@@ -100,9 +100,9 @@ RULES = [
     "http-request set-var(txn.predicts) bool(true) if METH_POST "
     f"{at('/classify|/predict||/infer|/explain|/rerank|/score')}",
     f"http-request set-var(txn.within) int(120000) if !predicts {at('/placement')}",
-    "http-request set-var(txn.within) int(1000000) if "
+    "http-request set-var(txn.within) int(1000000) if !predicts "
     "{ var(txn.path) -m reg ^/v2/repository/models/[^/]+/load/*$ }",
-    "http-request set-var(txn.within) int(1000000) if "
+    "http-request set-var(txn.within) int(1000000) if !predicts "
     "{ var(txn.path) -m reg ^/v2/repository/models/[^/]+/unload/*$ }",
     f"http-request sc-inc-gpc(0,0) if is_refused {at('/classify')}",
     f"http-request sc-inc-gpc(1,0) if is_refused {at('/predict')}",
