@@ -86,6 +86,7 @@ def test_config(host: HostApp, call: Call, model: str) -> None:
             "max_json_depth": 32,
             "max_image_pixels": 25000000,
             "max_body_s": 30.0,
+            "max_retried_bytes": 65536,
         },
     }
     assert list(body)[-2:] == ["inputs", "limits"]

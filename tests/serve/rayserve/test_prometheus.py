@@ -149,18 +149,22 @@ def dashboards():
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
+NOT_HERE = re.compile(r"\bfewshard_(expert_share_ratio|canary_\w+)\{")
+"""Only a model with thousands of series, and one with a canary, have these; no server of this test is one."""
+
+
 def test_every_query_of_every_dashboard_is_answered_with_data(sent):
-    empty = []
+    wrong = []
     num_queries = 0
     for name, board in dashboards().items():
         for panel in board["panels"]:
             for target in panel["targets"]:
                 query = target["expr"].replace("$model", ".*").replace("$__rate_interval", RATE)
                 num_queries += 1
-                if not sent.query(query):
-                    empty.append((name, panel["title"], query))
+                if bool(sent.query(query)) == bool(NOT_HERE.search(query)):
+                    wrong.append((name, panel["title"], query))
     assert num_queries > 50
-    assert empty == []
+    assert wrong == []
 
 
 def test_recording_rules_have_data_and_alerts_are_known(sent):

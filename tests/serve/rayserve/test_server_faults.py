@@ -106,6 +106,7 @@ def test_no_other_killed_process_costs_a_request(server, title):
 
 def test_a_killed_haproxy_is_back_before_serve_notices(server):
     """What is on its connections is lost with it; whoever comes later is answered."""
+    until(lambda: len(pids(server, "haproxy")) == 1)  # its predecessor may be ending
     managers, (victim,) = pids(server, "ray::HAProxyManager"), pids(server, "haproxy")
     os.kill(victim, signal.SIGKILL)
     until(lambda: pids(server, "haproxy") - {victim})
