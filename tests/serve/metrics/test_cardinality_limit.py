@@ -24,7 +24,7 @@ from fewshard_serve.metrics.cardinality_limit import (
 from fewshard_serve.protocol.experts import describe_routing
 
 HOST_PROTOCOLS = ("v2_json", "v2_binary", "classify", "tei", "explain", "rerank")
-OF_NO_PREDICTION = {"bad_config", "cannot_start", "change_refused", "update_failed"}
+OF_NO_PREDICTION = {"bad_config", "cannot_start", "change_refused", "client", "update_failed"}
 EARLY = {"unknown_model", "unloaded", "unauthorized", "forbidden", "", *OF_NO_PREDICTION}
 SETTINGS = MetricsSettings()
 
