@@ -37,6 +37,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.05
 LOOK_S = 1.0
 """How often the reaper looks for stopped processes. It kills what is stopped at two looks in a row."""
+VITAL = frozenset({"gcs_server", "raylet", "cat"})
+"""Programs that the reaper leaves stopped: Ray's, which nothing replaces, and `cat`, which stands in for its
+agents. The server answers on without them for a while, and would end with them."""
 END_TIMEOUT_S = 5.0
 """A killed process ends at once, unless the kernel is busy for it (a dead disk, a stuck driver)."""
 
@@ -153,9 +156,9 @@ def _environment(pid: int) -> list[bytes]:
 
 
 def end_stopped(folder: str, before: set[int]) -> set[int]:
-    """Kill the processes of a run that are stopped and were so `before`. Return all that are stopped."""
+    """Kill those of a run, but `VITAL` ones, that are stopped and were so `before`. Return all of them."""
     mark = f"{MARK}={folder}".encode()
-    stopped = {pid for pid in _stopped() if mark in _environment(pid)}
+    stopped = {pid for pid in _stopped() if mark in _environment(pid) and name_of(pid) not in VITAL}
     for pid in stopped & before:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

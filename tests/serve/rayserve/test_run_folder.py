@@ -97,6 +97,13 @@ def test_a_process_that_stays_stopped_is_killed(run):
     assert run.folder.exists()
 
 
+def test_what_nothing_replaces_is_left_stopped(run, monkeypatch):
+    monkeypatch.setattr(run_folder, "_stopped", lambda: [run.child])
+    monkeypatch.setattr(run_folder, "name_of", {run.child: "raylet"}.get)
+    assert run_folder.end_stopped(str(run.folder), {run.child}) == set()
+    assert lives(run.child)
+
+
 def test_a_process_that_goes_on_is_left_alone(run):
     """Stopped at one look, it is not killed; nor is a stopped process of something else."""
     other = subprocess.Popen(["sleep", "600"])
